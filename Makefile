@@ -1,0 +1,50 @@
+# Everything runs in .venv, which the first target that needs it sets up. `make help` lists what there is.
+
+PYTHON ?= python3
+# The versions that pip is held to. Empty takes the newest torch of PyPI, which on Linux is a CUDA build.
+TORCH_CONSTRAINT ?= constraints/cpu.txt
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet $(if $(TORCH_CONSTRAINT),-c $(TORCH_CONSTRAINT))
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+
+.PHONY: help demo test goldens style check
+
+help:
+	@echo "make demo     draw every class of the bundled models in 2 and in 40 steps, and print where the picture is"
+	@echo "make test     run the tests; PYTEST_ARGS='tests/test_loss.py -k golden' runs some of them"
+	@echo "make goldens  run only the tests against the reference's values"
+	@echo "make style    mend what ruff can mend"
+	@echo "make check    ruff and pyright, as the pre-commit hooks and CI run them"
+	@echo
+	@echo "PYTHON=python3.12 picks the interpreter, TORCH_CONSTRAINT= another torch than the CPU build. Both are read when"
+	@echo ".venv is set up: remove .venv to change them."
+
+demo: .venv/test.stamp
+	$(BIN)/ucgm demo
+
+test: .venv/test.stamp
+	$(PYTEST) $(PYTEST_ARGS)
+
+goldens: .venv/test.stamp
+	$(PYTEST) -k "golden or reference" $(PYTEST_ARGS)
+
+style: .venv/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python --pythonpath $(BIN)/python
+
+.venv/test.stamp: pyproject.toml $(TORCH_CONSTRAINT)
+	@echo "Setting up .venv; the first time takes some minutes."
+	$(PYTHON) -m venv .venv
+	$(PIP_INSTALL) -e '.[test]'
+	@touch $@
+
+.venv/dev.stamp: .venv/test.stamp
+	$(PIP_INSTALL) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,69 @@
+"""Unified Continuous Generative Models for diffusers: one sampler, one loss and one pipeline for many steps and few.
+
+The public names load on first use: importing the package alone imports neither torch nor diffusers.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from .loss import UCGMLoss
+    from .oracles import GaussianMixture
+    from .pipeline import UCGMPipeline, UCGMPipelineOutput
+    from .presets import PRESETS
+    from .scheduler import UCGMScheduler
+    from .teacher import Teacher
+    from .training.config import UCGMTrainingConfig
+    from .training.trainer import UCGMTrainer
+    from .transports import TRANSPORTS, Transport, get_transport, register_transport
+
+    __version__: str
+
+__all__ = [
+    "PRESETS",
+    "TRANSPORTS",
+    "GaussianMixture",
+    "Teacher",
+    "Transport",
+    "UCGMLoss",
+    "UCGMPipeline",
+    "UCGMPipelineOutput",
+    "UCGMScheduler",
+    "UCGMTrainer",
+    "UCGMTrainingConfig",
+    "get_transport",
+    "register_transport",
+]
+
+# The same table as the imports above, which only type checkers read.
+_MODULES = {
+    "GaussianMixture": "oracles",
+    "PRESETS": "presets",
+    "TRANSPORTS": "transports",
+    "Teacher": "teacher",
+    "Transport": "transports",
+    "UCGMLoss": "loss",
+    "UCGMPipeline": "pipeline",
+    "UCGMPipelineOutput": "pipeline",
+    "UCGMScheduler": "scheduler",
+    "UCGMTrainer": "training.trainer",
+    "UCGMTrainingConfig": "training.config",
+    "get_transport": "transports",
+    "register_transport": "transports",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("diffusers-ucgm")
+    if name not in _MODULES:
+        raise AttributeError(f"`{__name__}` has no attribute `{name}`. Its public names are {__all__}.")
+    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

@@ -1,0 +1,352 @@
+"""UCGM-T: one training objective for multi-step and few-step models (UCGM, section 3.2).
+
+With `F = net(x_t, t)` the loss compares F with a target F* that has no gradient. Consistency ratio 0 regresses the
+transport's own target, a positive one asks that the data estimate `f(t)` stay the same along the path:
+
+    F* = alpha_hat z* + gamma_hat x*                                    consistency ratio 0
+    F* = F - alpha(t) / D(t) * 4 / sin(1.57 t) * clamp(df/dt, -1, 1)    consistency ratio above 0
+
+`x*, z*` are data and noise, moved by the enhanced target towards what a model under guidance would draw.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .time_grids import beta_times
+from .transports import QUARTER_TURN, Transport, get_transport
+
+
+__all__ = ["Denoiser", "UCGMLoss", "UCGMLossOutput", "pseudo_huber"]
+
+# A network as the loss calls it: `denoiser(x_t, t, **condition) -> F`, with the network's own time in [0, 1].
+Denoiser = Callable[..., Tensor]
+
+# Where a derivative in time or 1 / sin(1.57 t) is taken, t keeps this distance from data, where both are 0 / 0.
+MIN_TIME = 1e-4
+# Half the width of the central difference (UCGM, appendix on few-step training).
+DIFFERENCE_STEP = 0.005
+
+
+@dataclass(frozen=True)
+class UCGMLossOutput:
+    """What one evaluation of the loss used and gave; all without gradient but `loss`.
+
+    Attributes:
+        loss: Scalar, the weighted mean over the batch.
+        per_sample_loss: Before the time weighting, shape `(B,)`.
+        prediction: The student's F, shape `(B, C, ...)`.
+        target: The target F*, same shape.
+        t: Canonical times, shape `(B,)`.
+        noise: The noise z, shape `(B, C, ...)`.
+        dropped: Which samples were trained under the null condition, shape `(B,)`, boolean.
+        slope: The clamped derivative of the data estimate, shape `(B, C, ...)`, or None at consistency ratio 0.
+    """
+
+    loss: Tensor
+    per_sample_loss: Tensor
+    prediction: Tensor
+    target: Tensor
+    t: Tensor
+    noise: Tensor
+    dropped: Tensor
+    slope: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class UCGMLoss:
+    """The UCGM-T objective of a denoiser (UCGM, section 3.2); settings only, so one object serves any model.
+
+    Example:
+        >>> import torch
+        >>> from diffusers_ucgm import UCGMLoss
+        >>> loss = UCGMLoss(transport="linear", consistency_ratio=0.0, label_dropout=0.0)
+        >>> network = torch.nn.Conv2d(4, 4, 1)
+        >>> output = loss(lambda x_t, t: network(x_t), torch.randn(8, 4, 16, 16))
+        >>> output.loss.backward()
+
+    Attributes:
+        transport: A name of `TRANSPORTS` or a `Transport`: what the network sees and predicts.
+        prediction_type: Replaces the transport's own prediction by one of `PREDICTIONS`.
+        consistency_ratio: In [0, 1]; 0 trains a multi-step model, 1 a few-step model.
+        enhancement_ratio: Strength of the enhanced target, which takes the place of classifier-free guidance; 0 is
+            off. The paper uses 0.57 to 0.67 at consistency ratio 0 and 1.3 to 2 at 1. From 1 upwards and at
+            consistency ratio 0 it means a guidance scale, and `(ratio - 1) / ratio` is used.
+        enhancement_range: Canonical times strictly between which the target is enhanced.
+        huber_c: Constant of the pseudo-Huber distance; 0 for multi-step, 5 to 9 for few-step models.
+        cosine_term: Whether the cosine distance over the channels is added; for multi-step models.
+        cosine_weighting: Whether a sample at time t weighs `cos(1.57 t)`.
+        label_dropout: Share of samples trained under the null condition, each drawn by itself.
+        time_distribution: `(a, b, c)` of `beta_times`.
+        channel_dim: The dimension of the channels in a batch: 1 for images and videos, -1 for packed tokens.
+
+    Raises:
+        ValueError: If a setting is out of its range or the transport is unknown.
+    """
+
+    transport: str | Transport = "linear"
+    prediction_type: str | None = None
+    consistency_ratio: float = 0.0
+    enhancement_ratio: float = 0.0
+    enhancement_range: Sequence[float] = (0.0, 0.75)
+    huber_c: float = 0.0
+    cosine_term: bool = False
+    cosine_weighting: bool = False
+    label_dropout: float = 0.1
+    time_distribution: Sequence[float] = (1.0, 1.0, 1.0)
+    channel_dim: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("consistency_ratio", "label_dropout"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)!r}.")
+        if not self.huber_c >= 0.0:
+            raise ValueError(f"`huber_c` must not be negative, got {self.huber_c!r}.")
+        if len(self.enhancement_range) != 2 or not self.enhancement_range[0] <= self.enhancement_range[1]:
+            raise ValueError(f"`enhancement_range` must be two rising times, got {tuple(self.enhancement_range)}.")
+        beta_times(1, self.time_distribution, torch.Generator())
+        self._transport.validate()
+
+    @property
+    def _transport(self) -> Transport:
+        if isinstance(self.transport, str):
+            return get_transport(self.transport, self.prediction_type)
+        return self.transport if self.prediction_type is None else self.transport.with_prediction(self.prediction_type)
+
+    @property
+    def effective_enhancement_ratio(self) -> float:
+        """The ratio that enters the target: a guidance scale is mapped to `(ratio - 1) / ratio`."""
+        ratio = self.enhancement_ratio
+        return (ratio - 1.0) / ratio if self.consistency_ratio == 0.0 and ratio >= 1.0 else ratio
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        condition: Mapping[str, Any] | None = None,
+        null_condition: Mapping[str, Any] | None = None,
+        *,
+        teacher: Denoiser | None = None,
+        t: Tensor | None = None,
+        noise: Tensor | None = None,
+        dropped: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> UCGMLossOutput:
+        """The loss on one batch. No input is changed, and torch's global random state is only read where it must be.
+
+        Args:
+            denoiser: The student, `denoiser(x_t, t, **condition) -> F`: `x_t` has the shape and dtype of `x`, `t` has
+                shape `(B,)`, is float32 and the network's own time in [0, 1], F has the shape of `x`.
+            x: Clean data or latents, shape `(B, C, ...)`, any floating dtype; the loss is computed in float32 or
+                wider.
+            condition: Keyword arguments of the denoiser; tensors have B rows.
+            null_condition: The same keywords under no condition; values of one row or none are repeated. Needed for
+                `label_dropout` and for the enhanced target at consistency ratio 0.
+            teacher: Where the enhanced target comes from, called as the denoiser is and without gradient; None is the
+                student itself.
+            t: Canonical times, shape `(B,)`, values in [0, 1]; None draws them.
+            noise: z, shape of `x`; None draws it.
+            dropped: Which samples get the null condition, shape `(B,)`, boolean; None draws it.
+            generator: Source of all that is drawn, the network's own dropout included.
+
+        Raises:
+            ValueError: If a shape does not fit, a time is outside [0, 1], or the null condition is needed and missing.
+        """
+        if not x.is_floating_point():
+            raise ValueError(f"`x` must be floating point, got {x.dtype}. Scale bytes to [-1, 1] first.")
+        transport = self._transport
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        condition = dict(condition or {})
+        self._check_null_condition(condition, null_condition, dropped)
+        t, noise, dropped = self._draw(x, dtype, t, noise, dropped, generator)
+        clean = x.to(dtype)
+        null = {name: _rows(value, condition[name]) for name, value in (null_condition or {}).items()}
+        mixed = {name: _select(dropped, null[name], value) if null else value for name, value in condition.items()}
+        seed = _draw_seed(generator)
+
+        def predict(network: Denoiser, point: Tensor, time: Tensor, given: Mapping[str, Any]) -> Tensor:
+            # One seed for all calls: the networks are compared under the same dropout.
+            with _seeded(seed, point.device):
+                output = network(point.to(x.dtype), transport.model_time(time).float(), **given)
+            if output.shape != point.shape:
+                raise ValueError(f"The denoiser must return shape {tuple(point.shape)}, got {tuple(output.shape)}.")
+            return output.to(dtype)
+
+        x_t = transport.sample(clean, noise, t)
+        prediction = predict(denoiser, x_t, t, mixed)
+        student = prediction.detach()
+        with torch.no_grad():
+            x_star, z_star = clean, noise
+            if self.enhancement_ratio != 0.0:
+                teacher = denoiser if teacher is None else teacher
+                if self.consistency_ratio == 0.0:
+                    conditional = transport.estimate(student, x_t, t)
+                    reference = transport.estimate(predict(teacher, x_t, t, null), x_t, t)
+                else:
+                    conditional = transport.estimate(predict(teacher, x_t, t, mixed), x_t, t)
+                    reference = clean, noise
+                x_star, z_star = (
+                    self._enhance(value, given, without, t, dropped)
+                    for value, given, without in zip((clean, noise), conditional, reference, strict=True)
+                )
+            slope = None
+            if self.consistency_ratio == 0.0:
+                target = transport.target(x_star, z_star, t)
+            else:
+
+                def on_path(time: Tensor) -> Tensor:
+                    return predict(denoiser, transport.sample(x_star, z_star, time), time, mixed)
+
+                slope = self._slope(transport, on_path, student, x_star, z_star, t).clamp(-1.0, 1.0)
+                target = student - self._consistency_weight(transport, t, x) * slope
+        per_sample = pseudo_huber(prediction, target, self.huber_c)
+        if self.cosine_term:
+            per_sample = per_sample + _mean_rows(1.0 - F.cosine_similarity(prediction, target, dim=self.channel_dim))
+        weight = torch.cos(QUARTER_TURN * t) if self.cosine_weighting else 1.0
+        return UCGMLossOutput(
+            (per_sample * weight).mean(), per_sample.detach(), student, target, t, noise, dropped, slope
+        )
+
+    def _draw(
+        self,
+        x: Tensor,
+        dtype: torch.dtype,
+        t: Tensor | None,
+        noise: Tensor | None,
+        dropped: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        batch_size, device = len(x), x.device
+        source = device if generator is None else generator.device
+        if t is None:
+            t = beta_times(batch_size, self.time_distribution, generator)
+        elif t.shape != (batch_size,) or not bool(((t >= 0) & (t <= 1)).all()):
+            raise ValueError(
+                f"`t` must have shape ({batch_size},) and values in [0, 1], got shape {tuple(t.shape)} and values "
+                f"from {t.min():.4g} to {t.max():.4g}."
+            )
+        if noise is None:
+            noise = torch.randn(x.shape, generator=generator, device=source, dtype=dtype)
+        elif noise.shape != x.shape:
+            raise ValueError(f"`noise` must have the shape of `x`, {tuple(x.shape)}, got {tuple(noise.shape)}.")
+        if dropped is None:
+            dropped = torch.rand(batch_size, generator=generator, device=source) < self.label_dropout
+        elif dropped.shape != (batch_size,) or dropped.dtype != torch.bool:
+            raise ValueError(
+                f"`dropped` must be boolean of shape ({batch_size},), got {dropped.dtype} {tuple(dropped.shape)}."
+            )
+        return t.to(device, dtype), noise.to(device, dtype), dropped.to(device)
+
+    def _check_null_condition(
+        self, condition: Mapping[str, Any], null_condition: Mapping[str, Any] | None, dropped: Tensor | None
+    ) -> None:
+        if null_condition is None:
+            needs_null = self.enhancement_ratio != 0.0 and self.consistency_ratio == 0.0
+            drops = self.label_dropout > 0.0 or (dropped is not None and bool(dropped.any()))
+            if condition and (drops or needs_null):
+                raise ValueError(
+                    "`null_condition` must be given for `label_dropout` above 0, for `dropped` samples and for "
+                    "the enhanced target at consistency ratio 0, got None. Pass the same keywords as `condition`, "
+                    "with the null class or an empty prompt."
+                )
+        elif set(null_condition) != set(condition):
+            raise ValueError(
+                f"`null_condition` must have the keywords of `condition`, {sorted(condition)}, "
+                f"got {sorted(null_condition)}."
+            )
+
+    def _enhance(self, value: Tensor, given: Tensor, without: Tensor, t: Tensor, dropped: Tensor) -> Tensor:
+        """`v + zeta (v_c - v_u)` inside the range, half-way to the estimate elsewhere (UCGM, section 3.2)."""
+        start, stop = self.enhancement_range
+        inside = (t > start) & (t < stop)
+        pushed = value + self.effective_enhancement_ratio * (given - without)
+        kept = _select(inside, pushed, 0.5 * (value + given))
+        return _select(dropped, 0.5 * (value + without), kept)
+
+    def _slope(
+        self,
+        transport: Transport,
+        on_path: Callable[[Tensor], Tensor],
+        student: Tensor,
+        x_star: Tensor,
+        z_star: Tensor,
+        t: Tensor,
+    ) -> Tensor:
+        """df/dt of the data estimate along the path: central at consistency ratio 1, else back to `lambda t`."""
+
+        def data_estimate(output: Tensor, time: Tensor) -> Tensor:
+            return transport.estimate(output, transport.sample(x_star, z_star, time), time)[0]
+
+        if self.consistency_ratio < 1.0:
+            t = t.clamp(min=MIN_TIME)
+            past = self.consistency_ratio * t
+            rise = data_estimate(student, t) - data_estimate(on_path(past), past)
+            return rise / _column(t - past, student)
+        ends = t - DIFFERENCE_STEP, t + DIFFERENCE_STEP
+        inside = ends[0].clamp(min=0.0), ends[1].clamp(max=1.0)
+        outputs = on_path(inside[0]), on_path(inside[1])
+        # Within a step of t = 0 or 1 the network is asked at the end itself, and its output continued in a line.
+        before, after = (
+            data_estimate(torch.lerp(*outputs, _column((r - inside[0]) / (inside[1] - inside[0]), student)), r)
+            for r in ends
+        )
+        return (after - before) / (2.0 * DIFFERENCE_STEP)
+
+    def _consistency_weight(self, transport: Transport, t: Tensor, like: Tensor) -> Tensor:
+        t = t.clamp(min=MIN_TIME)
+        return _column(transport.alpha(t) / transport.determinant(t) * 4.0 / torch.sin(QUARTER_TURN * t), like)
+
+
+def pseudo_huber(prediction: Tensor, target: Tensor, c: float) -> Tensor:
+    """`sqrt(mean((F - F*)^2) + c^2) - c` of every sample (UCGM, section 3.2).
+
+    Args:
+        prediction: Shape `(B, ...)`.
+        target: Same shape.
+        c: From 0, where it is the root mean square, upwards, where it is ever more the mean square.
+
+    Returns:
+        Shape `(B,)`.
+    """
+    mean = _mean_rows((prediction - target).square())
+    if c == 0.0:
+        # The root has no finite gradient at 0, where a perfect prediction lands: take 0 there, and keep NaN.
+        return torch.where(mean == 0, torch.ones_like(mean), mean).sqrt() * (mean != 0)
+    return (mean + c**2).sqrt() - c
+
+
+def _mean_rows(value: Tensor) -> Tensor:
+    return value.flatten(1).mean(1) if value.ndim > 1 else value
+
+
+def _column(value: Tensor, like: Tensor) -> Tensor:
+    return value.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def _select(mask: Tensor, yes: Any, no: Any) -> Any:
+    return torch.where(_column(mask, no), yes, no) if isinstance(no, Tensor) else no
+
+
+def _rows(value: Any, like: Any) -> Any:
+    """A null value in the form of its conditional twin: as many rows, same dtype and device."""
+    if not isinstance(like, Tensor):
+        return value
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand(like.shape)
+
+
+def _draw_seed(generator: torch.Generator | None) -> int:
+    device = "cpu" if generator is None else generator.device
+    return int(torch.randint(2**31, (), generator=generator, device=device))
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices=devices, device_type="cuda" if device.type == "cpu" else device.type):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,357 @@
+"""UCGMPipeline: a class-conditional transformer, an optional autoencoder and a scheduler, from labels to pictures."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+
+# diffusers loads a component of another package only if its module is imported already.
+from . import scheduler as _scheduler  # noqa: F401
+
+
+__all__ = ["BUNDLED", "UCGMPipeline", "UCGMPipelineOutput", "denormalize_latents", "normalize_latents"]
+
+# The models inside the package, by the name that `from_pretrained` takes.
+BUNDLED = {name: Path(__file__).parent / "bundled" / name for name in ("fashion-mnist", "fashion-mnist-2-step")}
+
+
+@dataclass
+class UCGMPipelineOutput(BaseOutput):
+    """What a pipeline call gives.
+
+    Attributes:
+        images: PIL images, an array `(B, H, W, C)` in [0, 1], a tensor `(B, C, H, W)` in [0, 1], or latents.
+        num_network_calls: Calls of the transformer. A guided call evaluates condition and null condition in one batch.
+    """
+
+    images: list[Image.Image] | np.ndarray | Tensor
+    num_network_calls: int
+
+
+def normalize_latents(vae: ModelMixin, z: Tensor) -> Tensor:
+    """Latents as the transformer sees them, from what the autoencoder's encoder gave.
+
+    Args:
+        vae: An autoencoder of diffusers. `latents_mean` and `latents_std` in its config count first, by channel, then
+            `shift_factor`; `scaling_factor` always.
+        z: Shape `(B, C, ...)`.
+    """
+    mean, factor = _latent_statistics(vae, z)
+    return (z - mean) * factor
+
+
+def denormalize_latents(vae: ModelMixin, latents: Tensor) -> Tensor:
+    """The inverse of `normalize_latents`: what the autoencoder's decoder takes."""
+    mean, factor = _latent_statistics(vae, latents)
+    return latents / factor + mean
+
+
+def _latent_statistics(vae: ModelMixin, like: Tensor) -> tuple[Tensor, Tensor]:
+    config = vae.config
+    scale = getattr(config, "scaling_factor", None) or 1.0
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is None or std is None:
+        shift = getattr(config, "shift_factor", None) or 0.0
+        return like.new_tensor(shift), like.new_tensor(scale)
+    shape = (1, -1, *(1,) * (like.ndim - 2))
+    return like.new_tensor(mean).reshape(shape), scale / like.new_tensor(std).reshape(shape)
+
+
+class UCGMPipeline(DiffusionPipeline):
+    """Draws pictures of classes with a multi-step or few-step model.
+
+    Example:
+        >>> import torch
+        >>> from diffusers_ucgm import UCGMPipeline
+        >>> pipe = UCGMPipeline.from_pretrained("fashion-mnist-2-step")
+        >>> pipe.set_progress_bar_config(disable=True)
+        >>> output = pipe(["Sneaker", 8], num_inference_steps=2, generator=torch.Generator().manual_seed(0))
+        >>> len(output.images), output.num_network_calls
+        (2, 2)
+    """
+
+    model_cpu_offload_seq = "transformer->vae"
+    _optional_components = ["vae"]
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(
+        self,
+        transformer: ModelMixin,
+        vae: ModelMixin | None,
+        scheduler: SchedulerMixin,
+        id2label: dict[int, str] | dict[str, str] | None = None,
+    ) -> None:
+        """Put the components together.
+
+        Args:
+            transformer: A class-conditional model called like `DiTTransformer2DModel`. Its config names the channels
+                (`in_channels`), the size (`sample_size`) and the number of classes (`num_embeds_ada_norm` or
+                `num_classes`), which is also the id of the null class.
+            vae: AutoencoderKL, AutoencoderDC, AutoencoderTiny or another with `decode(latents).sample`; None where the
+                transformer draws pixels in [-1, 1].
+            scheduler: `UCGMScheduler`, or a flow-matching scheduler of diffusers.
+            id2label: The name of each class.
+        """
+        super().__init__()
+        self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
+        # JSON turns the keys into strings.
+        labels = None if id2label is None else {int(key): name for key, name in id2label.items()}
+        self.register_to_config(id2label=labels)
+        self.image_processor = VaeImageProcessor(do_resize=False)
+        self._guidance_scale = 1.0
+        self._num_timesteps = 0
+        self._interrupt = False
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "UCGMPipeline":
+        """Load a saved pipeline.
+
+        Args:
+            pretrained_model_name_or_path: A folder, a repository of the Hub, or a name in `BUNDLED`, which is loaded
+                from the package without network unless a local folder has that name.
+            kwargs: As `DiffusionPipeline.from_pretrained` takes them. `use_safetensors` is True unless given.
+
+        Raises:
+            OSError: If there is no pipeline under that name, or its weights are not safetensors.
+        """
+        name = str(pretrained_model_name_or_path)
+        if name in BUNDLED and not Path(name).is_dir():
+            pretrained_model_name_or_path = BUNDLED[name]
+        kwargs.setdefault("use_safetensors", True)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @property
+    def guidance_scale(self) -> float:
+        """The guidance scale of the running call."""
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """The number of network calls of the running call."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback asked to stop, by `pipe._interrupt = True`."""
+        return self._interrupt
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the transformer knows; the id of the null class."""
+        config = self.transformer.config
+        for name in ("num_embeds_ada_norm", "num_classes"):
+            if getattr(config, name, None) is not None:
+                return getattr(config, name)
+        raise ValueError(
+            "`transformer` must name its classes as `num_embeds_ada_norm` or `num_classes` in its config, got neither."
+        )
+
+    def get_label_ids(self, class_labels: Any) -> list[int]:
+        """Class ids of labels.
+
+        Args:
+            class_labels: An id, a name of `id2label` (in any case), a list of both, or a tensor of ids.
+
+        Raises:
+            ValueError: If a name is unknown or an id is out of range.
+        """
+        if isinstance(class_labels, Tensor | np.ndarray):
+            class_labels = class_labels.reshape(-1).tolist()
+        if isinstance(class_labels, str | int | np.integer):
+            class_labels = [class_labels]
+        if len(class_labels) == 0:
+            raise ValueError("`class_labels` must not be empty, got [].")
+        names = {name.lower(): key for key, name in (self.config.id2label or {}).items()}
+        ids = []
+        for label in class_labels:
+            if isinstance(label, str):
+                if label.lower() not in names:
+                    known = sorted((self.config.id2label or {}).values())
+                    raise ValueError(f"`class_labels` must be ids or names of `id2label`, {known}, got {label!r}.")
+                ids.append(int(names[label.lower()]))
+            elif not isinstance(label, int | np.integer) or isinstance(label, bool):
+                raise ValueError(f"`class_labels` must be ids or names, got {label!r}.")
+            elif not 0 <= label < self.num_classes:
+                raise ValueError(f"`class_labels` must be in [0, {self.num_classes - 1}], got {label}.")
+            else:
+                ids.append(int(label))
+        return ids
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+    ) -> Tensor:
+        """Initial noise, float32, shape `(B, C, H, W)` by the transformer's config.
+
+        Raises:
+            ValueError: If given latents have another shape, or the generators are not as many as samples.
+        """
+        config = self.transformer.config
+        size = config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        shape = (batch_size, config.in_channels, height, width)
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(
+                f"`generator` must have one entry for each of {batch_size} samples, got {len(generator)}."
+            )
+        device = self._execution_device
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        elif tuple(latents.shape) != shape:
+            raise ValueError(f"`latents` must have shape {shape}, got {tuple(latents.shape)}.")
+        # The state between steps stays float32, whatever the transformer computes in.
+        # Like `scale_model_input`, this is missing from the flow-matching schedulers of diffusers.
+        return latents.to(device, torch.float32) * getattr(self.scheduler, "init_noise_sigma", 1.0)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: Any,
+        guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        num_inference_steps: int | None = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[["UCGMPipeline", int, Any, dict[str, Any]], dict[str, Any]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> UCGMPipelineOutput | tuple[Any]:
+        """Draw one picture for each label.
+
+        Args:
+            class_labels: Ids, names, or a list of both; see `get_label_ids`.
+            guidance_scale: Classifier-free guidance above 1; the paper's own models need none.
+            guidance_interval: Canonical times (0 is data, 1 is noise) within which guidance applies, ends included.
+                The meaning does not change for a network whose time runs the other way.
+            num_inference_steps: The budget of network calls; 40 where neither this nor times are given.
+            timesteps: The network's own times, in place of `num_inference_steps`.
+            sigmas: Canonical times, in place of `num_inference_steps`.
+            generator: Source of all noise; a list has one for each sample.
+            latents: Initial noise, shape `(B, C, H, W)`, in place of drawing it.
+            output_type: "pil", "np", "pt", or "latent" for what the transformer drew, before the autoencoder.
+            return_dict: Whether to return a `UCGMPipelineOutput` or the tuple `(images,)`.
+            callback_on_step_end: Called as `callback(pipe, i, t, tensors)` after every network call; what it returns
+                under "latents" replaces them.
+            callback_on_step_end_tensor_inputs: Which tensors the callback gets; only "latents" there is.
+
+        Raises:
+            ValueError: If an argument is out of its range.
+            RuntimeError: If the network's output is not finite.
+        """
+        self._check_inputs(output_type, guidance_scale, guidance_interval, callback_on_step_end_tensor_inputs)
+        ids = self.get_label_ids(class_labels)
+        self._guidance_scale, self._interrupt = guidance_scale, False
+        device = self._execution_device
+        labels = torch.tensor(ids, device=device)
+        null = torch.full_like(labels, self.num_classes)
+        self._set_timesteps(num_inference_steps, timesteps, sigmas, device)
+        x_t = self.prepare_latents(len(ids), generator, latents)
+        guided = self._guided_calls(guidance_scale, guidance_interval)
+        takes = inspect.signature(self.scheduler.step).parameters
+        extra = {"generator": generator} if "generator" in takes else {}
+        self._num_timesteps = len(self.scheduler.timesteps)
+        calls = 0
+        with self.progress_bar(total=self._num_timesteps) as bar:  # pyright: ignore[reportCallIssue]
+            for i, t in enumerate(self.scheduler.timesteps):
+                if self.interrupt:
+                    continue
+                sample = self._scaled(x_t, t)
+                if guided[i]:
+                    both = self._predict(torch.cat([sample, sample]), t, torch.cat([labels, null]))
+                    conditional, unconditional = both.chunk(2)
+                    output = unconditional + guidance_scale * (conditional - unconditional)
+                else:
+                    output = self._predict(sample, t, labels)
+                calls += 1
+                x_t = self.scheduler.step(output, t, x_t, **extra, return_dict=False)[0]
+                if callback_on_step_end is not None:
+                    given = {"latents": x_t} if "latents" in callback_on_step_end_tensor_inputs else {}
+                    x_t = (callback_on_step_end(self, i, t, given) or {}).get("latents", x_t)
+                bar.update()
+        if not bool(torch.isfinite(x_t).all()):
+            raise RuntimeError(
+                f"The transformer's output was not finite, in {self.transformer.dtype} on {device}. Use torch.float32 "
+                "or torch.bfloat16, check the weights, or lower `guidance_scale`."
+            )
+        images = self._decode(x_t, output_type)
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return (images,)
+        return UCGMPipelineOutput(images, calls)
+
+    def _check_inputs(
+        self, output_type: str, scale: float, interval: tuple[float, float], tensor_inputs: Sequence[str]
+    ) -> None:
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
+        if not scale >= 0:
+            raise ValueError(f"`guidance_scale` must not be negative, got {scale!r}.")
+        if len(interval) != 2 or not 0.0 <= interval[0] <= interval[1] <= 1.0:
+            raise ValueError(f"`guidance_interval` must be two rising times in [0, 1], got {tuple(interval)}.")
+        unknown = [name for name in tensor_inputs if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` must be in {self._callback_tensor_inputs}, got {unknown}."
+            )
+
+    def _set_timesteps(
+        self,
+        num_inference_steps: int | None,
+        timesteps: Sequence[float] | None,
+        sigmas: Sequence[float] | None,
+        device: torch.device,
+    ) -> None:
+        given = {name: value for name, value in (("timesteps", timesteps), ("sigmas", sigmas)) if value is not None}
+        if not given and num_inference_steps is None:
+            num_inference_steps = 40
+        accepted = inspect.signature(self.scheduler.set_timesteps).parameters
+        for name in given:
+            if name not in accepted:
+                raise ValueError(f"`{name}` must be left out with {type(self.scheduler).__name__}, which takes none.")
+        self.scheduler.set_timesteps(num_inference_steps, device=device, **given)
+
+    def _guided_calls(self, scale: float, interval: tuple[float, float]) -> list[bool]:
+        """Which calls are guided, decided on the host before the loop."""
+        number = len(self.scheduler.timesteps)
+        if scale <= 1.0:
+            return [False] * number
+        if tuple(interval) == (0.0, 1.0):
+            return [True] * number
+        # For flow matching, diffusers' sigmas are canonical times.
+        start, stop = interval
+        return [start <= t <= stop for t in self.scheduler.sigmas.tolist()[:number]]
+
+    def _scaled(self, latents: Tensor, t: Tensor) -> Tensor:
+        scale = getattr(self.scheduler, "scale_model_input", None)
+        return latents if scale is None else scale(latents, t)
+
+    def _predict(self, sample: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """The transformer's prediction in float32, learned variances cut off."""
+        timestep = t.to(sample.device, torch.float32).expand(len(sample))
+        output = self.transformer(
+            sample.to(self.transformer.dtype), timestep=timestep, class_labels=labels, return_dict=False
+        )[0]
+        return output[:, : sample.shape[1]].float()
+
+    def _decode(self, latents: Tensor, output_type: str) -> Any:
+        if output_type == "latent":
+            return latents
+        images = latents
+        if self.vae is not None:
+            images = self.vae.decode(denormalize_latents(self.vae, latents).to(self.vae.dtype), return_dict=False)[0]
+        return self.image_processor.postprocess(images.float(), output_type=output_type)

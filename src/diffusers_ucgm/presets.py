@@ -1,0 +1,119 @@
+"""The paper's sampler settings as one table, with the figure that each gave (UCGM, arXiv 2505.07447).
+
+The figures are FID on 50,000 samples as published, not measured here: the checkpoints cannot be fetched on
+this project's machines.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+__all__ = ["PRESETS", "Preset", "get_preset"]
+
+WARP, UNIFORM = (1.17, 0.8, 1.1), (1.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings of a sampler.
+
+    Attributes:
+        scheduler: Arguments of `UCGMScheduler`.
+        num_inference_steps: Network calls; a guided call counts once (the paper writes 40x2 for 40 guided calls).
+        guidance_scale: Argument of `UCGMPipeline`.
+        guidance_interval: Likewise, in canonical time. The paper gives bounds in the network's own time; for a
+            reversed transport [a, b] stands here as (1 - b, 1 - a).
+        model: The model and data that the settings were published for.
+        fid: The published figure, None for a general recommendation.
+        fid_before: The figure of the model's own sampler, with its network calls.
+    """
+
+    scheduler: dict[str, Any]
+    num_inference_steps: int
+    model: str
+    guidance_scale: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    fid: float | None = None
+    fid_before: str = ""
+
+
+def _multi_step(transport: str, kappa: float, warp: tuple[float, ...] = WARP, stop: float = 0.001) -> dict[str, Any]:
+    return {
+        "transport": transport,
+        "extrapolation_ratio": kappa,
+        "stochasticity": 0.0,
+        "time_warp": warp,
+        "time_gaps": (0.001, stop),
+        "num_train_timesteps": 1,
+    }
+
+
+def _few_step(start: float, stop: float, transport: str = "linear") -> dict[str, Any]:
+    return {
+        "transport": transport,
+        "extrapolation_ratio": 0.0,
+        "stochasticity": 1.0,
+        "time_warp": UNIFORM,
+        "time_gaps": (start, stop),
+        "num_train_timesteps": 1,
+    }
+
+
+def _general(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without what belongs to a model."""
+    return {name: value for name, value in settings.items() if name not in ("transport", "num_train_timesteps")}
+
+
+PRESETS: dict[str, Preset] = {
+    "multi-step": Preset(_general(_multi_step("linear", 0.5)), 40, "any multi-step model"),
+    "few-step": Preset(_general(_few_step(0.001, 0.5)), 2, "any few-step model (consistency ratio 1)"),
+    "repa-e-256": Preset(
+        _multi_step("linear", 0.54, (1.2, 0.72, 1.2), 0.002),
+        40,
+        "REPA-E SiT-XL/1, E2E-VAVAE, ImageNet 256",
+        2.5,
+        (0.0, 0.76),
+        1.06,
+        "1.26 @ 250x2",
+    ),
+    "lightningdit-256": Preset(
+        _multi_step("relinear", 0.5),
+        50,
+        "LightningDiT-XL/1, VA-VAE, ImageNet 256",
+        6.7,
+        (0.0, 0.875),
+        1.21,
+        "1.35 @ 250x2",
+    ),
+    "ddt-256": Preset(
+        _multi_step("relinear", 0.28), 50, "DDT-XL/2, SD-VAE, ImageNet 256", 2.0, (0.0, 0.7), 1.27, "1.26 @ 250x2"
+    ),
+    "ddt-512": Preset(
+        _multi_step("relinear", 0.28), 150, "DDT-XL/2, SD-VAE, ImageNet 512", 3.0, (0.0, 0.7), 1.24, "1.28 @ 250x2"
+    ),
+    "ddt-512-100": Preset(
+        _multi_step("relinear", 0.32), 100, "DDT-XL/2, SD-VAE, ImageNet 512", 3.0, (0.0, 0.7), 1.25, "1.28 @ 250x2"
+    ),
+    "edm2-s-512": Preset(_multi_step("edm", 0.4), 40, "EDM2-S, ImageNet 512", fid=2.53, fid_before="2.56 @ 63"),
+    "edm2-l-512": Preset(_multi_step("edm", 0.43), 50, "EDM2-L, ImageNet 512", fid=2.04, fid_before="2.06 @ 63"),
+    "edm2-xxl-512": Preset(_multi_step("edm", 0.42), 40, "EDM2-XXL, ImageNet 512", fid=1.88, fid_before="1.91 @ 63"),
+    "tit-256": Preset(_multi_step("linear", 0.5, UNIFORM), 30, "TiT-XL/1 (UCGM-T), VA-VAE, ImageNet 256", fid=1.21),
+    "tit-256-2-step": Preset(_few_step(0.001, 0.3), 2, "TiT-XL/1 (UCGM-T), VA-VAE, ImageNet 256", fid=1.42),
+    "tit-512": Preset(_multi_step("linear", 0.46), 40, "TiT-XL/1 (UCGM-T), DC-AE, ImageNet 512", fid=1.48),
+    "tit-512-2-step": Preset(_few_step(0.0, 0.6), 2, "TiT-XL/1 (UCGM-T), DC-AE, ImageNet 512", fid=1.75),
+    "lightningdit-256-2-step": Preset(_few_step(0.001, 0.6), 2, "LightningDiT tuned, ImageNet 256", fid=2.06),
+    "repa-256-2-step": Preset(_few_step(0.001, 0.6), 2, "REPA tuned, ImageNet 256", fid=1.95),
+    "repa-e-256-2-step": Preset(_few_step(0.001, 0.75), 2, "REPA-E tuned, ImageNet 256", fid=1.39),
+    "ddt-256-2-step": Preset(_few_step(0.001, 0.5), 2, "DDT tuned, ImageNet 256", fid=1.90),
+}
+
+
+def get_preset(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"`preset` must be one of {sorted(PRESETS)}, got {name!r}.")
+    return PRESETS[name]

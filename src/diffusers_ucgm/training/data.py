@@ -1,0 +1,183 @@
+"""Training data: labelled images from IDX files or the Hub, and autoencoder latents made once and kept.
+
+Images are kept as unsigned bytes and become floats in [-1, 1] one batch at a time.
+"""
+
+import gzip
+import math
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+__all__ = ["LabelledImages", "LatentDataset", "load_images", "pixels", "read_idx"]
+
+IDX_PREFIXES = {"train": "train", "test": "t10k"}
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images with integer labels.
+
+    Attributes:
+        images: Unsigned bytes, shape `(N, C, H, W)`.
+        labels: Class ids from 0 to `len(names) - 1`, shape `(N,)`, int64.
+        names: The name of every class, or an empty tuple where the source has none.
+    """
+
+    images: Tensor
+    labels: Tensor
+    names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class LatentDataset(Dataset[dict[str, Tensor]]):
+    """Latents with class labels, as `UCGMTrainer` takes them."""
+
+    def __init__(self, latents: Tensor, class_labels: Tensor) -> None:
+        """Keep both in memory.
+
+        Args:
+            latents: As the transformer sees them, shape `(N, C, ...)`.
+            class_labels: Class ids, shape `(N,)`, int64.
+
+        Raises:
+            ValueError: If there are not as many labels as latents.
+        """
+        if class_labels.shape != (len(latents),):
+            raise ValueError(f"`class_labels` must have shape ({len(latents)},), got {tuple(class_labels.shape)}.")
+        self.latents = latents
+        self.class_labels = class_labels
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"latents": self.latents[index], "class_labels": self.class_labels[index]}
+
+
+def read_idx(path: str | Path) -> Tensor:
+    """Array of unsigned bytes in an IDX file (the format of MNIST), gzipped or plain.
+
+    Args:
+        path: The file. A name that ends in `.gz` is decompressed.
+
+    Returns:
+        The array as `torch.uint8`, of the shape that the file's header names.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not an IDX file of unsigned bytes, or is shorter than its header says.
+    """
+    path = Path(path)
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, OSError, zlib.error) as error:
+            raise ValueError(
+                f"`path` must be a whole gzip file, got {str(path)!r}: {error}. Fetch it again."
+            ) from error
+    if len(data) < 4 or data[:3] != b"\x00\x00\x08":
+        raise ValueError(f"`path` must be an IDX file of unsigned bytes, got {str(path)!r} with start {data[:4]!r}.")
+    rank = data[3]
+    shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank)]
+    content = data[4 + 4 * rank :]
+    if len(data) <= 4 + 4 * rank:
+        raise ValueError(
+            f"`path` must hold data after its header, got none in {str(path)!r}. The file is truncated: "
+            "fetch it again."
+        )
+    if len(content) != math.prod(shape):
+        raise ValueError(
+            f"`path` must hold {math.prod(shape)} bytes after its header, got {len(content)} in {str(path)!r}. "
+            "The file is truncated: fetch it again."
+        )
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8).reshape(shape)
+
+
+def load_images(source: str | Path, split: str = "train") -> LabelledImages:
+    """Images and labels of a local folder of IDX files, or else of a data set of the Hub.
+
+    Args:
+        source: A folder with `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and the `t10k` pair (each may end in
+            `.gz`), or the name of a data set that `datasets` can load with columns `image` and `label`.
+        split: "train" or "test".
+
+    Raises:
+        FileNotFoundError: If the folder lacks one of the files.
+        ValueError: If `split` is another word, the files disagree in length, or the data set lacks a column.
+    """
+    if split not in IDX_PREFIXES:
+        raise ValueError(f"`split` must be one of {sorted(IDX_PREFIXES)}, got {split!r}.")
+    if Path(source).is_dir():
+        return _load_idx_folder(Path(source), split)
+    return _load_hub_dataset(str(source), split)
+
+
+def _load_idx_folder(folder: Path, split: str) -> LabelledImages:
+    images = read_idx(_idx_file(folder, f"{IDX_PREFIXES[split]}-images-idx3-ubyte"))
+    labels = read_idx(_idx_file(folder, f"{IDX_PREFIXES[split]}-labels-idx1-ubyte"))
+    if len(images) != len(labels):
+        raise ValueError(f"`source` must hold as many labels as images, got {len(images)} and {len(labels)}.")
+    return LabelledImages(images.unsqueeze(1), labels.long())
+
+
+def _idx_file(folder: Path, name: str) -> Path:
+    for candidate in (folder / name, folder / f"{name}.gz"):
+        if candidate.is_file():
+            return candidate
+    raise FileNotFoundError(
+        f"`source` must hold {name!r} or {name + '.gz'!r}, got {str(folder)!r} without either. "
+        "On Debian, `apt-get install dataset-fashion-mnist` puts them in /usr/share/datasets/fashion-mnist."
+    )
+
+
+def _load_hub_dataset(name: str, split: str) -> LabelledImages:
+    from datasets import load_dataset
+
+    dataset = load_dataset(name, split=split)
+    missing = {"image", "label"} - set(dataset.column_names)
+    if missing:
+        raise ValueError(
+            f"`source` must have the columns 'image' and 'label', got {name!r} without {sorted(missing)}."
+        )
+    arrays: Any = dataset.with_format("torch")
+    rows = [row["image"] for row in arrays]
+    shapes = sorted({tuple(row.shape) for row in rows})
+    if len(shapes) != 1:
+        raise ValueError(f"`source` must hold images of one size, got {name!r} with {shapes[:4]}. Resize them first.")
+    images = torch.stack(rows)
+    images = images.unsqueeze(1) if images.ndim == 3 else images
+    names = getattr(dataset.features["label"], "names", None) or ()
+    return LabelledImages(images, torch.as_tensor(dataset["label"]).long(), tuple(names))
+
+
+def pixels(images: Tensor, size: int | None = None) -> Tensor:
+    """Float pixels in [-1, 1] of byte images, on a black border where `size` asks for more.
+
+    Args:
+        images: Unsigned bytes, shape `(B, C, H, W)`.
+        size: Height and width of the result, at least H and W. The border is split evenly.
+
+    Returns:
+        float32, shape `(B, C, size, size)`.
+
+    Raises:
+        ValueError: If `size` is smaller than the images.
+    """
+    x = images.float() / 127.5 - 1.0
+    if size is None:
+        return x
+    height, width = size - x.shape[-2], size - x.shape[-1]
+    if height < 0 or width < 0:
+        raise ValueError(f"`size` must be at least the images' {tuple(x.shape[-2:])}, got {size}.")
+    return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2), value=-1.0)

@@ -1,0 +1,197 @@
+"""The package as a whole: light to import, complete, and with imports that point one way."""
+
+import ast
+import json
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+
+import hatchling.build
+import pytest
+
+import diffusers_ucgm
+
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "diffusers_ucgm"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+SCRIPTS = sorted(file for folder in ("benchmarks", "examples", "tools") for file in (ROOT / folder).rglob("*.py"))
+
+# From the core outwards; a module imports only from the sets above its own.
+LAYERS = [
+    {"transports", "time_grids"},
+    {"solver"},
+    {"scheduler", "loss", "oracles", "presets"},
+    {"pipeline", "teacher"},
+    {"training"},
+    {"cli"},
+]
+# What the core may import besides the standard library and the layers above.
+THIRD_PARTY = {
+    "transports": {"torch"},
+    "time_grids": {"torch"},
+    "solver": {"torch"},
+    "loss": {"torch"},
+    "oracles": {"torch"},
+    "teacher": {"torch"},
+    "presets": set(),
+}
+BANNED = {
+    "pickle",
+    "torch.load",
+    "torch.save",
+    "torch.cuda.get_rng_state",
+    "torch.cuda.set_rng_state",
+    "torchvision",
+    "einops",
+}
+
+
+def part(file):
+    """The module's name in `LAYERS`: the first part of its path."""
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_names(tree, module):
+    """Every import below `tree` as an absolute dotted name, with the name that `from` takes."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parent = module.rsplit(".", node.level)[0] if node.level else ""
+            base = ".".join(filter(None, (parent, node.module)))
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def module_name(file):
+    return ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts)
+
+
+def layers_imported(source, module):
+    names = imported_names(ast.parse(source), module)
+    return {name.split(".")[1] for name in names if name.split(".")[0] == PACKAGE.name}
+
+
+def banned_names(source):
+    tree = ast.parse(source)
+    used = set(imported_names(tree, "script"))
+    used |= {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return {banned for banned in BANNED if any(f"{name}.".startswith(f"{banned}.") for name in used)}
+
+
+def run_python(code):
+    result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_import_is_light():
+    use = "dir(diffusers_ucgm); diffusers_ucgm.__version__"
+    loaded = run_python(f"import json, sys, diffusers_ucgm; {use}; print(json.dumps([*sys.modules]))")
+    ours = {name for name in loaded if name.split(".")[0] == "diffusers_ucgm"}
+    assert ours == {"diffusers_ucgm"}
+    assert {"torch", "numpy", "diffusers", "transformers", "accelerate", "datasets"}.isdisjoint(loaded)
+
+
+def test_sampling_needs_nothing_of_training():
+    loaded = run_python("import json, sys; from diffusers_ucgm import UCGMPipeline; print(json.dumps([*sys.modules]))")
+    assert "diffusers_ucgm.pipeline" in loaded
+    assert {"diffusers_ucgm.training", "diffusers_ucgm.loss", "diffusers_ucgm.cli"}.isdisjoint(loaded)
+
+
+@pytest.mark.parametrize("name", diffusers_ucgm.__all__)
+def test_public_name_resolves_and_says_so(name):
+    value = getattr(diffusers_ucgm, name)
+    assert getattr(diffusers_ucgm, name) is value
+    assert getattr(value, "__name__", name) == name
+    assert name in dir(diffusers_ucgm)
+
+
+def test_type_checkers_and_python_are_told_the_same_modules():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    assert {alias.name: node.module for node in imports for alias in node.names} == diffusers_ucgm._MODULES
+    assert set(diffusers_ucgm.__all__) == set(diffusers_ucgm._MODULES)
+
+
+def test_unknown_name_is_an_attribute_error_that_lists_the_names():
+    with pytest.raises(AttributeError, match=r"`diffusers_ucgm` has no attribute `UCGMSampler`\. .*'UCGMScheduler'"):
+        diffusers_ucgm.UCGMSampler  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'UCGMSampler'"):
+        from diffusers_ucgm import UCGMSampler  # noqa: F401
+
+
+def test_version_is_the_metadatas():
+    assert diffusers_ucgm.__version__ == version("diffusers-ucgm")
+    assert f'\nversion = "{diffusers_ucgm.__version__}"\n' in (ROOT / "pyproject.toml").read_text()
+    assert f"\nversion: {diffusers_ucgm.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## [{diffusers_ucgm.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_wheel_holds_every_file_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    wheel = zipfile.ZipFile(tmp_path / hatchling.build.build_wheel(str(tmp_path)))
+    files = {file for file in PACKAGE.rglob("*") if file.is_file() and "__pycache__" not in file.parts}
+    assert PACKAGE / "py.typed" in files
+    packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert packed == {file.relative_to(PACKAGE.parent).as_posix() for file in files}
+    assert any(name.endswith("licenses/LICENSE") for name in wheel.namelist())
+
+
+def test_every_module_has_a_layer():
+    assert {part(file) for file in SOURCES} == set().union(*LAYERS, {"__init__"})
+
+
+@pytest.mark.parametrize("file", [file for file in SOURCES if part(file) != "__init__"], ids=module_name)
+def test_imports_point_one_way(file):
+    own = next(i for i, layer in enumerate(LAYERS) if part(file) in layer)
+    inner = set().union(*LAYERS[:own])
+    siblings = {"training"} & {part(file)}
+    assert layers_imported(file.read_text(), module_name(file)) <= inner | siblings
+
+
+@pytest.mark.parametrize("name", THIRD_PARTY)
+def test_core_imports_no_framework_but_torch(name):
+    names = imported_names(ast.parse((PACKAGE / f"{name}.py").read_text()), f"{PACKAGE.name}.{name}")
+    packages = {each.split(".")[0] for each in names} - set(sys.stdlib_module_names) - {PACKAGE.name}
+    assert packages <= THIRD_PARTY[name]
+
+
+@pytest.mark.parametrize(
+    ("source", "module", "expected"),
+    [
+        ("from .transports import Transport", "diffusers_ucgm.loss", {"transports"}),
+        ("from . import transports", "diffusers_ucgm.loss", {"transports"}),
+        ("from ..loss import UCGMLoss", "diffusers_ucgm.training.trainer", {"loss"}),
+        ("from .config import A", "diffusers_ucgm.training.trainer", {"training"}),
+        ("def f():\n    import diffusers_ucgm.cli", "diffusers_ucgm.loss", {"cli"}),
+        ("from diffusers_ucgm.teacher import Teacher", "diffusers_ucgm.training.trainer", {"teacher"}),
+        ("from diffusers.utils import BaseOutput", "diffusers_ucgm.loss", set()),
+    ],
+)
+def test_import_reader_sees_every_form(source, module, expected):
+    assert layers_imported(source, module) == expected
+
+
+@pytest.mark.parametrize("file", SOURCES + SCRIPTS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_no_banned_name_is_used(file):
+    assert banned_names(file.read_text()) == set()
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import pickle", {"pickle"}),
+        ("def f():\n    from pickle import loads", {"pickle"}),
+        ("import torchvision.transforms", {"torchvision"}),
+        ("from torch import load, save", {"torch.load", "torch.save"}),
+        ("torch.load(path)", {"torch.load"}),
+        ("torch.cuda.set_rng_state(state)", {"torch.cuda.set_rng_state"}),
+        ("from safetensors.torch import load_file\nmodel.load_state_dict({})", set()),
+    ],
+)
+def test_ban_sees_every_form(source, expected):
+    assert banned_names(source) == expected

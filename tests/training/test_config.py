@@ -1,0 +1,130 @@
+"""Settings of a training run: checks, files, and which may change on resume."""
+
+import json
+from dataclasses import fields
+
+import pytest
+
+from diffusers_ucgm.loss import UCGMLoss
+from diffusers_ucgm.training.config import FREE_ON_RESUME, UCGMTrainingConfig
+
+
+def test_loss_takes_every_setting_of_the_config():
+    settings = {
+        "transport": "trigflow",
+        "prediction_type": "v_prediction",
+        "consistency_ratio": 0.5,
+        "enhancement_ratio": 1.3,
+        "enhancement_range": (0.1, 0.6),
+        "huber_c": 5.0,
+        "cosine_term": True,
+        "cosine_weighting": True,
+        "label_dropout": 0.2,
+        "time_distribution": (0.8, 1.0, 1.0),
+        "channel_dim": -1,
+    }
+    assert set(settings) == {field.name for field in fields(UCGMLoss)}
+    assert UCGMTrainingConfig("run", **settings).loss() == UCGMLoss(**settings)
+
+
+def test_defaults_of_the_loss_and_the_config_agree():
+    assert UCGMTrainingConfig("run").loss() == UCGMLoss()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": "sgd"}, r"`optimizer` must be 'adamw' or 'radam', got 'sgd'\."),
+        ({"mixed_precision": "fp8"}, r"`mixed_precision` must be 'no', 'bf16' or 'fp16', got 'fp8'\."),
+        ({"train_batch_size": 0}, r"`train_batch_size` must be at least 1, got 0\."),
+        ({"gradient_accumulation_steps": 0}, r"`gradient_accumulation_steps` must be at least 1, got 0\."),
+        ({"max_train_steps": 0}, r"`max_train_steps` must be at least 1, got 0\."),
+        ({"checkpointing_steps": 0}, r"`checkpointing_steps` must be at least 1, got 0\."),
+        ({"checkpoints_total_limit": 0}, r"`checkpoints_total_limit` must be at least 1, got 0\."),
+        ({"logging_steps": 0}, r"`logging_steps` must be at least 1, got 0\."),
+        ({"teacher_decay": 1.1}, r"`teacher_decay` must be in \[0, 1\], got 1.1\."),
+        ({"ema_decay": -0.1}, r"`ema_decay` must be in \[0, 1\], got -0.1\."),
+        ({"learning_rate": -1.0}, r"`learning_rate` must not be negative, got -1.0\."),
+        ({"learning_rate": float("nan")}, r"`learning_rate` must not be negative, got nan\."),
+        ({"max_grad_norm": -1.0}, r"`max_grad_norm` must not be negative, got -1.0\."),
+        ({"lr_warmup_steps": -1}, r"`lr_warmup_steps` must not be negative, got -1\."),
+        ({"adam_weight_decay": -0.1}, r"`adam_weight_decay` must not be negative, got -0.1\."),
+        ({"consistency_ratio": 2.0}, r"`consistency_ratio` must be in \[0, 1\], got 2.0\."),
+        ({"transport": "strait"}, r"`transport` must be one of .*, got 'strait'\."),
+    ],
+)
+def test_bad_settings_are_refused_at_once(settings, message):
+    with pytest.raises(ValueError, match=message):
+        UCGMTrainingConfig("run", **settings)
+
+
+def test_an_unknown_setting_is_refused():
+    with pytest.raises(TypeError, match="batch_size"):
+        UCGMTrainingConfig("run", batch_size=3)
+
+
+def test_settings_survive_json(tmp_path):
+    config = UCGMTrainingConfig("run", time_distribution=[0.8, 1.0, 1.0], enhancement_range=[0.1, 0.5])
+    assert config.time_distribution == (0.8, 1.0, 1.0)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config.to_dict()))
+    assert UCGMTrainingConfig.from_file(file) == config
+
+
+def test_a_path_as_output_folder_is_kept_as_text(tmp_path):
+    # JSON holds no paths: the first checkpoint would fail, hours later.
+    config = UCGMTrainingConfig(tmp_path / "run")
+    assert config.to_dict()["output_dir"] == str(tmp_path / "run")
+
+
+def test_yaml_files_are_read_and_arguments_win(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("output_dir: run\nlearning_rate: 0.01\ntime_distribution: [0.8, 1, 1]\nema_decay: 0.5\n")
+    config = UCGMTrainingConfig.from_file(file, ema_decay=0.9)
+    assert (config.output_dir, config.learning_rate, config.ema_decay) == ("run", 0.01, 0.9)
+    assert config.time_distribution == (0.8, 1, 1)
+
+
+def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path):
+    # YAML 1.1 asks for a dot in "1.0e-4"; people leave it out.
+    file = tmp_path / "config.yaml"
+    file.write_text("output_dir: run\nlearning_rate: 1e-4\n")
+    assert UCGMTrainingConfig.from_file(file).learning_rate == 1e-4
+
+
+@pytest.mark.parametrize("name", ["config.json", "config.yaml"])
+def test_files_with_unknown_settings_or_no_settings_are_refused(tmp_path, name):
+    file = tmp_path / name
+    file.write_text('{"output_dir": "run", "batch_size": 3, "lr": 1}')
+    with pytest.raises(
+        ValueError, match=r"`path` must name settings of UCGMTrainingConfig, got \['batch_size', 'lr'\] in '"
+    ):
+        UCGMTrainingConfig.from_file(file)
+    file.write_text("[1, 2]")
+    with pytest.raises(ValueError, match=r"`path` must hold a mapping of settings, got list in '"):
+        UCGMTrainingConfig.from_file(file)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.yaml"):
+        UCGMTrainingConfig.from_file(tmp_path / "none.yaml")
+
+
+def test_settings_that_do_not_enter_the_weights_may_change_on_resume():
+    saved = UCGMTrainingConfig("run").to_dict()
+    other = UCGMTrainingConfig(
+        "elsewhere", checkpointing_steps=1, checkpoints_total_limit=9, logging_steps=1, resume_from_checkpoint="latest"
+    )
+    mine = other.to_dict()
+    assert {name for name in mine if mine[name] != saved[name]} == FREE_ON_RESUME
+    other.check_resumable(saved)
+
+
+def test_all_other_changes_on_resume_are_listed():
+    saved = UCGMTrainingConfig("run", seed=1, learning_rate=0.1).to_dict()
+    message = (
+        r"`resume_from_checkpoint` must be a run with the same settings, got learning_rate: 0.1 is now 0.2, "
+        r"seed: 1 is now 2\. Resume with the saved settings, or start a new run in another `output_dir`\."
+    )
+    with pytest.raises(ValueError, match=message):
+        UCGMTrainingConfig("run", seed=2, learning_rate=0.2).check_resumable(saved)

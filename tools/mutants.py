@@ -1,0 +1,266 @@
+"""Put known slips into the code, one by one, and show that the tests notice each.
+
+    python tools/mutants.py [--only NAME ...] [--jobs 2]
+
+The slips are those that `docs/concepts.md` and the reference's users know: what other implementations of this method
+got wrong. Each is one replacement in a copy of the sources; the tests named beside it run against the copy and must
+fail. Prints a table with the first test that failed and exits with 1 if a slip went unnoticed.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = "diffusers_ucgm"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One slip: `before` stands exactly once in `file` and becomes `after`; `tests` are what must notice."""
+
+    name: str
+    file: str
+    before: str
+    after: str
+    tests: tuple[str, ...]
+
+
+SCHEDULER_TESTS = ("tests/test_scheduler.py", "tests/test_scheduler_contract.py")
+LOSS_TESTS = ("tests/test_loss.py",)
+TRAINER_TESTS = ("tests/training",)
+PIPELINE_TESTS = ("tests/test_pipeline.py", "tests/test_pipeline_loading.py")
+
+MUTANTS = [
+    # Transports and grids
+    Mutant(
+        "data estimate with the wrong sign",
+        "transports.py",
+        "(alpha * output - alpha_hat * x_t) / det",
+        "(alpha * output + alpha_hat * x_t) / det",
+        ("tests/test_transports.py",),
+    ),
+    Mutant(
+        "sign of TrigFlow's gamma_hat",
+        "transports.py",
+        'Transport(*PATHS["trigflow"], _cosine, lambda t: -_sine(t))',
+        'Transport(*PATHS["trigflow"], _cosine, _sine)',
+        ("tests/test_transports.py",),
+    ),
+    Mutant(
+        "EDM's 0.5 written 0.25",
+        "transports.py",
+        "lambda t: -0.5 * _edm_scale(t)",
+        "lambda t: -0.25 * _edm_scale(t)",
+        ("tests/test_transports.py",),
+    ),
+    Mutant(
+        "reversed transport keeps its time",
+        "transports.py",
+        "return t if self.noise_time == 1.0 else 1.0 - t",
+        "return t",
+        ("tests/test_transports.py", *SCHEDULER_TESTS),
+    ),
+    Mutant(
+        "warp exponents a and b swapped",
+        "time_grids.py",
+        "(1.0 - (1.0 - u**a) ** b) ** c",
+        "(1.0 - (1.0 - u**b) ** a) ** c",
+        ("tests/test_time_grids.py", *SCHEDULER_TESTS),
+    ),
+    Mutant(
+        "a last gap of 0 evaluates the network at data",
+        "time_grids.py",
+        "drop = int(stop == 0)",
+        "drop = 0",
+        ("tests/test_time_grids.py", *SCHEDULER_TESTS),
+    ),
+    Mutant(
+        "gaps swapped",
+        "time_grids.py",
+        "start, stop = time_gaps",
+        "stop, start = time_gaps",
+        ("tests/test_time_grids.py", *SCHEDULER_TESTS),
+    ),
+    # Loss and teacher
+    Mutant(
+        "labels dropped in the last round(0.1 B) rows, all of them for B < 5",
+        "loss.py",
+        "dropped = torch.rand(batch_size, generator=generator, device=source) < self.label_dropout",
+        "dropped = torch.zeros(batch_size, dtype=torch.bool)\n"
+        "            dropped[-round(self.label_dropout * batch_size) :] = True",
+        LOSS_TESTS,
+    ),
+    Mutant(
+        "batch changed in place",
+        "loss.py",
+        "clean = x.to(dtype)",
+        "clean = x.to(dtype).mul_(1.0 + 1e-3)",
+        LOSS_TESTS,
+    ),
+    Mutant(
+        "network asked outside [0, 1]",
+        "loss.py",
+        "inside = ends[0].clamp(min=0.0), ends[1].clamp(max=1.0)",
+        "inside = ends",
+        LOSS_TESTS,
+    ),
+    Mutant(
+        "times in the dtype of the latents",
+        "loss.py",
+        "transport.model_time(time).float()",
+        "transport.model_time(time).to(x.dtype)",
+        LOSS_TESTS,
+    ),
+    Mutant(
+        "NaN at t = 0 from 4 / sin(0)",
+        "loss.py",
+        "MIN_TIME = 1e-4",
+        "MIN_TIME = 0.0",
+        LOSS_TESTS,
+    ),
+    Mutant(
+        "consistency loss of a reversed transport in the network's own time",
+        "loss.py",
+        "transport.model_time(time).float()",
+        "time.float()",
+        LOSS_TESTS,
+    ),
+    Mutant(
+        "enhancement ratio of 1 and more not mapped",
+        "loss.py",
+        "return (ratio - 1.0) / ratio if self.consistency_ratio == 0.0 and ratio >= 1.0 else ratio",
+        "return ratio",
+        LOSS_TESTS,
+    ),
+    Mutant(
+        "derivative not clamped",
+        "loss.py",
+        "student, x_star, z_star, t).clamp(-1.0, 1.0)",
+        "student, x_star, z_star, t)",
+        LOSS_TESTS,
+    ),
+    Mutant(
+        "network calls of one step under different dropout",
+        "loss.py",
+        "        torch.manual_seed(seed)\n",
+        "",
+        LOSS_TESTS,
+    ),
+    Mutant(
+        "teacher ignored by the enhanced target",
+        "loss.py",
+        "teacher = denoiser if teacher is None else teacher",
+        "teacher = denoiser",
+        LOSS_TESTS,
+    ),
+    Mutant(
+        "dropped samples enhanced like the others",
+        "loss.py",
+        "return _select(dropped, 0.5 * (value + without), kept)",
+        "return kept",
+        LOSS_TESTS,
+    ),
+    Mutant(
+        "teacher's warm-up missing",
+        "teacher.py",
+        "self.decay += (1.0 - self.decay) * (self.teacher_decay - self.decay) / 2.0",
+        "self.decay = self.teacher_decay",
+        ("tests/test_teacher.py",),
+    ),
+    Mutant(
+        "teacher forgets buffers",
+        "teacher.py",
+        "            mine.copy_(theirs)\n",
+        "            pass\n",
+        ("tests/test_teacher.py",),
+    ),
+    # Trainer
+    Mutant(
+        "resume forgets the teacher",
+        "training/trainer.py",
+        '        self.teacher.load_state_dict(tensors.get("teacher", {}), values["teacher"])\n',
+        "",
+        TRAINER_TESTS,
+    ),
+    Mutant(
+        "resume forgets the averages",
+        "training/trainer.py",
+        '                mine.copy_(tensors["ema"][str(i)])\n',
+        "                pass\n",
+        TRAINER_TESTS,
+    ),
+    Mutant(
+        "last weights saved in place of the averages",
+        "training/trainer.py",
+        "                self.ema.copy_to(transformer.parameters())\n",
+        "",
+        TRAINER_TESTS,
+    ),
+    Mutant(
+        "DiT's own label dropout stays on",
+        "training/denoisers.py",
+        "                module.dropout_prob = 0.0\n",
+        "                pass\n",
+        TRAINER_TESTS,
+    ),
+]
+
+
+def outcome(mutant: Mutant | None) -> tuple[bool, str]:
+    """Whether the tests fail with the slip in, and the first one that does."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(ROOT / "src" / PACKAGE, Path(folder) / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
+        tests: set[str] = set()
+        if mutant is None:
+            tests.update(test for each in MUTANTS for test in each.tests)
+        else:
+            file = Path(folder) / PACKAGE / mutant.file
+            text = file.read_text()
+            if text.count(mutant.before) != 1:
+                raise SystemExit(f"{mutant.name}: `before` stands {text.count(mutant.before)} times in {mutant.file}.")
+            file.write_text(text.replace(mutant.before, mutant.after))
+            tests.update(mutant.tests)
+        result = subprocess.run(
+            [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *sorted(tests)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": folder, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        failure = re.search(r"^(?:FAILED|ERROR) (\S+)", result.stdout, re.MULTILINE)
+        if result.returncode not in (0, 1):
+            raise SystemExit(
+                f"{mutant.name if mutant else 'no slip'}: pytest ended with {result.returncode}:\n{result.stdout}"
+            )
+        return result.returncode == 1, failure.group(1).removeprefix("tests/") if failure else ""
+
+
+def main() -> int:
+    """Run the slips and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", help="names of slips; all by default")
+    parser.add_argument("--jobs", type=int, default=2)
+    args = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if not args.only or mutant.name in args.only]
+    if not args.only and outcome(None)[0]:
+        raise SystemExit("The tests fail without any slip: mend that first.")
+    survived = 0
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for mutant, (caught, test) in zip(chosen, pool.map(outcome, chosen), strict=True):
+            survived += not caught
+            print(f"{'caught  ' if caught else 'SURVIVED'} | {mutant.name} ({mutant.file}) | {test}", flush=True)
+    print(f"{len(chosen) - survived} of {len(chosen)} slips caught")
+    return int(survived > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
