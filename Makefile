@@ -37,7 +37,7 @@ style: .venv/dev.stamp
 check: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright --pythonpath $(BIN)/python --pythonpath $(BIN)/python
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 .venv/test.stamp: pyproject.toml $(TORCH_CONSTRAINT)
 	@echo "Setting up .venv; the first time takes some minutes."

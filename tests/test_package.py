@@ -25,7 +25,7 @@ LAYERS = [
     {"solver"},
     {"scheduler", "loss", "oracles", "presets"},
     {"pipeline", "teacher"},
-    {"training"},
+    {"training", "evaluation"},
     {"cli"},
 ]
 # What the core may import besides the standard library and the layers above.

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    from .loss import UCGMLoss
+    from .loss import UCGMLoss, UCGMLossOutput
     from .oracles import GaussianMixture
     from .pipeline import UCGMPipeline, UCGMPipelineOutput
-    from .presets import PRESETS
-    from .scheduler import UCGMScheduler
+    from .presets import PRESETS, get_preset
+    from .scheduler import UCGMScheduler, UCGMSchedulerOutput
     from .teacher import Teacher
     from .training.config import UCGMTrainingConfig
     from .training.trainer import UCGMTrainer
@@ -28,11 +28,14 @@ __all__ = [
     "Teacher",
     "Transport",
     "UCGMLoss",
+    "UCGMLossOutput",
     "UCGMPipeline",
     "UCGMPipelineOutput",
     "UCGMScheduler",
+    "UCGMSchedulerOutput",
     "UCGMTrainer",
     "UCGMTrainingConfig",
+    "get_preset",
     "get_transport",
     "register_transport",
 ]
@@ -45,11 +48,14 @@ _MODULES = {
     "Teacher": "teacher",
     "Transport": "transports",
     "UCGMLoss": "loss",
+    "UCGMLossOutput": "loss",
     "UCGMPipeline": "pipeline",
     "UCGMPipelineOutput": "pipeline",
     "UCGMScheduler": "scheduler",
+    "UCGMSchedulerOutput": "scheduler",
     "UCGMTrainer": "training.trainer",
     "UCGMTrainingConfig": "training.config",
+    "get_preset": "presets",
     "get_transport": "transports",
     "register_transport": "transports",
 }

@@ -1,0 +1,194 @@
+"""The command line, as a user runs it, on a tiny pipeline."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel
+from PIL import Image
+from safetensors.torch import save_file
+from test_pipeline import autoencoder, pipeline
+
+from diffusers_ucgm import PRESETS, UCGMScheduler, UCGMTrainer, UCGMTrainingConfig, get_preset
+from diffusers_ucgm.cli import main
+from diffusers_ucgm.pipeline import BUNDLED
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    pipeline(autoencoder("kl", channels=1)).save_pretrained(folder)
+    return str(folder)
+
+
+def test_help_does_not_load_torch():
+    code = (
+        "import sys, diffusers_ucgm.cli as cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print('loaded:', sorted({'torch', 'diffusers', 'numpy'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "sample" in result.stdout
+    assert "loaded: []" in result.stdout
+
+
+def test_sample_saves_one_row_for_each_label(model, tmp_path, capsys):
+    output = tmp_path / "grid.png"
+    words = [
+        "sample",
+        "--model",
+        model,
+        "--labels",
+        "Bag",
+        "4",
+        "--samples-per-label",
+        "3",
+        "--steps",
+        "2",
+        "--scale",
+        "1",
+    ]
+    assert main([*words, "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    assert "6 pictures, 2 network calls" in printed
+    assert str(output) in printed
+    with Image.open(output) as image:
+        assert image.height >= 2 * 16
+        assert image.width >= 3 * 16
+    assert [path.name for path in tmp_path.iterdir()] == ["grid.png"]
+
+
+def test_same_seed_gives_the_same_picture(model, tmp_path):
+    contents = []
+    for seed in (0, 0, 1):
+        output = tmp_path / "grid.png"
+        assert main(["sample", "--model", model, "--steps", "2", "--seed", str(seed), "--output", str(output)]) == 0
+        contents.append(output.read_bytes())
+    assert contents[0] == contents[1] != contents[2]
+
+
+def test_few_step_settings_default_to_two_steps(model, tmp_path, capsys):
+    words = [
+        "sample",
+        "--model",
+        model,
+        "--labels",
+        "0",
+        "--samples-per-label",
+        "1",
+        "--output",
+        str(tmp_path / "x.png"),
+    ]
+    assert main([*words, "--stochasticity", "1", "--extrapolation-ratio", "0"]) == 0
+    assert "2 network calls" in capsys.readouterr().out
+    assert main([*words, "--preset", "few-step"]) == 0
+    assert "2 network calls" in capsys.readouterr().out
+    assert main([*words, "--preset", "tit-256", "--solver-order", "2", "--steps", "7"]) == 0
+    assert "7 network calls" in capsys.readouterr().out
+
+
+def test_demo_draws_both_models_side_by_side(model, tmp_path, capsys, monkeypatch):
+    for name in BUNDLED:
+        monkeypatch.setitem(BUNDLED, name, model)
+    output = tmp_path / "demo.png"
+    assert main(["demo", "--samples-per-label", "1", "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    assert "2 network calls" in printed
+    assert "40 network calls" in printed
+    assert output.is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--labels", "Hat"], "`class_labels` must be ids or names"),
+        (["--labels", "9"], "`class_labels` must be in [0, 4], got 9"),
+        (["--transport", "lineer"], "`transport` must be one of"),
+        (["--time-gaps", "0.7", "0.7"], "`time_gaps` must be two numbers"),
+        (["--preset", "best"], "`preset` must be one of"),
+        (["--samples-per-label", "0"], "`--samples-per-label` must be at least 1"),
+        (["--model", "/nowhere/at-all"], "/nowhere/at-all"),
+    ],
+)
+def test_mistakes_are_told_without_a_traceback(model, tmp_path, capsys, words, message):
+    output = tmp_path / "grid.png"
+    assert main(["sample", "--model", model, "--output", str(output), *words]) == 2
+    error = capsys.readouterr().err
+    assert "ucgm: error: " in error
+    assert message in error
+    assert "Traceback" not in error
+    assert not output.exists()
+
+
+def test_info_tells_a_pipeline_and_its_schedule(model, capsys):
+    assert main(["info", model, "--steps", "3"]) == 0
+    printed = capsys.readouterr().out
+    weights = pipeline().transformer
+    assert f"parameters: {sum(p.numel() for p in weights.parameters()):,}" in printed
+    assert "classes: Bag, Coat, Dress, Shirt, Ankle boot" in printed
+    scheduler = UCGMScheduler()
+    scheduler.set_timesteps(3)
+    for t in scheduler.timesteps.tolist():
+        assert f"{t:.4f}" in printed
+
+
+def test_info_tells_transformers_schedulers_and_checkpoints(model, tmp_path, capsys):
+    assert main(["info", f"{model}/transformer"]) == 0
+    assert "DiTTransformer2DModel" in capsys.readouterr().out
+    assert main(["info", f"{model}/scheduler"]) == 0
+    assert "extrapolation_ratio: 0.5" in capsys.readouterr().out
+    data = [{"latents": torch.zeros(4, 8, 8), "class_labels": 1}] * 4
+    config = UCGMTrainingConfig(str(tmp_path), max_train_steps=2, checkpointing_steps=1, train_batch_size=2)
+    UCGMTrainer(config, pipeline().transformer, data).train()
+    capsys.readouterr()
+    assert main(["info", str(tmp_path / "checkpoint-1")]) == 0
+    assert "training checkpoint after 1 steps" in capsys.readouterr().out
+    assert main(["info", str(tmp_path)]) == 2
+    assert "must hold model_index.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+def test_train_trains_resumes_and_saves(model, tmp_path, capsys, suffix):
+    latents, config = tmp_path / "latents.safetensors", tmp_path / f"config.{suffix}"
+    save_file({"latents": torch.randn(8, 4, 8, 8), "class_labels": torch.arange(8) % 5}, latents)
+    settings = {
+        "output_dir": str(tmp_path / "run"),
+        "max_train_steps": 2,
+        "train_batch_size": 4,
+        "checkpointing_steps": 1,
+    }
+    text = (
+        json.dumps(settings) if suffix == "json" else "\n".join(f"{key}: {value}" for key, value in settings.items())
+    )
+    config.write_text(text)
+    words = ["train", "--config", str(config), "--latents", str(latents)]
+    assert main([*words, "--model", f"{model}/transformer"]) == 0
+    assert "Transformer: " in capsys.readouterr().out
+    DiTTransformer2DModel.from_pretrained(tmp_path / "run" / "transformer")
+    assert main([*words, "--model", f"{model}/transformer/config.json", "--resume-from-checkpoint", "latest"]) == 0
+    assert main([*words, "--model", f"{model}/transformer", "--latents", str(tmp_path / "none")]) == 2
+    assert "`--latents` must be a safetensors file" in capsys.readouterr().err
+
+
+def test_presets_are_listed_and_all_are_legal(capsys):
+    assert main(["presets"]) == 0
+    printed = capsys.readouterr().out
+    for name, preset in PRESETS.items():
+        assert name in printed
+        scheduler = UCGMScheduler(**preset.scheduler)
+        scheduler.set_timesteps(preset.num_inference_steps)
+        assert len(scheduler.timesteps) == preset.num_inference_steps
+
+
+def test_presets_carry_the_published_figures():
+    best = get_preset("repa-e-256")
+    assert (best.fid, best.num_inference_steps, best.guidance_scale) == (1.06, 40, 2.5)
+    assert best.scheduler["extrapolation_ratio"] == 0.54
+    # The paper's [.125, 1] of a time-reversed model, in canonical time.
+    assert get_preset("lightningdit-256").guidance_interval == (0.0, 0.875)
+    assert get_preset("tit-256-2-step").scheduler["time_gaps"] == (0.001, 0.3)
+    with pytest.raises(ValueError, match="`preset` must be one of"):
+        get_preset("best")
