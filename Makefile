@@ -7,7 +7,7 @@ PYTEST_ARGS ?=
 
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet $(if $(TORCH_CONSTRAINT),-c $(TORCH_CONSTRAINT))
-PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not slow"
 
 .PHONY: help demo test goldens style check
 

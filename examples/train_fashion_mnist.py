@@ -5,8 +5,8 @@
 Stages, each resumed where it was interrupted: `autoencoder` (AutoencoderKL, 32x32 pixels to 8x8x4 latents), `latents`
 (encoded once, with the statistics of each channel), `fashion-mnist` (UCGM-T with consistency ratio 0 and the enhanced
 target, for 20 steps and more) and `fashion-mnist-2-step` (tuned from it with consistency ratio 1, for 1 to 4 steps).
-The last two end as pipeline folders that `UCGMPipeline.from_pretrained` loads. On two CPU cores everything takes about
-two hours.
+The last two end as pipeline folders that `UCGMPipeline.from_pretrained` loads. On two CPU cores everything takes
+about an hour and a quarter.
 """
 
 import argparse
@@ -70,12 +70,13 @@ RECIPES = {
     },
     "fashion-mnist-2-step": {
         "consistency_ratio": 1.0,
-        "enhancement_ratio": 1.3,
+        # 1 follows the guided teacher itself; the paper's 1.3 and more overshot here, see docs/training.md.
+        "enhancement_ratio": 1.0,
         "huber_c": 5.0,
         "teacher_decay": 1.0,
         "time_distribution": (0.8, 1.0, 1.0),
         "optimizer": "radam",
-        "learning_rate": 1e-4,
+        "learning_rate": 2e-4,
         "max_grad_norm": 0.1,
     },
 }
@@ -211,8 +212,8 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path("runs/fashion-mnist"), help="where everything is written")
     parser.add_argument("--autoencoder-epochs", type=int, default=2)
-    parser.add_argument("--multi-step-steps", type=int, default=4000)
-    parser.add_argument("--few-step-steps", type=int, default=2000)
+    parser.add_argument("--multi-step-steps", type=int, default=2600)
+    parser.add_argument("--few-step-steps", type=int, default=1200)
     parser.add_argument("--images", type=int, default=None, help="train on the first so many images only")
     args = parser.parse_args()
     data = load_images(args.data, "train")
