@@ -879,3 +879,10 @@ def test_an_unconditional_network_needs_no_condition(ratio):
     UCGMLoss(consistency_ratio=ratio, enhancement_ratio=0.5)(network, x).loss.backward()
     assert all(call[2] is None for call in network.calls)
     assert network.mix.grad.abs().max() > 0
+
+
+def test_condition_that_cannot_be_dropped_by_sample_is_refused():
+    x = torch.zeros(2, 1, 2, 2)
+    with pytest.raises(ValueError, match="`condition` must hold tensors of B rows .* got list under 'labels'"):
+        UCGMLoss()(lambda x_t, t, labels: x_t, x, {"labels": [0, 1]}, {"labels": [2, 2]})
+    UCGMLoss()(lambda x_t, t, flag: x_t, x, {"flag": True}, {"flag": True})

@@ -259,6 +259,13 @@ class UCGMLoss:
                 f"`null_condition` must have the keywords of `condition`, {sorted(condition)}, "
                 f"got {sorted(null_condition)}."
             )
+        else:
+            whole = [name for name, value in condition.items() if not isinstance(value, Tensor)]
+            if unequal := [name for name in whole if condition[name] != null_condition[name]]:
+                raise ValueError(
+                    "`condition` must hold tensors of B rows where it differs from `null_condition`, so that single "
+                    f"samples can be dropped, got {type(condition[unequal[0]]).__name__} under {unequal[0]!r}."
+                )
 
     def _enhance(self, value: Tensor, given: Tensor, without: Tensor, t: Tensor, dropped: Tensor) -> Tensor:
         """`v + zeta (v_c - v_u)` inside the range, half-way to the estimate elsewhere (UCGM, section 3.2)."""
@@ -346,7 +353,8 @@ def _draw_seed(generator: torch.Generator | None) -> int:
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices=devices, device_type="cuda" if device.type == "cpu" else device.type):
+    # Only these keep a state for each device that can be put back; elsewhere the seed stays behind.
+    forked = device.type in ("cuda", "xpu")
+    with torch.random.fork_rng([device] if forked else [], device_type=device.type if forked else "cuda"):
         torch.manual_seed(seed)
         yield
