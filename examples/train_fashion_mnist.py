@@ -95,7 +95,7 @@ def train_autoencoder(
     folder: Path, data: LabelledImages, *, epochs: int, batch_size: int, learning_rate: float
 ) -> None:
     """Mean squared error plus a small Kullback-Leibler term, which keeps the latents smooth and near unit scale."""
-    accelerator = Accelerator(mixed_precision="bf16")
+    accelerator = Accelerator()
     set_seed(0)
     model = AutoencoderKL(
         in_channels=1,
@@ -130,7 +130,8 @@ def train_autoencoder(
         x = pixels(data.images[index], SIZE).to(accelerator.device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * min(1.0, (step + 1) / 100) * (0.55 + 0.45 * math.cos(math.pi * step / total))
-        with accelerator.autocast():
+        # Not accelerate's own mixed precision, which is one for a whole process: the transformers train in float32.
+        with torch.autocast(accelerator.device.type, torch.bfloat16):
             posterior = accelerator.unwrap_model(model).encode(x).latent_dist
             reconstruction = accelerator.unwrap_model(model).decode(posterior.sample(generator=noise)).sample
         error = (reconstruction.float() - x).square().mean()
