@@ -1,6 +1,7 @@
 """Saving and loading: round trips, bundled names, and what is never unpickled."""
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,14 +44,25 @@ def test_model_index_names_the_frozen_modules(tmp_path):
 
 def test_saved_files_are_safetensors(tmp_path):
     pipeline(autoencoder("kl")).save_pretrained(tmp_path)
-    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".json", ".safetensors"}
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".json", ".safetensors", ".py"}
 
 
-def test_diffusers_own_class_names_what_it_lacks(tmp_path):
-    # Known limit of diffusers 0.42: it looks for the pipeline class in its own package only.
-    pipeline().save_pretrained(tmp_path)
+def test_diffusers_own_class_loads_it_once_told_where_the_class_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    pipe = pipeline()
+    pipe.save_pretrained(tmp_path / "saved")
+    # Known limit of diffusers 0.42: left alone, it looks for the class in its own package only.
     with pytest.raises(AttributeError, match="UCGMPipeline"):
-        DiffusionPipeline.from_pretrained(tmp_path)
+        DiffusionPipeline.from_pretrained(tmp_path / "saved")
+    loaded = DiffusionPipeline.from_pretrained(
+        tmp_path / "saved", custom_pipeline=str(tmp_path / "saved" / "pipeline.py"), trust_remote_code=True
+    )
+    assert type(loaded) is UCGMPipeline
+    before, after = (
+        each(1, num_inference_steps=2, generator=seeded(), output_type="latent").images for each in (pipe, loaded)
+    )
+    torch.testing.assert_close(before, after, rtol=0, atol=0)
 
 
 def test_pickled_weights_are_not_read(tmp_path):
@@ -85,4 +97,4 @@ def test_push_to_hub_uploads_the_saved_folder(monkeypatch):
     monkeypatch.setattr(hub_utils, "load_or_create_model_card", lambda *args, **kwargs: ModelCard(""))
     pipeline().push_to_hub("me/model")
     assert {"model_index.json", "scheduler/scheduler_config.json", "transformer/config.json"} <= uploaded
-    assert "transformer/diffusion_pytorch_model.safetensors" in uploaded
+    assert {"transformer/diffusion_pytorch_model.safetensors", "pipeline.py"} <= uploaded

@@ -24,6 +24,9 @@ __all__ = ["BUNDLED", "UCGMPipeline", "UCGMPipelineOutput", "denormalize_latents
 # The models inside the package, by the name that `from_pretrained` takes.
 BUNDLED = {name: Path(__file__).parent / "bundled" / name for name in ("fashion-mnist", "fashion-mnist-2-step")}
 
+# What a saved folder holds for `DiffusionPipeline.from_pretrained(..., custom_pipeline=...)`.
+HUB_MODULE = "from diffusers_ucgm.pipeline import UCGMPipeline\n\n\n__all__ = ['UCGMPipeline']\n"
+
 
 @dataclass
 class UCGMPipelineOutput(BaseOutput):
@@ -129,6 +132,21 @@ class UCGMPipeline(DiffusionPipeline):
             pretrained_model_name_or_path = BUNDLED[name]
         kwargs.setdefault("use_safetensors", True)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Save the pipeline, with a `pipeline.py` that leads `DiffusionPipeline.from_pretrained` to this class.
+
+        diffusers looks for a pipeline class in its own package alone, unless it is told
+        `custom_pipeline=<the folder>/pipeline.py` and `trust_remote_code=True`.
+
+        Args:
+            save_directory: The folder, made if it does not exist.
+            kwargs: As `DiffusionPipeline.save_pretrained` takes them.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "pipeline.py").write_text(HUB_MODULE)
+        super().save_pretrained(save_directory, **kwargs)
 
     @property
     def guidance_scale(self) -> float:
