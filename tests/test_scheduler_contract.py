@@ -5,7 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+)
 
 from diffusers_ucgm import TRANSPORTS, Transport, UCGMScheduler, register_transport
 
@@ -63,11 +68,31 @@ def test_flow_matching_configs_keep_shift_and_scale_and_swap_back(stock):
     assert 400 < float(ours.timesteps[0]) <= 500
 
 
-def test_discrete_beta_configs_are_refused():
-    with pytest.raises(
-        ValueError, match="`config` must be of a flow-matching scheduler, got one with `beta_schedule`"
-    ):
-        UCGMScheduler.from_config(DDIMScheduler().config)
+@pytest.mark.parametrize(("stock", "key"), [(DDIMScheduler, "beta_schedule"), (EDMEulerScheduler, "sigma_data")])
+def test_configs_of_other_paths_are_refused(stock, key):
+    with pytest.raises(ValueError, match=f"`config` must be of a flow-matching scheduler, got one with `{key}`"):
+        UCGMScheduler.from_config(stock().config)
+
+
+@pytest.mark.parametrize("settings", [{"shift_terminal": 0.1}, {"invert_sigmas": True}])
+def test_stock_settings_that_would_be_lost_are_refused(settings):
+    with pytest.raises(ValueError, match=f"`config` must leave `{next(iter(settings))}` off"):
+        UCGMScheduler.from_config(FlowMatchEulerDiscreteScheduler(**settings).config)
+
+
+@pytest.mark.parametrize("settings", [{}, {"stochasticity": "auto"}, {"solver_order": 2, "solver_type": "data"}])
+def test_schedules_that_call_the_network_at_data_stay_finite(settings):
+    scheduler, sample = UCGMScheduler(**settings), torch.randn(2, 3)
+    scheduler.set_timesteps(timesteps=[1000.0, 400.0, 0.0, 0.0])
+    for t in scheduler.timesteps:
+        sample = scheduler.step(torch.sin(sample), t, sample).prev_sample
+        assert sample.isfinite().all()
+
+
+def test_published_correction_refuses_given_times_of_pure_noise():
+    scheduler = UCGMScheduler(solver_order=2, solver_type="noise")
+    with pytest.raises(ValueError, match="divides by gamma"):
+        scheduler.set_timesteps(timesteps=[1000.0, 500.0])
 
 
 def test_tuple_and_output_class_agree():

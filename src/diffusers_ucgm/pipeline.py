@@ -1,6 +1,7 @@
 """UCGMPipeline: a class-conditional transformer, an optional autoencoder and a scheduler, from labels to pictures."""
 
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +134,7 @@ class UCGMPipeline(DiffusionPipeline):
         kwargs.setdefault("use_safetensors", True)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save the pipeline, with a `pipeline.py` that leads `DiffusionPipeline.from_pretrained` to this class.
 
         diffusers looks for a pipeline class in its own package alone, unless it is told
@@ -141,12 +142,13 @@ class UCGMPipeline(DiffusionPipeline):
 
         Args:
             save_directory: The folder, made if it does not exist.
+            args: As `DiffusionPipeline.save_pretrained` takes them.
             kwargs: As `DiffusionPipeline.save_pretrained` takes them.
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "pipeline.py").write_text(HUB_MODULE)
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     @property
     def guidance_scale(self) -> float:

@@ -24,6 +24,17 @@ from .transports import Transport, get_transport
 __all__ = ["UCGMScheduler", "UCGMSchedulerOutput"]
 
 SOLVER_TYPES = ("velocity", "data", "noise")
+# Keys of stock configs that tell a discrete-beta or an EDM path.
+FOREIGN_PATHS = ("beta_schedule", "sigma_data")
+# Settings of diffusers' flow-matching schedulers that change the grid and have no counterpart here.
+UNSERVED = (
+    "shift_terminal",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "invert_sigmas",
+    "stochastic_sampling",
+)
 
 
 @dataclass
@@ -136,13 +147,21 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         """The scheduler for a model, from its stock flow-matching scheduler's config; keyword arguments win.
 
         Raises:
-            ValueError: If the config is of a discrete-beta model, whose path this scheduler does not know.
+            ValueError: If the config is of a model on another path than flow matching, or has a setting that would be
+                lost here.
         """
-        if isinstance(config, dict) and "beta_schedule" in config:
-            raise ValueError(
-                "`config` must be of a flow-matching scheduler, got one with `beta_schedule`: the model was trained "
-                "on a discrete-beta path, and sampling it on another gives wrong pictures. Keep its own scheduler."
-            )
+        if isinstance(config, dict):
+            if foreign := [name for name in FOREIGN_PATHS if name in config]:
+                raise ValueError(
+                    f"`config` must be of a flow-matching scheduler, got one with `{foreign[0]}`: the model was "
+                    "trained on another path, and sampling it on this one gives wrong pictures. Keep its scheduler."
+                )
+            if lost := [name for name in UNSERVED if config.get(name)]:
+                raise ValueError(
+                    f"`config` must leave {', '.join(f'`{name}`' for name in lost)} off, which this scheduler does "
+                    f"not know yet, got {config[lost[0]]!r}. Keep the stock scheduler, or pass its schedule as "
+                    "`sigmas`."
+                )
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     @property
@@ -223,6 +242,11 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         # The grid is what the network is told, in float32: near the noise end rounding matters to gamma(t).
         t = self.transport.model_time(self.transport.model_time(t).float().double())
         self._points = [Point.at(self.transport, value) for value in t.tolist()]
+        if self._is_published and self._points[0].gamma == 0:
+            raise ValueError(
+                f"`solver_type='noise'` divides by gamma(t), which is 0 at the first time, got t = {t[0]}. Start "
+                "below 1, or use `solver_type='velocity'`."
+            )
         if self.config.solver_order == 2:
             # Every point but the first is called twice: to correct the step that led to it, and to go on from it.
             t = t.repeat_interleave(2)[1:]

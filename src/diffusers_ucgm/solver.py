@@ -115,6 +115,8 @@ class Solver:
 
     def rho(self, here: Point, there: Point) -> float:
         """The share of fresh noise in a step; "auto" is `min(2 |s - t| alpha(t) / alpha(s)^2, 1)` at each step."""
+        if there.alpha == 0:
+            return 0.0
         if self.stochasticity == "auto":
             return min(abs(there.t - here.t) * 2.0 * here.alpha / there.alpha**2, 1.0)
         return self.stochasticity
@@ -166,6 +168,6 @@ class Solver:
             return SAMPLE.plus(here.x_hat, rise).plus(here.z_hat, fall), NOTHING.plus(there.x_hat, rise).plus(
                 there.z_hat, fall
             )
-        kept = there.alpha / here.alpha
+        kept = there.alpha / here.alpha if here.alpha else 1.0
         rise = (there.gamma - here.gamma * kept) / 2.0
         return NOTHING.plus(SAMPLE, kept).plus(here.x_hat, rise), NOTHING.plus(there.x_hat, rise)
