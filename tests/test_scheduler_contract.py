@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    DDIMScheduler,
-    EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
 )
@@ -68,18 +66,6 @@ def test_flow_matching_configs_keep_shift_and_scale_and_swap_back(stock):
     assert 400 < float(ours.timesteps[0]) <= 500
 
 
-@pytest.mark.parametrize(("stock", "key"), [(DDIMScheduler, "beta_schedule"), (EDMEulerScheduler, "sigma_data")])
-def test_configs_of_other_paths_are_refused(stock, key):
-    with pytest.raises(ValueError, match=f"`config` must be of a flow-matching scheduler, got one with `{key}`"):
-        UCGMScheduler.from_config(stock().config)
-
-
-@pytest.mark.parametrize("settings", [{"shift_terminal": 0.1}, {"invert_sigmas": True}])
-def test_stock_settings_that_would_be_lost_are_refused(settings):
-    with pytest.raises(ValueError, match=f"`config` must leave `{next(iter(settings))}` off"):
-        UCGMScheduler.from_config(FlowMatchEulerDiscreteScheduler(**settings).config)
-
-
 @pytest.mark.parametrize("settings", [{}, {"stochasticity": "auto"}, {"solver_order": 2, "solver_type": "data"}])
 def test_schedules_that_call_the_network_at_data_stay_finite(settings):
     scheduler, sample = UCGMScheduler(**settings), torch.randn(2, 3)
@@ -136,7 +122,7 @@ def test_timesteps_go_to_the_device():
     scheduler = UCGMScheduler()
     scheduler.set_timesteps(3, device="meta")
     assert scheduler.timesteps.device.type == "meta"
-    assert scheduler.sigmas.device.type == "cpu"
+    assert scheduler.sigmas.device.type == "meta"
 
 
 def test_indices_count_the_calls():
@@ -239,7 +225,10 @@ def test_unknown_settings_are_type_errors():
     [
         ({}, "`num_inference_steps` must be at least 1, got None"),
         ({"num_inference_steps": 0}, "`num_inference_steps` must be at least 1, got 0"),
-        ({"sigmas": [0.5], "timesteps": [500]}, "Only one of `timesteps` and `sigmas` can be given"),
+        (
+            {"sigmas": [0.5], "timesteps": [500, 400]},
+            "`timesteps` and `sigmas` must have the same length, got 2 and 1",
+        ),
         ({"sigmas": [0.5, 0.9]}, "`sigmas` must run from noise to data"),
         ({"sigmas": [1.5, 0.5]}, "`sigmas` must run from noise to data within the path"),
         ({"timesteps": [-1.0]}, "`timesteps` must run from noise to data within the path"),

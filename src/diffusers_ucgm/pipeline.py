@@ -352,9 +352,10 @@ class UCGMPipeline(DiffusionPipeline):
             return [False] * number
         if tuple(interval) == (0.0, 1.0):
             return [True] * number
-        # For flow matching, diffusers' sigmas are canonical times.
+        # diffusers' own flow-matching schedulers have canonical times as sigmas.
+        times = getattr(self.scheduler, "canonical_times", None) or self.scheduler.sigmas.tolist()[:number]
         start, stop = interval
-        return [start <= t <= stop for t in self.scheduler.sigmas.tolist()[:number]]
+        return [start <= t <= stop for t in times]
 
     def _scaled(self, latents: Tensor, t: Tensor) -> Tensor:
         scale = getattr(self.scheduler, "scale_model_input", None)

@@ -10,6 +10,7 @@ from typing import Any
 
 __all__ = ["PRESETS", "Preset", "get_preset"]
 
+MODEL_SETTINGS = ("transport", "num_train_timesteps")
 WARP, UNIFORM = (1.17, 0.8, 1.1), (1.0, 1.0, 1.0)
 
 
@@ -36,6 +37,11 @@ class Preset:
     fid: float | None = None
     fid_before: str = ""
 
+    @property
+    def sampler(self) -> dict[str, Any]:
+        """The settings without those that belong to the model: for another model's scheduler."""
+        return {name: value for name, value in self.scheduler.items() if name not in MODEL_SETTINGS}
+
 
 def _multi_step(transport: str, kappa: float, warp: tuple[float, ...] = WARP, stop: float = 0.001) -> dict[str, Any]:
     return {
@@ -61,7 +67,7 @@ def _few_step(start: float, stop: float, transport: str = "linear") -> dict[str,
 
 def _general(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings without what belongs to a model."""
-    return {name: value for name, value in settings.items() if name not in ("transport", "num_train_timesteps")}
+    return {name: value for name, value in settings.items() if name not in MODEL_SETTINGS}
 
 
 PRESETS: dict[str, Preset] = {

@@ -1,40 +1,43 @@
-"""UCGM-S, the unified sampler, behind diffusers' scheduler interface (UCGM, section 3.3).
-
-`set_timesteps` makes the grid and asks `solver.py` for the weights of every network call; `step` only adds tensors.
-"""
+"""UCGMScheduler: the unified sampler (UCGM-S) behind diffusers' scheduler interface."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import ConfigMixin, SchedulerMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers import SchedulerMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .solver import Call, Point, Solver
-from .time_grids import dynamic_shift, static_shift, time_grid
+from .families import Family, cumulative_alphas, discrete_beta, flow, scm, sigma_space
+from .presets import get_preset
+from .published import PublishedCorrection
+from .schedules import Spacing, check_falling, given_numbers, grid_of_steps
+from .solver import SAMPLE, Call, Point, Solver
+from .stock import STOCK_SCHEDULERS, translated
 from .transports import Transport, get_transport
 
 
 __all__ = ["UCGMScheduler", "UCGMSchedulerOutput"]
 
 SOLVER_TYPES = ("velocity", "data", "noise")
-# Keys of stock configs that tell a discrete-beta or an EDM path.
-FOREIGN_PATHS = ("beta_schedule", "sigma_data")
-# Settings of diffusers' flow-matching schedulers that change the grid and have no counterpart here.
-UNSERVED = (
-    "shift_terminal",
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-    "invert_sigmas",
-    "stochastic_sampling",
+# Settings of the sampler alone. `solver_order` and `solver_type` mean something else to diffusers' multistep solvers.
+OWN_SETTINGS = (
+    "transport",
+    "solver_order",
+    "solver_type",
+    "extrapolation_ratio",
+    "stochasticity",
+    "time_warp",
+    "time_gaps",
+    "sigma_embedding",
+    "round_timesteps",
 )
+LEARNED_VARIANCES = ("learned", "learned_range")
 
 
 @dataclass
@@ -50,15 +53,6 @@ class UCGMSchedulerOutput(BaseOutput):
     pred_original_sample: Tensor | None = None
 
 
-class _Published(NamedTuple):
-    """What the published second order carries from call to call."""
-
-    x_t: Tensor
-    x_hat: Tensor
-    z_hat: Tensor
-    z_extrapolated: Tensor
-
-
 class UCGMScheduler(SchedulerMixin, ConfigMixin):
     """The unified sampler for multi-step and few-step models (UCGM-S).
 
@@ -72,7 +66,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         ...     sample = scheduler.step(torch.zeros_like(sample), t, sample).prev_sample
     """
 
-    _compatibles = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler"]
+    _compatibles = STOCK_SCHEDULERS
     # `timesteps` has an entry for every network call, also at second order, so pipelines must not multiply.
     order = 1
 
@@ -91,13 +85,39 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         shift: float = 1.0,
         use_dynamic_shifting: bool = False,
         time_shift_type: str = "exponential",
+        shift_terminal: float | None = None,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        rescale_betas_zero_snr: bool = False,
+        snr_shift_scale: float = 1.0,
+        sigma_min: float | None = 0.002,
+        sigma_max: float | None = 80.0,
+        sigma_data: float = 0.5,
+        sigma_schedule: str = "karras",
+        rho: float = 7.0,
+        sigma_embedding: str = "log",
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        sample_max_value: float = 1.0,
+        original_inference_steps: int | None = None,
+        round_timesteps: bool = False,
     ) -> None:
         """Check the settings.
 
         Args:
-            num_train_timesteps: The network's time of pure noise: 1000 in diffusers' models, 1 in the paper's own.
-            transport: What the network was trained on, one of `TRANSPORTS`.
-            prediction_type: Replaces the transport's own prediction by one of `PREDICTIONS`.
+            num_train_timesteps: The network's time of pure noise: 1000 in diffusers' models, 1 in the paper's own. For
+                a discrete-beta model the length of its chain.
+            transport: What the network was trained on: one of `TRANSPORTS`, "discrete_beta" (a chain of noise levels,
+                from `beta_*`), "sigma_space" (EDM's preconditioning, from `sigma_*`) or "scm" (sCM).
+            prediction_type: Replaces the transport's own prediction by one of `PREDICTIONS`. For "sigma_space"
+                "epsilon" or "v_prediction", with EDM's meaning; for "scm" there is only "trigflow".
             solver_order: 1, or 2 for a correction by a second network call.
             solver_type: How order 2 corrects: "velocity" (trapezoid rule of `dx = x_hat dgamma + z_hat dalpha`, Heun's
                 method on the linear path), "data" (exact in the noise, averages `x_hat`) or "noise" (as published,
@@ -109,9 +129,33 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             shift: Moves the grid towards noise as diffusers' flow-matching schedulers do.
             use_dynamic_shifting: Whether `set_timesteps` takes `mu` in place of `shift`.
             time_shift_type: What `mu` means, "exponential" or "linear".
+            shift_terminal: The last time of a flow's grid, to which it is stretched; None leaves it.
+            use_karras_sigmas: Whether the noise levels between the grid's ends are spaced as Karras et al. do.
+            use_exponential_sigmas: Whether they are spaced evenly in their logarithm.
+            use_beta_sigmas: Whether they are spaced by the beta distribution. Needs scipy.
+            beta_start: See `cumulative_alphas`, as for the next five.
+            beta_end: The last beta.
+            beta_schedule: One of `BETA_SCHEDULES`.
+            trained_betas: The betas themselves.
+            rescale_betas_zero_snr: Whether the chain is rescaled to end in pure noise.
+            snr_shift_scale: CogVideoX's shift of the chain.
+            sigma_min: See `sigma_space`, as for the next five.
+            sigma_max: The highest noise level.
+            sigma_data: Standard deviation of the data.
+            sigma_schedule: "karras" or "exponential".
+            rho: The root of "karras". The sampler's own rho is `stochasticity`.
+            sigma_embedding: "log" or "atan".
+            clip_sample: Whether data estimates are clamped to `clip_sample_range`, as for models of pixels.
+            clip_sample_range: The largest absolute value of a clamped estimate.
+            thresholding: Whether data estimates are clamped to a quantile of theirs (arXiv 2205.11487).
+            dynamic_thresholding_ratio: Which quantile, in [0, 1].
+            sample_max_value: The largest value that this quantile counts as.
+            original_inference_steps: The number of steps on which a latent consistency model was trained, to which the
+                grid of a discrete-beta model is bound.
+            round_timesteps: Whether the grid is moved to whole times of the network, for networks that look them up.
 
         Raises:
-            ValueError: If a setting is out of its range.
+            ValueError: If a setting is out of its range, or settings contradict each other.
         """
         if not num_train_timesteps >= 1:
             raise ValueError(f"`num_train_timesteps` must be at least 1, got {num_train_timesteps!r}.")
@@ -123,15 +167,29 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"`extrapolation_ratio` must be a number from 0 up, got {extrapolation_ratio!r}.")
         if stochasticity != "auto" and not (isinstance(stochasticity, int | float) and 0.0 <= stochasticity <= 1.0):
             raise ValueError(f"`stochasticity` must be a number in [0, 1] or 'auto', got {stochasticity!r}.")
-        get_transport(transport, prediction_type)
-        time_grid(1, time_warp, time_gaps)
-        static_shift(torch.ones(()), shift)
-        dynamic_shift(torch.ones(()), 1.0, time_shift_type)
-        if solver_order == 2 and solver_type == "noise" and time_gaps[0] == 0:
-            raise ValueError(
-                "`solver_type='noise'` divides by gamma(t), which is 0 at the noise end, got `time_gaps[0]=0`. Use a "
-                "gap above 0, such as 0.001, or `solver_type='velocity'`."
-            )
+        if solver_order == 2 and solver_type == "noise":
+            if time_gaps[0] == 0:
+                raise ValueError(
+                    "`solver_type='noise'` divides by gamma(t), which is 0 at the noise end, got `time_gaps[0]=0`. "
+                    "Use a gap above 0, such as 0.001, or `solver_type='velocity'`."
+                )
+            if transport in ("sigma_space", "scm") or clip_sample or thresholding:
+                raise ValueError(
+                    "`solver_type='noise'` is for the reference's own transports without clipping, got "
+                    f"`transport={transport!r}`. Use `solver_type='velocity'`."
+                )
+        self._family: Family | None = None
+        grid_of_steps(1, self._spacing, self.family, mu=1.0)
+        # A stock scheduler that is made from this config must not read the sampler's settings as its own.
+        defaults = self.config.get("_use_default_values", [])
+        self.register_to_config(
+            _use_default_values=[*defaults, *(each for each in OWN_SETTINGS if each not in defaults)]
+        )
+        if transport == "discrete_beta":
+            self.alphas_cumprod = self._cumulative_alphas().float()
+            self.alphas = self.alphas_cumprod / torch.cat([torch.ones(1), self.alphas_cumprod[:-1]])
+            self.betas = 1.0 - self.alphas
+            self.final_alpha_cumprod = torch.tensor(1.0)
         self.num_inference_steps: int | None = None
         self.timesteps = torch.empty(0)
         self.sigmas = torch.empty(0)
@@ -142,37 +200,68 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
     def __len__(self) -> int:
         return self.config.num_train_timesteps
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A family is made of functions, which cannot be pickled; the config makes it again.
+        return {**self.__dict__, "_family": None}
+
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """The scheduler for a model, from its stock flow-matching scheduler's config; keyword arguments win.
+        """The scheduler for a model, from the config of the scheduler it came with; keyword arguments win.
+
+        Args:
+            config: The config of a `UCGMScheduler` or of one of diffusers' schedulers (`pipe.scheduler.config`). What
+                it says of the model's path, its spacing and its clipping is kept; the rest is carried along, so that
+                the stock scheduler can be made again by its own `from_config(scheduler.config)`.
+            return_unused_kwargs: Whether to return `(scheduler, unused)`.
+            kwargs: Settings of `UCGMScheduler`; `preset`, a name in `PRESETS`, sets those of the sampler.
 
         Raises:
-            ValueError: If the config is of a model on another path than flow matching, or has a setting that would be
-                lost here.
+            ValueError: If the config is of another kind of model, or the preset is unknown.
         """
-        if isinstance(config, dict):
-            if foreign := [name for name in FOREIGN_PATHS if name in config]:
-                raise ValueError(
-                    f"`config` must be of a flow-matching scheduler, got one with `{foreign[0]}`: the model was "
-                    "trained on another path, and sampling it on this one gives wrong pictures. Keep its scheduler."
-                )
-            if lost := [name for name in UNSERVED if config.get(name)]:
-                raise ValueError(
-                    f"`config` must leave {', '.join(f'`{name}`' for name in lost)} off, which this scheduler does "
-                    f"not know yet, got {config[lost[0]]!r}. Keep the stock scheduler, or pass its schedule as "
-                    "`sigmas`."
-                )
-        return super().from_config(config, return_unused_kwargs, **kwargs)
+        if config is None:
+            raise ValueError("`config` must be a scheduler's config, such as `pipe.scheduler.config`, got None.")
+        if not isinstance(config, Mapping):
+            config, kwargs = cls.load_config(config, return_unused_kwargs=True, **kwargs)
+        if preset := kwargs.pop("preset", None):
+            kwargs = {**get_preset(preset).sampler, **kwargs}
+        # A stock config marks its defaults, which would give way to ours.
+        said = {name: value for name, value in config.items() if name != "_use_default_values"}
+        if said.get("_class_name", cls.__name__) != cls.__name__ or "extrapolation_ratio" not in said:
+            said = {name: value for name, value in said.items() if name not in OWN_SETTINGS} | translated(said)
+        return super().from_config(said, return_unused_kwargs, **kwargs)
+
+    @classmethod
+    def from_preset(cls, name: str, **kwargs: Any) -> "UCGMScheduler":
+        """The scheduler of a published setting, for the model that it was published for.
+
+        Args:
+            name: One of `PRESETS`.
+            kwargs: Settings that differ from the preset's.
+
+        Raises:
+            ValueError: If there is no such preset.
+        """
+        return cls(**{**get_preset(name).scheduler, **kwargs})
+
+    @property
+    def family(self) -> Family:
+        """The model's path, and what its network and pipelines call time, noise level and sample."""
+        if self._family is None:
+            self._family = self._make_family()
+        return self._family
 
     @property
     def transport(self) -> Transport:
-        """The transport that the settings name."""
-        return get_transport(self.config.transport, self.config.prediction_type)
+        """The model's path and prediction in canonical time."""
+        return self.family.transport
 
     @property
     def init_noise_sigma(self) -> float:
-        """Scale of the initial noise: 1."""
-        return 1.0
+        """What a pipeline multiplies standard normal noise by to start: 1, or more where samples are not scaled."""
+        if not self.family.divides:
+            return 1.0
+        t = self._points[0].t if self._points else 1.0
+        return 1.0 / float(self.transport.gamma(torch.tensor(t, dtype=torch.float64)))
 
     @property
     def step_index(self) -> int | None:
@@ -183,6 +272,23 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
     def begin_index(self) -> int | None:
         """The first call's place in the schedule, as `set_begin_index` set it."""
         return self._begin_index
+
+    @property
+    def canonical_times(self) -> list[float]:
+        """The canonical time of every network call, from noise (1) to data (0)."""
+        points = self._points
+        return [point.t for point in (points if self.config.solver_order == 1 else _repeated(points))]
+
+    @property
+    def target_timesteps(self) -> Tensor:
+        """Where every call leads, in the network's time, for any-step networks that are told it. Shape `(N,)`.
+
+        That is the next time without stochasticity, and the data's with it: noise is then added to the data estimate.
+        """
+        t = torch.tensor([*self.canonical_times[1:], 0.0], dtype=torch.float64)
+        if self.config.stochasticity != 0:
+            t = torch.zeros_like(t)
+        return self.family.timestep(t).to(self.timesteps)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Start in the middle of the schedule, as image-to-image pipelines do.
@@ -199,7 +305,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         self._reset()
         self._begin_index = begin_index
         if self._points:
-            self._calls = self._solver.plan(self._points, begin_index)
+            self._plan(begin_index)
 
     def set_timesteps(
         self,
@@ -208,6 +314,10 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         timesteps: Sequence[float] | np.ndarray | Tensor | None = None,
         sigmas: Sequence[float] | np.ndarray | Tensor | None = None,
         mu: float | None = None,
+        original_inference_steps: int | None = None,
+        strength: float | None = None,
+        max_timesteps: float | None = None,
+        intermediate_timesteps: float | None = None,
     ) -> None:
         """Make the schedule and forget the last run.
 
@@ -215,50 +325,103 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             num_inference_steps: The budget of network calls. An even budget at second order leaves one call unused.
             device: Where `timesteps` goes.
             timesteps: The network's times, used exactly as given; without a final end at data.
-            sigmas: Canonical times (the sigmas of a flow-matching model), not warped and without gaps, but shifted as
-                diffusers' flow-matching schedulers shift the sigmas they are given. A final 0 is left out.
+            sigmas: Noise levels, as the model's own schedulers show them in `sigmas`, not warped and without gaps. A
+                final 0 is left out. A flow's are its times, and are shifted and stretched as diffusers' flow-matching
+                schedulers do it to the sigmas they are given. Together with `timesteps` they are the path's times, and
+                `timesteps` is what the network is told.
             mu: The shift under `use_dynamic_shifting`.
+            original_inference_steps: As in the constructor, for this schedule.
+            strength: The time at which the schedule of a latent consistency model starts, in (0, 1].
+            max_timesteps: The first time of an sCM model.
+            intermediate_timesteps: Its second time, when there are two steps.
 
         Raises:
-            ValueError: If not exactly one of `timesteps`, `sigmas` or else `num_inference_steps` decides, if given
-                times rise or leave their range, or if `mu` is missing.
+            ValueError: If neither `timesteps`, `sigmas` nor `num_inference_steps` decides, if given times rise or
+                leave their range, or if `mu` is missing.
         """
-        if timesteps is not None and sigmas is not None:
-            raise ValueError("Only one of `timesteps` and `sigmas` can be given, got both.")
-        given = timesteps if timesteps is not None else sigmas
-        if given is not None:
-            t = torch.as_tensor(np.asarray(given.cpu() if isinstance(given, Tensor) else given, dtype=np.float64))
-            t = t[:-1] if sigmas is not None and t.ndim == 1 and len(t) > 1 and t[-1] == 0 else t
-            if timesteps is not None:
-                t = self.transport.model_time(t / self.config.num_train_timesteps)
-            self._check_times(t, "timesteps" if timesteps is not None else "sigmas", num_inference_steps)
+        family, spacing = self.family, self._spacing
+        if max_timesteps is not None and timesteps is None and num_inference_steps:
+            timesteps = np.linspace(max_timesteps, 0.0, num_inference_steps + 1)[:-1]
+            if intermediate_timesteps is not None and num_inference_steps == 2:
+                timesteps[1] = intermediate_timesteps
+        told = None if timesteps is None else given_numbers(timesteps, "timesteps")
+        if told is not None and family.ends_at_data and len(told) > 1 and told[-1] == 0:
+            told = told[:-1]
+        if sigmas is not None:
+            levels = given_numbers(sigmas, "sigmas")
+            levels = levels[:-1] if len(levels) > 1 and levels[-1] == 0 else levels
+            t = check_falling(family.time_of_sigma(levels), "sigmas", 0.0)
+            t = spacing.shifted(t, mu, family) if family.is_flow else t
+        elif told is not None:
+            t = check_falling(family.time(told), "timesteps", family.earliest)
         elif num_inference_steps is None or num_inference_steps < 1:
             raise ValueError(f"`num_inference_steps` must be at least 1, got {num_inference_steps!r}.")
         else:
             num_points = (num_inference_steps + 1) // 2 if self.config.solver_order == 2 else num_inference_steps
-            t = time_grid(num_points, self.config.time_warp, self.config.time_gaps)
-        if timesteps is None:
-            t = self._shift(t, mu)
-        # The grid is what the network is told, in float32: near the noise end rounding matters to gamma(t).
-        t = self.transport.model_time(self.transport.model_time(t).float().double())
-        self._points = [Point.at(self.transport, value) for value in t.tolist()]
+            ladder = original_inference_steps or self.config.original_inference_steps
+            t = grid_of_steps(num_points, spacing, family, mu, ladder, 1.0 if strength is None else strength)
+            if self.config.round_timesteps:
+                t = spacing.rounded(t, family)
+        given = "timesteps" if told is not None else "sigmas" if sigmas is not None else None
+        if given and num_inference_steps not in (None, len(t)):
+            raise ValueError(
+                f"`num_inference_steps` must be the length of `{given}`, {len(t)}, got {num_inference_steps}."
+            )
+        if told is not None and sigmas is not None:
+            if len(told) != len(t):
+                raise ValueError(f"`timesteps` and `sigmas` must have the same length, got {len(told)} and {len(t)}.")
+            told = told.float()
+        else:
+            told = family.timestep(t).float()
+            # The grid is what the network is told, in float32: near the noise end rounding matters to gamma(t).
+            t = family.time(told.double()).clamp(family.earliest, 1.0)
+        self._points = [Point.at(family, value) for value in t.tolist()]
         if self._is_published and self._points[0].gamma == 0:
             raise ValueError(
                 f"`solver_type='noise'` divides by gamma(t), which is 0 at the first time, got t = {t[0]}. Start "
                 "below 1, or use `solver_type='velocity'`."
             )
         if self.config.solver_order == 2:
-            # Every point but the first is called twice: to correct the step that led to it, and to go on from it.
-            t = t.repeat_interleave(2)[1:]
-        self.timesteps = (self.transport.model_time(t) * self.config.num_train_timesteps).float().to(device)
-        self.sigmas = torch.cat([t, t.new_zeros(1)]).float()
+            told, t = _repeated(told), _repeated(t)
+        data_time = t.new_zeros(1)
+        if family.ends_at_data:
+            told = torch.cat([told, family.timestep(data_time).float()])
+        self.timesteps = told.to(device)
+        self.sigmas = torch.cat([family.sigma(t), data_time]).float().to(device)
         self.num_inference_steps = len(t) if num_inference_steps is None else num_inference_steps
         self._reset()
-        self._calls = self._solver.plan(self._points)
+        self._plan(0)
+
+    def index_for_timestep(self, timestep: Tensor | float, schedule_timesteps: Tensor | None = None) -> int:
+        """The place of a time in the schedule; of a repeated one the second, from which a run goes on.
+
+        Args:
+            timestep: One of the network's times. An entry of `timesteps` itself is found without reading it.
+            schedule_timesteps: Another schedule to look in.
+        """
+        schedule = self.timesteps if schedule_timesteps is None else schedule_timesteps
+        if isinstance(timestep, Tensor):
+            if timestep.untyped_storage().data_ptr() == schedule.untyped_storage().data_ptr():
+                return int(timestep.storage_offset() - schedule.storage_offset())
+            timestep = timestep.flatten()[0].item()
+        distances = (schedule.double() - float(timestep)).abs()
+        nearest = (distances == distances.min()).nonzero().flatten().tolist()
+        return nearest[min(1, len(nearest) - 1)]
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The sample as the network takes it: unchanged."""
-        return sample
+        """The sample as the network takes it: unchanged, or scaled for models in sigma space.
+
+        Args:
+            sample: The sample, shape `(B, ...)`.
+            timestep: The entry of `timesteps` that the network will be called with.
+        """
+        if not self.family.divides:
+            return sample
+        if not self._calls:
+            raise RuntimeError("`scale_model_input` was called before `set_timesteps`.")
+        index = self._start(timestep)
+        step = (index + 1) // 2 if self.config.solver_order == 2 else index
+        return sample * self._points[min(step, len(self._points) - 1)].scale
 
     def step(
         self,
@@ -267,53 +430,76 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         sample: Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
-    ) -> UCGMSchedulerOutput | tuple[Tensor]:
+        eta: float = 0.0,
+        use_clipped_model_output: bool | None = None,
+        per_token_timesteps: Tensor | None = None,
+        prev_timestep: Any = None,
+    ) -> UCGMSchedulerOutput | tuple[Tensor, ...]:
         """One network call's worth of the way from noise to data.
 
-        The scheduler counts its calls itself; `timestep` is there for diffusers' interface and is not looked up.
+        The scheduler counts its calls itself; `timestep` tells where the first one is and is not looked up later.
 
         Args:
-            model_output: The network's prediction F at `sample`, shape `(B, ...)`.
+            model_output: The network's prediction F at `sample`, shape `(B, ...)`; with twice the channels from a
+                model that also predicts a variance, which is not used.
             timestep: The entry of `timesteps` that the network was called with.
             sample: The point of the path, any floating dtype. The step is computed in float32 or wider.
             generator: Source of the noise where there is stochasticity; a list has one for each sample.
-            return_dict: Whether to return a `UCGMSchedulerOutput` or the tuple `(prev_sample,)`.
+            return_dict: Whether to return a `UCGMSchedulerOutput` or a tuple: `(prev_sample,)` for flows and
+                `(prev_sample, pred_original_sample)` for others, as diffusers' schedulers do.
+            eta: DDIM's, which pipelines pass. Only 0: `stochasticity` is the setting here.
+            use_clipped_model_output: DDIM's, which a pipeline passes. Not used.
+            per_token_timesteps: Times of every token, shape `(B, tokens)`, for a sample `(B, tokens, C)` whose tokens
+                are not equally noisy. Each token steps to the next time below its own, and `model_output` is then the
+                velocity towards the data, as `FlowMatchEulerDiscreteScheduler` has it.
+            prev_timestep: unCLIP's, which its pipelines pass. Not used.
 
         Raises:
             RuntimeError: If there is no schedule, or it is used up.
-            ValueError: If `model_output` has another shape than `sample`.
+            ValueError: If `model_output` has another shape than `sample`, or an argument asks for what is not here.
         """
         if not self._calls:
             raise RuntimeError("`step` was called before `set_timesteps`.")
-        if self._step_index is None:
-            self._step_index = self._begin_index or 0
-        if self._step_index >= len(self._calls):
+        if eta:
+            raise ValueError(
+                f"`eta` must be 0, got {eta}. Set `stochasticity` in `UCGMScheduler.from_config` instead."
+            )
+        index = self._start(timestep)
+        if index >= len(self._calls):
             raise RuntimeError(
                 f"`step` was called more than the {len(self._calls)} times of this schedule. Call `set_timesteps`."
             )
         if model_output.shape != sample.shape:
-            raise ValueError(
-                f"`model_output` must have the shape of `sample`, {tuple(sample.shape)}, "
-                f"got {tuple(model_output.shape)}."
-            )
-        call = self._calls[self._step_index]
+            model_output = self._without_variance(model_output, sample)
         x = self._working_copy(sample)
-        output = model_output.to(x.dtype)
-        if self._is_published:
-            result = self._published_step(x, model_output, generator)
+        if per_token_timesteps is not None:
+            result, x_hat = self._step_of_tokens(x, model_output, per_token_timesteps)
+            self._step_index = index + 1
+            return self._output(self._returned(result, sample.dtype), lambda: x_hat.to(sample.dtype), return_dict)
+        call = self._calls[index]
+        change = self._clipping(call, x, model_output)
+        if self._published is not None:
+            result = self._published.step(
+                self.transport, index, x, model_output, lambda: self._noise(x.float(), generator)
+            )
         else:
-            result = call.result(x, output)
-            if call.adds:
-                result += self._left[call.adds]
+            result = call.result(x, model_output, change)
+            if call.kappa and self._history is not None:
+                result.lerp_(self._history, -call.kappa)
+            if call.corrects and self._base is not None:
+                result.add_(self._base)
             if call.noise:
-                result += self._fresh_noise(sample, generator) * call.noise
-            kept = {name: self._left[name] for name in call.keeps if name in self._left}
-            self._left = kept | {name: weights(x, output) for name, weights in call.leaves}
-        self._step_index += 1
+                result.add_(self._noise(result, generator), alpha=call.noise)
+            self._base = None if call.base is None else call.base(x, model_output, change)
+            if call.history is not None:
+                self._history = call.history(x, model_output, change)
+            elif not call.corrects:
+                self._history = None
+        self._step_index = index + 1
         prev_sample = self._returned(result, sample.dtype)
-        if not return_dict:
-            return (prev_sample,)
-        return UCGMSchedulerOutput(prev_sample, call.x_hat(x, output).to(sample.dtype))
+        if call.is_last and self._published is None:
+            return self._output(prev_sample, lambda: prev_sample, return_dict)
+        return self._output(prev_sample, lambda: call.x_hat(x, model_output, change).to(sample.dtype), return_dict)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor | float, noise: Tensor | None = None) -> Tensor:
         """A point of the path: `x_t = alpha(t) noise + gamma(t) sample`.
@@ -325,22 +511,117 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         """
         noise = torch.randn_like(sample) if noise is None else noise
         dtype = torch.promote_types(sample.dtype, torch.float32)
-        t = torch.as_tensor(timestep, device=sample.device).to(dtype) / self.config.num_train_timesteps
-        transport = self.transport
-        t = transport.model_time(t)
+        t = self.family.time(torch.as_tensor(timestep, device=sample.device).to(dtype))
         t = t.expand(len(sample)) if t.ndim == 1 else t
-        return transport.sample(sample.to(dtype), noise.to(sample.device, dtype), t).to(sample.dtype)
+        return self.family.noised(sample.to(dtype), noise.to(sample.device, dtype), t).to(sample.dtype)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`scale_noise` in the argument order of diffusers' other schedulers."""
         return self.scale_noise(original_samples, timesteps, noise)
 
+    def _make_family(self) -> Family:
+        config = self.config
+        if config.transport == "discrete_beta":
+            return discrete_beta(self._cumulative_alphas(), config.prediction_type or "epsilon")
+        if config.transport == "sigma_space":
+            return sigma_space(
+                config.sigma_min,
+                config.sigma_max,
+                config.sigma_data,
+                config.sigma_schedule,
+                config.rho,
+                config.prediction_type or "epsilon",
+                config.sigma_embedding,
+            )
+        if config.transport == "scm":
+            if config.prediction_type not in (None, "trigflow"):
+                raise ValueError(f"`prediction_type` must be 'trigflow', got {config.prediction_type!r}.")
+            return scm(config.sigma_data)
+        return flow(get_transport(config.transport, config.prediction_type), config.num_train_timesteps)
+
+    def _cumulative_alphas(self) -> Tensor:
+        config = self.config
+        return cumulative_alphas(
+            config.num_train_timesteps,
+            config.beta_start,
+            config.beta_end,
+            config.beta_schedule,
+            config.trained_betas,
+            config.rescale_betas_zero_snr,
+            config.snr_shift_scale,
+        )
+
+    @property
+    def _spacing(self) -> Spacing:
+        return Spacing.of(self.config)
+
+    @property
+    def _solver(self) -> Solver:
+        config = self.config
+        correction = "data" if config.solver_type == "data" else "velocity"
+        return Solver(config.solver_order, correction, config.extrapolation_ratio, config.stochasticity)
+
+    @property
+    def _is_published(self) -> bool:
+        return self.config.solver_order == 2 and self.config.solver_type == "noise"
+
     def _reset(self) -> None:
         self._step_index: int | None = None
         self._begin_index: int | None = None
-        self._left: dict[str, Tensor] = {}
-        self._published: _Published | None = None
+        self._history: Tensor | None = None
+        self._base: Tensor | None = None
         self._last: tuple[Tensor, int, Tensor] | None = None
+        self._published: PublishedCorrection | None = None
+
+    def _plan(self, begin_index: int) -> None:
+        self._calls = self._solver.plan(self._points, begin_index)
+        if self.family.ends_at_data:
+            self._calls.append(Call(SAMPLE, SAMPLE))
+        if self._is_published:
+            self._published = PublishedCorrection(self._solver, self._points, begin_index)
+
+    def _start(self, timestep: Any) -> int:
+        """The place of the present call; a run without `set_begin_index` begins where its first time says."""
+        if self._step_index is None:
+            if self._begin_index is None and timestep is not None:
+                index = self.index_for_timestep(timestep)
+                if index:
+                    self.set_begin_index(index)
+            self._step_index = self._begin_index or 0
+        return self._step_index
+
+    def _without_variance(self, model_output: Tensor, sample: Tensor) -> Tensor:
+        learns_variance = self.config.get("variance_type") in LEARNED_VARIANCES
+        if learns_variance and model_output.ndim == sample.ndim and model_output.shape[1] == 2 * sample.shape[1]:
+            return model_output[:, : sample.shape[1]]
+        raise ValueError(
+            f"`model_output` must have the shape of `sample`, {tuple(sample.shape)}, got {tuple(model_output.shape)}."
+        )
+
+    def _clipping(self, call: Call, x: Tensor, model_output: Tensor) -> Tensor | None:
+        """What clipping changes in the data estimate; None where nothing is clipped."""
+        config = self.config
+        if not (config.clip_sample or config.thresholding):
+            return None
+        x_hat = call.x_hat(x, model_output)
+        if not config.thresholding:
+            return x_hat.clamp(-config.clip_sample_range, config.clip_sample_range) - x_hat
+        limit = torch.quantile(x_hat.flatten(1).abs(), config.dynamic_thresholding_ratio, dim=1)
+        limit = limit.clamp(1.0, config.sample_max_value).reshape(-1, *(1,) * (x.ndim - 1))
+        return x_hat.clamp(-limit, limit) / limit - x_hat
+
+    def _step_of_tokens(self, x: Tensor, model_output: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Euler's step of every token from its own time, and its data estimate."""
+        if not self.family.is_flow or self.config.solver_order == 2 or self.config.stochasticity != 0:
+            raise ValueError(
+                "`per_token_timesteps` needs a flow-matching model with `solver_order=1` and `stochasticity=0`, got "
+                f"{self.config.transport!r}, {self.config.solver_order} and {self.config.stochasticity!r}."
+            )
+        t = self.family.time(timesteps.to(x.dtype))
+        levels = self.sigmas.to(x.device, x.dtype).reshape(-1, *(1,) * t.ndim)
+        following = torch.where(levels < t - 1e-6, levels, 0.0).amax(dim=0)
+        velocity = model_output.to(x.dtype)
+        return x + (t - following).unsqueeze(-1) * velocity, x + t.unsqueeze(-1) * velocity
 
     def _working_copy(self, sample: Tensor) -> Tensor:
         """The sample in the step's precision: what the last step gave before rounding, if it comes back untouched."""
@@ -361,81 +642,18 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             self._last = rounded, rounded._version, result
         return rounded
 
+    def _output(self, prev_sample: Tensor, x_hat: Any, return_dict: bool) -> UCGMSchedulerOutput | tuple[Tensor, ...]:
+        if return_dict:
+            return UCGMSchedulerOutput(prev_sample, x_hat())
+        return (prev_sample,) if self.family.is_flow else (prev_sample, x_hat())
+
     @staticmethod
-    def _fresh_noise(sample: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
-        dtype = torch.promote_types(sample.dtype, torch.float32)
-        return randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)
+    def _noise(like: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
+        return randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
-    @property
-    def _is_published(self) -> bool:
-        return self.config.solver_order == 2 and self.config.solver_type == "noise"
 
-    @property
-    def _solver(self) -> Solver:
-        config = self.config
-        correction = "data" if config.solver_type == "data" else "velocity"
-        return Solver(config.solver_order, correction, config.extrapolation_ratio, config.stochasticity)
-
-    def _shift(self, t: Tensor, mu: float | None) -> Tensor:
-        if not self.config.use_dynamic_shifting:
-            return static_shift(t, self.config.shift)
-        if mu is None:
-            raise ValueError("`mu` must be given under `use_dynamic_shifting`, got None.")
-        return dynamic_shift(t, mu, self.config.time_shift_type)
-
-    def _check_times(self, t: Tensor, name: str, num_inference_steps: int | None) -> None:
-        if t.ndim != 1 or len(t) == 0 or not bool(t.isfinite().all()):
-            raise ValueError(f"`{name}` must be a list of finite numbers, got shape {tuple(t.shape)}.")
-        if bool((t < 0).any() or (t > 1 + 1e-6).any()) or bool((t.diff() > 0).any()):
-            raise ValueError(
-                f"`{name}` must run from noise to data within the path, got canonical times {t.tolist()}."
-            )
-        if num_inference_steps not in (None, len(t)):
-            raise ValueError(
-                f"`num_inference_steps` must be the length of `{name}`, {len(t)}, got {num_inference_steps}."
-            )
-
-    def _published_step(
-        self, x: Tensor, model_output: Tensor, generator: torch.Generator | list[torch.Generator] | None
-    ) -> Tensor:
-        """Second order as published, operation by operation: it magnifies rounding by 1 / gamma(t), up to thousands.
-
-        `x_s = x_t gamma(s) / gamma(t) + (alpha(s) - gamma(s) alpha(t) / gamma(t)) (z_hat + z_hat') / 2`
-        """
-        index, begin = self._step_index or 0, self._begin_index or 0
-        step, corrects = (index + 1) // 2, index % 2 == 1
-        if corrects and self._published is None:
-            return x.clone()
-        point, following = self._points[step], self._points[min(step + 1, len(self._points) - 1)]
-        x_hat, z_hat = (
-            estimate.to(x.dtype)
-            for estimate in self.transport.estimate(model_output.float(), x.float(), self._reference_time(point.t))
-        )
-        if corrects:
-            past = self._published
-            assert past is not None
-            alpha, gamma = self._reference_path(self._points[step - 1].t)
-            alpha_s, gamma_s = self._reference_path(point.t)
-            weight = alpha_s - gamma_s * alpha / gamma
-            return past.x_t * gamma_s / gamma + weight * (0.5 * past.z_extrapolated + 0.5 * z_hat)
-        if step == len(self._points) - 1:
-            self._published = None
-            return x_hat
-        solver, past = self._solver, self._published
-        kappa = solver.kappa(step - solver.first_step(begin))
-        x_ahead, z_ahead = x_hat, z_hat
-        if kappa and past is not None:
-            x_ahead, z_ahead = x_hat + kappa * (x_hat - past.x_hat), z_hat + kappa * (z_hat - past.z_hat)
-        self._published = _Published(x, x_hat, z_hat, z_ahead)
-        alpha_s, gamma_s = self._reference_path(following.t)
-        rho = solver.rho(point, following)
-        result = gamma_s * x_ahead + alpha_s * math.sqrt(1.0 - rho) * z_ahead
-        return result + alpha_s * math.sqrt(rho) * self._fresh_noise(x.float(), generator) if rho else result
-
-    def _reference_time(self, t: float) -> Tensor:
-        """A time in the precision of the reference: float32 in the network's own direction."""
-        return torch.tensor(t, dtype=torch.float32 if self.transport.noise_time == 1.0 else torch.float64)
-
-    def _reference_path(self, t: float) -> tuple[Tensor, Tensor]:
-        time = self._reference_time(t)
-        return self.transport.alpha(time).float(), self.transport.gamma(time).float()
+def _repeated(points: Any) -> Any:
+    """A grid's calls at second order: every point but the first corrects the step to it, and then goes on from it."""
+    if isinstance(points, Tensor):
+        return points.repeat_interleave(2)[1:]
+    return [point for point in points for _ in range(2)][1:]

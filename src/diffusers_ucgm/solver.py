@@ -17,76 +17,102 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .transports import Transport
+from .families import Family
 
 
 __all__ = ["Call", "Point", "Solver", "Weights"]
 
 
 class Weights(NamedTuple):
-    """A linear combination `sample * x + output * F`."""
+    """A linear combination `sample * x + output * F + data * dx_hat`.
+
+    `dx_hat` is what clipping changed in the data estimate, for the few models whose estimates are clipped.
+    """
 
     sample: float
     output: float
+    data: float = 0.0
 
-    def __call__(self, sample: Tensor, output: Tensor) -> Tensor:
-        """The combination of two tensors of one shape, as a new tensor."""
-        return torch.add(sample * self.sample, output, alpha=self.output)
+    def __call__(self, sample: Tensor, output: Tensor, change: Tensor | None = None) -> Tensor:
+        """The combination of tensors of one shape, as a new tensor."""
+        if self.sample == 1.0:  # flow matching: one pass over memory instead of two
+            result = torch.add(sample, output, alpha=self.output)
+        else:
+            result = (sample * self.sample).add_(output, alpha=self.output)
+        return result if change is None or not self.data else result.add_(change, alpha=self.data)
 
     def plus(self, other: "Weights", factor: float = 1.0) -> "Weights":
         """`self + factor * other`."""
-        return Weights(self.sample + factor * other.sample, self.output + factor * other.output)
+        return Weights(*(mine + factor * theirs for mine, theirs in zip(self, other, strict=True)))
 
 
 NOTHING, SAMPLE = Weights(0.0, 0.0), Weights(1.0, 0.0)
 
 
 class Call(NamedTuple):
-    """What one network call does: `prev_sample = result(x, F) + <left under adds> + noise * eps`.
+    """What one network call does, with kappa of extrapolation and the tensors that earlier calls left.
+
+        prev_sample = (1 + kappa) result(x, F) - kappa history + base + noise * eps
 
     Attributes:
         x_hat: The data estimate of this call.
         result: What becomes of the sample.
-        adds: Name of a tensor that an earlier call left: "history" for extrapolation, "base" for a correction.
+        kappa: How far the result is extrapolated from the history.
+        corrects: Whether the base is added.
         noise: Weight of fresh noise.
-        leaves: What later calls need, by name.
-        keeps: Names of earlier tensors that stay; all others go.
+        history: What it leaves for the next extrapolation: where its own estimates would lead by then. None keeps
+            what is there.
+        base: What it leaves for the correction.
+        is_last: Whether the result is the data estimate, with which the run ends.
     """
 
     x_hat: Weights
     result: Weights
-    adds: str | None = None
+    kappa: float = 0.0
+    corrects: bool = False
     noise: float = 0.0
-    leaves: tuple[tuple[str, Weights], ...] = ()
-    keeps: tuple[str, ...] = ()
+    history: Weights | None = None
+    base: Weights | None = None
+    is_last: bool = False
 
 
 @dataclass(frozen=True)
 class Point:
-    """A canonical time of the grid, its coefficients, and its estimates as weights."""
+    """A canonical time of the grid, its coefficients for the pipelines' sample, and its estimates as weights.
+
+    `scale` turns that sample into the network's input: 1, or gamma(t) for a family that divides by it.
+    """
 
     t: float
     alpha: float
     gamma: float
+    scale: float
     x_hat: Weights
     z_hat: Weights
 
     @classmethod
-    def at(cls, transport: Transport, t: float) -> "Point":
-        """The point of a transport at `t`.
+    def at(cls, family: Family, t: float) -> "Point":
+        """The point of a family's path at `t`.
 
         Raises:
             ValueError: If the prediction does not determine data and noise there.
         """
         time = torch.tensor(t, dtype=torch.float64)
-        alpha, gamma, alpha_hat, gamma_hat = (float(value) for value in transport.coefficients(time, time))
+        alpha, gamma, alpha_hat, gamma_hat = (float(value) for value in family.transport.coefficients(time, time))
         det = alpha * gamma_hat - gamma * alpha_hat
         if det == 0:
             raise ValueError(
                 f"The network's prediction must determine data and noise at every time, got D(t) = 0 at t = {t}. Use "
                 "a gap above 0 in `time_gaps`."
             )
-        return cls(t, alpha, gamma, Weights(-alpha_hat / det, alpha / det), Weights(gamma_hat / det, -gamma / det))
+        scale = gamma if family.divides else 1.0
+        x_hat = Weights(_snapped(-alpha_hat * scale / det), alpha / det, 1.0)
+        return cls(t, alpha / scale, gamma / scale, scale, x_hat, Weights(gamma_hat * scale / det, -gamma / det))
+
+
+def _snapped(weight: float) -> float:
+    """1 where rounding alone keeps a weight from it, since 1 saves a pass over memory."""
+    return 1.0 if abs(weight - 1.0) < 1e-12 else weight
 
 
 @dataclass(frozen=True)
@@ -118,7 +144,8 @@ class Solver:
         if there.alpha == 0:
             return 0.0
         if self.stochasticity == "auto":
-            return min(abs(there.t - here.t) * 2.0 * here.alpha / there.alpha**2, 1.0)
+            alpha, alpha_s = here.alpha * here.scale, there.alpha * there.scale
+            return min(abs(there.t - here.t) * 2.0 * alpha / alpha_s**2, 1.0)
         return self.stochasticity
 
     def plan(self, points: list[Point], begin_index: int = 0) -> list[Call]:
@@ -138,28 +165,25 @@ class Solver:
             here, there = points[i], points[i + 1]
             kappa, rho = self.kappa(i - first), self.rho(here, there)
             fresh = there.alpha * math.sqrt(rho)
-            result = NOTHING.plus(self._ahead(here, there, rho), 1.0 + kappa)
-            leaves = []
-            if i + 2 < len(points) and (following := self.kappa(i + 1 - first)):
-                # The next step's extrapolation, but for its own estimates, is known now: one tensor, not two.
-                ahead = self._ahead(here, points[i + 2], self.rho(there, points[i + 2]))
-                leaves.append(("history", NOTHING.plus(ahead, -following)))
-            adds = "history" if kappa else None
+            ahead, history = self._ahead(here, there, rho), None
+            if i + 2 < len(points) and self.kappa(i + 1 - first):
+                # What the next step subtracts is known now: one tensor, not the two estimates.
+                history = self._ahead(here, points[i + 2], self.rho(there, points[i + 2]))
             if not second_order:
-                calls.append(Call(here.x_hat, result, adds, fresh, tuple(leaves)))
+                calls.append(Call(here.x_hat, ahead, kappa, noise=fresh, history=history))
                 continue
             base, correction = self._correction(here, there)
-            leaves.append(("base", base))
-            calls.append(Call(here.x_hat, result, adds, leaves=tuple(leaves)))
+            calls.append(Call(here.x_hat, ahead, kappa, history=history, base=base))
             # Noise comes after the correction, which would take it out again.
             correction = correction.plus(there.z_hat, there.alpha * (math.sqrt(1.0 - rho) - 1.0))
-            calls.append(Call(there.x_hat, correction, "base", fresh, keeps=("history",)))
-        return [*calls, Call(points[-1].x_hat, points[-1].x_hat)]
+            calls.append(Call(there.x_hat, correction, corrects=True, noise=fresh))
+        return [*calls, Call(points[-1].x_hat, points[-1].x_hat, is_last=True)]
 
     def _ahead(self, here: Point, there: Point, rho: float) -> Weights:
         """`gamma(s) x_hat + alpha(s) sqrt(1 - rho) z_hat`; before a correction without its noise."""
         kept = math.sqrt(1.0 - rho) if self.order == 1 else 1.0
-        return NOTHING.plus(here.x_hat, there.gamma).plus(here.z_hat, there.alpha * kept)
+        ahead = NOTHING.plus(here.x_hat, there.gamma).plus(here.z_hat, there.alpha * kept)
+        return ahead._replace(sample=_snapped(ahead.sample))
 
     def _correction(self, here: Point, there: Point) -> tuple[Weights, Weights]:
         """What the first call leaves and the second adds; both from estimates without extrapolation."""

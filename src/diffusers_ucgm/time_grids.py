@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 
-__all__ = ["beta_times", "dynamic_shift", "kumaraswamy", "static_shift", "time_grid"]
+__all__ = [
+    "beta_times",
+    "distinct_integers",
+    "dynamic_shift",
+    "kumaraswamy",
+    "respaced",
+    "static_shift",
+    "stretched",
+    "time_grid",
+]
 
 
 def kumaraswamy(u: Tensor, a: float, b: float, c: float) -> Tensor:
@@ -85,6 +94,69 @@ def dynamic_shift(t: Tensor, mu: float, time_shift_type: str = "exponential") ->
     if time_shift_type not in ("exponential", "linear"):
         raise ValueError(f"`time_shift_type` must be 'exponential' or 'linear', got {time_shift_type!r}.")
     return static_shift(t, math.exp(mu) if time_shift_type == "exponential" else mu)
+
+
+def stretched(t: Tensor, shift_terminal: float) -> Tensor:
+    """Times stretched away from noise so that the last is `shift_terminal`, as LTX-Video's schedule asks.
+
+    Args:
+        t: Falling times, shape `(N,)`. A single time has no last one and stays.
+        shift_terminal: The last time, in (0, 1).
+
+    Raises:
+        ValueError: If `shift_terminal` is outside (0, 1).
+    """
+    if not 0 < shift_terminal < 1:
+        raise ValueError(f"`shift_terminal` must be in (0, 1), got {shift_terminal!r}.")
+    if len(t) == 1 or t[-1] == 1:
+        return t
+    return 1.0 - (1.0 - t) * (1.0 - shift_terminal) / (1.0 - t[-1])
+
+
+def respaced(levels: Tensor, spacing: str) -> Tensor:
+    """Noise levels between the same ends, spaced as diffusers' options of that name do.
+
+    Args:
+        levels: Falling levels, positive, shape `(N,)`.
+        spacing: "karras" (evenly in the seventh root), "exponential" (in the logarithm) or "beta" (at the quantiles of
+            Beta(0.6, 0.6), arXiv 2407.12173).
+
+    Raises:
+        ImportError: If "beta" is asked for and scipy is not installed.
+        ValueError: If `spacing` is another word.
+    """
+    start, stop, ramp = levels[0], levels[-1], torch.linspace(0.0, 1.0, len(levels), dtype=levels.dtype)
+    if spacing == "karras":
+        root = start ** (1.0 / 7.0)
+        return (root + ramp * (stop ** (1.0 / 7.0) - root)) ** 7
+    if spacing == "exponential":
+        return torch.exp(start.log() + ramp * (stop / start).log())
+    if spacing != "beta":
+        raise ValueError(f"`spacing` must be 'karras', 'exponential' or 'beta', got {spacing!r}.")
+    try:
+        from scipy.stats import beta
+    except ImportError as error:
+        raise ImportError("`use_beta_sigmas` needs scipy: pip install scipy") from error
+    return stop + torch.from_numpy(beta.ppf(1.0 - ramp.numpy(), 0.6, 0.6)) * (start - stop)
+
+
+def distinct_integers(values: Tensor) -> Tensor:
+    """Falling values rounded to integers that still fall, each moved as little as that needs.
+
+    Args:
+        values: Falling values from 0 up, shape `(N,)`.
+
+    Raises:
+        ValueError: If there are fewer integers in the range than values.
+    """
+    rounded = [round(value) for value in values.tolist()]
+    for i in range(1, len(rounded)):
+        rounded[i] = min(rounded[i], rounded[i - 1] - 1)
+    for i in range(len(rounded) - 1, -1, -1):
+        rounded[i] = max(rounded[i], rounded[i + 1] + 1 if i + 1 < len(rounded) else 0)
+    if rounded[0] > round(float(values[0])):
+        raise ValueError(f"`num_inference_steps` must be at most the number of integer times, got {len(rounded)}.")
+    return torch.tensor(rounded, dtype=values.dtype)
 
 
 def beta_times(

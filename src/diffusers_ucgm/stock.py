@@ -1,0 +1,227 @@
+"""What the configs of diffusers' schedulers say, in the words of `UCGMScheduler`.
+
+A stock config tells on which path a model was trained and how its times are spaced, between settings of a solver that
+is no longer used. `translated` reads the former: by the keys, since the config of a scheduler that was made by hand
+does not name its class, and by the class where it does.
+"""
+
+import importlib
+import inspect
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+
+__all__ = ["STOCK_SCHEDULERS", "translated"]
+
+# diffusers' schedulers of models on a path that `UCGMScheduler` knows.
+STOCK_SCHEDULERS = [
+    "CogVideoXDDIMScheduler",
+    "CogVideoXDPMScheduler",
+    "CosineDPMSolverMultistepScheduler",
+    "DDIMParallelScheduler",
+    "DDIMScheduler",
+    "DDPMParallelScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EDMDPMSolverMultistepScheduler",
+    "EDMEulerScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "FlowMapEulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "FlowMatchLCMScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "SASolverScheduler",
+    "SCMScheduler",
+    "TCDScheduler",
+    "UnCLIPScheduler",
+    "UniPCMultistepScheduler",
+]
+# Keys by which a scheduler of another kind of model is known when its class is not named.
+FOREIGN_KEYS = {
+    "clip_denoised": "CMStochasticIterativeScheduler",
+    "eta": "RePaintScheduler or LTXEulerAncestralRFScheduler",
+    "n_grid": "PiflowScheduler",
+    "s_churn": "KarrasVeScheduler",
+    "sampling_eps": "ScoreSdeVeScheduler",
+    "scaler": "DDPMWuerstchenScheduler",
+    "stages": "HeliosScheduler",
+}
+# What a few-step model wants of the sampler, whatever its path: every call jumps to the data and noise is added anew.
+CONSISTENCY: dict[str, Any] = {
+    "extrapolation_ratio": 0.0,
+    "stochasticity": 1.0,
+    "time_warp": (1.0, 1.0, 1.0),
+    "time_gaps": (0.0, 0.0),
+}
+# These need torchsde, without which diffusers has only a stand-in for the class.
+OPTIONAL_SCHEDULERS: dict[str, dict[str, Any]] = {
+    "CosineDPMSolverMultistepScheduler": {
+        "sigma_min": 0.3,
+        "sigma_max": 500.0,
+        "sigma_data": 1.0,
+        "sigma_schedule": "exponential",
+        "prediction_type": "v_prediction",
+        "rho": 7.0,
+        "solver_order": 2,
+    },
+    "DPMSolverSDEScheduler": {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "linear",
+        "trained_betas": None,
+        "prediction_type": "epsilon",
+    },
+}
+
+
+def translated(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `UCGMScheduler` for the model of a stock scheduler's config.
+
+    Args:
+        config: The config of one of `STOCK_SCHEDULERS`, as `scheduler.config` or as read from
+            `scheduler_config.json`. Keys that are not there have the default of the class, where it is named.
+
+    Returns:
+        What `UCGMScheduler` needs besides the keys that it shares with the config.
+
+    Raises:
+        ValueError: If the config is of another kind of scheduler, or has a setting without which the pictures would
+            be wrong and which has no counterpart here.
+    """
+    name = config.get("_class_name")
+    if name is not None and name not in STOCK_SCHEDULERS:
+        raise ValueError(
+            f"`config` must be of one of {STOCK_SCHEDULERS}, got one of {name!r}: how its model was trained is not "
+            "known here, and another path would give wrong pictures. Keep its scheduler, or construct "
+            "`UCGMScheduler` with the model's own `transport`."
+        )
+    said = {**_defaults(name), **config}
+    if foreign := [key for key in FOREIGN_KEYS if key in said]:
+        raise ValueError(
+            f"`config` must be of one of {STOCK_SCHEDULERS}, got one with `{foreign[0]}`, as of "
+            f"{FOREIGN_KEYS[foreign[0]]}. Keep its scheduler, or construct `UCGMScheduler` with the model's own "
+            "`transport`."
+        )
+    if said.get("scale_factors"):
+        raise ValueError(
+            "`config` must have `scale_factors=None`, got "
+            f"{said['scale_factors']!r}: samples that grow while sampling are not known here. Keep its scheduler."
+        )
+    _warn_of_settings_without_meaning(said)
+    if said.get("prediction_type") == "trigflow":
+        return {"transport": "scm", **CONSISTENCY, **_read(said, "sigma_data")}
+    if "sigma_data" in said:
+        return _sigma_space(said)
+    if said.get("timestep_type") == "continuous" and said.get("prediction_type") == "v_prediction":
+        # Stable Video Diffusion: EDM's preconditioning for data of standard deviation 1.
+        return _sigma_space({"sigma_data": 1.0, **said})
+    if said.get("use_flow_sigmas") or said.get("prediction_type") == "flow_prediction":
+        shift = said.get("flow_shift", said.get("shift", 1.0))
+        return {"transport": "linear", "shift": shift, **_shared(said), **_read(said, "prediction_type")}
+    if said.get("trained_betas") is not None or "beta_schedule" in said:
+        return _discrete_beta(said)
+    if "shift" in said and "num_train_timesteps" in said:
+        return _flow_matching(said, name)
+    raise ValueError(
+        "`config` must tell the model's path by `beta_schedule`, `trained_betas`, `sigma_data` or `shift`, got the "
+        f"keys {sorted(config)}. Construct `UCGMScheduler` with the model's own `transport`."
+    )
+
+
+def _defaults(name: str | None) -> dict[str, Any]:
+    """The arguments of a stock scheduler's constructor at their defaults."""
+    if name is None:
+        return {}
+    if name in OPTIONAL_SCHEDULERS:
+        return OPTIONAL_SCHEDULERS[name]
+    scheduler = getattr(importlib.import_module("diffusers"), name, None)
+    if scheduler is None:  # a class of a newer diffusers
+        return {}
+    parameters = inspect.signature(scheduler.__init__).parameters.values()
+    return {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty}
+
+
+def _read(said: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: said[key] for key in keys if said.get(key) is not None}
+
+
+def _shared(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Spacing and clipping, which schedulers of all paths have under the same names."""
+    return _read(
+        said,
+        "num_train_timesteps",
+        "use_dynamic_shifting",
+        "time_shift_type",
+        "shift_terminal",
+        "use_karras_sigmas",
+        "use_exponential_sigmas",
+        "use_beta_sigmas",
+        "clip_sample",
+        "clip_sample_range",
+        "thresholding",
+        "dynamic_thresholding_ratio",
+        "sample_max_value",
+    )
+
+
+def _flow_matching(said: Mapping[str, Any], name: str | None) -> dict[str, Any]:
+    settings = {"transport": "relinear" if said.get("invert_sigmas") else "linear", **_shared(said)}
+    settings |= _read(said, "shift")
+    if said.get("stochastic_sampling") or "scale_factors" in said:  # the latter is FlowMatchLCMScheduler's own
+        return settings | CONSISTENCY
+    if name == "FlowMapEulerDiscreteScheduler":
+        return settings | CONSISTENCY | {"stochasticity": 0.0}
+    return settings
+
+
+def _discrete_beta(said: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {"transport": "discrete_beta", "prediction_type": "epsilon", **_shared(said)}
+    settings |= _read(
+        said,
+        "prediction_type",
+        "beta_start",
+        "beta_end",
+        "beta_schedule",
+        "trained_betas",
+        "rescale_betas_zero_snr",
+        "snr_shift_scale",
+    )
+    if "original_inference_steps" in said:
+        return settings | CONSISTENCY | _read(said, "original_inference_steps")
+    return settings
+
+
+def _sigma_space(said: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {"transport": "sigma_space", **_shared(said)}
+    settings |= _read(said, "sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "rho", "prediction_type")
+    if missing := [key for key in ("sigma_min", "sigma_max") if key not in settings]:
+        raise ValueError(f"`config` must have `{missing[0]}`, got None. Keep its scheduler.")
+    # EDM's schedulers name their algorithm, or have no order at all; the cosine solver does neither.
+    if "solver_order" in said and "algorithm_type" not in said:
+        settings["sigma_embedding"] = "atan"
+    return settings
+
+
+def _warn_of_settings_without_meaning(said: Mapping[str, Any]) -> None:
+    unused = [key for key in ("use_lu_lambdas", "solver_p", "tau_func") if said.get(key)]
+    if said.get("lambda_min_clipped", -math.inf) not in (None, -math.inf, "-Infinity"):
+        unused.append("lambda_min_clipped")
+    if unused:
+        warnings.warn(
+            f"{', '.join(f'`{key}={said[key]!r}`' for key in unused)} of the stock scheduler has no meaning for "
+            "`UCGMScheduler` and is kept only for swapping back.",
+            UserWarning,
+            stacklevel=4,
+        )
