@@ -433,6 +433,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         eta: float = 0.0,
         use_clipped_model_output: bool | None = None,
         per_token_timesteps: Tensor | None = None,
+        pred_original_sample: Tensor | None = None,
         prev_timestep: Any = None,
     ) -> UCGMSchedulerOutput | tuple[Tensor, ...]:
         """One network call's worth of the way from noise to data.
@@ -452,6 +453,8 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             per_token_timesteps: Times of every token, shape `(B, tokens)`, for a sample `(B, tokens, C)` whose tokens
                 are not equally noisy. Each token steps to the next time below its own, and `model_output` is then the
                 velocity towards the data, as `FlowMatchEulerDiscreteScheduler` has it.
+            pred_original_sample: The data estimate to use in place of the one that `model_output` stands for, as
+                pipelines that guide it pass it to EDM's schedulers after taking back `_step_index`.
             prev_timestep: unCLIP's, which its pipelines pass. Not used.
 
         Raises:
@@ -472,6 +475,9 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         if model_output.shape != sample.shape:
             model_output = self._without_variance(model_output, sample)
         x = self._working_copy(sample)
+        if pred_original_sample is not None:
+            of_sample, of_output, _ = self._calls[index].x_hat
+            model_output = (pred_original_sample.to(x.dtype) - of_sample * x) / of_output
         if per_token_timesteps is not None:
             result, x_hat = self._step_of_tokens(x, model_output, per_token_timesteps)
             self._step_index = index + 1
@@ -484,7 +490,8 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             )
         else:
             result = call.result(x, model_output, change)
-            if call.kappa and self._history is not None:
+            # A call that is made again cannot extrapolate: what came before it has given way to its first answer.
+            if call.kappa and self._history is not None and index != self._answered:
                 result.lerp_(self._history, -call.kappa)
             if call.corrects and self._base is not None:
                 result.add_(self._base)
@@ -495,7 +502,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
                 self._history = call.history(x, model_output, change)
             elif not call.corrects:
                 self._history = None
-        self._step_index = index + 1
+        self._step_index, self._answered = index + 1, index
         prev_sample = self._returned(result, sample.dtype)
         if call.is_last and self._published is None:
             return self._output(prev_sample, lambda: prev_sample, return_dict)
@@ -568,6 +575,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
     def _reset(self) -> None:
         self._step_index: int | None = None
         self._begin_index: int | None = None
+        self._answered: int | None = None
         self._history: Tensor | None = None
         self._base: Tensor | None = None
         self._last: tuple[Tensor, int, Tensor] | None = None

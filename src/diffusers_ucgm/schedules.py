@@ -185,6 +185,7 @@ def check_falling(t: Tensor, name: str, earliest: float) -> Tensor:
     Raises:
         ValueError: If they rise or leave the path.
     """
-    if bool((t < earliest - 1e-9).any() or (t > 1.0 + 1e-5).any()) or bool((t.diff() > 0).any()):
+    # What float32 makes of the ends of the path is not out of range.
+    if bool((t < earliest - 1e-5).any() or (t > 1.0 + 1e-5).any()) or bool((t.diff() > 0).any()):
         raise ValueError(f"`{name}` must run from noise to data within the path, got canonical times {t.tolist()}.")
     return t.clamp(earliest, 1.0)

@@ -122,6 +122,11 @@ def translated(config: Mapping[str, Any]) -> dict[str, Any]:
     _warn_of_settings_without_meaning(said)
     if said.get("prediction_type") == "trigflow":
         return {"transport": "scm", **CONSISTENCY, **_read(said, "sigma_data")}
+    if "sigma_data" in said and "shift" in said:
+        raise ValueError(
+            "`config` must be of a flow or of a model in sigma space, got one with both `shift` and `sigma_data`, as "
+            "Cosmos 2 makes it of a flow-matching scheduler. Keep its scheduler."
+        )
     if "sigma_data" in said:
         return _sigma_space(said)
     if said.get("timestep_type") == "continuous" and said.get("prediction_type") == "v_prediction":
