@@ -35,6 +35,7 @@ class Mutant:
 
 
 SCHEDULER_TESTS = ("tests/test_scheduler.py", "tests/test_scheduler_contract.py")
+FAMILY_TESTS = ("tests/test_families.py", "tests/test_stock_configs.py")
 LOSS_TESTS = ("tests/test_loss.py",)
 TRAINER_TESTS = ("tests/training",)
 PIPELINE_TESTS = ("tests/test_pipeline.py", "tests/test_pipeline_loading.py")
@@ -216,7 +217,7 @@ MUTANTS = [
     Mutant(
         "result of the last step is extrapolated",
         "solver.py",
-        "return [*calls, Call(points[-1].x_hat, points[-1].x_hat)]",
+        "return [*calls, Call(points[-1].x_hat, points[-1].x_hat, is_last=True)]",
         "return [*calls, Call(points[-1].x_hat, NOTHING.plus(points[-1].x_hat, 1.0 + self.extrapolation_ratio))]",
         SCHEDULER_TESTS,
     ),
@@ -237,7 +238,7 @@ MUTANTS = [
     Mutant(
         "auto stochasticity silently 0",
         "solver.py",
-        "return min(abs(there.t - here.t) * 2.0 * here.alpha / there.alpha**2, 1.0)",
+        "return min(abs(there.t - here.t) * 2.0 * alpha / alpha_s**2, 1.0)",
         "return 0.0",
         SCHEDULER_TESTS,
     ),
@@ -251,20 +252,20 @@ MUTANTS = [
     Mutant(
         "correction discards the injected noise",
         "solver.py",
-        'calls.append(Call(there.x_hat, correction, "base", fresh, keeps=("history",)))',
-        'calls.append(Call(there.x_hat, correction, "base", 0.0, keeps=("history",)))',
+        "calls.append(Call(there.x_hat, correction, corrects=True, noise=fresh))",
+        "calls.append(Call(there.x_hat, correction, corrects=True))",
         SCHEDULER_TESTS,
     ),
     Mutant(
         "history lost at every correction",
-        "solver.py",
-        'keeps=("history",)))',
-        "keeps=()))",
+        "scheduler.py",
+        "            elif not call.corrects:\n",
+        "            else:\n",
         SCHEDULER_TESTS,
     ),
     Mutant(
         "published correction subtracts the slopes",
-        "scheduler.py",
+        "published.py",
         "(0.5 * past.z_extrapolated + 0.5 * z_hat)",
         "(0.5 * past.z_extrapolated - 0.5 * z_hat)",
         SCHEDULER_TESTS,
@@ -272,16 +273,15 @@ MUTANTS = [
     Mutant(
         "user's sigmas are warped",
         "scheduler.py",
-        "            self._check_times(t, ",
-        "            t = time_grid(len(t), self.config.time_warp, self.config.time_gaps)\n"
-        "            self._check_times(t, ",
+        '            t = check_falling(family.time_of_sigma(levels), "sigmas", 0.0)\n',
+        "            t = grid_of_steps(len(levels), spacing, family, mu)\n",
         SCHEDULER_TESTS,
     ),
     Mutant(
         "shift and mu lost",
         "scheduler.py",
-        "            t = self._shift(t, mu)\n",
-        "            pass\n",
+        "            t = spacing.shifted(t, mu, family) if family.is_flow else t\n",
+        "",
         SCHEDULER_TESTS,
     ),
     Mutant(
@@ -295,8 +295,8 @@ MUTANTS = [
     Mutant(
         "state kept from the last run",
         "scheduler.py",
-        "        self._reset()\n        self._calls = self._solver.plan(self._points)\n",
-        "        self._calls = self._solver.plan(self._points)\n",
+        "        self._reset()\n        self._plan(0)\n",
+        "        self._plan(0)\n",
         SCHEDULER_TESTS,
     ),
     Mutant(
@@ -316,15 +316,15 @@ MUTANTS = [
     Mutant(
         "noise ignores the generator",
         "scheduler.py",
-        "randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)",
-        "torch.randn(sample.shape, dtype=dtype)",
+        "randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)",
+        "torch.randn(like.shape, dtype=like.dtype)",
         SCHEDULER_TESTS,
     ),
     Mutant(
         "index looked up on the device",
         "scheduler.py",
-        "        call = self._calls[self._step_index]\n",
-        "        (self.timesteps - timestep).abs().argmin().item()\n        call = self._calls[self._step_index]\n",
+        "        call = self._calls[index]\n        change",
+        "        call = self._calls[(self.timesteps - timestep).abs().argmin().item()]\n        change",
         SCHEDULER_TESTS,
     ),
     Mutant(
@@ -345,7 +345,7 @@ MUTANTS = [
     Mutant(
         "guidance interval in the network's own time",
         "pipeline.py",
-        "for t in self.scheduler.sigmas.tolist()[:number]]",
+        "for t in times]",
         "for t in (self.scheduler.timesteps / 1000).tolist()]",
         PIPELINE_TESTS,
     ),
@@ -376,6 +376,140 @@ MUTANTS = [
         '        kwargs.setdefault("use_safetensors", True)\n',
         "",
         PIPELINE_TESTS,
+    ),
+    # Families and stock configs
+    Mutant(
+        "first step of a chain taken for the data",
+        "families.py",
+        "lambda t: t * num_steps - 1.0,",
+        "lambda t: t * (num_steps - 1.0),",
+        FAMILY_TESTS,
+    ),
+    Mutant(
+        "zero terminal signal-to-noise ignored",
+        "stock.py",
+        '        "rescale_betas_zero_snr",\n',
+        "",
+        FAMILY_TESTS,
+    ),
+    Mutant(
+        "CogVideoX's shift ignored",
+        "stock.py",
+        '        "snr_shift_scale",\n',
+        "",
+        FAMILY_TESTS,
+    ),
+    Mutant(
+        "a flow's shift under its other name ignored",
+        "stock.py",
+        'said.get("flow_shift", said.get("shift", 1.0))',
+        'said.get("shift", 1.0)',
+        FAMILY_TESTS,
+    ),
+    Mutant(
+        "defaults of the stock class ignored",
+        "stock.py",
+        "said = {**_defaults(name), **config}",
+        "said = {**config}",
+        FAMILY_TESTS,
+    ),
+    Mutant(
+        "stock defaults give way to ours",
+        "scheduler.py",
+        'if name != "_use_default_values"}',
+        'if name not in ["_use_default_values", *config.get("_use_default_values", [])]}',
+        FAMILY_TESTS,
+    ),
+    Mutant(
+        "our order read as a multistep solver's",
+        "scheduler.py",
+        "        self.register_to_config(_use_default_values=",
+        "        dict(_use_default_values=",
+        FAMILY_TESTS,
+    ),
+    Mutant(
+        "EDM's other sign",
+        "families.py",
+        '{"epsilon": 1.0, "v_prediction": -1.0}',
+        '{"epsilon": 1.0, "v_prediction": 1.0}',
+        FAMILY_TESTS,
+    ),
+    Mutant(
+        "input of a model in sigma space not scaled",
+        "scheduler.py",
+        "        if not self.family.divides:\n            return sample\n",
+        "        return sample\n",
+        FAMILY_TESTS,
+    ),
+    Mutant(
+        "noise of an sCM model not of the data's size",
+        "families.py",
+        "lambda t: sigma_data * torch.sin(quarter * t),",
+        "lambda t: torch.sin(quarter * t),",
+        FAMILY_TESTS,
+    ),
+    Mutant(
+        "data estimates not clipped",
+        "scheduler.py",
+        "        if not (config.clip_sample or config.thresholding):\n",
+        "        if True:\n",
+        FAMILY_TESTS,
+    ),
+    Mutant(
+        "clipped estimates change the noise too",
+        "solver.py",
+        "x_hat = Weights(_snapped(-alpha_hat * scale / det), alpha / det, 1.0)",
+        "x_hat = Weights(_snapped(-alpha_hat * scale / det), alpha / det, 0.9)",
+        FAMILY_TESTS,
+    ),
+    Mutant(
+        "latent consistency models asked between their steps",
+        "schedules.py",
+        "rungs = torch.ceil(t * known - 1e-4)",
+        "rungs = torch.floor(t * known)",
+        FAMILY_TESTS,
+    ),
+    Mutant(
+        "terminal time lost",
+        "schedules.py",
+        "stretched(t, self.shift_terminal) if self.shift_terminal else t",
+        "t",
+        FAMILY_TESTS,
+    ),
+    Mutant(
+        "spacing of the noise levels lost",
+        "schedules.py",
+        "        if self.levels is None or len(t) < 2:\n",
+        "        if True:\n",
+        FAMILY_TESTS,
+    ),
+    Mutant(
+        "run without a begin index starts at the first time",
+        "scheduler.py",
+        "                if index:\n",
+        "                if False:\n",
+        FAMILY_TESTS,
+    ),
+    Mutant(
+        "tokens step to the schedule's time instead of the next below their own",
+        "scheduler.py",
+        "levels < t - 1e-6",
+        "levels < 2.0",
+        FAMILY_TESTS,
+    ),
+    Mutant(
+        "step computed from a guided estimate as from the network's output",
+        "scheduler.py",
+        "(pred_original_sample.to(x.dtype) - of_sample * x) / of_output",
+        "model_output",
+        FAMILY_TESTS,
+    ),
+    Mutant(
+        "call made again extrapolates from itself",
+        "scheduler.py",
+        " and index != self._answered:",
+        ":",
+        FAMILY_TESTS,
     ),
 ]
 

@@ -257,11 +257,11 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def init_noise_sigma(self) -> float:
-        """What a pipeline multiplies standard normal noise by to start: 1, or more where samples are not scaled."""
+        """What a pipeline multiplies standard normal noise by to start: 1, or sqrt(sigma^2 + 1) in sigma space."""
         if not self.family.divides:
             return 1.0
-        t = self._points[0].t if self._points else 1.0
-        return 1.0 / float(self.transport.gamma(torch.tensor(t, dtype=torch.float64)))
+        t = torch.tensor(self._points[0].t if self._points else 1.0, dtype=torch.float64)
+        return math.sqrt(float(self.family.sigma(t)) ** 2 + 1.0)
 
     @property
     def step_index(self) -> int | None:

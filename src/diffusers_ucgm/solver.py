@@ -189,9 +189,8 @@ class Solver:
         """What the first call leaves and the second adds; both from estimates without extrapolation."""
         if self.correction == "velocity":
             rise, fall = (there.gamma - here.gamma) / 2.0, (there.alpha - here.alpha) / 2.0
-            return SAMPLE.plus(here.x_hat, rise).plus(here.z_hat, fall), NOTHING.plus(there.x_hat, rise).plus(
-                there.z_hat, fall
-            )
+            base = SAMPLE.plus(here.x_hat, rise).plus(here.z_hat, fall)
+            return base, NOTHING.plus(there.x_hat, rise).plus(there.z_hat, fall)
         kept = there.alpha / here.alpha if here.alpha else 1.0
         rise = (there.gamma - here.gamma * kept) / 2.0
         return NOTHING.plus(SAMPLE, kept).plus(here.x_hat, rise), NOTHING.plus(there.x_hat, rise)
