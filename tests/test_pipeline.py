@@ -316,3 +316,36 @@ def test_latent_statistics_follow_the_autoencoder():
 def test_offload_order_names_the_components():
     assert UCGMPipeline.model_cpu_offload_seq == "transformer->vae"
     assert UCGMPipeline._optional_components == ["vae"]
+
+
+class AnyStepTransformer(DiTTransformer2DModel):
+    """A network that is told where its call leads, as diffusers' AnyFlowTransformer3DModel is."""
+
+    def forward(self, hidden_states, timestep=None, class_labels=None, r_timestep=None, return_dict=True):
+        self.told.append((float(timestep[0]), float(r_timestep[0])))
+        assert r_timestep.shape == timestep.shape == (len(hidden_states),)
+        return super().forward(hidden_states, timestep, class_labels, return_dict=return_dict)
+
+
+@pytest.mark.parametrize(("stochasticity", "targets"), [(0.0, [600.0, 200.0, 0.0]), (1.0, [0.0, 0.0, 0.0])])
+def test_any_step_transformers_are_told_where_a_call_leads(stochasticity, targets):
+    model = AnyStepTransformer(**dict(transformer().config)).eval()
+    pipe = pipeline(scheduler=UCGMScheduler(extrapolation_ratio=0.0, stochasticity=stochasticity))
+    pipe.transformer = model
+    model.told = []
+    pipe([1, 2], sigmas=[1.0, 0.6, 0.2], guidance_scale=2.0, generator=seeded(), output_type="latent")
+    assert [told[0] for told in model.told] == pytest.approx([1000.0, 600.0, 200.0])
+    assert [told[1] for told in model.told] == pytest.approx(targets)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(ValueError, match="takes `r_timestep`.*Use `UCGMScheduler`"):
+        pipe([1], num_inference_steps=2)
+
+
+@pytest.mark.parametrize("transport", ["discrete_beta", "sigma_space", "scm"])
+def test_other_families_are_drawn_with_a_guidance_interval_in_canonical_time(transport):
+    pipe = pipeline(scheduler=UCGMScheduler(transport=transport))
+    recorder = Recorder(pipe)
+    output = pipe([1], num_inference_steps=4, guidance_scale=2.0, guidance_interval=(0.0, 0.5), output_type="latent")
+    assert output.images.isfinite().all()
+    assert output.num_network_calls == 4
+    assert [len(call["sample"]) for call in recorder.calls] == [1, 1, 2, 2]

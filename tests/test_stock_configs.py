@@ -1,6 +1,8 @@
 """`from_config`: what the configs of diffusers' schedulers say, and the way back."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers
 import pytest
@@ -12,6 +14,8 @@ from diffusers import (
     LCMScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.utils import hub_utils
+from huggingface_hub import ModelCard
 from stock_pipelines import PUBLISHED
 
 from diffusers_ucgm import PRESETS, UCGMScheduler
@@ -227,18 +231,15 @@ def test_reading_a_config_does_not_change_it():
 
 
 @pytest.mark.parametrize("name", ["DDIMScheduler", "FlowMatchEulerDiscreteScheduler", "EDMEulerScheduler"])
-def test_schedulers_are_pushed_to_the_hub_with_their_settings(name, monkeypatch, tmp_path):
-    from types import SimpleNamespace
-
-    from diffusers.utils import hub_utils
-
+def test_schedulers_are_pushed_to_the_hub_with_their_settings(name, monkeypatch):
     uploaded = {}
 
     def upload(self, working_dir, *args, **kwargs):
-        uploaded.update(json.loads((tmp_path.__class__(working_dir) / "scheduler_config.json").read_text()))
+        uploaded.update(json.loads((Path(working_dir) / "scheduler_config.json").read_text()))
 
     monkeypatch.setattr(UCGMScheduler, "_upload_folder", upload)
     monkeypatch.setattr(hub_utils, "create_repo", lambda *args, **kwargs: SimpleNamespace(repo_id="me/scheduler"))
+    monkeypatch.setattr(hub_utils, "load_or_create_model_card", lambda *args, **kwargs: ModelCard(""))
     scheduler = UCGMScheduler.from_config(constructed(name).config, extrapolation_ratio=0.25)
     scheduler.push_to_hub("me/scheduler")
     assert uploaded["_class_name"] == "UCGMScheduler"

@@ -25,6 +25,9 @@ __all__ = ["BUNDLED", "UCGMPipeline", "UCGMPipelineOutput", "denormalize_latents
 # The models inside the package, by the name that `from_pretrained` takes.
 BUNDLED = {name: Path(__file__).parent / "bundled" / name for name in ("fashion-mnist", "fashion-mnist-2-step")}
 
+# What diffusers' transformers call the time that a call leads to.
+TARGET_TIMES = ("r_timestep", "target_timestep", "timestep_r")
+
 # What a saved folder holds for `DiffusionPipeline.from_pretrained(..., custom_pipeline=...)`.
 HUB_MODULE = "from diffusers_ucgm.pipeline import UCGMPipeline\n\n\n__all__ = ['UCGMPipeline']\n"
 
@@ -281,22 +284,25 @@ class UCGMPipeline(DiffusionPipeline):
         null = torch.full_like(labels, self.num_classes)
         self._set_timesteps(num_inference_steps, timesteps, sigmas, device)
         x_t = self.prepare_latents(len(ids), generator, latents)
-        guided = self._guided_calls(guidance_scale, guidance_interval)
+        own_times = getattr(self.scheduler, "canonical_times", None)
+        times = self.scheduler.timesteps if own_times is None else self.scheduler.timesteps[: len(own_times)]
+        targets = self._target_times(len(times))
+        guided = self._guided_calls(guidance_scale, guidance_interval, len(times))
         takes = inspect.signature(self.scheduler.step).parameters
         extra = {"generator": generator} if "generator" in takes else {}
-        self._num_timesteps = len(self.scheduler.timesteps)
+        self._num_timesteps = len(times)
         calls = 0
         with self.progress_bar(total=self._num_timesteps) as bar:  # pyright: ignore[reportCallIssue]
-            for i, t in enumerate(self.scheduler.timesteps):
+            for i, (t, target) in enumerate(zip(times, targets, strict=True)):
                 if self.interrupt:
                     continue
                 sample = self._scaled(x_t, t)
                 if guided[i]:
-                    both = self._predict(torch.cat([sample, sample]), t, torch.cat([labels, null]))
+                    both = self._predict(torch.cat([sample, sample]), t, target, torch.cat([labels, null]))
                     conditional, unconditional = both.chunk(2)
                     output = unconditional + guidance_scale * (conditional - unconditional)
                 else:
-                    output = self._predict(sample, t, labels)
+                    output = self._predict(sample, t, target, labels)
                 calls += 1
                 x_t = self.scheduler.step(output, t, x_t, **extra, return_dict=False)[0]
                 if callback_on_step_end is not None:
@@ -345,9 +351,20 @@ class UCGMPipeline(DiffusionPipeline):
                 raise ValueError(f"`{name}` must be left out with {type(self.scheduler).__name__}, which takes none.")
         self.scheduler.set_timesteps(num_inference_steps, device=device, **given)
 
-    def _guided_calls(self, scale: float, interval: tuple[float, float]) -> list[bool]:
+    def _target_times(self, number: int) -> Sequence[Tensor | None]:
+        """Where every call leads, if the transformer is of the any-step kind that asks for it."""
+        asked = set(TARGET_TIMES) & set(inspect.signature(self.transformer.forward).parameters)
+        if not asked:
+            return [None] * number
+        if not hasattr(self.scheduler, "target_timesteps"):
+            raise ValueError(
+                f"{type(self.transformer).__name__} takes `{asked.pop()}`, the time that a call leads to, which "
+                f"{type(self.scheduler).__name__} does not tell. Use `UCGMScheduler`."
+            )
+        return list(self.scheduler.target_timesteps)
+
+    def _guided_calls(self, scale: float, interval: tuple[float, float], number: int) -> list[bool]:
         """Which calls are guided, decided on the host before the loop."""
-        number = len(self.scheduler.timesteps)
         if scale <= 1.0:
             return [False] * number
         if tuple(interval) == (0.0, 1.0):
@@ -361,12 +378,14 @@ class UCGMPipeline(DiffusionPipeline):
         scale = getattr(self.scheduler, "scale_model_input", None)
         return latents if scale is None else scale(latents, t)
 
-    def _predict(self, sample: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def _predict(self, sample: Tensor, t: Tensor, target: Tensor | None, labels: Tensor) -> Tensor:
         """The transformer's prediction in float32, learned variances cut off."""
-        timestep = t.to(sample.device, torch.float32).expand(len(sample))
-        output = self.transformer(
-            sample.to(self.transformer.dtype), timestep=timestep, class_labels=labels, return_dict=False
-        )[0]
+        times = {"timestep": t}
+        if target is not None:
+            takes = inspect.signature(self.transformer.forward).parameters
+            times |= {name: target for name in TARGET_TIMES if name in takes}
+        told = {name: time.to(sample.device, torch.float32).expand(len(sample)) for name, time in times.items()}
+        output = self.transformer(sample.to(self.transformer.dtype), **told, class_labels=labels, return_dict=False)[0]
         return output[:, : sample.shape[1]].float()
 
     def _decode(self, latents: Tensor, output_type: str) -> Any:

@@ -499,7 +499,9 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
                 result.add_(self._noise(result, generator), alpha=call.noise)
             self._base = None if call.base is None else call.base(x, model_output, change)
             if call.history is not None:
-                self._history = call.history(x, model_output, change)
+                # Memory that is at hand is cheaper than new memory, but gradients may still need what is in it.
+                spent = None if torch.is_grad_enabled() else self._history
+                self._history = call.history(x, model_output, change, out=spent)
             elif not call.corrects:
                 self._history = None
         self._step_index, self._answered = index + 1, index

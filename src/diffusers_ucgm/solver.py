@@ -33,12 +33,14 @@ class Weights(NamedTuple):
     output: float
     data: float = 0.0
 
-    def __call__(self, sample: Tensor, output: Tensor, change: Tensor | None = None) -> Tensor:
-        """The combination of tensors of one shape, as a new tensor."""
+    def __call__(
+        self, sample: Tensor, output: Tensor, change: Tensor | None = None, out: Tensor | None = None
+    ) -> Tensor:
+        """The combination of tensors of one shape, as a new tensor or written to `out`."""
         if self.sample == 1.0:  # flow matching: one pass over memory instead of two
-            result = torch.add(sample, output, alpha=self.output)
+            result = torch.add(sample, output, alpha=self.output, out=out)
         else:
-            result = (sample * self.sample).add_(output, alpha=self.output)
+            result = torch.mul(sample, self.sample, out=out).add_(output, alpha=self.output)
         return result if change is None or not self.data else result.add_(change, alpha=self.data)
 
     def plus(self, other: "Weights", factor: float = 1.0) -> "Weights":
