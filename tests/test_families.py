@@ -15,8 +15,9 @@ from diffusers import (
     LCMScheduler,
     SCMScheduler,
 )
+from test_scheduler import NoSyncNoDouble
 
-from diffusers_ucgm import UCGMScheduler
+from diffusers_ucgm import GaussianMixture, UCGMScheduler
 from diffusers_ucgm.families import cumulative_alphas, discrete_beta, flow, scm, sigma_space
 from diffusers_ucgm.time_grids import distinct_integers, respaced, stretched
 from diffusers_ucgm.transports import get_transport
@@ -394,7 +395,7 @@ def test_guided_data_estimates_replace_the_networks_output():
 
 def test_a_call_made_again_gives_the_step_without_extrapolation():
     stock = EDMEulerScheduler()
-    again = UCGMScheduler.from_config(stock.config)
+    again = UCGMScheduler.from_config(stock.config, extrapolation_ratio=0.5)
     plain = UCGMScheduler.from_config(stock.config, extrapolation_ratio=0.0)
     samples = {}
     for scheduler in (again, plain):
@@ -408,6 +409,73 @@ def test_a_call_made_again_gives_the_step_without_extrapolation():
             sample = scheduler.step(output, t, sample).prev_sample
         samples[scheduler.config.extrapolation_ratio] = sample
     torch.testing.assert_close(samples[0.5], samples[0.0])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"transport": "discrete_beta", "clip_sample": True},
+        {"transport": "sigma_space", "solver_order": 2},
+        {"transport": "scm", "stochasticity": 1.0},
+        {"transport": "discrete_beta", "stochasticity": 1.0, "original_inference_steps": 50},
+    ],
+    ids=str,
+)
+def test_steps_of_every_family_neither_wait_for_the_device_nor_make_float64(settings):
+    scheduler = UCGMScheduler(**settings)
+    scheduler.set_timesteps(7)
+    sample, timesteps = torch.randn(2, 3, 4, 4) * scheduler.init_noise_sigma, list(scheduler.timesteps)
+    with NoSyncNoDouble():
+        for t in timesteps:
+            model_input = scheduler.scale_model_input(sample, t)
+            sample = scheduler.step(model_input * 0.1, t, sample, return_dict=False)[0]
+    assert bool(sample.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    "stock",
+    [
+        FlowMatchEulerDiscreteScheduler(),
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        DDIMScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            clip_sample=False,
+            timestep_spacing="trailing",
+        ),
+        EDMEulerScheduler(sigma_data=1.0),
+    ],
+    ids=["flow", "shifted flow", "chain", "sigma space"],
+)
+def test_defaults_of_a_family_halve_the_error_of_its_first_order_solver(stock):
+    """The exact field of a mixture; figures for more solvers and calls are in benchmarks/family_defaults.py."""
+    means = torch.randn(8, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mixture = GaussianMixture(means / means.std(), torch.full((8,), 0.15, dtype=torch.float64))
+    family = UCGMScheduler.from_config(stock.config).family
+
+    def solution(scheduler, steps):
+        def output(model_input, timestep):
+            t = family.time(timestep.double()).clamp(family.earliest, 1.0)
+            alpha, gamma, alpha_hat, gamma_hat = family.transport.coefficients(t, model_input)
+            x_hat = mixture.data_estimate(model_input, alpha, gamma)
+            return alpha_hat * (model_input - gamma * x_hat) / alpha + gamma_hat * x_hat
+
+        scheduler.set_timesteps(steps)
+        start = torch.randn(128, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        sample = start * getattr(scheduler, "init_noise_sigma", 1.0)
+        for t in scheduler.timesteps:
+            model_input = sample if family.is_flow else scheduler.scale_model_input(sample, t)
+            sample = scheduler.step(output(model_input, t), t, sample, return_dict=False)[0].double()
+        return sample
+
+    fine = {"solver_order": 2, "extrapolation_ratio": 0.0, "time_gaps": (0.0005, 0.0005)}
+    end = solution(UCGMScheduler.from_config(stock.config, **fine), 1000)
+    ours, theirs = (
+        (solution(scheduler, 20) - end).square().mean(dim=1).sqrt().median()
+        for scheduler in (UCGMScheduler.from_config(stock.config), stock)
+    )
+    assert ours < 0.7 * theirs
 
 
 def test_target_times_are_the_next_ones_or_the_data():

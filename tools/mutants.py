@@ -423,8 +423,8 @@ MUTANTS = [
     Mutant(
         "our order read as a multistep solver's",
         "scheduler.py",
-        "        self.register_to_config(_use_default_values=",
-        "        dict(_use_default_values=",
+        "        self.register_to_config(\n            _use_default_values=",
+        "        dict(\n            _use_default_values=",
         FAMILY_TESTS,
     ),
     Mutant(
