@@ -339,6 +339,25 @@ def test_extrapolation_starts_anew_after_a_begin_index():
     torch.testing.assert_close(sample, run(fresh, network, start)[0], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("solver_type", ["velocity", "data"])
+def test_second_order_extrapolates_what_the_correction_starts_from(solver_type):
+    """The sample at the second call of the third step is made with extrapolation; written out for the linear path."""
+    scheduler = UCGMScheduler(solver_order=2, solver_type=solver_type, extrapolation_ratio=0.4)
+    times = [0.9, 0.7, 0.5, 0.2]
+    scheduler.set_timesteps(sigmas=times)
+    sample, samples, outputs = noise(2, 3, dtype=torch.float32), [], []
+    for t in scheduler.timesteps:
+        samples.append(sample)
+        outputs.append(torch.sin(2.0 * sample))
+        sample = scheduler.step(outputs[-1], t, sample).prev_sample
+    # Calls 2 and 4 go on from the second and the third time; what the third step extrapolates are their estimates.
+    (x_1, f_1), (x_2, f_2) = ((samples[i], outputs[i]) for i in (2, 4))
+    x_hat, x_hat_before = x_2 - times[2] * f_2, x_1 - times[1] * f_1
+    z_hat, z_hat_before = x_2 + (1 - times[2]) * f_2, x_1 + (1 - times[1]) * f_1
+    x_hat, z_hat = (now + 0.4 * (now - before) for now, before in ((x_hat, x_hat_before), (z_hat, z_hat_before)))
+    torch.testing.assert_close(samples[5], (1 - times[3]) * x_hat + times[3] * z_hat, rtol=0, atol=1e-5)
+
+
 def test_noise_comes_from_the_generator_alone():
     scheduler = UCGMScheduler(stochasticity=1.0, extrapolation_ratio=0.0)
     start, results = noise(3, 4, dtype=torch.float32), []

@@ -146,6 +146,13 @@ def test_every_stock_scheduler_is_compatible(name):
     assert name in {each.__name__ for each in UCGMScheduler().compatibles} | set(OPTIONAL_SCHEDULERS)
 
 
+def test_what_a_file_leaves_out_is_the_default_of_its_class():
+    config = {"_class_name": "CogVideoXDDIMScheduler", "prediction_type": "v_prediction"}
+    scheduler = UCGMScheduler.from_config(config)
+    assert (scheduler.config.snr_shift_scale, scheduler.config.beta_schedule) == (3.0, "scaled_linear")
+    assert (scheduler.config.clip_sample, scheduler.config.beta_end) == (True, 0.012)
+
+
 def test_multistep_orders_stay_with_the_multistep_solver():
     before = DPMSolverMultistepScheduler(solver_order=2, solver_type="midpoint")
     ours = UCGMScheduler.from_config(before.config, solver_order=2, solver_type="data")

@@ -387,16 +387,16 @@ MUTANTS = [
     ),
     Mutant(
         "zero terminal signal-to-noise ignored",
-        "stock.py",
-        '        "rescale_betas_zero_snr",\n',
-        "",
+        "scheduler.py",
+        "            config.rescale_betas_zero_snr,\n",
+        "            False,\n",
         FAMILY_TESTS,
     ),
     Mutant(
         "CogVideoX's shift ignored",
-        "stock.py",
-        '        "snr_shift_scale",\n',
-        "",
+        "scheduler.py",
+        "            config.snr_shift_scale,\n",
+        "            1.0,\n",
         FAMILY_TESTS,
     ),
     Mutant(

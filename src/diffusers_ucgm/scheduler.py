@@ -152,7 +152,8 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             sample_max_value: The largest value that this quantile counts as.
             original_inference_steps: The number of steps on which a latent consistency model was trained, to which the
                 grid of a discrete-beta model is bound.
-            round_timesteps: Whether the grid is moved to whole times of the network, for networks that look them up.
+            round_timesteps: Whether the grid is moved to whole times of the network, which `timesteps` then has as
+                integers. Times that the caller gives stay as they are.
 
         Raises:
             ValueError: If a setting is out of its range, or settings contradict each other.
@@ -383,6 +384,8 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             )
         if self.config.solver_order == 2:
             told, t = _repeated(told), _repeated(t)
+        if self.config.round_timesteps and bool((told % 1 == 0).all()):
+            told = told.long()
         data_time = t.new_zeros(1)
         if family.ends_at_data:
             told = torch.cat([told, family.timestep(data_time).float()])

@@ -196,7 +196,9 @@ def _flow_matching(said: Mapping[str, Any], name: str | None) -> dict[str, Any]:
 
 
 def _discrete_beta(said: Mapping[str, Any]) -> dict[str, Any]:
-    settings = EVEN | {"transport": "discrete_beta", "prediction_type": "epsilon", **_shared(said)}
+    # Whole times, because the chain was trained at them, and because pipelines look them up in tables.
+    settings = EVEN | {"transport": "discrete_beta", "prediction_type": "epsilon", "round_timesteps": True}
+    settings |= _shared(said)
     settings |= _read(
         said,
         "prediction_type",
