@@ -8,10 +8,12 @@ import torch
 from diffusers import (
     CogVideoXDDIMScheduler,
     DDIMScheduler,
+    DDPMScheduler,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchLCMScheduler,
+    HeunDiscreteScheduler,
     LCMScheduler,
     SCMScheduler,
 )
@@ -22,6 +24,9 @@ from diffusers_ucgm.families import cumulative_alphas, discrete_beta, flow, scm,
 from diffusers_ucgm.time_grids import distinct_integers, respaced, stretched
 from diffusers_ucgm.transports import get_transport
 
+
+# Some of diffusers' schedulers mix torch and numpy as numpy 2 does not like.
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 
 CHAINS = [
     {"beta_schedule": "linear"},
@@ -105,6 +110,15 @@ def test_chains_pass_through_the_stock_table_and_are_smooth_between(settings):
     assert (slope.diff().abs() < 0.25 * slope[:-1]).all()
 
 
+@pytest.mark.parametrize(
+    ("stock", "schedule"), [(DDPMScheduler, "sigmoid"), (DDPMScheduler, "laplace"), (HeunDiscreteScheduler, "exp")]
+)
+def test_rarer_chains_have_the_stock_table(stock, schedule):
+    scheduler = stock(beta_schedule=schedule)
+    ours = UCGMScheduler.from_config(scheduler.config)
+    torch.testing.assert_close(ours.alphas_cumprod, scheduler.alphas_cumprod, rtol=1e-3, atol=1e-6)
+
+
 def test_snr_shift_is_cogvideox_own():
     stock = CogVideoXDDIMScheduler(snr_shift_scale=3.0, rescale_betas_zero_snr=True, prediction_type="v_prediction")
     ours = UCGMScheduler.from_config(stock.config)
@@ -153,7 +167,6 @@ def test_models_in_sigma_space_are_sampled_as_by_edm_euler(prediction_type, sigm
     torch.testing.assert_close(ours.sigmas, stock.sigmas, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
 def test_continuous_euler_models_are_in_sigma_space():
     stock = EulerDiscreteScheduler(
         prediction_type="v_prediction",
@@ -299,7 +312,6 @@ def test_levels_of_a_chain_are_spaced_as_asked():
     assert (ours.timesteps % 1 != 0).any()
 
 
-@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
 def test_sigmas_of_a_chain_are_used_exactly_as_given():
     stock = EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     ours = UCGMScheduler.from_config(stock.config)

@@ -153,6 +153,13 @@ def test_what_a_file_leaves_out_is_the_default_of_its_class():
     assert (scheduler.config.clip_sample, scheduler.config.beta_end) == (True, 0.012)
 
 
+def test_epsilon_of_a_flow_starts_below_pure_noise():
+    config = UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=8.0).config
+    scheduler = UCGMScheduler.from_config(config)
+    scheduler.set_timesteps(4)
+    assert 999 < scheduler.timesteps[0] < 1000
+
+
 def test_multistep_orders_stay_with_the_multistep_solver():
     before = DPMSolverMultistepScheduler(solver_order=2, solver_type="midpoint")
     ours = UCGMScheduler.from_config(before.config, solver_order=2, solver_type="data")

@@ -17,7 +17,13 @@ from .transports import PREDICTIONS, Coefficient, Transport
 
 __all__ = ["BETA_SCHEDULES", "Family", "cumulative_alphas", "discrete_beta", "flow", "scm", "sigma_space"]
 
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+# Schedules that are given by the share of the data as a function of the part of the chain, in [0, 1].
+DATA_SHARES: dict[str, Callable[[Tensor], Tensor]] = {
+    "squaredcos_cap_v2": lambda part: torch.cos((part + 0.008) / 1.008 * math.pi / 2.0).square(),
+    "exp": lambda part: torch.exp(-12.0 * part),
+    "laplace": lambda part: _laplace_share(part),
+}
+BETA_SCHEDULES = ("linear", "scaled_linear", "sigmoid", *DATA_SHARES)
 # Rounding of a caller's noise levels (published tables give four digits) is not out of range.
 SIGMA_TOLERANCE = 1.01
 
@@ -131,10 +137,12 @@ def cumulative_alphas(
         betas = torch.linspace(beta_start, beta_end, num_train_timesteps)
     elif beta_schedule == "scaled_linear":
         betas = torch.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps).square()
-    elif beta_schedule == "squaredcos_cap_v2":
-        share = torch.arange(num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
-        bar = torch.cos((share + 0.008) / 1.008 * math.pi / 2.0).square()
-        betas = (1.0 - bar[1:] / bar[:-1]).clamp(max=0.999).float()
+    elif beta_schedule == "sigmoid":
+        betas = torch.sigmoid(torch.linspace(-6.0, 6.0, num_train_timesteps)) * (beta_end - beta_start) + beta_start
+    elif beta_schedule in DATA_SHARES:
+        part = torch.arange(num_train_timesteps + 1, dtype=torch.float64) / num_train_timesteps
+        share = DATA_SHARES[beta_schedule](part)
+        betas = (1.0 - share[1:] / share[:-1]).clamp(max=0.999).float()
     else:
         raise ValueError(f"`beta_schedule` must be one of {sorted(BETA_SCHEDULES)}, got {beta_schedule!r}.")
     if len(betas) != num_train_timesteps:
@@ -147,6 +155,13 @@ def cumulative_alphas(
         root = abar.sqrt()
         abar = ((root - root[-1]) * root[0] / (root[0] - root[-1])).square()
     return abar.double()
+
+
+def _laplace_share(part: Tensor) -> Tensor:
+    """The share of the data whose log signal-to-noise ratio is Laplace distributed (arXiv 2407.03297)."""
+    side = torch.where(part <= 0.5, 1.0, -1.0).to(part)
+    log_ratio = -0.5 * side * torch.log(1.0 - 2.0 * (0.5 - part).abs() + 1e-6)
+    return torch.sigmoid(log_ratio).sqrt()
 
 
 def discrete_beta(abar: Tensor, prediction_type: str = "epsilon") -> Family:

@@ -137,8 +137,10 @@ def translated(config: Mapping[str, Any]) -> dict[str, Any]:
         # Stable Video Diffusion: EDM's preconditioning for data of standard deviation 1.
         return _sigma_space({"sigma_data": 1.0, **said})
     if said.get("use_flow_sigmas") or said.get("prediction_type") == "flow_prediction":
-        shift = said.get("flow_shift", said.get("shift", 1.0))
-        return EVEN | {"transport": "linear", "shift": shift, **_shared(said), **_read(said, "prediction_type")}
+        settings = EVEN | {"transport": "linear", "shift": said.get("flow_shift", said.get("shift", 1.0))}
+        if said.get("prediction_type") == "epsilon":  # says nothing of the data at pure noise
+            settings["time_gaps"] = (0.001, 0.01)
+        return settings | _shared(said) | _read(said, "prediction_type")
     if said.get("trained_betas") is not None or "beta_schedule" in said:
         return _discrete_beta(said)
     if "shift" in said and "num_train_timesteps" in said:
