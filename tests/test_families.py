@@ -135,6 +135,17 @@ def test_discrete_beta_models_are_sampled_as_by_ddim(prediction_type, settings, 
     torch.testing.assert_close(run(ours, stock.timesteps), expected, rtol=0, atol=1e-4)
 
 
+def test_cogvideox_does_not_clip_whatever_its_config_says():
+    stock = CogVideoXDDIMScheduler(timestep_spacing="trailing")
+    assert stock.config.clip_sample
+    for config in (stock.config, {**stock.config, "_class_name": "CogVideoXDDIMScheduler"}):
+        ours = UCGMScheduler.from_config(config, extrapolation_ratio=0.0)
+        expected = run(stock, steps=10)
+        assert expected.abs().max() > 1
+        torch.testing.assert_close(run(ours, stock.timesteps), expected, rtol=0, atol=1e-4)
+        assert CogVideoXDDIMScheduler.from_config(ours.config).config.clip_sample
+
+
 def test_dynamic_thresholding_is_ddims():
     stock = DDIMScheduler(clip_sample=False, thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1.5)
     ours = UCGMScheduler.from_config(stock.config, extrapolation_ratio=0.0)
@@ -183,6 +194,23 @@ def test_continuous_euler_models_are_in_sigma_space():
     ours = UCGMScheduler.from_config(stock.config, time_warp=(1.0, 1.0, 1.0), time_gaps=(0.0, 0.001))
     ours.set_timesteps(8)
     torch.testing.assert_close(ours.timesteps[:-1], stock.timesteps[:-1], rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_models_with_eulers_samples_are_sampled_as_by_euler(prediction_type):
+    stock = EulerDiscreteScheduler(prediction_type=prediction_type, timestep_spacing="leading", **CHAINS[1])
+    ours = UCGMScheduler.from_config(stock.config, extrapolation_ratio=0.0)
+    x, z = torch.randn(2, 1, 3)
+    expected = run(stock, steps=10)
+    torch.testing.assert_close(run(ours, stock.timesteps), expected, rtol=0, atol=1e-4)
+    # Noised data, scaled inputs and noise levels are Euler's own too, which a pipeline reckons with.
+    for scheduler in (stock, ours):
+        scheduler.set_timesteps(10) if scheduler is stock else scheduler.set_timesteps(timesteps=stock.timesteps)
+    t = stock.timesteps[3:4]
+    torch.testing.assert_close(ours.add_noise(x, z, t), stock.add_noise(x, z, t), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.scale_model_input(x, t), stock.scale_model_input(x, t), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.sigmas, stock.sigmas, rtol=1e-4, atol=1e-4)
+    assert ours.init_noise_sigma == pytest.approx(float(stock.init_noise_sigma), rel=1e-4)
 
 
 def test_cosine_embedding_is_the_angle_of_the_noise_level():
@@ -549,6 +577,15 @@ def test_schedulers_can_be_pickled_in_the_middle_of_a_run(name):
         ({"transport": "discrete_beta", "prediction_type": "score"}, "`prediction_type` must be one of"),
         ({"transport": "discrete_beta", "trained_betas": [0.1, 0.2]}, "`trained_betas` must have"),
         ({"transport": "discrete_beta", "rescale_betas_zero_snr": True}, "does not determine the data"),
+        (
+            {
+                "transport": "discrete_beta",
+                "rescale_betas_zero_snr": True,
+                "prediction_type": "sample",
+                "divides_samples": True,
+            },
+            "`divides_samples` must be False",
+        ),
         ({"transport": "sigma_space", "sigma_min": 90.0}, "must be positive and `sigma_min` below `sigma_max`"),
         ({"transport": "sigma_space", "sigma_schedule": "linear"}, "`sigma_schedule` must be 'karras' or"),
         ({"transport": "sigma_space", "prediction_type": "sample"}, "`prediction_type` must be one of"),

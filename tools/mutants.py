@@ -451,7 +451,7 @@ MUTANTS = [
     Mutant(
         "data estimates not clipped",
         "scheduler.py",
-        "        if not (config.clip_sample or config.thresholding):\n",
+        "        if not (config.clips_estimates and (config.clip_sample or config.thresholding)):\n",
         "        if True:\n",
         FAMILY_TESTS,
     ),

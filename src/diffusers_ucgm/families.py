@@ -164,7 +164,7 @@ def _laplace_share(part: Tensor) -> Tensor:
     return torch.sigmoid(log_ratio).sqrt()
 
 
-def discrete_beta(abar: Tensor, prediction_type: str = "epsilon") -> Family:
+def discrete_beta(abar: Tensor, prediction_type: str = "epsilon", divides: bool = False) -> Family:
     """A model trained on a chain of noise levels, made continuous.
 
     Step `n` of the chain is canonical time `(n + 1) / T`, so that 0 is the data. The path keeps the variance,
@@ -174,6 +174,7 @@ def discrete_beta(abar: Tensor, prediction_type: str = "epsilon") -> Family:
     Args:
         abar: The chain's table of squared data weights, shape `(T,)`, falling.
         prediction_type: One of `PREDICTIONS`.
+        divides: Whether the sample is divided by gamma, which must then not vanish: see `Family`.
 
     Raises:
         ValueError: If the prediction is unknown, or does not determine the data at the last step.
@@ -184,6 +185,11 @@ def discrete_beta(abar: Tensor, prediction_type: str = "epsilon") -> Family:
         raise ValueError(
             "`prediction_type='epsilon'` does not determine the data where the chain ends in pure noise, got a last "
             f"abar of {float(abar[-1]):.3g}. Such models predict 'v_prediction' or 'sample'."
+        )
+    if divides and float(abar[-1]) < 1e-12:
+        raise ValueError(
+            "`divides_samples` must be False where the chain ends in pure noise, got a last abar of "
+            f"{float(abar[-1]):.3g}."
         )
     num_steps = len(abar)
     angles = torch.cat([abar.new_zeros(1), torch.atan2((1.0 - abar).sqrt(), abar.sqrt())])
@@ -206,6 +212,7 @@ def discrete_beta(abar: Tensor, prediction_type: str = "epsilon") -> Family:
         lambda timestep: (timestep + 1.0) / num_steps,
         lambda t: torch.tan(angle(t)),
         earliest=1.0 / num_steps,
+        divides=divides,
     )
 
 

@@ -35,6 +35,8 @@ OWN_SETTINGS = (
     "time_warp",
     "time_gaps",
     "sigma_embedding",
+    "clips_estimates",
+    "divides_samples",
     "round_timesteps",
 )
 LEARNED_VARIANCES = ("learned", "learned_range")
@@ -106,6 +108,8 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         thresholding: bool = False,
         dynamic_thresholding_ratio: float = 0.995,
         sample_max_value: float = 1.0,
+        clips_estimates: bool = True,
+        divides_samples: bool = False,
         original_inference_steps: int | None = None,
         round_timesteps: bool = False,
     ) -> None:
@@ -150,6 +154,10 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             thresholding: Whether data estimates are clamped to a quantile of theirs (arXiv 2205.11487).
             dynamic_thresholding_ratio: Which quantile, in [0, 1].
             sample_max_value: The largest value that this quantile counts as.
+            clips_estimates: Whether `clip_sample` and `thresholding` are in force: some of diffusers' schedulers have
+                them in their config and do not use them.
+            divides_samples: Whether the samples of a discrete-beta model are divided by the data's weight, data plus
+                noise of the level sigma, as `EulerDiscreteScheduler` has them.
             original_inference_steps: The number of steps on which a latent consistency model was trained, to which the
                 grid of a discrete-beta model is bound.
             round_timesteps: Whether the grid is moved to whole times of the network, which `timesteps` then has as
@@ -174,7 +182,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
                     "`solver_type='noise'` divides by gamma(t), which is 0 at the noise end, got `time_gaps[0]=0`. "
                     "Use a gap above 0, such as 0.001, or `solver_type='velocity'`."
                 )
-            if transport in ("sigma_space", "scm") or clip_sample or thresholding:
+            if transport in ("sigma_space", "scm") or divides_samples or clip_sample or thresholding:
                 raise ValueError(
                     "`solver_type='noise'` is for the reference's own transports without clipping, got "
                     f"`transport={transport!r}`. Use `solver_type='velocity'`."
@@ -534,7 +542,9 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
     def _make_family(self) -> Family:
         config = self.config
         if config.transport == "discrete_beta":
-            return discrete_beta(self._cumulative_alphas(), config.prediction_type or "epsilon")
+            return discrete_beta(
+                self._cumulative_alphas(), config.prediction_type or "epsilon", config.divides_samples
+            )
         if config.transport == "sigma_space":
             return sigma_space(
                 config.sigma_min,
@@ -614,7 +624,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
     def _clipping(self, call: Call, x: Tensor, model_output: Tensor) -> Tensor | None:
         """What clipping changes in the data estimate; None where nothing is clipped."""
         config = self.config
-        if not (config.clip_sample or config.thresholding):
+        if not (config.clips_estimates and (config.clip_sample or config.thresholding)):
             return None
         x_hat = call.x_hat(x, model_output)
         if not config.thresholding:

@@ -142,7 +142,7 @@ def translated(config: Mapping[str, Any]) -> dict[str, Any]:
             settings["time_gaps"] = (0.001, 0.01)
         return settings | _shared(said) | _read(said, "prediction_type")
     if said.get("trained_betas") is not None or "beta_schedule" in said:
-        return _discrete_beta(said)
+        return _discrete_beta(said, name)
     if "shift" in said and "num_train_timesteps" in said:
         return _flow_matching(said, name)
     raise ValueError(
@@ -197,7 +197,7 @@ def _flow_matching(said: Mapping[str, Any], name: str | None) -> dict[str, Any]:
     return settings
 
 
-def _discrete_beta(said: Mapping[str, Any]) -> dict[str, Any]:
+def _discrete_beta(said: Mapping[str, Any], name: str | None) -> dict[str, Any]:
     # Whole times, because the chain was trained at them, and because pipelines look them up in tables.
     settings = EVEN | {"transport": "discrete_beta", "prediction_type": "epsilon", "round_timesteps": True}
     settings |= _shared(said)
@@ -211,6 +211,11 @@ def _discrete_beta(said: Mapping[str, Any]) -> dict[str, Any]:
         "rescale_betas_zero_snr",
         "snr_shift_scale",
     )
+    # The scheduler that has this key keeps samples of another scale, and a pipeline reckons with it.
+    settings["divides_samples"] = "interpolation_type" in said and not said.get("rescale_betas_zero_snr")
+    # CogVideoX's schedulers have `clip_sample`, true by default, and do not use it; others carry it from elsewhere.
+    uses_clipping = name is None or not {"clip_sample", "thresholding"}.isdisjoint(_defaults(name))
+    settings["clips_estimates"] = uses_clipping and "snr_shift_scale" not in said
     if "original_inference_steps" in said:
         return settings | CONSISTENCY | _read(said, "original_inference_steps")
     return settings
