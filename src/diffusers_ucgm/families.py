@@ -6,16 +6,27 @@ weight. A `Family` is a transport and these four translations, so that one sampl
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .transports import PREDICTIONS, Coefficient, Transport
+from .transports import PREDICTIONS, Coefficient, Transport, get_transport
 
 
-__all__ = ["BETA_SCHEDULES", "Family", "cumulative_alphas", "discrete_beta", "flow", "scm", "sigma_space"]
+__all__ = [
+    "BETA_SCHEDULES",
+    "Family",
+    "cumulative_alphas",
+    "cumulative_alphas_of",
+    "discrete_beta",
+    "family_of",
+    "flow",
+    "scm",
+    "sigma_space",
+]
 
 # Schedules that are given by the share of the data as a function of the part of the chain, in [0, 1].
 DATA_SHARES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -322,3 +333,31 @@ def scm(sigma_data: float = 0.5) -> Family:
         lambda t: sigma_data * torch.tan(quarter * t),
         ends_at_data=True,
     )
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family that a `UCGMScheduler`'s config names.
+
+    Raises:
+        ValueError: If a setting is out of its range.
+    """
+    transport, prediction_type = config["transport"], config["prediction_type"]
+    if transport == "discrete_beta":
+        return discrete_beta(cumulative_alphas_of(config), prediction_type or "epsilon", config["divides_samples"])
+    if transport == "sigma_space":
+        keys = ("sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "rho")
+        settings = {key: config[key] for key in keys}
+        embedding = config["sigma_embedding"]
+        return sigma_space(**settings, prediction_type=prediction_type or "epsilon", sigma_embedding=embedding)
+    if transport == "scm":
+        if prediction_type not in (None, "trigflow"):
+            raise ValueError(f"`prediction_type` must be 'trigflow', got {prediction_type!r}.")
+        return scm(config["sigma_data"])
+    return flow(get_transport(transport, prediction_type), config["num_train_timesteps"])
+
+
+def cumulative_alphas_of(config: Mapping[str, Any]) -> Tensor:
+    """The table of the chain that a `UCGMScheduler`'s config names: see `cumulative_alphas`."""
+    keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+    settings = {key: config[key] for key in (*keys, "rescale_betas_zero_snr", "snr_shift_scale")}
+    return cumulative_alphas(**settings)

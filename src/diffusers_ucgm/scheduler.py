@@ -13,13 +13,13 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .families import Family, cumulative_alphas, discrete_beta, flow, scm, sigma_space
+from .families import Family, cumulative_alphas_of, family_of
 from .presets import get_preset
 from .published import PublishedCorrection
-from .schedules import Spacing, check_falling, given_numbers, grid_of_steps
-from .solver import SAMPLE, Call, Point, Solver
+from .schedules import Spacing, as_told, given_schedule, grid_of_steps
+from .solver import SAMPLE, Call, Point, Solver, step_of_tokens, thresholded
 from .stock import STOCK_SCHEDULERS, translated
-from .transports import Transport, get_transport
+from .transports import Transport
 
 
 __all__ = ["UCGMScheduler", "UCGMSchedulerOutput"]
@@ -195,7 +195,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             _use_default_values=[*defaults, *(each for each in OWN_SETTINGS if each not in defaults)]
         )
         if transport == "discrete_beta":
-            self.alphas_cumprod = self._cumulative_alphas().float()
+            self.alphas_cumprod = cumulative_alphas_of(self.config).float()
             self.alphas = self.alphas_cumprod / torch.cat([torch.ones(1), self.alphas_cumprod[:-1]])
             self.betas = 1.0 - self.alphas
             self.final_alpha_cumprod = torch.tensor(1.0)
@@ -256,7 +256,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
     def family(self) -> Family:
         """The model's path, and what its network and pipelines call time, noise level and sample."""
         if self._family is None:
-            self._family = self._make_family()
+            self._family = family_of(self.config)
         return self._family
 
     @property
@@ -353,37 +353,15 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             timesteps = np.linspace(max_timesteps, 0.0, num_inference_steps + 1)[:-1]
             if intermediate_timesteps is not None and num_inference_steps == 2:
                 timesteps[1] = intermediate_timesteps
-        told = None if timesteps is None else given_numbers(timesteps, "timesteps")
-        if told is not None and family.ends_at_data and len(told) > 1 and told[-1] == 0:
-            told = told[:-1]
-        if sigmas is not None:
-            levels = given_numbers(sigmas, "sigmas")
-            levels = levels[:-1] if len(levels) > 1 and levels[-1] == 0 else levels
-            t = check_falling(family.time_of_sigma(levels), "sigmas", 0.0)
-            t = spacing.shifted(t, mu, family) if family.is_flow else t
-        elif told is not None:
-            t = check_falling(family.time(told), "timesteps", family.earliest)
+        ladder = original_inference_steps or self.config.original_inference_steps
+        if timesteps is not None or sigmas is not None:
+            t, told = given_schedule(timesteps, sigmas, spacing, family, mu, num_inference_steps)
         elif num_inference_steps is None or num_inference_steps < 1:
             raise ValueError(f"`num_inference_steps` must be at least 1, got {num_inference_steps!r}.")
         else:
             num_points = (num_inference_steps + 1) // 2 if self.config.solver_order == 2 else num_inference_steps
-            ladder = original_inference_steps or self.config.original_inference_steps
             t = grid_of_steps(num_points, spacing, family, mu, ladder, 1.0 if strength is None else strength)
-            if self.config.round_timesteps:
-                t = spacing.rounded(t, family)
-        given = "timesteps" if told is not None else "sigmas" if sigmas is not None else None
-        if given and num_inference_steps not in (None, len(t)):
-            raise ValueError(
-                f"`num_inference_steps` must be the length of `{given}`, {len(t)}, got {num_inference_steps}."
-            )
-        if told is not None and sigmas is not None:
-            if len(told) != len(t):
-                raise ValueError(f"`timesteps` and `sigmas` must have the same length, got {len(told)} and {len(t)}.")
-            told = told.float()
-        else:
-            told = family.timestep(t).float()
-            # The grid is what the network is told, in float32: near the noise end rounding matters to gamma(t).
-            t = family.time(told.double()).clamp(family.earliest, 1.0)
+            t, told = as_told(spacing.rounded(t, family) if self.config.round_timesteps else t, family)
         self._points = [Point.at(family, value) for value in t.tolist()]
         if self._is_published and self._points[0].gamma == 0:
             raise ValueError(
@@ -415,7 +393,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             if timestep.untyped_storage().data_ptr() == schedule.untyped_storage().data_ptr():
                 return int(timestep.storage_offset() - schedule.storage_offset())
             timestep = timestep.flatten()[0].item()
-        distances = (schedule.double() - float(timestep)).abs()
+        distances = (schedule.cpu().double() - float(timestep)).abs()
         nearest = (distances == distances.min()).nonzero().flatten().tolist()
         return nearest[min(1, len(nearest) - 1)]
 
@@ -539,40 +517,6 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         """`scale_noise` in the argument order of diffusers' other schedulers."""
         return self.scale_noise(original_samples, timesteps, noise)
 
-    def _make_family(self) -> Family:
-        config = self.config
-        if config.transport == "discrete_beta":
-            return discrete_beta(
-                self._cumulative_alphas(), config.prediction_type or "epsilon", config.divides_samples
-            )
-        if config.transport == "sigma_space":
-            return sigma_space(
-                config.sigma_min,
-                config.sigma_max,
-                config.sigma_data,
-                config.sigma_schedule,
-                config.rho,
-                config.prediction_type or "epsilon",
-                config.sigma_embedding,
-            )
-        if config.transport == "scm":
-            if config.prediction_type not in (None, "trigflow"):
-                raise ValueError(f"`prediction_type` must be 'trigflow', got {config.prediction_type!r}.")
-            return scm(config.sigma_data)
-        return flow(get_transport(config.transport, config.prediction_type), config.num_train_timesteps)
-
-    def _cumulative_alphas(self) -> Tensor:
-        config = self.config
-        return cumulative_alphas(
-            config.num_train_timesteps,
-            config.beta_start,
-            config.beta_end,
-            config.beta_schedule,
-            config.trained_betas,
-            config.rescale_betas_zero_snr,
-            config.snr_shift_scale,
-        )
-
     @property
     def _spacing(self) -> Spacing:
         return Spacing.of(self.config)
@@ -627,11 +571,9 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         if not (config.clips_estimates and (config.clip_sample or config.thresholding)):
             return None
         x_hat = call.x_hat(x, model_output)
-        if not config.thresholding:
-            return x_hat.clamp(-config.clip_sample_range, config.clip_sample_range) - x_hat
-        limit = torch.quantile(x_hat.flatten(1).abs(), config.dynamic_thresholding_ratio, dim=1)
-        limit = limit.clamp(1.0, config.sample_max_value).reshape(-1, *(1,) * (x.ndim - 1))
-        return x_hat.clamp(-limit, limit) / limit - x_hat
+        if config.thresholding:
+            return thresholded(x_hat, config.dynamic_thresholding_ratio, config.sample_max_value) - x_hat
+        return x_hat.clamp(-config.clip_sample_range, config.clip_sample_range) - x_hat
 
     def _step_of_tokens(self, x: Tensor, model_output: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Euler's step of every token from its own time, and its data estimate."""
@@ -640,11 +582,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
                 "`per_token_timesteps` needs a flow-matching model with `solver_order=1` and `stochasticity=0`, got "
                 f"{self.config.transport!r}, {self.config.solver_order} and {self.config.stochasticity!r}."
             )
-        t = self.family.time(timesteps.to(x.dtype))
-        levels = self.sigmas.to(x.device, x.dtype).reshape(-1, *(1,) * t.ndim)
-        following = torch.where(levels < t - 1e-6, levels, 0.0).amax(dim=0)
-        velocity = model_output.to(x.dtype)
-        return x + (t - following).unsqueeze(-1) * velocity, x + t.unsqueeze(-1) * velocity
+        return step_of_tokens(x, model_output, self.family.time(timesteps.to(x.dtype)), self.sigmas)
 
     def _working_copy(self, sample: Tensor) -> Tensor:
         """The sample in the step's precision: what the last step gave before rounding, if it comes back untouched."""

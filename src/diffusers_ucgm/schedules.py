@@ -16,7 +16,7 @@ from .families import Family
 from .time_grids import distinct_integers, dynamic_shift, respaced, static_shift, stretched, time_grid
 
 
-__all__ = ["Spacing", "check_falling", "given_numbers", "grid_of_steps"]
+__all__ = ["Spacing", "as_told", "given_schedule", "grid_of_steps"]
 
 
 @dataclass(frozen=True)
@@ -158,33 +158,72 @@ def grid_of_steps(
     return spacing.spaced(t.clamp(min=family.earliest), family)
 
 
-def given_numbers(values: Sequence[float] | np.ndarray | Tensor, name: str) -> Tensor:
-    """A caller's list as a float64 tensor on the host.
+def given_schedule(
+    timesteps: Sequence[float] | np.ndarray | Tensor | None,
+    sigmas: Sequence[float] | np.ndarray | Tensor | None,
+    spacing: Spacing,
+    family: Family,
+    mu: float | None = None,
+    num_inference_steps: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The schedule that a caller gives, without a final end at data.
 
     Args:
-        values: Numbers.
-        name: What the caller knows them as, for the message.
+        timesteps: The network's times, or None.
+        sigmas: The path's noise levels, or None. A flow's are shifted and spaced as diffusers' schedulers do it.
+        spacing: The settings.
+        family: The model's family.
+        mu: The shift where it is dynamic.
+        num_inference_steps: The length that the caller expects, or None.
+
+    Returns:
+        The path's canonical times, float64, and what the network is told at them, float32; both shape `(N,)`.
 
     Raises:
-        ValueError: If they are not a list of finite numbers.
+        ValueError: If what is given rises, leaves the path or has another length than expected.
     """
+    told = None if timesteps is None else _numbers(timesteps, "timesteps")
+    if told is not None and family.ends_at_data and len(told) > 1 and told[-1] == 0:
+        told = told[:-1]
+    if sigmas is not None:
+        levels = _numbers(sigmas, "sigmas")
+        levels = levels[:-1] if len(levels) > 1 and levels[-1] == 0 else levels
+        t = _check_falling(family.time_of_sigma(levels), "sigmas", 0.0)
+        t = spacing.shifted(t, mu, family) if family.is_flow else t
+    else:
+        assert told is not None
+        t = _check_falling(family.time(told), "timesteps", family.earliest)
+    given = "sigmas" if told is None else "timesteps"
+    if num_inference_steps not in (None, len(t)):
+        raise ValueError(
+            f"`num_inference_steps` must be the length of `{given}`, {len(t)}, got {num_inference_steps}."
+        )
+    if told is None or sigmas is None:
+        return as_told(t, family)
+    if len(told) != len(t):
+        raise ValueError(f"`timesteps` and `sigmas` must have the same length, got {len(told)} and {len(t)}.")
+    return t, told.float()
+
+
+def as_told(t: Tensor, family: Family) -> tuple[Tensor, Tensor]:
+    """Canonical times as they are when the network is told them in float32, and what it is told.
+
+    Near the noise end the rounding matters to gamma(t).
+    """
+    told = family.timestep(t).float()
+    return family.time(told.double()).clamp(family.earliest, 1.0), told
+
+
+def _numbers(values: Sequence[float] | np.ndarray | Tensor, name: str) -> Tensor:
+    """A caller's list as a float64 tensor on the host."""
     numbers = torch.as_tensor(np.asarray(values.cpu() if isinstance(values, Tensor) else values, dtype=np.float64))
     if numbers.ndim != 1 or len(numbers) == 0 or not bool(numbers.isfinite().all()):
         raise ValueError(f"`{name}` must be a list of finite numbers, got shape {tuple(numbers.shape)}.")
     return numbers
 
 
-def check_falling(t: Tensor, name: str, earliest: float) -> Tensor:
-    """Given times, if they fall and are within the path.
-
-    Args:
-        t: Canonical times, shape `(N,)`.
-        name: What the caller knows them as, for the message.
-        earliest: The least time.
-
-    Raises:
-        ValueError: If they rise or leave the path.
-    """
+def _check_falling(t: Tensor, name: str, earliest: float) -> Tensor:
+    """Given times, if they fall and are within the path."""
     # What float32 makes of the ends of the path is not out of range.
     if bool((t < earliest - 1e-5).any() or (t > 1.0 + 1e-5).any()) or bool((t.diff() > 0).any()):
         raise ValueError(f"`{name}` must run from noise to data within the path, got canonical times {t.tolist()}.")

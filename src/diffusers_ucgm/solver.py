@@ -20,7 +20,7 @@ from torch import Tensor
 from .families import Family
 
 
-__all__ = ["Call", "Point", "Solver", "Weights"]
+__all__ = ["SAMPLE", "Call", "Point", "Solver", "Weights", "step_of_tokens", "thresholded"]
 
 
 class Weights(NamedTuple):
@@ -196,3 +196,31 @@ class Solver:
         kept = there.alpha / here.alpha if here.alpha else 1.0
         rise = (there.gamma - here.gamma * kept) / 2.0
         return NOTHING.plus(SAMPLE, kept).plus(here.x_hat, rise), NOTHING.plus(there.x_hat, rise)
+
+
+def thresholded(x_hat: Tensor, ratio: float, largest: float) -> Tensor:
+    """Data estimates with dynamic thresholding: clamped to a quantile of theirs and divided by it (arXiv 2205.11487).
+
+    Args:
+        x_hat: Shape `(B, ...)`.
+        ratio: Which quantile of a sample's absolute values, in [0, 1].
+        largest: The largest value that the quantile counts as; the least is 1.
+    """
+    limit = torch.quantile(x_hat.flatten(1).abs(), ratio, dim=1).clamp(1.0, largest)
+    limit = limit.reshape(-1, *(1,) * (x_hat.ndim - 1))
+    return x_hat.clamp(-limit, limit) / limit
+
+
+def step_of_tokens(x: Tensor, model_output: Tensor, t: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """Euler's step on the linear path for tokens that are not equally noisy, and their data estimates.
+
+    Args:
+        x: Tokens, shape `(B, tokens, C)`.
+        model_output: The velocity towards the data, same shape.
+        t: The tokens' canonical times, shape `(B, tokens)`.
+        levels: The schedule's times with the end at data; each token steps to the next below its own.
+    """
+    schedule = levels.to(x.device, x.dtype).reshape(-1, *(1,) * t.ndim)
+    following = torch.where(schedule < t - 1e-6, schedule, 0.0).amax(dim=0)
+    velocity = model_output.to(x.dtype)
+    return x + (t - following).unsqueeze(-1) * velocity, x + t.unsqueeze(-1) * velocity
