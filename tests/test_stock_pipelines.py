@@ -174,6 +174,14 @@ def test_compiled_transformers_are_compiled_no_more_often_than_with_the_stock_sc
     assert counts[1] == counts[0] > 0
 
 
+@pytest.mark.parametrize("build", [flux, dit, sdxl], ids=lambda build: build.__name__)
+def test_offloaded_pipelines_give_the_same_pictures(build):
+    case = swapped(build)
+    expected = case(4)
+    case.pipe.enable_model_cpu_offload(device="cpu")  # the hooks, if not the device
+    torch.testing.assert_close(case(4), expected, rtol=0, atol=0)
+
+
 def test_sana_sprint_keeps_the_middle_time_of_its_two_steps():
     build = next(each for each in PIPELINES if each.__name__ == "sana_sprint")
     case = swapped(build)
