@@ -160,6 +160,15 @@ def test_epsilon_of_a_flow_starts_below_pure_noise():
     assert 999 < scheduler.timesteps[0] < 1000
 
 
+def test_what_other_schedulers_left_in_a_config_is_not_read():
+    flow = FlowMatchEulerDiscreteScheduler.from_config(PUBLISHED["pixart"], shift=3.0)
+    scheduler = UCGMScheduler.from_config(flow.config)
+    assert (scheduler.config.transport, scheduler.config.shift) == ("linear", 3.0)
+    assert scheduler.config.prediction_type is None
+    chain = DDIMScheduler.from_config({**PUBLISHED["playground-v2.5"]})
+    assert UCGMScheduler.from_config(chain.config).config.transport == "discrete_beta"
+
+
 def test_multistep_orders_stay_with_the_multistep_solver():
     before = DPMSolverMultistepScheduler(solver_order=2, solver_type="midpoint")
     ours = UCGMScheduler.from_config(before.config, solver_order=2, solver_type="data")

@@ -123,14 +123,17 @@ def translated(config: Mapping[str, Any]) -> dict[str, Any]:
             "`config` must have `scale_factors=None`, got "
             f"{said['scale_factors']!r}: samples that grow while sampling are not known here. Keep its scheduler."
         )
-    _warn_of_settings_without_meaning(said)
-    if said.get("prediction_type") == "trigflow":
-        return {"transport": "scm", **CONSISTENCY, **_read(said, "sigma_data")}
     if "sigma_data" in said and "shift" in said:
         raise ValueError(
             "`config` must be of a flow or of a model in sigma space, got one with both `shift` and `sigma_data`, as "
             "Cosmos 2 makes it of a flow-matching scheduler. Keep its scheduler."
         )
+    _warn_of_settings_without_meaning(said)
+    if own := _defaults(name):
+        # What other schedulers left in the config, the class itself would not read.
+        said = {key: value for key, value in said.items() if key in own}
+    if said.get("prediction_type") == "trigflow":
+        return {"transport": "scm", **CONSISTENCY, **_read(said, "sigma_data")}
     if "sigma_data" in said:
         return _sigma_space(said)
     if said.get("timestep_type") == "continuous" and said.get("prediction_type") == "v_prediction":
@@ -144,7 +147,8 @@ def translated(config: Mapping[str, Any]) -> dict[str, Any]:
     if said.get("trained_betas") is not None or "beta_schedule" in said:
         return _discrete_beta(said, name)
     if "shift" in said and "num_train_timesteps" in said:
-        return _flow_matching(said, name)
+        left_over = {"prediction_type": None} if "prediction_type" in config else {}
+        return _flow_matching(said, name) | left_over
     raise ValueError(
         "`config` must tell the model's path by `beta_schedule`, `trained_betas`, `sigma_data` or `shift`, got the "
         f"keys {sorted(config)}. Construct `UCGMScheduler` with the model's own `transport`."
@@ -189,7 +193,7 @@ def _shared(said: Mapping[str, Any]) -> dict[str, Any]:
 
 def _flow_matching(said: Mapping[str, Any], name: str | None) -> dict[str, Any]:
     settings = EVEN | {"transport": "relinear" if said.get("invert_sigmas") else "linear", **_shared(said)}
-    settings |= _read(said, "shift")
+    settings |= {"clips_estimates": False, **_read(said, "shift")}
     if said.get("stochastic_sampling") or "scale_factors" in said:  # the latter is FlowMatchLCMScheduler's own
         return settings | CONSISTENCY
     if name == "FlowMapEulerDiscreteScheduler":
