@@ -78,6 +78,18 @@ def mask(size=16):
     return image
 
 
+def text(width=8, tokens=5, mask=None, pooled=None, negative=True):
+    """Embeddings in place of a prompt's, with what the pipeline wants beside them."""
+    embeds = {}
+    for prefix in ("", "negative_") if negative else ("",):
+        embeds[f"{prefix}prompt_embeds"] = torch.randn(1, tokens, width)
+        if mask is not None:
+            embeds[f"{prefix}prompt_attention_mask"] = torch.ones(1, tokens, dtype=mask)
+        if pooled is not None:
+            embeds[f"{prefix}pooled_prompt_embeds"] = torch.randn(1, pooled)
+    return embeds
+
+
 def vae(latent_channels=4, blocks=(8, 16), **settings):
     return diffusers.AutoencoderKL(
         block_out_channels=blocks,
@@ -121,7 +133,7 @@ def sd(cls=diffusers.StableDiffusionPipeline, scheduler="sd15", unet_settings=No
     pipe = cls(
         vae(), None, None, unet(**(unet_settings or {})), stock(scheduler), None, None, requires_safety_checker=False
     )
-    embeds = {"prompt_embeds": torch.randn(1, 5, 16), "negative_prompt_embeds": torch.randn(1, 5, 16)}
+    embeds = text(16)
     if cls is diffusers.LatentConsistencyModelPipeline:
         embeds.pop("negative_prompt_embeds")
     return Case(pipe, {**embeds, "output_type": "np", **arguments}, (1, 16, 16, 3), "unet")
@@ -162,7 +174,7 @@ def lcm():
 
 def xl(cls, scheduler="sdxl", **arguments):
     torch.manual_seed(0)
-    text = CLIPTextConfig(
+    words = CLIPTextConfig(
         hidden_size=8,
         intermediate_size=8,
         num_hidden_layers=1,
@@ -179,22 +191,17 @@ def xl(cls, scheduler="sdxl", **arguments):
         transformer_layers_per_block=1,
     )
     # The second text encoder is only asked for its projection's size.
-    encoder = CLIPTextModelWithProjection(text)
+    encoder = CLIPTextModelWithProjection(words)
     components = {
         "vae": vae(),
-        "text_encoder": CLIPTextModel(text),
+        "text_encoder": CLIPTextModel(words),
         "text_encoder_2": encoder,
         "tokenizer": None,
         "tokenizer_2": None,
         "unet": network,
         "scheduler": stock(scheduler),
     }
-    embeds = {
-        "prompt_embeds": torch.randn(1, 5, 16),
-        "negative_prompt_embeds": torch.randn(1, 5, 16),
-        "pooled_prompt_embeds": torch.randn(1, 8),
-        "negative_pooled_prompt_embeds": torch.randn(1, 8),
-    }
+    embeds = text(16, pooled=8)
     return Case(
         cls(**components, add_watermarker=False), {**embeds, "output_type": "np", **arguments}, (1, 16, 16, 3), "unet"
     )
@@ -257,13 +264,8 @@ def pixart_case(cls):
         use_additional_conditions=False,
     )
     pipe = cls(None, None, vae(), transformer, stock("pixart"))
-    embeds = {
-        "prompt_embeds": torch.randn(1, 5, 8),
-        "prompt_attention_mask": torch.ones(1, 5),
-        "negative_prompt_embeds": torch.randn(1, 5, 8),
-        "negative_prompt_attention_mask": torch.ones(1, 5),
-        "negative_prompt": None,
-    }
+    embeds = text(8, mask=torch.float32)
+    embeds["negative_prompt"] = None  # the default is a word to encode
     arguments = {**embeds, "height": 16, "width": 16, "use_resolution_binning": False, "output_type": "np"}
     return Case(pipe, arguments, (1, 16, 16, 3))
 
@@ -292,12 +294,7 @@ def sd3_case(cls, **arguments):
         pos_embed_max_size=8,
     )
     pipe = cls(transformer, stock("sd3"), vae(16, shift_factor=0.06), None, None, None, None, None, None)
-    embeds = {
-        "prompt_embeds": torch.randn(1, 5, 8),
-        "negative_prompt_embeds": torch.randn(1, 5, 8),
-        "pooled_prompt_embeds": torch.randn(1, 8),
-        "negative_pooled_prompt_embeds": torch.randn(1, 8),
-    }
+    embeds = text(8, pooled=8)
     return Case(pipe, {**embeds, "output_type": "np", "height": 16, "width": 16, **arguments}, (1, 16, 16, 3))
 
 
@@ -368,12 +365,7 @@ def chroma():
         approximator_num_channels=16,
     )
     pipe = diffusers.ChromaPipeline(stock("chroma"), vae(shift_factor=0.1), None, None, transformer)
-    embeds = {
-        "prompt_embeds": torch.randn(1, 5, 8),
-        "prompt_attention_mask": torch.ones(1, 5),
-        "negative_prompt_embeds": torch.randn(1, 5, 8),
-        "negative_prompt_attention_mask": torch.ones(1, 5),
-    }
+    embeds = text(8, mask=torch.float32)
     return Case(pipe, {**embeds, "output_type": "np", "height": 16, "width": 16}, (1, 16, 16, 3))
 
 
@@ -455,12 +447,7 @@ def aura_flow():
         pos_embed_max_size=64,
     )
     pipe = diffusers.AuraFlowPipeline(None, None, vae(), transformer, stock("aura-flow"))
-    embeds = {
-        "prompt_embeds": torch.randn(1, 5, 8),
-        "prompt_attention_mask": torch.ones(1, 5),
-        "negative_prompt_embeds": torch.randn(1, 5, 8),
-        "negative_prompt_attention_mask": torch.ones(1, 5),
-    }
+    embeds = text(8, mask=torch.float32)
     return Case(pipe, {**embeds, "output_type": "np", "height": 16, "width": 16}, (1, 16, 16, 3))
 
 
@@ -480,12 +467,7 @@ def lumina2():
         cap_feat_dim=8,
     )
     pipe = diffusers.Lumina2Pipeline(transformer, stock("lumina2"), vae(shift_factor=0.1), None, None)
-    embeds = {
-        "prompt_embeds": torch.randn(1, 5, 8),
-        "prompt_attention_mask": torch.ones(1, 5, dtype=torch.bool),
-        "negative_prompt_embeds": torch.randn(1, 5, 8),
-        "negative_prompt_attention_mask": torch.ones(1, 5, dtype=torch.bool),
-    }
+    embeds = text(8, mask=torch.bool)
     return Case(pipe, {**embeds, "output_type": "np", "height": 32, "width": 32}, (1, 8, 8, 3))
 
 
@@ -566,12 +548,7 @@ def ltx_case(cls, scheduler="ltx-video", shape=(1, 192, 8), **arguments):
     autoencoder.use_framewise_encoding = False
     autoencoder.use_framewise_decoding = False
     pipe = cls(stock(scheduler), autoencoder, None, None, transformer)
-    embeds = {
-        "prompt_embeds": torch.randn(1, 5, 8),
-        "prompt_attention_mask": torch.ones(1, 5),
-        "negative_prompt_embeds": torch.randn(1, 5, 8),
-        "negative_prompt_attention_mask": torch.ones(1, 5),
-    }
+    embeds = text(8, mask=torch.float32)
     size = {"height": 32, "width": 32, "num_frames": 9}
     return Case(pipe, {**embeds, **size, "output_type": "latent", **arguments}, shape, result="frames")
 
@@ -584,6 +561,18 @@ def ltx():
 @seeded
 def ltx_condition():
     return ltx_case(diffusers.LTXConditionPipeline, "ltx-video-0.9.7", (1, 8, 3, 8, 8), image=picture(32))
+
+
+def wan_vae():
+    return diffusers.AutoencoderKLWan(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    )
 
 
 @seeded
@@ -599,17 +588,9 @@ def wan():
         num_layers=1,
         rope_max_seq_len=32,
     )
-    autoencoder = diffusers.AutoencoderKLWan(
-        base_dim=4,
-        z_dim=4,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[False, True, True],
-        latents_mean=[0.0] * 4,
-        latents_std=[1.0] * 4,
-    )
+    autoencoder = wan_vae()
     pipe = diffusers.WanPipeline(None, None, autoencoder, stock("wan"), transformer)
-    embeds = {"prompt_embeds": torch.randn(1, 5, 8), "negative_prompt_embeds": torch.randn(1, 5, 8)}
+    embeds = text(8)
     size = {"height": 32, "width": 32, "num_frames": 5}
     return Case(pipe, {**embeds, **size, "output_type": "latent"}, (1, 4, 2, 4, 4), result="frames")
 
@@ -637,11 +618,7 @@ def hunyuan_video():
         mid_block_add_attention=False,
     )
     pipe = diffusers.HunyuanVideoPipeline(None, None, transformer, autoencoder, stock("hunyuan-video"), None, None)
-    embeds = {
-        "prompt_embeds": torch.randn(1, 5, 8),
-        "pooled_prompt_embeds": torch.randn(1, 8),
-        "prompt_attention_mask": torch.ones(1, 5),
-    }
+    embeds = text(8, mask=torch.float32, pooled=8, negative=False)
     size = {"height": 16, "width": 16, "num_frames": 5}
     return Case(pipe, {**embeds, **size, "output_type": "latent"}, (1, 4, 2, 2, 2), result="frames")
 
@@ -664,7 +641,7 @@ def cogvideox_case(scheduler):
         block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2
     )
     pipe = diffusers.CogVideoXPipeline(None, None, autoencoder, transformer, stock(scheduler))
-    embeds = {"prompt_embeds": torch.randn(1, 5, 8), "negative_prompt_embeds": torch.randn(1, 5, 8)}
+    embeds = text(8)
     size = {"height": 64, "width": 64, "num_frames": 5}
     return Case(pipe, {**embeds, **size, "output_type": "latent"}, (1, 2, 4, 8, 8), result="frames")
 
@@ -758,15 +735,7 @@ def anyflow():
         num_layers=1,
         rope_max_seq_len=32,
     )
-    autoencoder = diffusers.AutoencoderKLWan(
-        base_dim=4,
-        z_dim=4,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        temperal_downsample=[False, True, True],
-        latents_mean=[0.0] * 4,
-        latents_std=[1.0] * 4,
-    )
+    autoencoder = wan_vae()
     pipe = diffusers.AnyFlowPipeline(None, None, transformer, autoencoder, stock("anyflow"))
     embeds = {"prompt_embeds": torch.randn(1, 5, 8), "guidance_scale": 1.0}
     size = {"height": 32, "width": 32, "num_frames": 5}
@@ -849,12 +818,7 @@ def mochi():
         layers_per_block=(1, 1, 1, 1, 1),
     )
     pipe = diffusers.MochiPipeline(stock("mochi"), autoencoder, None, None, transformer)
-    embeds = {
-        "prompt_embeds": torch.randn(1, 16, 8),
-        "prompt_attention_mask": torch.ones(1, 16, dtype=torch.bool),
-        "negative_prompt_embeds": torch.randn(1, 16, 8),
-        "negative_prompt_attention_mask": torch.ones(1, 16, dtype=torch.bool),
-    }
+    embeds = text(8, tokens=16, mask=torch.bool)
     size = {"height": 16, "width": 16, "num_frames": 7}
     return Case(pipe, {**embeds, **size, "output_type": "latent"}, (1, 12, 2, 2, 2), result="frames")
 
@@ -873,7 +837,7 @@ def cogview4():
         rope_axes_dim=(2, 2),
     )
     pipe = diffusers.CogView4Pipeline(None, None, vae(), transformer, stock("cogview4"))
-    embeds = {"prompt_embeds": torch.randn(1, 16, 8), "negative_prompt_embeds": torch.randn(1, 16, 8)}
+    embeds = text(8, tokens=16)
     return Case(pipe, {**embeds, "output_type": "np", "height": 16, "width": 16}, (1, 16, 16, 3))
 
 
@@ -903,7 +867,7 @@ def cosmos():
     pipe = diffusers.CosmosTextToWorldPipeline(
         None, None, transformer, autoencoder, stock("cosmos"), NoSafetyChecker()
     )
-    embeds = {"prompt_embeds": torch.randn(1, 5, 8), "negative_prompt_embeds": torch.randn(1, 5, 8)}
+    embeds = text(8)
     size = {"height": 32, "width": 32, "num_frames": 9}
     return Case(pipe, {**embeds, **size, "output_type": "latent"}, (1, 4, 2, 4, 4), result="frames")
 
@@ -927,7 +891,7 @@ def kandinsky_prior():
         num_attention_heads=2, attention_head_dim=4, num_layers=1, embedding_dim=8, num_embeddings=5
     )
     torch.nn.init.normal_(prior.clip_std)
-    text = CLIPTextConfig(
+    words = CLIPTextConfig(
         hidden_size=8,
         intermediate_size=8,
         num_hidden_layers=1,
@@ -950,7 +914,7 @@ def kandinsky_prior():
     pipe = diffusers.KandinskyV22PriorPipeline(
         prior,
         CLIPVisionModelWithProjection(vision),
-        CLIPTextModelWithProjection(text),
+        CLIPTextModelWithProjection(words),
         WordCounter(),
         stock("kandinsky-2.2-prior"),
         CLIPImageProcessor(crop_size=16, size=16),

@@ -264,6 +264,20 @@ def test_half_precision_does_not_accumulate_rounding(dtype):
     assert float((sample.double() - exact).abs().max()) < 4 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("settings", [{}, {"transport": "trigflow"}, {"solver_order": 2}])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_outputs_of_another_dtype_than_the_sample_are_taken_in_the_samples_precision(settings, dtype):
+    results = []
+    for output_dtype in (dtype, torch.float32):
+        scheduler, sample = made(7, **settings), noise(2, 3, dtype=torch.float32)
+        for t in scheduler.timesteps:
+            output = torch.sin(sample).to(dtype).to(output_dtype)
+            sample = scheduler.step(output, t, sample).prev_sample
+        assert sample.dtype == torch.float32
+        results.append(sample)
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-5)
+
+
 def test_half_precision_follows_a_sample_that_the_pipeline_changed():
     scheduler = made(4)
     sample = torch.zeros(1, 2, dtype=torch.bfloat16)

@@ -464,6 +464,8 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         if model_output.shape != sample.shape:
             model_output = self._without_variance(model_output, sample)
         x = self._working_copy(sample)
+        if torch.promote_types(model_output.dtype, x.dtype) != x.dtype:
+            model_output = model_output.to(x.dtype)
         if pred_original_sample is not None:
             of_sample, of_output, _ = self._calls[index].x_hat
             model_output = (pred_original_sample.to(x.dtype) - of_sample * x) / of_output
@@ -489,7 +491,9 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             self._base = None if call.base is None else call.base(x, model_output, change)
             if call.history is not None:
                 # Memory that is at hand is cheaper than new memory, but gradients may still need what is in it.
-                spent = None if torch.is_grad_enabled() else self._history
+                spent = self._history
+                if torch.is_grad_enabled() or spent is None or spent.shape != x.shape or spent.dtype != x.dtype:
+                    spent = None
                 self._history = call.history(x, model_output, change, out=spent)
             elif not call.corrects:
                 self._history = None
