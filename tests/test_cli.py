@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import diffusers
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
@@ -133,6 +134,21 @@ def test_info_tells_a_pipeline_and_its_schedule(model, capsys):
     scheduler.set_timesteps(3)
     for t in scheduler.timesteps.tolist():
         assert f"{t:.4f}" in printed
+
+
+def test_info_shows_how_a_stock_scheduler_would_be_run(tmp_path, capsys):
+    diffusers.DDIMScheduler(timestep_spacing="trailing").save_pretrained(tmp_path / "chain")
+    assert main(["info", str(tmp_path / "chain"), "--steps", "2"]) == 0
+    told = capsys.readouterr().out
+    assert "As UCGMScheduler runs it (discrete_beta)" in told
+    # Half of the way is step 504 of 999, at t = .505, with the data's weight that the chain has there.
+    row = next(line for line in told.splitlines() if line.strip().startswith("2 |")).split("|")
+    abar = float(diffusers.DDIMScheduler().alphas_cumprod[int(float(row[1]))])
+    assert float(row[5]) == pytest.approx(abar**0.5, abs=1e-4)
+    assert float(row[2]) == pytest.approx((float(row[1]) + 1) / 1000)
+    diffusers.DDPMWuerstchenScheduler().save_pretrained(tmp_path / "other")
+    assert main(["info", str(tmp_path / "other")]) == 0
+    assert "Not for UCGMScheduler" in capsys.readouterr().out
 
 
 def test_info_tells_transformers_schedulers_and_checkpoints(model, tmp_path, capsys):

@@ -244,6 +244,8 @@ def _describe_checkpoint(folder: Path, steps: int) -> None:
 
 
 def _describe_scheduler(folder: Path, steps: int) -> None:
+    import torch
+
     from .scheduler import UCGMScheduler
 
     config = json.loads((folder / "scheduler_config.json").read_text())
@@ -251,17 +253,21 @@ def _describe_scheduler(folder: Path, steps: int) -> None:
     for name, value in config.items():
         if not name.startswith("_"):
             print(f"  {name}: {value}")
-    if config["_class_name"] != "UCGMScheduler":
+    try:
+        scheduler = UCGMScheduler.from_config(config)
+    except ValueError as error:
+        print(f"\n  Not for UCGMScheduler: {error}")
         return
-    scheduler = UCGMScheduler.from_config(config)
-    scheduler.set_timesteps(steps, mu=0.0)
-    transport, times = scheduler.transport, scheduler.sigmas.double()
+    # Where the pipeline gives `mu`, the schedule is shown without a shift.
+    scheduler.set_timesteps(steps, mu=1.0 if scheduler.config.time_shift_type == "linear" else 0.0)
+    times = torch.tensor([*scheduler.canonical_times, 0.0], dtype=torch.float64)
+    alpha, gamma = scheduler.transport.alpha(times), scheduler.transport.gamma(times)
+    if config["_class_name"] != "UCGMScheduler":
+        print(f"\n  As UCGMScheduler runs it ({scheduler.config.transport}):")
     print("\n  call | network's time | t       | next t  | alpha   | gamma")
-    for i, timestep in enumerate(scheduler.timesteps.tolist()):
-        t = times[i]
+    for i, timestep in enumerate(scheduler.timesteps.tolist()[: len(times) - 1]):
         print(
-            f"  {i + 1:4d} | {timestep:14.4f} | {t:.5f} | {times[i + 1]:.5f} | "
-            f"{transport.alpha(t):.5f} | {transport.gamma(t):.5f}"
+            f"  {i + 1:4d} | {timestep:14.4f} | {times[i]:.5f} | {times[i + 1]:.5f} | {alpha[i]:.5f} | {gamma[i]:.5f}"
         )
 
 
