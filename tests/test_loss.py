@@ -791,7 +791,9 @@ def test_cosine_weighting_weighs_data_most_in_either_direction_of_time(transport
         ({"consistency_ratio": 1.1}, r"`consistency_ratio` must be in \[0, 1\], got 1.1\."),
         ({"consistency_ratio": float("nan")}, r"`consistency_ratio` must be in \[0, 1\], got nan\."),
         ({"label_dropout": -0.1}, r"`label_dropout` must be in \[0, 1\], got -0.1\."),
-        ({"huber_c": -1.0}, r"`huber_c` must not be negative, got -1.0\."),
+        ({"huber_c": -1.0}, r"`huber_c` must be a number from 0 up, got -1.0\."),
+        ({"huber_c": float("inf")}, r"`huber_c` must be a number from 0 up, got inf\."),
+        ({"enhancement_ratio": float("nan")}, r"`enhancement_ratio` must be finite, got nan\."),
         ({"enhancement_range": (0.7, 0.2)}, r"`enhancement_range` must be two rising times, got \(0.7, 0.2\)\."),
         ({"enhancement_range": (0.7,)}, r"`enhancement_range` must be two rising times, got \(0.7,\)\."),
         (

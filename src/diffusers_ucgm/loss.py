@@ -9,6 +9,7 @@ transport's own target, a positive one asks that the data estimate `f(t)` stay t
 `x*, z*` are data and noise, moved by the enhanced target towards what a model under guidance would draw.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,8 +106,10 @@ class UCGMLoss:
         for name in ("consistency_ratio", "label_dropout"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)!r}.")
-        if not self.huber_c >= 0.0:
-            raise ValueError(f"`huber_c` must not be negative, got {self.huber_c!r}.")
+        if not 0.0 <= self.huber_c < math.inf:
+            raise ValueError(f"`huber_c` must be a number from 0 up, got {self.huber_c!r}.")
+        if not math.isfinite(self.enhancement_ratio):
+            raise ValueError(f"`enhancement_ratio` must be finite, got {self.enhancement_ratio!r}.")
         if len(self.enhancement_range) != 2 or not self.enhancement_range[0] <= self.enhancement_range[1]:
             raise ValueError(f"`enhancement_range` must be two rising times, got {tuple(self.enhancement_range)}.")
         beta_times(1, self.time_distribution, torch.Generator())

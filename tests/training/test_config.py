@@ -46,6 +46,7 @@ def test_defaults_of_the_loss_and_the_config_agree():
         ({"ema_decay": -0.1}, r"`ema_decay` must be in \[0, 1\], got -0.1\."),
         ({"learning_rate": -1.0}, r"`learning_rate` must not be negative, got -1.0\."),
         ({"learning_rate": float("nan")}, r"`learning_rate` must not be negative, got nan\."),
+        ({"lr_scheduler": "cosin"}, r"`lr_scheduler` must be one of .*'cosine'.*, got 'cosin'\."),
         ({"max_grad_norm": -1.0}, r"`max_grad_norm` must not be negative, got -1.0\."),
         ({"lr_warmup_steps": -1}, r"`lr_warmup_steps` must not be negative, got -1\."),
         ({"adam_weight_decay": -0.1}, r"`adam_weight_decay` must not be negative, got -0.1\."),

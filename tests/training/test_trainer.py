@@ -1,6 +1,7 @@
 """The trainer: it learns, repeats itself bitwise, resumes, and leaves only whole and safe files."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -217,6 +218,16 @@ def test_resume_from_a_named_checkpoint(tmp_path):
     )
     resumed.train()
     assert_equal(everything(resumed), everything(whole))
+
+
+def test_a_resumed_run_writes_each_line_of_the_log_once(tmp_path):
+    UCGMTrainer(settings(tmp_path, logging_steps=1), dit(), mixture()).train()
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 9, "los')  # killed while writing
+    shutil.rmtree(tmp_path / "transformer")
+    again = settings(tmp_path, logging_steps=1, resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    UCGMTrainer(again, dit(), mixture()).train()
+    assert [line["step"] for line in log(tmp_path)] == list(range(1, 9))
 
 
 def test_without_a_checkpoint_latest_starts_anew_and_none_ignores_what_is_there(tmp_path):

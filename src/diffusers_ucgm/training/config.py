@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from diffusers.optimization import SchedulerType
+
 from diffusers_ucgm.loss import UCGMLoss
 
 
@@ -99,6 +101,9 @@ class UCGMTrainingConfig:
         self.time_distribution = tuple(self.time_distribution)
         if self.optimizer not in ("adamw", "radam"):
             raise ValueError(f"`optimizer` must be 'adamw' or 'radam', got {self.optimizer!r}.")
+        schedules = sorted(each.value for each in SchedulerType)
+        if self.lr_scheduler not in schedules:
+            raise ValueError(f"`lr_scheduler` must be one of {schedules}, got {self.lr_scheduler!r}.")
         if self.mixed_precision not in ("no", "bf16", "fp16"):
             raise ValueError(f"`mixed_precision` must be 'no', 'bf16' or 'fp16', got {self.mixed_precision!r}.")
         positive = ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps")

@@ -109,28 +109,27 @@ class UCGMTrainer:
         """
         config = self.config
         self._resume()
-        bar = tqdm(
+        with tqdm(
             total=config.max_train_steps,
             initial=self.step,
             disable=not self.accelerator.is_local_main_process,
             desc="train",
-        )
-        mean_loss = None
-        for batches in self._batches():
-            loss = self.training_step(batches)
-            if mean_loss is None:
-                mean_loss = loss
-            # A step that was skipped for its NaN must not hide the loss of all later ones.
-            mean_loss = torch.where(loss.isfinite(), 0.98 * mean_loss + 0.02 * loss, mean_loss)
-            mean_loss = torch.where(mean_loss.isfinite(), mean_loss, loss)
-            bar.update()
-            if self.step % config.logging_steps == 0 or self.step == config.max_train_steps:
-                # The only wait for the device in the loop.
-                self._log(float(mean_loss))
-                bar.set_postfix(loss=f"{float(mean_loss):.4f}")
-            if self.step % config.checkpointing_steps == 0 and self.step < config.max_train_steps:
-                self.save_checkpoint()
-        bar.close()
+        ) as bar:
+            mean_loss = None
+            for batches in self._batches():
+                loss = self.training_step(batches)
+                if mean_loss is None:
+                    mean_loss = loss
+                # A step that was skipped for its NaN must not hide the loss of all later ones.
+                mean_loss = torch.where(loss.isfinite(), 0.98 * mean_loss + 0.02 * loss, mean_loss)
+                mean_loss = torch.where(mean_loss.isfinite(), mean_loss, loss)
+                bar.update()
+                if self.step % config.logging_steps == 0 or self.step == config.max_train_steps:
+                    # Reading the loss waits for the device.
+                    self._log(float(mean_loss))
+                    bar.set_postfix(loss=f"{float(mean_loss):.4f}")
+                if self.step % config.checkpointing_steps == 0 and self.step < config.max_train_steps:
+                    self.save_checkpoint()
         return self.save_model()
 
     def training_step(self, batches: list[dict[str, Tensor]]) -> Tensor:
@@ -191,6 +190,8 @@ class UCGMTrainer:
                 mine.copy_(tensors["ema"][str(i)])
             self.ema.optimization_step = values["ema"]["optimization_step"]
         self.step = values["step"]
+        if self.accelerator.is_main_process:
+            self._forget_later_lines()
 
     def save_model(self) -> Path:
         """Write the averaged weights, or the last ones where none are kept, as `output_dir/transformer`."""
@@ -289,6 +290,17 @@ class UCGMTrainer:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "log.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
+
+    def _forget_later_lines(self) -> None:
+        """Cut the log at the present step: a resumed run writes again what an interrupted one wrote after it."""
+        log = Path(self.config.output_dir) / "log.jsonl"
+        if log.is_file():
+            # A line that was being written when the run was killed has no end.
+            lines = [line for line in log.read_text().splitlines() if line.endswith("}")]
+            kept = [line for line in lines if json.loads(line)["step"] <= self.step]
+            temporary = log.with_name(".log.tmp")
+            temporary.write_text("".join(f"{line}\n" for line in kept))
+            temporary.replace(log)
 
 
 def sample_order(num_samples: int, start: int, seed: int) -> Iterator[int]:
