@@ -146,6 +146,23 @@ def test_cogvideox_does_not_clip_whatever_its_config_says():
         assert CogVideoXDDIMScheduler.from_config(ours.config).config.clip_sample
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_chains_that_end_at_their_first_step_are_sampled_as_by_ddim(prediction_type):
+    stock = DDIMScheduler(set_alpha_to_one=False, clip_sample=False, prediction_type=prediction_type, **CHAINS[1])
+    ours = UCGMScheduler.from_config(stock.config, extrapolation_ratio=0.0)
+    expected = run(stock, steps=10)
+    torch.testing.assert_close(run(ours, stock.timesteps), expected, rtol=0, atol=1e-4)
+    to_the_data = UCGMScheduler.from_config(stock.config, extrapolation_ratio=0.0, ends_at_first_step=False)
+    assert (run(to_the_data, stock.timesteps) - expected).abs().max() > 0.01
+
+
+def test_models_in_sigma_space_may_end_at_their_least_level():
+    stock = EDMEulerScheduler(final_sigmas_type="sigma_min", sigma_min=0.05)
+    ours = UCGMScheduler.from_config(stock.config, extrapolation_ratio=0.0)
+    expected = run(stock, steps=8)
+    torch.testing.assert_close(run(ours, stock.timesteps), expected, rtol=0, atol=2e-4)
+
+
 def test_dynamic_thresholding_is_ddims():
     stock = DDIMScheduler(clip_sample=False, thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1.5)
     ours = UCGMScheduler.from_config(stock.config, extrapolation_ratio=0.0)

@@ -52,9 +52,10 @@ SAID = {
     "pixart": {"transport": "discrete_beta", "beta_schedule": "linear", "beta_end": 0.02, "solver_order": 1},
     "dit": {"transport": "discrete_beta", "beta_schedule": "linear", "clip_sample": False},
     # PNDM's config does not name the prediction: it is the default of the class.
-    "sd15": {"transport": "discrete_beta", "beta_schedule": "scaled_linear", "prediction_type": "epsilon"},
-    "sd21-v": {"transport": "discrete_beta", "prediction_type": "v_prediction"},
-    "sdxl": {"transport": "discrete_beta", "beta_start": 0.00085, "beta_end": 0.012, "prediction_type": "epsilon"},
+    "sd15": {"transport": "discrete_beta", "prediction_type": "epsilon", "ends_at_first_step": True},
+    "sd21-v": {"transport": "discrete_beta", "prediction_type": "v_prediction", "ends_at_first_step": True},
+    # Euler carries `set_alpha_to_one` and does not read it.
+    "sdxl": {"transport": "discrete_beta", "beta_start": 0.00085, "beta_end": 0.012, "ends_at_first_step": False},
     "playground-v2.5": {"transport": "sigma_space", "sigma_data": 0.5, "sigma_schedule": "karras"},
     "stable-video": {"transport": "sigma_space", "sigma_data": 1.0, "sigma_max": 700.0, "sigma_embedding": "log"},
     "cosmos": {"transport": "sigma_space", "sigma_data": 0.5, "prediction_type": "epsilon"},
@@ -80,6 +81,7 @@ SAID = {
         "extrapolation_ratio": 0.0,
         "original_inference_steps": 50,
         "time_gaps": (0.0, 0.0),
+        "ends_at_first_step": False,
     },
     "sana-sprint": {"transport": "scm", "sigma_data": 0.5, "stochasticity": 1.0, "extrapolation_ratio": 0.0},
     "anyflow": {"transport": "linear", "shift": 5.0, "stochasticity": 0.0, "extrapolation_ratio": 0.0},

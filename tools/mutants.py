@@ -217,8 +217,8 @@ MUTANTS = [
     Mutant(
         "result of the last step is extrapolated",
         "solver.py",
-        "return [*calls, Call(points[-1].x_hat, points[-1].x_hat, is_last=True)]",
-        "return [*calls, Call(points[-1].x_hat, NOTHING.plus(points[-1].x_hat, 1.0 + self.extrapolation_ratio))]",
+        "return [*calls, Call(last.x_hat, last.x_hat, is_last=True)]",
+        "return [*calls, Call(last.x_hat, NOTHING.plus(last.x_hat, 1.0 + self.extrapolation_ratio))]",
         SCHEDULER_TESTS,
     ),
     Mutant(
@@ -390,6 +390,13 @@ MUTANTS = [
         "families.py",
         "    if rescale_betas_zero_snr:\n",
         "    if False:\n",
+        FAMILY_TESTS,
+    ),
+    Mutant(
+        "end of a chain at its first step ignored",
+        "scheduler.py",
+        "if self.config.ends_at_first_step else None",
+        "if False else None",
         FAMILY_TESTS,
     ),
     Mutant(

@@ -37,6 +37,7 @@ OWN_SETTINGS = (
     "sigma_embedding",
     "clips_estimates",
     "divides_samples",
+    "ends_at_first_step",
     "round_timesteps",
 )
 LEARNED_VARIANCES = ("learned", "learned_range")
@@ -110,6 +111,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         sample_max_value: float = 1.0,
         clips_estimates: bool = True,
         divides_samples: bool = False,
+        ends_at_first_step: bool = False,
         original_inference_steps: int | None = None,
         round_timesteps: bool = False,
     ) -> None:
@@ -158,6 +160,8 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
                 them in their config and do not use them.
             divides_samples: Whether the samples of a discrete-beta model are divided by the data's weight, data plus
                 noise of the level sigma, as `EulerDiscreteScheduler` has them.
+            ends_at_first_step: Whether a run ends at the least noise that the model knows in place of the data, as DDIM
+                does it with `set_alpha_to_one=False`.
             original_inference_steps: The number of steps on which a latent consistency model was trained, to which the
                 grid of a discrete-beta model is bound.
             round_timesteps: Whether the grid is moved to whole times of the network, which `timesteps` then has as
@@ -182,7 +186,13 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
                     "`solver_type='noise'` divides by gamma(t), which is 0 at the noise end, got `time_gaps[0]=0`. "
                     "Use a gap above 0, such as 0.001, or `solver_type='velocity'`."
                 )
-            if transport in ("sigma_space", "scm") or divides_samples or clip_sample or thresholding:
+            if (
+                transport in ("sigma_space", "scm")
+                or divides_samples
+                or ends_at_first_step
+                or clip_sample
+                or thresholding
+            ):
                 raise ValueError(
                     "`solver_type='noise'` is for the reference's own transports without clipping, got "
                     f"`transport={transport!r}`. Use `solver_type='velocity'`."
@@ -545,7 +555,8 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         self._published: PublishedCorrection | None = None
 
     def _plan(self, begin_index: int) -> None:
-        self._calls = self._solver.plan(self._points, begin_index)
+        end = Point.at(self.family, self.family.earliest) if self.config.ends_at_first_step else None
+        self._calls = self._solver.plan(self._points, begin_index, end)
         if self.family.ends_at_data:
             self._calls.append(Call(SAMPLE, SAMPLE))
         if self._is_published:

@@ -150,12 +150,13 @@ class Solver:
             return min(abs(there.t - here.t) * 2.0 * alpha / alpha_s**2, 1.0)
         return self.stochasticity
 
-    def plan(self, points: list[Point], begin_index: int = 0) -> list[Call]:
+    def plan(self, points: list[Point], begin_index: int = 0, end: Point | None = None) -> list[Call]:
         """The calls of a schedule.
 
         Args:
             points: The grid, from noise to data; the end at data is not one of them.
             begin_index: The first call made. Those before it are filled in, so that indices stay.
+            end: Where the last call leads in place of the data, without extrapolation.
 
         Returns:
             As many calls as points, or one less than twice as many at second order.
@@ -179,7 +180,10 @@ class Solver:
             # Noise comes after the correction, which would take it out again.
             correction = correction.plus(there.z_hat, there.alpha * (math.sqrt(1.0 - rho) - 1.0))
             calls.append(Call(there.x_hat, correction, corrects=True, noise=fresh))
-        return [*calls, Call(points[-1].x_hat, points[-1].x_hat, is_last=True)]
+        last = points[-1]
+        if end is not None:
+            return [*calls, Call(last.x_hat, NOTHING.plus(last.x_hat, end.gamma).plus(last.z_hat, end.alpha))]
+        return [*calls, Call(last.x_hat, last.x_hat, is_last=True)]
 
     def _ahead(self, here: Point, there: Point, rho: float) -> Weights:
         """`gamma(s) x_hat + alpha(s) sqrt(1 - rho) z_hat`; before a correction without its noise."""

@@ -220,6 +220,8 @@ def _discrete_beta(said: Mapping[str, Any], name: str | None) -> dict[str, Any]:
     # CogVideoX's schedulers have `clip_sample`, true by default, and do not use it; others carry it from elsewhere.
     uses_clipping = name is None or not {"clip_sample", "thresholding"}.isdisjoint(_defaults(name))
     settings["clips_estimates"] = uses_clipping and "snr_shift_scale" not in said
+    ends_early = said.get("set_alpha_to_one") is False or said.get("final_sigmas_type") == "sigma_min"
+    settings["ends_at_first_step"] = ends_early and "original_inference_steps" not in said
     if "original_inference_steps" in said:
         return settings | CONSISTENCY | _read(said, "original_inference_steps")
     return settings
@@ -230,6 +232,7 @@ def _sigma_space(said: Mapping[str, Any]) -> dict[str, Any]:
     settings |= _read(said, "sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "rho", "prediction_type")
     if missing := [key for key in ("sigma_min", "sigma_max") if key not in settings]:
         raise ValueError(f"`config` must have `{missing[0]}`, got None. Keep its scheduler.")
+    settings["ends_at_first_step"] = said.get("final_sigmas_type") == "sigma_min"
     # EDM's schedulers name their algorithm, or have no order at all; the cosine solver does neither.
     if "solver_order" in said and "algorithm_type" not in said:
         settings["sigma_embedding"] = "atan"
