@@ -160,8 +160,8 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
                 them in their config and do not use them.
             divides_samples: Whether the samples of a discrete-beta model are divided by the data's weight, data plus
                 noise of the level sigma, as `EulerDiscreteScheduler` has them.
-            ends_at_first_step: Whether a run ends at the least noise that the model knows in place of the data, as DDIM
-                does it with `set_alpha_to_one=False`.
+            ends_at_first_step: Whether a run ends at the least noise that the model knows in place of the data, as
+                DDIM does it with `set_alpha_to_one=False`.
             original_inference_steps: The number of steps on which a latent consistency model was trained, to which the
                 grid of a discrete-beta model is bound.
             round_timesteps: Whether the grid is moved to whole times of the network, which `timesteps` then has as
@@ -186,13 +186,8 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
                     "`solver_type='noise'` divides by gamma(t), which is 0 at the noise end, got `time_gaps[0]=0`. "
                     "Use a gap above 0, such as 0.001, or `solver_type='velocity'`."
                 )
-            if (
-                transport in ("sigma_space", "scm")
-                or divides_samples
-                or ends_at_first_step
-                or clip_sample
-                or thresholding
-            ):
+            changes_samples = divides_samples or ends_at_first_step or clip_sample or thresholding
+            if transport in ("sigma_space", "scm") or changes_samples:
                 raise ValueError(
                     "`solver_type='noise'` is for the reference's own transports without clipping, got "
                     f"`transport={transport!r}`. Use `solver_type='velocity'`."
