@@ -611,7 +611,7 @@ def test_schedulers_can_be_pickled_in_the_middle_of_a_run(name):
         ({"transport": "scm", "sigma_data": 0.0}, "`sigma_data` must be positive"),
         ({"use_karras_sigmas": True, "use_beta_sigmas": True}, "Only one of `use_karras_sigmas`"),
         ({"shift_terminal": 1.5}, r"`shift_terminal` must be in \(0, 1\)"),
-        ({"transport": "sigma_space", "solver_order": 2, "solver_type": "noise"}, "own transports without clipping"),
+        ({"transport": "sigma_space", "solver_order": 2, "solver_type": "noise"}, "neither clipped nor divided"),
     ],
 )
 def test_bad_families_are_refused(settings, message):
