@@ -189,8 +189,8 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             changes_samples = divides_samples or ends_at_first_step or clip_sample or thresholding
             if transport in ("sigma_space", "scm") or changes_samples:
                 raise ValueError(
-                    "`solver_type='noise'` must go with samples that are neither clipped nor divided and with an end at "
-                    f"the data, as the reference has it, got `transport={transport!r}` with {clip_sample=}, "
+                    "`solver_type='noise'` must go with samples that are neither clipped nor divided and with an end "
+                    f"at the data, as the reference has it, got `transport={transport!r}` with {clip_sample=}, "
                     f"{thresholding=}, {divides_samples=}, {ends_at_first_step=}. Use `solver_type='velocity'`."
                 )
         self._family: Family | None = None
