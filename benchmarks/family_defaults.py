@@ -79,16 +79,14 @@ def field(seed: int) -> GaussianMixture:
 
 def solution(scheduler: Any, steps: int, mixture: GaussianMixture, family: Any, samples: int) -> Tensor:
     """What a scheduler makes of the exact network, shape `(samples, 16)`."""
+    network = mixture.denoiser(family.transport)
     scheduler.set_timesteps(steps)
     noise = torch.randn(samples, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     sample = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     for timestep in scheduler.timesteps:
         scaled = scheduler.scale_model_input(sample, timestep) if hasattr(scheduler, "scale_model_input") else sample
         t = family.time(timestep.double()).clamp(family.earliest, 1.0)
-        alpha, gamma, alpha_hat, gamma_hat = family.transport.coefficients(t, scaled)
-        x_hat = mixture.data_estimate(scaled, alpha, gamma)
-        output = alpha_hat * (scaled - gamma * x_hat) / alpha + gamma_hat * x_hat
-        sample = scheduler.step(output, timestep, sample, return_dict=False)[0].double()
+        sample = scheduler.step(network(scaled, t), timestep, sample, return_dict=False)[0].double()
     return sample
 
 

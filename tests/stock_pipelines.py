@@ -22,6 +22,7 @@ from transformers import (
 )
 
 
+CLIP_SIZE = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
 PUBLISHED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "stock_configs.json").read_text())
 
 
@@ -90,6 +91,14 @@ def text(width=8, tokens=5, mask=None, pooled=None, negative=True):
     return embeds
 
 
+def text_config(**settings):
+    return CLIPTextConfig(**CLIP_SIZE, vocab_size=16, projection_dim=8, bos_token_id=0, eos_token_id=1, **settings)
+
+
+def vision_config(image_size):
+    return CLIPVisionConfig(**CLIP_SIZE, projection_dim=8, image_size=image_size, patch_size=image_size // 2)
+
+
 def vae(latent_channels=4, blocks=(8, 16), **settings):
     return diffusers.AutoencoderKL(
         block_out_channels=blocks,
@@ -129,7 +138,6 @@ def stock(name):
 
 
 def sd(cls=diffusers.StableDiffusionPipeline, scheduler="sd15", unet_settings=None, **arguments):
-    torch.manual_seed(0)
     pipe = cls(
         vae(), None, None, unet(**(unet_settings or {})), stock(scheduler), None, None, requires_safety_checker=False
     )
@@ -173,17 +181,7 @@ def lcm():
 
 
 def xl(cls, scheduler="sdxl", **arguments):
-    torch.manual_seed(0)
-    words = CLIPTextConfig(
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        vocab_size=16,
-        projection_dim=8,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
+    words = text_config()
     network = unet(
         addition_embed_type="text_time",
         addition_time_embed_dim=4,
@@ -784,15 +782,7 @@ def stable_video():
     autoencoder = diffusers.AutoencoderKLTemporalDecoder(
         block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2, sample_size=16
     )
-    vision = CLIPVisionConfig(
-        hidden_size=8,
-        projection_dim=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=224,
-        patch_size=112,
-        intermediate_size=8,
-    )
+    vision = vision_config(224)
     extractor = CLIPImageProcessor(crop_size=224, size=224)
     encoder = CLIPVisionModelWithProjection(vision)
     pipe = diffusers.StableVideoDiffusionPipeline(autoencoder, encoder, network, stock("stable-video"), extractor)
@@ -891,26 +881,8 @@ def kandinsky_prior():
         num_attention_heads=2, attention_head_dim=4, num_layers=1, embedding_dim=8, num_embeddings=5
     )
     torch.nn.init.normal_(prior.clip_std)
-    words = CLIPTextConfig(
-        hidden_size=8,
-        intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        vocab_size=16,
-        projection_dim=8,
-        max_position_embeddings=5,
-        bos_token_id=0,
-        eos_token_id=1,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=8,
-        projection_dim=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=16,
-        patch_size=8,
-        intermediate_size=8,
-    )
+    words = text_config(max_position_embeddings=5)
+    vision = vision_config(16)
     pipe = diffusers.KandinskyV22PriorPipeline(
         prior,
         CLIPVisionModelWithProjection(vision),

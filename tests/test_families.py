@@ -511,19 +511,16 @@ def test_defaults_of_a_family_halve_the_error_of_its_first_order_solver(stock):
     mixture = GaussianMixture(means / means.std(), torch.full((8,), 0.15, dtype=torch.float64))
     family = UCGMScheduler.from_config(stock.config).family
 
-    def solution(scheduler, steps):
-        def output(model_input, timestep):
-            t = family.time(timestep.double()).clamp(family.earliest, 1.0)
-            alpha, gamma, alpha_hat, gamma_hat = family.transport.coefficients(t, model_input)
-            x_hat = mixture.data_estimate(model_input, alpha, gamma)
-            return alpha_hat * (model_input - gamma * x_hat) / alpha + gamma_hat * x_hat
+    network = mixture.denoiser(family.transport)
 
+    def solution(scheduler, steps):
         scheduler.set_timesteps(steps)
         start = torch.randn(128, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         sample = start * getattr(scheduler, "init_noise_sigma", 1.0)
         for t in scheduler.timesteps:
             model_input = sample if family.is_flow else scheduler.scale_model_input(sample, t)
-            sample = scheduler.step(output(model_input, t), t, sample, return_dict=False)[0].double()
+            output = network(model_input, family.time(t.double()).clamp(family.earliest, 1.0))
+            sample = scheduler.step(output, t, sample, return_dict=False)[0].double()
         return sample
 
     fine = {"solver_order": 2, "extrapolation_ratio": 0.0, "time_gaps": (0.0005, 0.0005)}

@@ -416,7 +416,7 @@ MUTANTS = [
     Mutant(
         "defaults of the stock class ignored",
         "stock.py",
-        "said = {**_defaults(name), **config}",
+        "said = {**own, **config}",
         "said = {**config}",
         FAMILY_TESTS,
     ),

@@ -28,13 +28,26 @@ __all__ = [
     "sigma_space",
 ]
 
+
+def _laplace_share(part: Tensor) -> Tensor:
+    """The share of the data whose log signal-to-noise ratio is Laplace distributed (arXiv 2407.03297)."""
+    side = torch.where(part <= 0.5, 1.0, -1.0).to(part)
+    log_ratio = -0.5 * side * torch.log(1.0 - 2.0 * (0.5 - part).abs() + 1e-6)
+    return torch.sigmoid(log_ratio).sqrt()
+
+
 # Schedules that are given by the share of the data as a function of the part of the chain, in [0, 1].
 DATA_SHARES: dict[str, Callable[[Tensor], Tensor]] = {
     "squaredcos_cap_v2": lambda part: torch.cos((part + 0.008) / 1.008 * math.pi / 2.0).square(),
     "exp": lambda part: torch.exp(-12.0 * part),
-    "laplace": lambda part: _laplace_share(part),
+    "laplace": _laplace_share,
 }
 BETA_SCHEDULES = ("linear", "scaled_linear", "sigmoid", *DATA_SHARES)
+# What a network in sigma space is told of a noise level, and back.
+EMBEDDINGS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "log": (lambda sigma: 0.25 * sigma.log(), lambda told: torch.exp(4.0 * told)),
+    "atan": (lambda sigma: torch.atan(sigma) / math.pi * 2.0, lambda told: torch.tan(told * math.pi / 2.0)),
+}
 # Rounding of a caller's noise levels (published tables give four digits) is not out of range.
 SIGMA_TOLERANCE = 1.01
 
@@ -168,13 +181,6 @@ def cumulative_alphas(
     return abar.double()
 
 
-def _laplace_share(part: Tensor) -> Tensor:
-    """The share of the data whose log signal-to-noise ratio is Laplace distributed (arXiv 2407.03297)."""
-    side = torch.where(part <= 0.5, 1.0, -1.0).to(part)
-    log_ratio = -0.5 * side * torch.log(1.0 - 2.0 * (0.5 - part).abs() + 1e-6)
-    return torch.sigmoid(log_ratio).sqrt()
-
-
 def discrete_beta(abar: Tensor, prediction_type: str = "epsilon", divides: bool = False) -> Family:
     """A model trained on a chain of noise levels, made continuous.
 
@@ -257,7 +263,7 @@ def sigma_space(
         )
     if sigma_schedule not in ("karras", "exponential"):
         raise ValueError(f"`sigma_schedule` must be 'karras' or 'exponential', got {sigma_schedule!r}.")
-    if sigma_embedding not in ("log", "atan"):
+    if sigma_embedding not in EMBEDDINGS:
         raise ValueError(f"`sigma_embedding` must be 'log' or 'atan', got {sigma_embedding!r}.")
     signs = {"epsilon": 1.0, "v_prediction": -1.0}
     if prediction_type not in signs:
@@ -289,18 +295,11 @@ def sigma_space(
         lambda t: -sign * sigma_data * scale(t),
         lambda t: sign * sigma(t) / sigma_data * scale(t),
     )
-    if sigma_embedding == "log":
-        return Family(
-            Transport(*weights),
-            lambda t: 0.25 * sigma(t).log(),
-            lambda timestep: time(torch.exp(4.0 * timestep)),
-            sigma,
-            divides=True,
-        )
+    told, level = EMBEDDINGS[sigma_embedding]
     return Family(
         Transport(*weights),
-        lambda t: torch.atan(sigma(t)) / math.pi * 2.0,
-        lambda timestep: time(torch.tan(timestep * math.pi / 2.0)),
+        lambda t: told(sigma(t)),
+        lambda timestep: time(level(timestep)),
         sigma,
         divides=True,
     )

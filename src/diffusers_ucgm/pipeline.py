@@ -351,17 +351,17 @@ class UCGMPipeline(DiffusionPipeline):
                 raise ValueError(f"`{name}` must be left out with {type(self.scheduler).__name__}, which takes none.")
         self.scheduler.set_timesteps(num_inference_steps, device=device, **given)
 
-    def _target_times(self, number: int) -> Sequence[Tensor | None]:
-        """Where every call leads, if the transformer is of the any-step kind that asks for it."""
+    def _target_times(self, number: int) -> list[dict[str, Tensor]]:
+        """Where every call leads, under the name by which a transformer of the any-step kind asks for it."""
         asked = set(TARGET_TIMES) & set(inspect.signature(self.transformer.forward).parameters)
         if not asked:
-            return [None] * number
+            return [{}] * number
         if not hasattr(self.scheduler, "target_timesteps"):
             raise ValueError(
-                f"{type(self.transformer).__name__} takes `{asked.pop()}`, the time that a call leads to, which "
+                f"{type(self.transformer).__name__} takes `{min(asked)}`, the time that a call leads to, which "
                 f"{type(self.scheduler).__name__} does not tell. Use `UCGMScheduler`."
             )
-        return list(self.scheduler.target_timesteps)
+        return [dict.fromkeys(asked, target) for target in self.scheduler.target_timesteps]
 
     def _guided_calls(self, scale: float, interval: tuple[float, float], number: int) -> list[bool]:
         """Which calls are guided, decided on the host before the loop."""
@@ -378,12 +378,9 @@ class UCGMPipeline(DiffusionPipeline):
         scale = getattr(self.scheduler, "scale_model_input", None)
         return latents if scale is None else scale(latents, t)
 
-    def _predict(self, sample: Tensor, t: Tensor, target: Tensor | None, labels: Tensor) -> Tensor:
+    def _predict(self, sample: Tensor, t: Tensor, target: dict[str, Tensor], labels: Tensor) -> Tensor:
         """The transformer's prediction in float32, learned variances cut off."""
-        times = {"timestep": t}
-        if target is not None:
-            takes = inspect.signature(self.transformer.forward).parameters
-            times |= {name: target for name in TARGET_TIMES if name in takes}
+        times = {"timestep": t, **target}
         told = {name: time.to(sample.device, torch.float32).expand(len(sample)) for name, time in times.items()}
         output = self.transformer(sample.to(self.transformer.dtype), **told, class_labels=labels, return_dict=False)[0]
         return output[:, : sample.shape[1]].float()

@@ -40,7 +40,7 @@ class Preset:
     @property
     def sampler(self) -> dict[str, Any]:
         """The settings without those that belong to the model: for another model's scheduler."""
-        return {name: value for name, value in self.scheduler.items() if name not in MODEL_SETTINGS}
+        return _general(self.scheduler)
 
 
 def _multi_step(transport: str, kappa: float, warp: tuple[float, ...] = WARP, stop: float = 0.001) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class PublishedCorrection:
             model_output: The network's prediction F at `x`, same shape.
             noise: Draws standard normal noise of that shape.
         """
-        step, corrects = (index + 1) // 2, index % 2 == 1
+        step, corrects = self.solver.step_of(index), index % 2 == 1
         if corrects and self._past is None:
             return x.clone()
         point, following = self.points[step], self.points[min(step + 1, len(self.points) - 1)]
@@ -73,7 +73,7 @@ class PublishedCorrection:
         if step == len(self.points) - 1:
             self._past = None
             return x_hat
-        kappa = self.solver.kappa(step - self.solver.first_step(self.begin_index))
+        kappa = self.solver.kappa(step - self.solver.step_of(self.begin_index))
         x_ahead, z_ahead = x_hat, z_hat
         if kappa and past is not None:
             x_ahead, z_ahead = x_hat + kappa * (x_hat - past.x_hat), z_hat + kappa * (z_hat - past.z_hat)

@@ -193,8 +193,8 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
                     f"at the data, as the reference has it, got `transport={transport!r}` with {clip_sample=}, "
                     f"{thresholding=}, {divides_samples=}, {ends_at_first_step=}. Use `solver_type='velocity'`."
                 )
-        self._family: Family | None = None
-        grid_of_steps(1, self._spacing, self.family, mu=1.0)
+        Spacing.of(self.config)  # its settings are checked where it is made, as the family's are
+        self._family: Family | None = family_of(self.config)
         # A stock scheduler that is made from this config must not read the sampler's settings as its own.
         defaults = self.config.get("_use_default_values", [])
         self.register_to_config(
@@ -242,7 +242,9 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         # A stock config marks its defaults, which would give way to ours.
         said = {name: value for name, value in config.items() if name != "_use_default_values"}
         if said.get("_class_name", cls.__name__) != cls.__name__ or "extrapolation_ratio" not in said:
-            said = {name: value for name, value in said.items() if name not in OWN_SETTINGS} | translated(said)
+            shared = cls._get_init_keys(cls) - set(OWN_SETTINGS)
+            settings = translated(said, shared)
+            said = {name: value for name, value in said.items() if name not in OWN_SETTINGS} | settings
         return super().from_config(said, return_unused_kwargs, **kwargs)
 
     @classmethod
@@ -291,8 +293,8 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
     @property
     def canonical_times(self) -> list[float]:
         """The canonical time of every network call, from noise (1) to data (0)."""
-        points = self._points
-        return [point.t for point in (points if self.config.solver_order == 1 else _repeated(points))]
+        t = torch.tensor([point.t for point in self._points], dtype=torch.float64)
+        return (_repeated(t) if self.config.solver_order == 2 else t).tolist()
 
     @property
     def target_timesteps(self) -> Tensor:
@@ -414,8 +416,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             return sample
         if not self._calls:
             raise RuntimeError("`scale_model_input` was called before `set_timesteps`.")
-        index = self._start(timestep)
-        step = (index + 1) // 2 if self.config.solver_order == 2 else index
+        step = self._solver.step_of(self._start(timestep))
         return sample * self._points[min(step, len(self._points) - 1)].scale
 
     def step(
@@ -624,8 +625,6 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         return randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
 
-def _repeated(points: Any) -> Any:
+def _repeated(times: Tensor) -> Tensor:
     """A grid's calls at second order: every point but the first corrects the step to it, and then goes on from it."""
-    if isinstance(points, Tensor):
-        return points.repeat_interleave(2)[1:]
-    return [point for point in points for _ in range(2)][1:]
+    return times.repeat_interleave(2)[1:]

@@ -133,9 +133,9 @@ class Solver:
     extrapolation_ratio: float
     stochasticity: float | Literal["auto"]
 
-    def first_step(self, begin_index: int) -> int:
-        """The first step made by a run that starts at a call: a correction without its first half makes none."""
-        return (begin_index + 1) // 2 if self.order == 2 else begin_index
+    def step_of(self, index: int) -> int:
+        """The grid point at which a call is made, from which a run that starts there makes its first step."""
+        return (index + 1) // 2 if self.order == 2 else index
 
     def kappa(self, steps_made: int) -> float:
         """Extrapolation starts with the third step, as in the reference (the paper says the second)."""
@@ -161,7 +161,7 @@ class Solver:
         Returns:
             As many calls as points, or one less than twice as many at second order.
         """
-        first, second_order = self.first_step(begin_index), self.order == 2
+        first, second_order = self.step_of(begin_index), self.order == 2
         nothing_to_do = Call(points[first].x_hat, SAMPLE)
         calls = [nothing_to_do] * (begin_index + (begin_index % 2 if second_order else 0))
         for i in range(first, len(points) - 1):

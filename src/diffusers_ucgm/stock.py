@@ -9,7 +9,7 @@ import importlib
 import inspect
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 
@@ -90,15 +90,16 @@ OPTIONAL_SCHEDULERS: dict[str, dict[str, Any]] = {
 }
 
 
-def translated(config: Mapping[str, Any]) -> dict[str, Any]:
+def translated(config: Mapping[str, Any], shared: Collection[str] = ()) -> dict[str, Any]:
     """Arguments of `UCGMScheduler` for the model of a stock scheduler's config.
 
     Args:
         config: The config of one of `STOCK_SCHEDULERS`, as `scheduler.config` or as read from
             `scheduler_config.json`. Keys that are not there have the default of the class, where it is named.
+        shared: The arguments that mean the same to `UCGMScheduler` under the same name.
 
     Returns:
-        What `UCGMScheduler` needs besides the keys that it shares with the config.
+        What `UCGMScheduler` needs besides the shared keys that the config has.
 
     Raises:
         ValueError: If the config is of another kind of scheduler, or has a setting without which the pictures would
@@ -111,7 +112,8 @@ def translated(config: Mapping[str, Any]) -> dict[str, Any]:
             "known here, and another path would give wrong pictures. Keep its scheduler, or construct "
             "`UCGMScheduler` with the model's own `transport`."
         )
-    said = {**_defaults(name), **config}
+    own = _defaults(name)
+    said = {**own, **config}
     if foreign := [key for key in FOREIGN_KEYS if key in said]:
         raise ValueError(
             f"`config` must be of one of {STOCK_SCHEDULERS}, got one with `{foreign[0]}`, as of "
@@ -129,30 +131,33 @@ def translated(config: Mapping[str, Any]) -> dict[str, Any]:
             "Cosmos 2 makes it of a flow-matching scheduler. Keep its scheduler."
         )
     _warn_of_settings_without_meaning(said)
-    if own := _defaults(name):
+    left_out = {key: own[key] for key in shared if key not in config and own.get(key) is not None}
+    if own:
         # What other schedulers left in the config, the class itself would not read.
         said = {key: value for key, value in said.items() if key in own}
     if said.get("prediction_type") == "trigflow":
-        return {"transport": "scm", **CONSISTENCY, **_read(said, "sigma_data")}
-    if "sigma_data" in said:
-        return _sigma_space(said)
-    if said.get("timestep_type") == "continuous" and said.get("prediction_type") == "v_prediction":
+        settings = {"transport": "scm", **CONSISTENCY}
+    elif "sigma_data" in said:
+        settings = _sigma_space(said)
+    elif said.get("timestep_type") == "continuous" and said.get("prediction_type") == "v_prediction":
         # Stable Video Diffusion: EDM's preconditioning for data of standard deviation 1.
-        return _sigma_space({"sigma_data": 1.0, **said})
-    if said.get("use_flow_sigmas") or said.get("prediction_type") == "flow_prediction":
+        settings = _sigma_space(said) | {"sigma_data": 1.0}
+    elif said.get("use_flow_sigmas") or said.get("prediction_type") == "flow_prediction":
         settings = EVEN | {"transport": "linear", "shift": said.get("flow_shift", said.get("shift", 1.0))}
         if said.get("prediction_type") == "epsilon":  # says nothing of the data at pure noise
             settings["time_gaps"] = (0.001, 0.01)
-        return settings | _shared(said) | _read(said, "prediction_type")
-    if said.get("trained_betas") is not None or "beta_schedule" in said:
-        return _discrete_beta(said, name)
-    if "shift" in said and "num_train_timesteps" in said:
-        left_over = {"prediction_type": None} if "prediction_type" in config else {}
-        return _flow_matching(said, name) | left_over
-    raise ValueError(
-        "`config` must tell the model's path by `beta_schedule`, `trained_betas`, `sigma_data` or `shift`, got the "
-        f"keys {sorted(config)}. Construct `UCGMScheduler` with the model's own `transport`."
-    )
+    elif said.get("trained_betas") is not None or "beta_schedule" in said:
+        settings = _discrete_beta(said, own)
+    elif "shift" in said and "num_train_timesteps" in said:
+        settings = _flow_matching(said, name)
+        if "prediction_type" in config:  # left over: the class has none
+            settings["prediction_type"] = None
+    else:
+        raise ValueError(
+            "`config` must tell the model's path by `beta_schedule`, `trained_betas`, `sigma_data` or `shift`, got "
+            f"the keys {sorted(config)}. Construct `UCGMScheduler` with the model's own `transport`."
+        )
+    return left_out | settings
 
 
 def _defaults(name: str | None) -> dict[str, Any]:
@@ -168,32 +173,8 @@ def _defaults(name: str | None) -> dict[str, Any]:
     return {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty}
 
 
-def _read(said: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: said[key] for key in keys if said.get(key) is not None}
-
-
-def _shared(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Spacing and clipping, which schedulers of all paths have under the same names."""
-    return _read(
-        said,
-        "num_train_timesteps",
-        "use_dynamic_shifting",
-        "time_shift_type",
-        "shift_terminal",
-        "use_karras_sigmas",
-        "use_exponential_sigmas",
-        "use_beta_sigmas",
-        "clip_sample",
-        "clip_sample_range",
-        "thresholding",
-        "dynamic_thresholding_ratio",
-        "sample_max_value",
-    )
-
-
 def _flow_matching(said: Mapping[str, Any], name: str | None) -> dict[str, Any]:
-    settings = EVEN | {"transport": "relinear" if said.get("invert_sigmas") else "linear", **_shared(said)}
-    settings |= {"clips_estimates": False, **_read(said, "shift")}
+    settings = EVEN | {"transport": "relinear" if said.get("invert_sigmas") else "linear", "clips_estimates": False}
     if said.get("stochastic_sampling") or "scale_factors" in said:  # the latter is FlowMatchLCMScheduler's own
         return settings | CONSISTENCY
     if name == "FlowMapEulerDiscreteScheduler":
@@ -201,37 +182,28 @@ def _flow_matching(said: Mapping[str, Any], name: str | None) -> dict[str, Any]:
     return settings
 
 
-def _discrete_beta(said: Mapping[str, Any], name: str | None) -> dict[str, Any]:
-    # Whole times, because the chain was trained at them, and because pipelines look them up in tables.
-    settings = EVEN | {"transport": "discrete_beta", "prediction_type": "epsilon", "round_timesteps": True}
-    settings |= _shared(said)
-    settings |= _read(
-        said,
-        "prediction_type",
-        "beta_start",
-        "beta_end",
-        "beta_schedule",
-        "trained_betas",
-        "rescale_betas_zero_snr",
-        "snr_shift_scale",
-    )
-    # The scheduler that has this key keeps samples of another scale, and a pipeline reckons with it.
-    settings["divides_samples"] = "interpolation_type" in said and not said.get("rescale_betas_zero_snr")
+def _discrete_beta(said: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    few_step = "original_inference_steps" in said
     # CogVideoX's schedulers have `clip_sample`, true by default, and do not use it; others carry it from elsewhere.
-    uses_clipping = name is None or not {"clip_sample", "thresholding"}.isdisjoint(_defaults(name))
-    settings["clips_estimates"] = uses_clipping and "snr_shift_scale" not in said
+    uses_clipping = not own or not {"clip_sample", "thresholding"}.isdisjoint(own)
     ends_early = said.get("set_alpha_to_one") is False or said.get("final_sigmas_type") == "sigma_min"
-    settings["ends_at_first_step"] = ends_early and "original_inference_steps" not in said
-    if "original_inference_steps" in said:
-        return settings | CONSISTENCY | _read(said, "original_inference_steps")
-    return settings
+    settings = EVEN | {
+        "transport": "discrete_beta",
+        "prediction_type": said.get("prediction_type") or "epsilon",
+        # Whole times, because the chain was trained at them, and because pipelines look them up in tables.
+        "round_timesteps": True,
+        # The scheduler that has this key keeps samples of another scale, and a pipeline reckons with it.
+        "divides_samples": "interpolation_type" in said and not said.get("rescale_betas_zero_snr"),
+        "clips_estimates": uses_clipping and "snr_shift_scale" not in said,
+        "ends_at_first_step": ends_early and not few_step,
+    }
+    return settings | CONSISTENCY if few_step else settings
 
 
 def _sigma_space(said: Mapping[str, Any]) -> dict[str, Any]:
-    settings = EVEN_IN_SIGMA_SPACE | {"transport": "sigma_space", **_shared(said)}
-    settings |= _read(said, "sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "rho", "prediction_type")
-    if missing := [key for key in ("sigma_min", "sigma_max") if key not in settings]:
+    if missing := [key for key in ("sigma_min", "sigma_max") if said.get(key) is None]:
         raise ValueError(f"`config` must have `{missing[0]}`, got None. Keep its scheduler.")
+    settings = EVEN_IN_SIGMA_SPACE | {"transport": "sigma_space"}
     settings["ends_at_first_step"] = said.get("final_sigmas_type") == "sigma_min"
     # EDM's schedulers name their algorithm, or have no order at all; the cosine solver does neither.
     if "solver_order" in said and "algorithm_type" not in said:
