@@ -25,7 +25,7 @@ LAYERS = [
     {"families"},
     {"solver", "schedules"},
     {"published"},
-    {"scheduler", "loss", "oracles"},
+    {"scheduler", "loss", "oracles", "lora"},
     {"pipeline", "teacher"},
     {"training", "evaluation"},
     {"cli"},

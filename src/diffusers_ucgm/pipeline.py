@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import hf_hub_download
 from PIL import Image
 from torch import Tensor
 
@@ -49,8 +50,8 @@ def normalize_latents(vae: ModelMixin, z: Tensor) -> Tensor:
     """Latents as the transformer sees them, from what the autoencoder's encoder gave.
 
     Args:
-        vae: An autoencoder of diffusers. `latents_mean` and `latents_std` in its config count first, by channel, then
-            `shift_factor`; `scaling_factor` always.
+        vae: An autoencoder of diffusers. `latents_mean` and `latents_std` in its config, or else in its buffers, count
+            first, by channel, then `shift_factor`; `scaling_factor` always.
         z: Shape `(B, C, ...)`.
     """
     mean, factor = _latent_statistics(vae, z)
@@ -66,12 +67,16 @@ def denormalize_latents(vae: ModelMixin, latents: Tensor) -> Tensor:
 def _latent_statistics(vae: ModelMixin, like: Tensor) -> tuple[Tensor, Tensor]:
     config = vae.config
     scale = getattr(config, "scaling_factor", None) or 1.0
-    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    mean, std = (
+        getattr(vae, name, None) if (value := getattr(config, name, None)) is None else value
+        for name in ("latents_mean", "latents_std")
+    )
     if mean is None or std is None:
         shift = getattr(config, "shift_factor", None) or 0.0
         return like.new_tensor(shift), like.new_tensor(scale)
     shape = (1, -1, *(1,) * (like.ndim - 2))
-    return like.new_tensor(mean).reshape(shape), scale / like.new_tensor(std).reshape(shape)
+    mean, std = (torch.as_tensor(value).to(like).reshape(shape) for value in (mean, std))
+    return mean, scale / std
 
 
 class UCGMPipeline(DiffusionPipeline):
@@ -152,6 +157,31 @@ class UCGMPipeline(DiffusionPipeline):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "pipeline.py").write_text(HUB_MODULE)
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    def load_lora_weights(self, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> None:
+        """Give the transformer a LoRA that `UCGMTrainer` saved.
+
+        Args:
+            pretrained_model_name_or_path: Folder, or repository of the Hub.
+            kwargs: As in `huggingface_hub.hf_hub_download`, such as `revision` or `token`.
+
+        Raises:
+            FileNotFoundError: If a folder holds no adapter.
+            ValueError: If the adapter is for another network.
+        """
+        from .lora import LORA_WEIGHTS_NAME, load_lora
+
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            file = hf_hub_download(str(pretrained_model_name_or_path), LORA_WEIGHTS_NAME, **kwargs)
+            folder = Path(file).parent
+        load_lora(self.transformer, folder)
+
+    def unload_lora_weights(self) -> None:
+        """Take the LoRA off again."""
+        from diffusers.utils import recurse_remove_peft_layers
+
+        recurse_remove_peft_layers(self.transformer)
 
     @property
     def guidance_scale(self) -> float:

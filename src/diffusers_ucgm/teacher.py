@@ -1,9 +1,13 @@
 """The loss's teacher: a slow copy of the student, a frozen one, or the student itself (UCGM, section 3.2)."""
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 
 __all__ = ["Teacher"]
@@ -13,27 +17,70 @@ class Teacher:
     """Weights for the enhanced target, apart from the weights that are saved.
 
     Attributes:
-        model: The module to call without gradient. With `teacher_decay` 0 it is the student itself.
+        model: The module to call without gradient. With `teacher_decay` 0, or where the base of an adapter is the
+            teacher, it is the student itself.
         decay: The decay of the next `update`. It warms up from 0 by
             `decay += (1 - decay) (teacher_decay - decay) / 2`.
     """
 
-    def __init__(self, student: nn.Module, teacher_decay: float) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher_decay: float,
+        *,
+        without_adapter: Callable[[], AbstractContextManager[Any]] | None = None,
+        dtype: torch.dtype | None = None,
+        offload_from: torch.device | None = None,
+    ) -> None:
         """Copy the student where a copy is needed.
 
         Args:
             student: The module in training.
             teacher_decay: In [0, 1]: 0 uses the student, 1 freezes the weights it has now (the pretrained model, when
                 tuning), anything between follows the student as an exponential moving average.
+            without_adapter: For a student that is a frozen base with an adapter: switches the adapter off while it is
+                entered. The base is then the frozen teacher, without a copy, and `teacher_decay` must be 0 or 1.
+            dtype: Of a frozen copy; None keeps the student's.
+            offload_from: A device whose memory a frozen copy does not occupy: it stays on the CPU and its weights are
+                on this device only during a call.
 
         Raises:
-            ValueError: If `teacher_decay` is outside [0, 1].
+            ValueError: If `teacher_decay` is outside [0, 1], or not 0 or 1 where the student has an adapter.
         """
         if not 0.0 <= teacher_decay <= 1.0:
             raise ValueError(f"`teacher_decay` must be in [0, 1], got {teacher_decay!r}.")
+        if without_adapter is not None and 0.0 < teacher_decay < 1.0:
+            raise ValueError(f"`teacher_decay` must be 0 or 1 for a student with an adapter, got {teacher_decay!r}.")
         self.teacher_decay = teacher_decay
         self.decay = 0.0
-        self.model = student if teacher_decay == 0.0 else deepcopy(student).requires_grad_(False)
+        self._without_adapter = without_adapter if teacher_decay == 1.0 else None
+        self._is_copy = teacher_decay > 0.0 and without_adapter is None
+        self.model = student
+        if self._is_copy:
+            self.model = deepcopy(student).requires_grad_(False)
+            if dtype is not None:
+                self.model.to(dtype)
+            if offload_from is not None:
+                self.model = _Offloaded(self.model.to("cpu"), offload_from)
+
+    @contextmanager
+    def network(self) -> Iterator[nn.Module]:
+        """The module to call, while entered."""
+        with nullcontext() if self._without_adapter is None else self._without_adapter():
+            yield self.model
+
+    def denoiser(self, adapter: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """The teacher as the loss calls it: `denoiser(x_t, t, **condition) -> F`.
+
+        Args:
+            adapter: How the module is called, `adapter(network, x_t, t, **condition)`.
+        """
+
+        def denoise(x_t: Tensor, t: Tensor, **condition: Any) -> Tensor:
+            with self.network() as network:
+                return adapter(network, x_t, t, **condition)
+
+        return denoise
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
@@ -48,7 +95,7 @@ class Teacher:
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """The teacher's own tensors, none where it is the student, and the state of its warm-up."""
-        return ({} if self.teacher_decay == 0.0 else self.model.state_dict()), {"decay": self.decay}
+        return (self._weights().state_dict() if self._is_copy else {}), {"decay": self.decay}
 
     def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, float]) -> None:
         """Put back what `state_dict` gave.
@@ -56,6 +103,23 @@ class Teacher:
         Raises:
             RuntimeError: If the tensors are not those of this model.
         """
-        if self.teacher_decay != 0.0:
-            self.model.load_state_dict(tensors)
+        if self._is_copy:
+            self._weights().load_state_dict(tensors)
         self.decay = values["decay"]
+
+    def _weights(self) -> nn.Module:
+        return self.model.module if isinstance(self.model, _Offloaded) else self.model
+
+
+class _Offloaded(nn.Module):
+    """A frozen module on the CPU whose weights are on a device during a call."""
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.module = module
+        self.device = device
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        tensors = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        moved = {name: value.to(self.device, non_blocking=True) for name, value in tensors.items()}
+        return functional_call(self.module, moved, args, kwargs)

@@ -25,7 +25,8 @@ def test_round_trip_gives_the_same_tensors_and_values(tmp_path):
     folder = save_checkpoint(tmp_path / "run", 7, TENSORS, values)
     assert folder == tmp_path / "run" / "checkpoint-7"
     tensors, loaded = load_checkpoint(folder)
-    assert loaded == {"step": 7, **values}
+    sizes = {file.name: file.stat().st_size for file in folder.glob("*.safetensors")}
+    assert loaded == {"step": 7, "files": sizes, **values}
     assert tensors.get("empty", {}) == {}
     assert torch.equal(tensors["model"]["weight"], TENSORS["model"]["weight"])
     assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json"}
@@ -107,7 +108,8 @@ def test_an_interrupted_write_leaves_no_checkpoint_and_the_older_one_whole(tmp_p
             save_checkpoint(tmp_path, 6, TENSORS, {"value": 2})
     assert not (tmp_path / "checkpoint-6").exists()
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-3"
-    # What was left lying about does not stop the next write, nor get into it.
+    # What a killed process left lying about does not stop the next write, nor get into it.
+    (tmp_path / ".checkpoint-6.tmp").mkdir()
     (tmp_path / ".checkpoint-6.tmp" / "half.safetensors").write_bytes(b"half")
     tensors, values = load_checkpoint(save_checkpoint(tmp_path, 6, TENSORS, {"value": 2}))
     assert values["value"] == 2
@@ -134,3 +136,70 @@ def test_replacing_a_folder_takes_all_of_the_new_and_nothing_of_the_old(tmp_path
 def test_a_folder_without_state_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"`folder` must be a checkpoint with a state\.json, got '"):
         load_checkpoint(tmp_path)
+
+
+# --- damage ----------------------------------------------------------------------------------------------------------
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-3])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: cut(folder / "model.safetensors"),
+        lambda folder: (folder / "model.safetensors").unlink(),
+        lambda folder: (folder / "model.safetensors").write_bytes(bytes(96)),
+        lambda folder: cut(folder / "state.json"),
+    ],
+    ids=["cut", "missing", "zeros", "cut state"],
+)
+def test_a_torn_checkpoint_is_passed_over_and_named(tmp_path, damage):
+    save_checkpoint(tmp_path, 3, TENSORS, {})
+    torn = save_checkpoint(tmp_path, 6, TENSORS, {})
+    damage(torn)
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-3"
+    with pytest.raises(ValueError, match=r"`folder` must be a whole checkpoint, got .*checkpoint-6.*earlier one"):
+        load_checkpoint(torn)
+    # Were it counted, the last good one would be deleted.
+    prune_checkpoints(tmp_path, 1)
+    assert checkpoints.checkpoints_in(tmp_path) == [tmp_path / "checkpoint-3"]
+
+
+def test_a_kill_between_two_renames_loses_nothing(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, 3, TENSORS, {"value": 1})
+    rename = type(tmp_path).rename
+
+    def killed(path, target):
+        if path.name.endswith(".tmp"):
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(tmp_path, 3, TENSORS, {"value": 2})
+    assert not (tmp_path / "checkpoint-3").exists()
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-3"
+    assert load_checkpoint(tmp_path / "checkpoint-3")[1]["value"] == 1
+
+
+def test_the_latest_checkpoint_before_a_step(tmp_path):
+    for step in (3, 6, 9):
+        save_checkpoint(tmp_path, step, TENSORS, {})
+    assert latest_checkpoint(tmp_path, before=8) == tmp_path / "checkpoint-6"
+    assert latest_checkpoint(tmp_path, before=6) == tmp_path / "checkpoint-6"
+    assert latest_checkpoint(tmp_path, before=2) is None
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        ({"other": torch.zeros(2)}, r"2 names on one side only: \['other', 'weight'\]"),
+        ({"weight": torch.zeros(3)}, r"got \(3,\) for 'weight' of shape \(2,\)"),
+    ],
+)
+def test_tensors_of_another_model_are_refused(saved, message):
+    with pytest.raises(ValueError, match=message):
+        checkpoints.copy_tensors({"weight": torch.zeros(2)}, saved)

@@ -10,9 +10,10 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from diffusers import DiTTransformer2DModel
 from torch import nn
 
+from diffusers_ucgm.training.batches import sample_order
 from diffusers_ucgm.training.config import UCGMTrainingConfig
 from diffusers_ucgm.training.data import LatentDataset
-from diffusers_ucgm.training.trainer import MAX_BAD_STEPS, UCGMTrainer, sample_order
+from diffusers_ucgm.training.trainer import MAX_BAD_STEPS, UCGMTrainer
 
 
 MULTI_STEP = {
@@ -262,9 +263,9 @@ def test_a_write_that_fails_leaves_the_last_checkpoint_to_resume_from(tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoints, "save_file", full_disk)
-        with pytest.raises(OSError, match="No space left"):
-            UCGMTrainer(config, dit(), mixture()).train()
-    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+        # The run goes on: it is worth more than one checkpoint.
+        UCGMTrainer(config, dit(), mixture()).train()
+    assert [path.name for path in tmp_path.glob("*checkpoint-*")] == ["checkpoint-3"]
     resumed = UCGMTrainer(config, dit(seed=9), mixture())
     resumed.train()
     whole = UCGMTrainer(replace(config, output_dir=str(tmp_path / "whole")), dit(), mixture())
@@ -345,35 +346,45 @@ def test_averaged_weights_are_the_recursive_mean_of_the_student(tmp_path):
 # --- steps -----------------------------------------------------------------------------------------------------------
 
 
-def test_gradient_accumulation_of_identical_micro_batches_equals_one(tmp_path, monkeypatch):
-    # Micro-batches draw their own noise, so a run with accumulation equals the full batch in distribution only. With
-    # the draws held equal, the mean of equal gradients must be the gradient.
-    results = []
-    for accumulation in (1, 2, 4):
+@pytest.mark.parametrize("recipe", [MULTI_STEP, FEW_STEP], ids=["multi-step", "few-step"])
+@pytest.mark.parametrize(("batch_size", "calls"), [(4, 2), (2, 4), (1, 8)])
+def test_accumulation_equals_one_batch_with_the_same_noise(tmp_path, recipe, batch_size, calls):
+    def run(batch_size, calls):
         GradientState._reset_state()
-        trainer = UCGMTrainer(
-            settings(tmp_path, gradient_accumulation_steps=accumulation, lr_warmup_steps=0), dit(), mixture()
+        config = settings(
+            tmp_path / f"{calls}",
+            train_batch_size=batch_size,
+            gradient_accumulation_steps=calls,
+            max_train_steps=3,
+            **{**recipe, "label_dropout": 0.5, "optimizer": "adamw", "adam_epsilon": 1e-3},
         )
-        monkeypatch.setattr(trainer, "_generator", lambda micro, own=trainer: torch.Generator().manual_seed(own.step))
-        batch = next(trainer._batches())[0]
-        losses = [trainer.training_step([batch] * accumulation) for _ in range(3)]
-        assert trainer.step == 3
-        results.append({"losses": losses, **everything(trainer)})
-    for other in results[1:]:
-        torch.testing.assert_close(other, results[0], rtol=1e-5, atol=1e-6)
+        model = dit(dropout=0.0)
+        trainer = UCGMTrainer(config, model, mixture())
+        gradients, step = [], trainer.optimizer.step
+
+        def record():
+            gradients.append(
+                {name: value.grad.clone() for name, value in model.named_parameters() if value.requires_grad}
+            )
+            step()
+
+        trainer.optimizer.step = record
+        trainer.train()
+        return gradients, everything(trainer)
+
+    torch.testing.assert_close(run(batch_size, calls), run(8, 1), rtol=1e-5, atol=1e-6)
 
 
-def test_micro_batches_draw_their_own_noise_and_hold_their_own_samples(tmp_path):
+def test_every_place_of_a_step_draws_its_own_noise_and_sample(tmp_path):
     trainer = UCGMTrainer(settings(tmp_path, train_batch_size=5), dit(), mixture())
-    seeds = {trainer._generator(micro).initial_seed() for micro in range(3)}
-    trainer.step = 1
-    seeds |= {trainer._generator(micro).initial_seed() for micro in range(3)}
-    assert len(seeds) == 6
-    trainer.step = 0
-    first, second = next(trainer._batches())
+    batches = trainer._batches()
+    first, second = next(batches)
+    later, _ = next(batches)
     assert first["latents"].shape == (5, 4, 2, 2)
-    latents = torch.cat([first["latents"], second["latents"]]).flatten(1)
-    assert len(latents.unique(dim=0)) == 10
+    latents = torch.cat([each["latents"] for each in (first, second, later)]).flatten(1)
+    assert len(latents.unique(dim=0)) == 15
+    assert len(torch.cat([each["noise"] for each in (first, second, later)]).flatten(1).unique(dim=0)) == 15
+    assert len(torch.cat([each["t"] for each in (first, second, later)]).unique()) == 15
 
 
 def test_gradients_are_clipped_to_the_norm(tmp_path, monkeypatch):
@@ -498,8 +509,13 @@ def test_an_empty_dataset_is_refused(tmp_path):
 
 
 def test_a_network_without_an_adapter_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"`transformer` must be a DiTTransformer2DModel, got Mix\."):
-        UCGMTrainer(settings(tmp_path), Mix(), mixture())
+    with pytest.raises(ValueError, match=r"`network` must take one of .*got Linear with \['input'\]"):
+        UCGMTrainer(settings(tmp_path), nn.Linear(2, 2), mixture())
+
+
+def test_a_streaming_dataset_is_refused_with_the_way_out(tmp_path):
+    with pytest.raises(ValueError, match=r"must have a length, got generator\. .*`ucgm cache`"):
+        UCGMTrainer(settings(tmp_path), dit(), ({} for _ in range(3)))
 
 
 # --- order -----------------------------------------------------------------------------------------------------------

@@ -2,20 +2,29 @@
 
 accelerate's `save_state` pickles optimizers and random states; nothing here does. A checkpoint is a folder
 `checkpoint-<step>` with one safetensors file per group of tensors and `state.json` for the plain values. It is written
-under a temporary name and renamed, so a folder with that name is always complete.
+under a temporary name, flushed to the disk and renamed, so a folder with that name is complete; one that was torn
+all the same is passed over. Tensors that are sharded over processes are gathered when they are saved and sharded again
+when they are loaded, so that a run may go on with another number of processes.
 """
 
 import json
+import os
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 __all__ = [
+    "checkpoints_in",
+    "copy_tensors",
+    "gathered",
     "latest_checkpoint",
     "load_checkpoint",
     "load_optimizer_state",
@@ -23,9 +32,46 @@ __all__ = [
     "prune_checkpoints",
     "replace_folder",
     "save_checkpoint",
+    "whole",
 ]
 
 PREFIX = "checkpoint-"
+
+
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, sharded ones whole: every process must call this with the same names."""
+    return {name: whole(value.detach()).cpu() for name, value in tensors.items()}
+
+
+@torch.no_grad()
+def copy_tensors(mine: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Copy saved tensors into those of a model, which may be sharded.
+
+    Raises:
+        ValueError: If names or shapes differ.
+    """
+    if unequal := sorted(set(mine) ^ set(saved)):
+        raise ValueError(
+            f"The checkpoint must be of this model, got {len(unequal)} names on one side only: {unequal[:4]}."
+        )
+    for name, value in mine.items():
+        if value.shape != saved[name].shape:
+            raise ValueError(
+                f"The checkpoint must be of this model, got {tuple(saved[name].shape)} for {name!r} of shape "
+                f"{tuple(value.shape)}."
+            )
+        value.copy_(_like(saved[name], value))
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor that may be sharded over processes as an ordinary one: every process must call this."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def _like(value: Tensor, like: Tensor) -> Tensor:
+    if not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -42,15 +88,21 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
     return tensors, {"values": values, "param_groups": state["param_groups"]}
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
+) -> None:
     """Put back what `optimizer_state` gave.
 
     Raises:
         ValueError: If the state belongs to another number of parameters.
     """
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for name, value in [*tensors.items(), *values["values"].items()]:
         index, key = name.split(".", 1)
+        parameter = parameters[int(index)] if int(index) < len(parameters) else None
+        if isinstance(value, Tensor) and parameter is not None and value.shape == parameter.shape:
+            value = _like(value, parameter)
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": values["param_groups"]})
 
@@ -68,19 +120,48 @@ def save_checkpoint(
 
     Returns:
         The folder.
+
+    Raises:
+        OSError: If the disk is full or cannot be written; nothing of the attempt is left, and nothing older is lost.
     """
     folder = Path(root) / f"{PREFIX}{step}"
     temporary = Path(root) / f".{folder.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for group, entries in tensors.items():
-        # Clones: safetensors refuses tensors that share storage, as tied weights do, or are not contiguous.
-        copies = {
-            name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in entries.items()
-        }
-        save_file(copies, temporary / f"{group}.safetensors")
-    (temporary / "state.json").write_text(json.dumps({"step": step, **values}, indent=2))
-    return replace_folder(temporary, folder)
+    try:
+        temporary.mkdir(parents=True)
+        for group, entries in tensors.items():
+            save_file(_storable(entries), temporary / f"{group}.safetensors")
+        sizes = {file.name: file.stat().st_size for file in temporary.glob("*.safetensors")}
+        (temporary / "state.json").write_text(json.dumps({"step": step, "files": sizes, **values}, indent=2))
+        for file in temporary.iterdir():
+            _flush(file)
+        return replace_folder(temporary, folder)
+    except SafetensorError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OSError(f"The checkpoint {str(folder)!r} could not be written: {error}") from error
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _storable(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU with a storage each: safetensors refuses shared ones, as tied weights have."""
+    seen: set[int] = set()
+    copies = {}
+    for name, value in entries.items():
+        value = value.detach().cpu().contiguous()
+        start = value.untyped_storage().data_ptr()
+        copies[name] = value.clone() if start in seen else value
+        seen.add(start)
+    return copies
+
+
+def _flush(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def replace_folder(temporary: Path, folder: Path) -> Path:
@@ -101,25 +182,63 @@ def load_checkpoint(folder: str | Path) -> tuple[dict[str, dict[str, Tensor]], d
 
     Raises:
         FileNotFoundError: If the folder holds no `state.json`.
+        ValueError: If a file of it is missing or torn.
     """
     folder = Path(folder)
     if not (folder / "state.json").is_file():
         raise FileNotFoundError(f"`folder` must be a checkpoint with a state.json, got {str(folder)!r}.")
+    if reason := _damage(folder):
+        raise ValueError(f"`folder` must be a whole checkpoint, got {str(folder)!r}: {reason}. Use an earlier one.")
     tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
     return tensors, json.loads((folder / "state.json").read_text())
 
 
-def _checkpoints(root: str | Path) -> list[Path]:
-    folders = [path for path in Path(root).glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdigit()]
-    return sorted(folders, key=lambda path: int(path.name[len(PREFIX) :]))
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        state = json.loads((folder / "state.json").read_text())
+        for name, size in state.get("files", {}).items():
+            if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+                return f"{name} does not have its {size} bytes"
+        for file in folder.glob("*.safetensors"):
+            with safe_open(file, "pt"):
+                pass
+    except (OSError, ValueError, SafetensorError) as error:
+        return str(error)
+    return None
 
 
-def latest_checkpoint(root: str | Path) -> Path | None:
-    """The checkpoint of the most steps in a run's folder, or None where there is none."""
-    return next(reversed(_checkpoints(root)), None)
+def checkpoints_in(root: str | Path) -> list[Path]:
+    """The checkpoints of a run's folder, torn ones included, by their steps."""
+    for old in Path(root).glob(f".{PREFIX}*.old"):
+        # A run was killed between the two renames of `replace_folder`.
+        folder = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
+        if not folder.exists():
+            old.rename(folder)
+    folders: Iterable[Path] = Path(root).glob(f"{PREFIX}*")
+    named = [path for path in folders if path.name[len(PREFIX) :].isdigit()]
+    return sorted(named, key=lambda path: int(path.name[len(PREFIX) :]))
+
+
+def latest_checkpoint(root: str | Path, before: int | None = None) -> Path | None:
+    """The whole checkpoint of the most steps in a run's folder, or None where there is none.
+
+    Args:
+        root: The run's folder.
+        before: The most steps that it may have; None takes any.
+    """
+    for folder in reversed(checkpoints_in(root)):
+        if before is not None and int(folder.name[len(PREFIX) :]) > before:
+            continue
+        if _damage(folder) is None:
+            return folder
+    return None
 
 
 def prune_checkpoints(root: str | Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints of a run's folder."""
-    for folder in _checkpoints(root)[: -keep or None]:
-        shutil.rmtree(folder)
+    """Delete all but the newest `keep` checkpoints of a run's folder; torn ones do not count and go as well."""
+    whole = [folder for folder in checkpoints_in(root) if _damage(folder) is None]
+    kept = set(whole[-keep:])
+    for folder in checkpoints_in(root):
+        if folder not in kept:
+            shutil.rmtree(folder)

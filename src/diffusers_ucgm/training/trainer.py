@@ -1,40 +1,57 @@
-"""The UCGM-T trainer: one optimizer step is batch -> loss -> backward -> clip -> step -> averages.
+"""The UCGM-T trainer: one optimizer step is batches -> loss -> backward -> clip -> step -> averages.
 
 Order, noise, times and dropout of a step follow from the seed and the step's number alone, so a resumed run repeats an
 uninterrupted one without any random state in its checkpoints.
 """
 
-import hashlib
 import json
-import shutil
-from collections.abc import Iterator, Sized
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import DistributedType
 from diffusers import ModelMixin
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from diffusers.utils import logging
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from diffusers_ucgm.lora import add_lora, without_lora
 from diffusers_ucgm.teacher import Teacher
-from diffusers_ucgm.training import checkpoints
-from diffusers_ucgm.training.config import UCGMTrainingConfig
-from diffusers_ucgm.training.denoisers import DenoiserAdapter, adapter_for
+
+from . import checkpoints
+from .batches import DrawnSamples, StepSampler, batches_from, generator_of, length_of
+from .config import UCGMTrainingConfig
+from .denoisers import DenoiserAdapter, adapter_for, family_of_scheduler
+from .optimizers import make_optimizer
+from .results import Results
+from .stability import CollapseGuard, TimeStatistics, ratio_at
 
 
-__all__ = ["UCGMTrainer", "sample_order"]
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
-# So many steps in a row without a finite gradient end the run.
+__all__ = ["UCGMTrainer"]
+
+logger = logging.get_logger(__name__)
+
+# So many steps in a row without a finite gradient, or returns to a checkpoint in all, end the run.
 MAX_BAD_STEPS = 10
+MAX_COLLAPSES = 5
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, None: None}
 
 
-class UCGMTrainer:
-    """Trains or tunes a transformer of diffusers with UCGM-T.
+class UCGMTrainer(Results):
+    """Trains or tunes a network of diffusers with UCGM-T.
 
     Example:
         >>> import torch
@@ -47,6 +64,11 @@ class UCGMTrainer:
         >>> data = [{"latents": torch.randn(4, 8, 8), "class_labels": i % 10} for i in range(32)]
         >>> config = UCGMTrainingConfig(output_dir="run", max_train_steps=2, train_batch_size=4)
         >>> folder = UCGMTrainer(config, transformer, data).train()
+
+    Attributes:
+        step: Optimizer steps done.
+        nonfinite_steps: How many of them had gradients with NaN or infinity.
+        interrupted_by: The signal that ended `train`, or None.
     """
 
     def __init__(
@@ -56,32 +78,59 @@ class UCGMTrainer:
         dataset: Dataset[dict[str, Any]] | list[dict[str, Any]],
         *,
         adapter: DenoiserAdapter | None = None,
+        scheduler: Any = None,
+        pipeline: "DiffusionPipeline | None" = None,
     ) -> None:
-        """Place the model and make optimizer, averages and teacher.
+        """Place the model and make adapter layers, optimizer, averages and teacher.
 
         Args:
             config: The settings.
             transformer: The student, trained in place.
             dataset: Items with `latents`, shape `(C, ...)`, as the transformer sees them (scaled, without noise), and
-                the condition under the adapter's keywords, such as `class_labels`. It has a length.
-            adapter: How the transformer is called; None finds it by the model's class.
+                the condition under the network's keywords, such as `class_labels`. It has a length.
+            adapter: How the transformer is called; None finds it by the model's class and the scheduler.
+            scheduler: The scheduler that the model came with, or its config: the path, the prediction and the time of
+                the network, unless `config.transport` names another. None is a flow with times up to 1000.
+            pipeline: What draws the validation grids and is saved with the trained weights; `from_pipeline` sets it.
 
         Raises:
-            ValueError: If the data set is empty or there is no adapter for the model.
+            ValueError: If the data set is empty, no weight is trainable, or the model cannot be called.
         """
-        if len(cast(Sized, dataset)) == 0:
-            raise ValueError("`dataset` must not be empty, got no items.")
+        length_of(dataset)
         self.config = config
         self.dataset = dataset
-        self.adapter = adapter_for(transformer) if adapter is None else adapter
-        self.loss = config.loss()
+        self.pipeline = pipeline
+        self.adapter = adapter_for(transformer, scheduler) if adapter is None else adapter
+        self.transport = None if scheduler is None else family_of_scheduler(scheduler).transport
+        self.loss = config.loss(0, self.transport)
         self.accelerator = Accelerator(
-            mixed_precision=config.mixed_precision, gradient_accumulation_steps=config.gradient_accumulation_steps
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            log_with=config.report_to,
+            project_dir=config.output_dir,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.find_unused_parameters)],
         )
-        transformer.train()
-        self.teacher = Teacher(transformer.to(self.accelerator.device), config.teacher_decay)
-        self.ema = EMAModel(transformer.parameters(), decay=config.ema_decay) if config.ema_decay else None
-        optimizer = self._make_optimizer(transformer)
+        device = self.accelerator.device
+        if config.lora_rank:
+            # Each process must start from the same adapter, and torch's global state is the caller's.
+            with torch.random.fork_rng():
+                torch.manual_seed(config.seed)
+                add_lora(
+                    transformer, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_target_modules
+                )
+        transformer.to(device).train()
+        self.teacher = Teacher(
+            transformer,
+            config.teacher_decay,
+            without_adapter=partial(without_lora, transformer) if config.lora_rank else None,
+            dtype=DTYPES[config.teacher_dtype],
+            offload_from=device if config.teacher_offload else None,
+        )
+        if config.gradient_checkpointing:
+            transformer.enable_gradient_checkpointing()
+        if config.torch_compile:
+            transformer.compile()
+        optimizer = make_optimizer(transformer.parameters(), config)
         self.lr_scheduler = get_scheduler(
             config.lr_scheduler,
             optimizer,
@@ -89,51 +138,121 @@ class UCGMTrainer:
             num_training_steps=config.max_train_steps,
         )
         self.model, self.optimizer = self.accelerator.prepare(transformer, optimizer)
-        self.step = 0
-        self.bad_steps = 0
+        if isinstance(self.model, DistributedDataParallel):
+            # Calls without gradient come between a forward and its backward pass, which needs the buffers as they are.
+            self.model.broadcast_buffers = False
+        if config.optimizer == "adamw_schedule_free":
+            self.optimizer.train()
+        self.is_sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if self.is_sharded and 0.0 < config.teacher_decay < 1.0:
+            raise ValueError(
+                "`teacher_decay` must be 0 or 1 where the weights are sharded over processes, got "
+                f"{config.teacher_decay}: an averaging copy would have to be whole on each."
+            )
+        self.ema = EMAModel(self.trainable.values(), decay=config.ema_decay) if config.ema_decay else None
+        self.statistics = TimeStatistics(device)
+        self.guard = CollapseGuard(config.collapse_factor)
+        self.step = self.bad_steps = self.nonfinite_steps = 0
+        self.mean_loss: Tensor | None = None
+        self.interrupted_by: signal.Signals | None = None
+
+    @classmethod
+    def from_pipeline(
+        cls,
+        config: UCGMTrainingConfig,
+        pipeline: "DiffusionPipeline",
+        dataset: Dataset[dict[str, Any]] | list[dict[str, Any]],
+        *,
+        null_condition: Mapping[str, Any] | None = None,
+    ) -> "UCGMTrainer":
+        """A trainer of a pipeline's network, which tells path and time as the pipeline's scheduler does.
+
+        Args:
+            config: The settings.
+            pipeline: A stock pipeline or a `UCGMPipeline`; its network is trained in place.
+            dataset: See the constructor.
+            null_condition: What stands for no condition; None takes the null class, or what the pipeline's text
+                encoders make of no prompt.
+
+        Raises:
+            ValueError: See the constructor.
+        """
+        from .denoisers import adapter_for_pipeline, denoiser_of
+        from .encoding import encode_null
+
+        adapter = adapter_for_pipeline(pipeline)
+        if null_condition is None and adapter.null_condition is None and _encodes_prompts(pipeline):
+            null_condition = encode_null(pipeline, adapter)
+        if null_condition is not None:
+            adapter.null_condition = null_condition
+        network: Any = denoiser_of(pipeline)
+        return cls(config, network, dataset, adapter=adapter, scheduler=pipeline.scheduler, pipeline=pipeline)
 
     @property
     def transformer(self) -> ModelMixin:
         """The student without accelerate's wrappers."""
         return self.accelerator.unwrap_model(self.model)
 
-    def train(self) -> Path:
+    @property
+    def trainable(self) -> dict[str, Tensor]:
+        """The weights in training, by name."""
+        return {name: value for name, value in self.transformer.named_parameters() if value.requires_grad}
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of an optimizer step over all calls and processes."""
+        config = self.config
+        return config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
+
+    def train(self) -> Path | None:
         """Run to `max_train_steps`, from a checkpoint if the settings name one.
 
+        SIGTERM and SIGINT end the run after the step at hand, with a checkpoint.
+
         Returns:
-            The folder of the trained transformer, `output_dir/transformer`.
+            The folder of the trained weights, `output_dir/transformer` or `output_dir/lora`; None after a signal.
 
         Raises:
             ValueError: If the checkpoint belongs to other settings.
-            RuntimeError: If the gradients stay non-finite.
+            RuntimeError: If the gradients stay non-finite, or the run collapses again and again.
         """
         config = self.config
         self._resume()
-        with tqdm(
-            total=config.max_train_steps,
-            initial=self.step,
-            disable=not self.accelerator.is_local_main_process,
-            desc="train",
-        ) as bar:
-            mean_loss = None
-            for batches in self._batches():
-                loss = self.training_step(batches)
-                if mean_loss is None:
-                    mean_loss = loss
-                # A step that was skipped for its NaN must not hide the loss of all later ones.
-                mean_loss = torch.where(loss.isfinite(), 0.98 * mean_loss + 0.02 * loss, mean_loss)
-                mean_loss = torch.where(mean_loss.isfinite(), mean_loss, loss)
-                bar.update()
-                if self.step % config.logging_steps == 0 or self.step == config.max_train_steps:
-                    # Reading the loss waits for the device.
-                    self._log(float(mean_loss))
-                    bar.set_postfix(loss=f"{float(mean_loss):.4f}")
-                if self.step % config.checkpointing_steps == 0 and self.step < config.max_train_steps:
+        if config.report_to:
+            self.accelerator.init_trackers(config.tracker_project_name, self.tracked_settings())
+        is_shown = self.accelerator.is_local_main_process
+        with (
+            self._signals(),
+            tqdm(total=config.max_train_steps, initial=self.step, disable=not is_shown, desc="train") as bar,
+        ):
+            batches = self._batches()
+            while self.step < config.max_train_steps:
+                self._note(self.training_step(next(batches)))
+                bar.update(self.step - bar.n)
+                is_last = self.step == config.max_train_steps
+                if self.step % config.logging_steps == 0 or is_last:
+                    line = self._log()
+                    bar.set_postfix(loss=f"{line['loss']:.4f}", refresh=False)
+                    if self._has_collapsed(line["loss"]):
+                        batches = self._batches()
+                if config.validation_steps and (self.step % config.validation_steps == 0 or is_last):
+                    self.validate()
+                if self._is_interrupted():
                     self.save_checkpoint()
-        return self.save_model()
+                    logger.warning(
+                        f"Stopped by a signal after step {self.step}; go on with `resume_from_checkpoint='latest'`."
+                    )
+                    return None
+                if self.step % config.checkpointing_steps == 0 and not is_last:
+                    self._save_checkpoint_or_warn()
+        folder = self.save_model()
+        # `end_training` would also end the process group, which `push_to_hub` and the caller may still need.
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        return folder
 
-    def training_step(self, batches: list[dict[str, Tensor]]) -> Tensor:
-        """One optimizer step over the micro-batches; gives their mean loss, without gradient."""
+    def training_step(self, batches: list[dict[str, Any]]) -> Tensor:
+        """One optimizer step over the batches of its network calls; gives their mean loss, without gradient."""
         config = self.config
         self.teacher.update(self.transformer)
         total = torch.zeros((), device=self.accelerator.device)
@@ -143,153 +262,256 @@ class UCGMTrainer:
                 loss = self._loss(batch, micro)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
-                    norm = self.accelerator.clip_grad_norm_(
-                        self.model.parameters(), config.max_grad_norm or float("inf")
+                    if config.nonfinite_gradients == "zero":
+                        norm = self._total_norm()
+                        for value in self.trainable.values():
+                            if value.grad is not None:
+                                torch.nan_to_num_(value.grad, nan=0.0, posinf=0.0, neginf=0.0)
+                    clipped = self.accelerator.clip_grad_norm_(
+                        list(self.trainable.values()), config.max_grad_norm or float("inf")
                     )
+                    norm = clipped if norm is None else norm
             total += loss.detach() / len(batches)
         self._optimizer_step(norm)
         return total
 
     def save_checkpoint(self) -> Path | None:
-        """Write all that a resumed run needs, from the main process."""
-        if not self.accelerator.is_main_process:
-            return None
+        """Write all that a resumed run needs; every process must call it.
+
+        Raises:
+            OSError: If the disk is full; older checkpoints stay.
+        """
         optimizer_tensors, optimizer_values = checkpoints.optimizer_state(self.optimizer)
         teacher_tensors, teacher_values = self.teacher.state_dict()
-        tensors = {"model": self.transformer.state_dict(), "optimizer": optimizer_tensors, "teacher": teacher_tensors}
+        tensors = {
+            # With LoRA the base is the pretrained model's own file, which no checkpoint repeats.
+            "model": self.trainable if self.config.lora_rank else self.transformer.state_dict(),
+            "optimizer": optimizer_tensors,
+            "teacher": teacher_tensors,
+            "ema": {} if self.ema is None else {str(i): value for i, value in enumerate(self.ema.shadow_params)},
+        }
+        tensors = {group: checkpoints.gathered(entries) for group, entries in tensors.items()}
+        rates = {name: value for name, value in self.lr_scheduler.state_dict().items() if name != "lr_lambdas"}
         values = {
             "config": self.config.to_dict(),
+            "samples_per_step": self.samples_per_step,
             "optimizer": optimizer_values,
-            "lr_scheduler": {
-                name: value for name, value in self.lr_scheduler.state_dict().items() if name != "lr_lambdas"
-            },
+            "lr_scheduler": rates,
             "teacher": teacher_values,
+            "ema": None if self.ema is None else {"optimization_step": self.ema.optimization_step},
+            "guard": self.guard.state_dict(),
+            "statistics": self.statistics.sums.tolist(),
+            "nonfinite_steps": self.nonfinite_steps,
+            "mean_loss": None if self.mean_loss is None else float(self.mean_loss),
+            "loss_scale": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
         }
-        if self.ema is not None:
-            tensors["ema"] = {str(i): value for i, value in enumerate(self.ema.shadow_params)}
-            values["ema"] = {"optimization_step": self.ema.optimization_step}
-        folder = checkpoints.save_checkpoint(self.config.output_dir, self.step, tensors, values)
-        checkpoints.prune_checkpoints(self.config.output_dir, self.config.checkpoints_total_limit)
+        folder = None
+        if self.accelerator.is_main_process:
+            folder = checkpoints.save_checkpoint(self.config.output_dir, self.step, tensors, values)
+            checkpoints.prune_checkpoints(self.config.output_dir, self.config.checkpoints_total_limit)
+        self.accelerator.wait_for_everyone()
         return folder
 
     def load_checkpoint(self, folder: str | Path) -> None:
-        """Go on from a checkpoint.
+        """Go on from a checkpoint; every process must call it.
 
         Raises:
             FileNotFoundError: If the folder is not a checkpoint.
-            ValueError: If it belongs to other settings.
+            ValueError: If it belongs to other settings or another model, or is torn.
         """
         tensors, values = checkpoints.load_checkpoint(folder)
         self.config.check_resumable(values["config"])
-        self.transformer.load_state_dict(tensors["model"])
+        if (samples := values.get("samples_per_step", self.samples_per_step)) != self.samples_per_step:
+            raise ValueError(
+                f"`resume_from_checkpoint` must be a run with {self.samples_per_step} samples per step, got {samples}."
+                " Choose `train_batch_size`, `gradient_accumulation_steps` and processes with this product."
+            )
+        mine = self.trainable if self.config.lora_rank else self.transformer.state_dict()
+        checkpoints.copy_tensors(mine, tensors["model"])
         checkpoints.load_optimizer_state(self.optimizer, tensors.get("optimizer", {}), values["optimizer"])
         self.lr_scheduler.load_state_dict({**self.lr_scheduler.state_dict(), **values["lr_scheduler"]})
         self.teacher.load_state_dict(tensors.get("teacher", {}), values["teacher"])
         if self.ema is not None:
-            for i, mine in enumerate(self.ema.shadow_params):
-                mine.copy_(tensors["ema"][str(i)])
+            shadow = {str(i): value for i, value in enumerate(self.ema.shadow_params)}
+            checkpoints.copy_tensors(shadow, tensors["ema"])
             self.ema.optimization_step = values["ema"]["optimization_step"]
+        if "guard" in values:
+            self.guard.load_state_dict(values["guard"])
+            self.statistics.sums.copy_(torch.tensor(values["statistics"]))
+        self.nonfinite_steps = values.get("nonfinite_steps", 0)
+        mean_loss = values.get("mean_loss")
+        self.mean_loss = None if mean_loss is None else torch.tensor(mean_loss, device=self.accelerator.device)
+        if self.accelerator.scaler is not None and values.get("loss_scale"):
+            self.accelerator.scaler.load_state_dict(values["loss_scale"])
         self.step = values["step"]
         if self.accelerator.is_main_process:
             self._forget_later_lines()
 
-    def save_model(self) -> Path:
-        """Write the averaged weights, or the last ones where none are kept, as `output_dir/transformer`."""
-        folder = Path(self.config.output_dir) / "transformer"
-        if self.accelerator.is_main_process:
-            temporary = folder.with_name(".transformer.tmp")
-            shutil.rmtree(temporary, ignore_errors=True)
-            transformer = self.transformer
-            if self.ema is not None:
-                self.ema.store(transformer.parameters())
-                self.ema.copy_to(transformer.parameters())
-            try:
-                transformer.save_pretrained(temporary)
-            finally:
-                if self.ema is not None:
-                    self.ema.restore(transformer.parameters())
-            checkpoints.replace_folder(temporary, folder)
-        self.accelerator.wait_for_everyone()
-        return folder
-
-    def _make_optimizer(self, transformer: ModelMixin) -> torch.optim.Optimizer:
-        config = self.config
-        betas = (config.adam_beta1, config.adam_beta2)
-        parameters = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
-        if config.optimizer == "radam":
-            return torch.optim.RAdam(
-                parameters,
-                config.learning_rate,
-                betas,
-                weight_decay=config.adam_weight_decay,
-                decoupled_weight_decay=True,
-            )
-        return torch.optim.AdamW(parameters, config.learning_rate, betas, weight_decay=config.adam_weight_decay)
-
-    def _loss(self, batch: dict[str, Tensor], micro: int) -> Tensor:
-        batch = {name: value.to(self.accelerator.device) for name, value in batch.items()}
-        latents = batch.pop("latents")
+    def _loss(self, batch: dict[str, Any], micro: int) -> Tensor:
+        device = self.accelerator.device
+        condition = {name: value.to(device, non_blocking=True) for name, value in batch["condition"].items()}
+        if ratio_at(self.config.consistency_ratio, self.step) != self.loss.consistency_ratio:
+            self.loss = self.config.loss(self.step, self.transport)
         output = self.loss(
             partial(self.adapter, self.model),
-            latents,
-            batch,
-            self.adapter.null_condition,
-            teacher=partial(self.adapter, self.teacher.model),
-            generator=self._generator(micro),
+            batch["latents"].to(device, non_blocking=True).float(),
+            condition,
+            self.adapter.null_condition if condition else None,
+            teacher=self.teacher.denoiser(self.adapter) if self.config.teacher_decay else None,
+            t=batch["t"],
+            noise=batch["noise"],
+            dropped=batch["dropped"],
+            generator=generator_of(self.config.seed, self.step, micro, self.accelerator.process_index, "dropout"),
         )
+        self.statistics.update(output.t, output.per_sample_loss, output.slope)
         return output.loss
 
-    def _generator(self, micro: int) -> torch.Generator:
-        key = (self.config.seed, self.step, micro, self.accelerator.process_index)
-        seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big")
-        return torch.Generator(self.accelerator.device).manual_seed(seed)
+    def _total_norm(self) -> Tensor:
+        gradients = [value.grad for value in self.trainable.values() if value.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
 
     def _optimizer_step(self, norm: Tensor | None) -> None:
-        if norm is None or bool(torch.isfinite(norm)):
+        if norm is None or bool(torch.isfinite(checkpoints.whole(norm))):
             self.bad_steps = 0
         else:
             self.bad_steps += 1
-            if self.bad_steps == MAX_BAD_STEPS:
+            self.nonfinite_steps += 1
+            if self.bad_steps == MAX_BAD_STEPS or self.config.nonfinite_gradients == "stop":
                 raise RuntimeError(
-                    f"The gradient was not finite in {MAX_BAD_STEPS} steps in a row, up to step {self.step}. Lower "
+                    f"The gradient was not finite in {self.bad_steps} steps in a row, up to step {self.step}. Lower "
                     "`learning_rate`, use mixed_precision='no', or check the latents for NaN."
                 )
-            # Without gradients the step below moves no weight, but the loss scale of fp16 adapts in it.
-            self.optimizer.zero_grad()
+            if self.config.nonfinite_gradients == "skip":
+                # Without gradients the step below moves no weight, but the loss scale of fp16 adapts in it.
+                self.optimizer.zero_grad()
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.lr_scheduler.step()
         if self.ema is not None:
-            self.ema.step(self.transformer.parameters())
+            self.ema.step(self.trainable.values())
         self.step += 1
 
+    def _note(self, loss: Tensor) -> None:
+        if self.mean_loss is None:
+            self.mean_loss = loss
+        # A step that was skipped for its NaN must not hide the loss of all later ones.
+        mean = torch.where(loss.isfinite(), 0.98 * self.mean_loss + 0.02 * loss, self.mean_loss)
+        self.mean_loss = torch.where(mean.isfinite(), mean, loss)
+
     def _resume(self) -> None:
-        source = self.config.resume_from_checkpoint
+        source: str | Path | None = self.config.resume_from_checkpoint
         if source == "latest":
             source = checkpoints.latest_checkpoint(self.config.output_dir)
         if source is not None:
             self.load_checkpoint(source)
 
-    def _batches(self) -> Iterator[list[dict[str, Tensor]]]:
-        config, processes = self.config, self.accelerator.num_processes
-        per_call = config.train_batch_size * processes
-        order = sample_order(
-            len(cast(Sized, self.dataset)), self.step * per_call * config.gradient_accumulation_steps, config.seed
-        )
-        while self.step < config.max_train_steps:
-            batches = []
-            for _ in range(config.gradient_accumulation_steps):
-                index = [next(order) for _ in range(per_call)][self.accelerator.process_index :: processes]
-                batches.append(default_collate([self.dataset[i] for i in index]))
-            yield batches
+    def _save_checkpoint_or_warn(self) -> None:
+        try:
+            self.save_checkpoint()
+        except OSError as error:
+            # The run is worth more than this checkpoint: the next may find room again, and the last one stays.
+            logger.warning(f"No checkpoint was written at step {self.step}: {error}")
 
-    def _log(self, loss: float) -> None:
+    def _batches(self) -> Iterator[list[dict[str, Any]]]:
+        config = self.config
+        samples = DrawnSamples(
+            self.dataset,  # pyright: ignore[reportArgumentType]
+            config.seed,
+            config.time_distribution,
+            config.label_dropout,
+        )
+        sampler = StepSampler(
+            length_of(self.dataset),
+            config.seed,
+            range(self.step, config.max_train_steps),
+            config.train_batch_size,
+            config.gradient_accumulation_steps,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        return batches_from(samples, sampler, config.dataloader_num_workers, self.accelerator.device.type == "cuda")
+
+    def _has_collapsed(self, loss: float) -> bool:
+        """Tell the guard of a line of the log, and do what the settings say; True if the step has changed."""
+        config = self.config
+        if config.on_collapse == "ignore" or not self.guard.observe(
+            loss, ratio_at(config.consistency_ratio, self.step)
+        ):
+            return False
+        if self.guard.collapses > MAX_COLLAPSES:
+            raise RuntimeError(
+                f"The run collapsed {self.guard.collapses} times, up to step {self.step}, the loss at {loss:.4g}. "
+                "Lower `learning_rate`, raise `huber_c`, or let `consistency_ratio` rise over more steps."
+            )
+        logger.warning(f"The loss jumped to {loss:.4g} up to step {self.step} (`on_collapse={config.on_collapse!r}`).")
+        source = None
+        if config.on_collapse == "roll_back":
+            # The last lines were written after the jump.
+            source = checkpoints.latest_checkpoint(config.output_dir, self.step - 2 * config.logging_steps)
+            if source is not None:
+                collapses = self.guard.collapses
+                self.load_checkpoint(source)
+                self.guard.collapses = collapses
+        if config.on_collapse != "warn":
+            rate = config.learning_rate * 0.5**self.guard.collapses
+            for i, group in enumerate(self.optimizer.param_groups):
+                group["lr"] *= rate / self.lr_scheduler.base_lrs[i]
+                self.lr_scheduler.base_lrs[i] = rate
+        return source is not None
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Note SIGTERM and SIGINT while entered; only a process's main thread may."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(number: int, _frame: Any) -> None:
+            self.interrupted_by = signal.Signals(number)
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _is_interrupted(self) -> bool:
+        told = self.interrupted_by is not None
+        if self.accelerator.num_processes == 1:
+            return told
+        # All must stop at the same step, whichever was told first.
+        flags = torch.tensor(float(told), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flags, "sum"))  # pyright: ignore[reportArgumentType]
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """The weights that are saved, in the student while entered: averaged ones where they are kept."""
+        with _averages_of(self.optimizer) if self.ema is None else _swapped(self.ema, self.trainable):
+            yield
+
+    def _log(self) -> dict[str, Any]:
+        # Reading the loss waits for the device.
+        assert self.mean_loss is not None
+        if self.accelerator.num_processes > 1:
+            self.mean_loss = self.accelerator.reduce(self.mean_loss, "mean")  # pyright: ignore[reportAttributeAccessIssue]
+            self.statistics.sums = self.accelerator.reduce(self.statistics.sums, "sum")  # pyright: ignore
+        line = {
+            "step": self.step,
+            "loss": float(self.mean_loss),  # pyright: ignore[reportArgumentType]
+            "learning_rate": self.lr_scheduler.get_last_lr()[0],
+            "consistency_ratio": ratio_at(self.config.consistency_ratio, self.step),
+            "nonfinite_steps": self.nonfinite_steps,
+        }
+        if self.config.report_to:
+            self.accelerator.log({name: value for name, value in line.items() if name != "step"}, step=self.step)
+        line["by_time"] = self.statistics.read()
         if self.accelerator.is_main_process:
-            line = {"step": self.step, "loss": loss, "learning_rate": self.lr_scheduler.get_last_lr()[0]}
             folder = Path(self.config.output_dir)
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / "log.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
+        return line
 
     def _forget_later_lines(self) -> None:
         """Cut the log at the present step: a resumed run writes again what an interrupted one wrote after it."""
@@ -303,16 +525,29 @@ class UCGMTrainer:
             temporary.replace(log)
 
 
-def sample_order(num_samples: int, start: int, seed: int) -> Iterator[int]:
-    """Indices of an endless pass over the data, shuffled anew each epoch, from the `start`-th on.
+@contextmanager
+def _averages_of(optimizer: Any) -> Iterator[None]:
+    """A schedule-free optimizer has averages of its own; others have none."""
+    averages = hasattr(optimizer, "eval") and optimizer.param_groups[0].get("train_mode") is not None
+    if averages:
+        optimizer.eval()
+    try:
+        yield
+    finally:
+        if averages:
+            optimizer.train()
 
-    Args:
-        num_samples: Size of the data set.
-        start: How many indices to leave out, as a resumed run does.
-        seed: Decides every epoch's order.
-    """
-    epoch, position = divmod(start, num_samples)
-    while True:
-        order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
-        yield from order[position:]
-        epoch, position = epoch + 1, 0
+
+@contextmanager
+def _swapped(ema: EMAModel, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    parameters: Any = list(weights.values())
+    ema.store(parameters)
+    ema.copy_to(parameters)
+    try:
+        yield
+    finally:
+        ema.restore(parameters)
+
+
+def _encodes_prompts(pipeline: "DiffusionPipeline") -> bool:
+    return any(name.startswith("tokenizer") and value is not None for name, value in pipeline.components.items())

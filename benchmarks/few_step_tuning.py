@@ -1,0 +1,141 @@
+"""Tune the bundled multi-step model to 2 steps, with all its weights and with LoRA, and measure what it costs.
+
+    python benchmarks/few_step_tuning.py --data /usr/share/datasets/fashion-mnist
+
+Every row is a run of `UCGMTrainer.from_pipeline` on the 60,000 real training images, with the samples it saw as a
+share of those that the multi-step model was trained on (2600 steps of 256), its wall time, and the Frechet distance of
+`bundled_model.py` before and after. All settings draw the same labels from the same noise.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from bundled_model import SIZE, frechet_distance, train_classifier
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from diffusers_ucgm import UCGMPipeline, UCGMScheduler, UCGMTrainer, UCGMTrainingConfig
+from diffusers_ucgm.training.data import LatentDataset, load_images, pixels
+from diffusers_ucgm.training.encoding import encode_pixels
+
+
+TEACHER = "fashion-mnist"
+TEACHER_SAMPLES = 2600 * 256
+# As the bundled few-step model is drawn.
+FEW_STEP = {
+    "extrapolation_ratio": 0.0,
+    "stochasticity": 1.0,
+    "time_warp": (1.0, 1.0, 1.0),
+    "time_gaps": (0.001, 0.5),
+}
+COMMON: dict[str, Any] = {
+    "consistency_ratio": 1.0,
+    "enhancement_ratio": 1.0,
+    "cosine_weighting": True,
+    "huber_c": 5.0,
+    "label_dropout": 0.0,
+    "time_distribution": (0.8, 1.0, 1.0),
+    "teacher_decay": 1.0,
+    "optimizer": "adamw",
+    "lr_scheduler": "cosine",
+    "lr_warmup_steps": 10,
+    "max_grad_norm": 0.1,
+    "checkpointing_steps": 10_000,
+    "logging_steps": 20,
+}
+# (row, share of the teacher's samples, batch size, settings)
+RUNS: list[tuple[str, float, int, dict[str, Any]]] = [
+    ("all weights, 2%", 0.02, 64, {"learning_rate": 5e-4, "ema_decay": 0.95}),
+    ("LoRA of rank 32, 2%", 0.02, 64, {"learning_rate": 3e-3, "ema_decay": 0.95, "lora_rank": 32}),
+    ("all weights, 10%", 0.1, 128, {"learning_rate": 5e-4, "ema_decay": 0.98}),
+    ("LoRA of rank 32, 10%", 0.1, 128, {"learning_rate": 3e-3, "ema_decay": 0.98, "lora_rank": 32}),
+]
+
+
+def latents_of(data: str, file: Path) -> LatentDataset:
+    """The training images through the model's own autoencoder, encoded once."""
+    if not file.is_file():
+        images = load_images(data, "train")
+        pipe = UCGMPipeline.from_pretrained(TEACHER)
+        generator = torch.Generator().manual_seed(0)
+        latents = [encode_pixels(pipe, pixels(part, SIZE), generator) for part in images.images.split(500)]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"latents": torch.cat(latents), "class_labels": images.labels}, file)
+    tensors = load_file(file)
+    return LatentDataset(tensors["latents"], tensors["class_labels"])
+
+
+@torch.no_grad()
+def draw(pipe: UCGMPipeline, steps: int, samples: int, settings: dict[str, Any]) -> Tensor:
+    """Images in [-1, 1]."""
+    stock = pipe.scheduler
+    pipe.scheduler = UCGMScheduler.from_config(stock.config, **settings)
+    pipe.transformer.eval()
+    pipe.set_progress_bar_config(disable=True)
+    images = []
+    for i, part in enumerate((torch.arange(samples) % 10).split(500)):
+        generator = torch.Generator().manual_seed(i)
+        images.append(pipe(part.tolist(), num_inference_steps=steps, generator=generator, output_type="pt").images)
+    pipe.scheduler = stock
+    return torch.cat(images) * 2 - 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="/usr/share/datasets/fashion-mnist")
+    parser.add_argument("--samples", type=int, default=5000)
+    parser.add_argument("--only", nargs="*", help="rows to run, by name; all by default")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings that replace a row's")
+    parser.add_argument("--classifier", type=Path, default=Path("runs/bundled_model/classifier.safetensors"))
+    parser.add_argument("--output", type=Path, default=Path("runs/few_step_tuning"))
+    args = parser.parse_args()
+    changes = {name: json.loads(value) for name, value in (pair.split("=", 1) for pair in args.set)}
+    classifier = train_classifier(args.classifier, load_images(args.data, "train"), epochs=6)
+    metric = FrechetInceptionDistance(
+        feature=classifier, reset_real_features=False, normalize=True, input_img_size=(1, SIZE, SIZE)
+    )
+    for part in pixels(load_images(args.data, "test").images, SIZE).split(500):
+        metric.update(part, real=True)
+    dataset = latents_of(args.data, args.output / "latents.safetensors")
+    teacher = UCGMPipeline.from_pretrained(TEACHER)
+    print("| run | samples | share of the teacher's | seconds | 1 step | 2 steps | 4 steps | 2 steps / teacher's 40 |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+
+    def report(
+        name: str, pipe: UCGMPipeline, samples: int, seconds: float, settings: dict[str, Any]
+    ) -> dict[str, Any]:
+        distances = [frechet_distance(metric, draw(pipe, steps, args.samples, settings)) for steps in (1, 2, 4)]
+        shown = " | ".join(f"{value:.2f}" for value in distances)
+        share = samples / TEACHER_SAMPLES
+        print(
+            f"| {name} | {samples} | {share:.1%} | {seconds:.0f} | {shown} | {distances[1] / reference:.2f} |",
+            flush=True,
+        )
+        return {"run": name, "samples": samples, "seconds": seconds, "distances": distances}
+
+    reference = frechet_distance(metric, draw(teacher, 40, args.samples, {}))
+    print(f"| teacher at 40 steps: {reference:.2f} | | | | | | | 1.00 |", flush=True)
+    rows = [report("teacher, not tuned", teacher, 0, 0.0, {"extrapolation_ratio": 0.0})]
+    for name, share, batch_size, settings in RUNS:
+        if args.only and name not in args.only:
+            continue
+        settings = {**COMMON, "train_batch_size": batch_size, **settings, **changes}
+        steps = round(share * TEACHER_SAMPLES) // settings["train_batch_size"]
+        config = UCGMTrainingConfig(str(args.output / name.replace(" ", "-")), max_train_steps=steps, **settings)
+        pipe = UCGMPipeline.from_pretrained(TEACHER)
+        started = time.perf_counter()
+        trainer = UCGMTrainer.from_pipeline(config, pipe, dataset)
+        trainer.train()
+        seconds = time.perf_counter() - started
+        with trainer.averaged_weights():
+            rows.append(report(name, pipe, steps * config.train_batch_size, seconds, FEW_STEP))
+    (args.output / "results.json").write_text(json.dumps({"teacher_at_40": reference, "rows": rows}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""LoRA by peft on any network: added, switched off for the teacher, saved as the stock pipelines load it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from peft import LoraConfig, PeftConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+__all__ = ["LORA_WEIGHTS_NAME", "add_lora", "load_lora", "save_lora", "without_lora"]
+
+LORA_WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+ADAPTER = "default"
+
+
+def add_lora(
+    network: nn.Module,
+    rank: int,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    target_modules: Sequence[str] | None = None,
+) -> None:
+    """Freeze a network and give it an adapter that starts without effect and is in training.
+
+    Args:
+        network: Any module, changed in place.
+        rank: Of the adapter's matrices.
+        alpha: The adapter is scaled by `alpha / rank`; None is the rank.
+        dropout: Before the adapter.
+        target_modules: Ends of the names of the modules that get an adapter; None takes those of attention.
+
+    Raises:
+        ValueError: If the network has no module of these names.
+    """
+    targets = list(target_modules or ATTENTION)
+    names = [name for name, _ in network.named_modules()]
+    if not any(name == target or name.endswith(f".{target}") for name in names for target in targets):
+        raise ValueError(
+            f"`target_modules` must name modules of {type(network).__name__}, got {targets}. It has, for example, "
+            f"{sorted({name.rsplit('.', 1)[-1] for name in names if name})[:20]}."
+        )
+    network.requires_grad_(False)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha or rank,  # pyright: ignore[reportArgumentType]
+        lora_dropout=dropout,
+        target_modules=targets,
+    )
+    inject_adapter_in_model(config, network, ADAPTER)
+
+
+@contextmanager
+def without_lora(network: nn.Module) -> Iterator[None]:
+    """Switch the adapters of a network off while entered; which weights are trainable stays as it was."""
+    layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+    before = [layer.disable_adapters for layer in layers]
+    # `enable_adapters` would also switch gradients, which a graph that waits for its backward pass needs.
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer, was in zip(layers, before, strict=True):
+            layer._disable_adapters = was
+
+
+def save_lora(
+    network: nn.Module,
+    folder: str | Path,
+    prefix: str = "transformer",
+    state_dict: dict[str, Tensor] | None = None,
+) -> Path:
+    """Write the adapter as `pytorch_lora_weights.safetensors`, as a pipeline's `load_lora_weights` reads it.
+
+    Args:
+        network: With an adapter of `add_lora`.
+        folder: Made if it is missing.
+        prefix: The name of the pipeline's component, "transformer" or "unet".
+        state_dict: The network's tensors where they are not whole in itself; None takes its own.
+
+    Returns:
+        The file, which is whole whenever it has its name.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config: PeftConfig = network.peft_config[ADAPTER]  # pyright: ignore[reportIndexIssue, reportAssignmentType]
+    tensors = {
+        f"{prefix}.{name}": value.detach().cpu().contiguous()
+        for name, value in get_peft_model_state_dict(network, state_dict, ADAPTER).items()
+    }
+    settings = {f"{prefix}.{name}": _plain(value) for name, value in config.to_dict().items()}
+    temporary = folder / f".{LORA_WEIGHTS_NAME}.tmp"
+    save_file(tensors, temporary, {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(settings, sort_keys=True)})
+    return temporary.rename(folder / LORA_WEIGHTS_NAME)
+
+
+def load_lora(network: nn.Module, folder: str | Path, prefix: str = "transformer") -> None:
+    """Give a network the adapter that `save_lora` wrote; stock pipelines do the same by `load_lora_weights`.
+
+    Raises:
+        FileNotFoundError: If the folder has no adapter.
+        ValueError: If the adapter is for another component, or for a network with other modules.
+    """
+    file = Path(folder) / LORA_WEIGHTS_NAME
+    if not file.is_file():
+        raise FileNotFoundError(f"`folder` must hold {LORA_WEIGHTS_NAME!r}, got {str(folder)!r}.")
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata() or {}
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    start = f"{prefix}."
+    settings = json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
+    settings = {name.removeprefix(start): value for name, value in settings.items() if name.startswith(start)}
+    if not settings:
+        raise ValueError(f"`folder` must hold an adapter for {prefix!r} with its settings, got {str(file)!r}.")
+    inject_adapter_in_model(LoraConfig(**settings), network, ADAPTER)
+    state = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+    outcome = set_peft_model_state_dict(network, state, ADAPTER)
+    if outcome.unexpected_keys:
+        raise ValueError(f"`folder` must hold an adapter for this network, got unknown {outcome.unexpected_keys[:4]}.")
+
+
+def _plain(value: object) -> object:
+    """A value of a peft config as JSON has it."""
+    if isinstance(value, set | tuple):
+        return sorted(value)
+    return value.value if hasattr(value, "value") else value

@@ -1,0 +1,159 @@
+"""Which samples a step takes, and the times and noise it draws for them.
+
+All of it follows from the seed, the step and a sample's place in the step's global batch, so that a run does not
+depend on how a batch is split into network calls and processes, and a resumed run repeats an uninterrupted one.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence, Sized
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from diffusers_ucgm.time_grids import beta_times
+
+
+__all__ = ["DrawnSamples", "StepSampler", "batches_from", "generator_of", "sample_order"]
+
+# A place: the sample's index in the data set, the optimizer step, and its position in that step's global batch.
+Place = tuple[int, int, int]
+
+
+def generator_of(*key: int | str) -> torch.Generator:
+    """A generator on the CPU that depends on the whole key alone."""
+    seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big")
+    return torch.Generator().manual_seed(seed)
+
+
+def sample_order(num_samples: int, start: int, seed: int) -> Iterator[int]:
+    """Indices of an endless pass over the data, shuffled anew each epoch, from the `start`-th on.
+
+    Args:
+        num_samples: Size of the data set.
+        start: How many indices to leave out, as a resumed run does.
+        seed: Decides every epoch's order.
+    """
+    epoch, position = divmod(start, num_samples)
+    while True:
+        order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+        yield from order[position:]
+        epoch, position = epoch + 1, 0
+
+
+class DrawnSamples(Dataset[dict[str, Any]]):
+    """A data set's items with the time, noise and dropping that a place draws."""
+
+    def __init__(
+        self, dataset: Dataset[dict[str, Any]], seed: int, time_distribution: Sequence[float], label_dropout: float
+    ) -> None:
+        """Draw as these settings of the loss say.
+
+        Args:
+            dataset: Items with `latents`, shape `(C, ...)`, and the condition.
+            seed: The run's.
+            time_distribution: See `beta_times`.
+            label_dropout: Share of samples under the null condition.
+        """
+        self.dataset = dataset
+        self.seed = seed
+        self.time_distribution = time_distribution
+        self.label_dropout = label_dropout
+
+    def __getitem__(self, place: Place) -> dict[str, Any]:
+        index, step, position = place
+        generator = generator_of(self.seed, step, position)
+        condition = dict(self.dataset[index])
+        latents = torch.as_tensor(condition.pop("latents"))
+        return {
+            "latents": latents,
+            "condition": condition,
+            "t": beta_times(1, self.time_distribution, generator)[0],
+            "noise": torch.randn(latents.shape, generator=generator),
+            "dropped": torch.rand((), generator=generator) < self.label_dropout,
+        }
+
+
+class StepSampler(Sampler[list[Place]]):
+    """The places of every network call of a process, from a step to the last."""
+
+    def __init__(
+        self,
+        num_samples: int,
+        seed: int,
+        steps: range,
+        batch_size: int,
+        num_calls: int,
+        process_index: int,
+        num_processes: int,
+    ) -> None:
+        """Split the global batch of every step into calls, and each call into processes.
+
+        Args:
+            num_samples: Size of the data set.
+            seed: Decides the order.
+            steps: The optimizer steps to run.
+            batch_size: Samples per process and call.
+            num_calls: Network calls per step.
+            process_index: This process.
+            num_processes: How many there are.
+        """
+        self.num_samples, self.seed, self.steps = num_samples, seed, steps
+        self.batch_size, self.num_calls = batch_size, num_calls
+        self.process_index, self.num_processes = process_index, num_processes
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.num_calls
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        per_call = self.batch_size * self.num_processes
+        per_step = per_call * self.num_calls
+        order = sample_order(self.num_samples, self.steps.start * per_step, self.seed)
+        for step in self.steps:
+            places = [(next(order), step, position) for position in range(per_step)]
+            for call in range(self.num_calls):
+                start = call * per_call + self.process_index * self.batch_size
+                yield places[start : start + self.batch_size]
+
+
+def batches_from(
+    samples: DrawnSamples, sampler: StepSampler, num_workers: int, pin_memory: bool
+) -> Iterator[list[dict[str, Any]]]:
+    """The batches of every step, a list with one for each network call.
+
+    Args:
+        samples: What a place stands for.
+        sampler: Its batches are those of `DataLoader`.
+        num_workers: See `DataLoader`.
+        pin_memory: See `DataLoader`.
+    """
+    loader = DataLoader(
+        cast(Dataset[dict[str, Tensor]], samples),
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        # Its own draws, of the workers' seeds, must not move torch's global state.
+        generator=torch.Generator().manual_seed(sampler.seed),
+    )
+    calls: list[dict[str, Any]] = []
+    for batch in loader:
+        calls.append(batch)
+        if len(calls) == sampler.num_calls:
+            yield calls
+            calls = []
+
+
+def length_of(dataset: Any) -> int:
+    """How many items a data set has.
+
+    Raises:
+        ValueError: If it is empty or has no length, as a streaming one.
+    """
+    if not hasattr(dataset, "__len__"):
+        raise ValueError(
+            f"`dataset` must have a length, got {type(dataset).__name__}. Put a streaming source through `ucgm cache`."
+        )
+    if (number := len(cast(Sized, dataset))) == 0:
+        raise ValueError("`dataset` must not be empty, got no items.")
+    return number

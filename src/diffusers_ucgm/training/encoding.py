@@ -1,0 +1,152 @@
+"""What a pipeline's own encoders make of prompts and pictures: the condition and the latents of its network.
+
+Nothing here re-implements a text encoder: the stock pipeline's `encode_prompt` is called with the arguments that its
+`__call__` gives it by default, and its results are named as the network's forward has them.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import DiffusionPipeline
+from torch import Tensor
+
+from diffusers_ucgm.pipeline import normalize_latents
+
+from .denoisers import NetworkAdapter
+
+
+__all__ = ["encode_null", "encode_pixels", "encode_prompts"]
+
+# Which keyword of the condition is a mask of another one's tokens.
+MASK_OF = {
+    "encoder_hidden_states_mask": "encoder_hidden_states",
+    "encoder_attention_mask": "encoder_hidden_states",
+    "cap_mask": "cap_feats",
+}
+
+
+@torch.no_grad()
+def encode_prompts(
+    pipe: DiffusionPipeline, adapter: NetworkAdapter, prompts: Sequence[str], **arguments: Any
+) -> dict[str, Tensor]:
+    """The condition of prompts, by the keywords of the pipeline's network.
+
+    Args:
+        pipe: A stock pipeline with its text encoders.
+        adapter: Its network's adapter, from `adapter_for_pipeline`.
+        prompts: B texts.
+        arguments: Arguments of the pipeline's `encode_prompt` that differ from the pipeline's defaults, such as
+            `max_sequence_length`.
+
+    Returns:
+        Tensors with B rows. Where the pipeline gives every text its own length, all are filled up to
+        `max_sequence_length` or `adapter.max_text_tokens`, and a mask says which tokens count.
+
+    Raises:
+        ValueError: If the pipeline encodes no prompts in a way that the adapter knows.
+    """
+    outputs = _encoded(pipe, adapter, prompts, {"do_classifier_free_guidance": False, **arguments})
+    return _condition(outputs, adapter, 0, arguments.get("max_sequence_length"))
+
+
+@torch.no_grad()
+def encode_null(pipe: DiffusionPipeline, adapter: NetworkAdapter, **arguments: Any) -> dict[str, Tensor]:
+    """The condition that the pipeline guides away from when no negative prompt is given, tensors with one row.
+
+    Arguments as in `encode_prompts`, and the same as there, so that both have the same length.
+
+    Raises:
+        ValueError: See `encode_prompts`.
+    """
+    outputs = _encoded(pipe, adapter, [""], {"do_classifier_free_guidance": True, **arguments})
+    return _condition(outputs, adapter, 1, arguments.get("max_sequence_length"))
+
+
+@torch.no_grad()
+def encode_pixels(pipe: DiffusionPipeline, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Latents as the pipeline's network sees them, drawn from the autoencoder's posterior.
+
+    Args:
+        pipe: A pipeline with a `vae`.
+        pixels: In [-1, 1], shape `(B, 3, H, W)`, or `(B, 3, frames, H, W)` for videos. An autoencoder of videos takes
+            pictures as videos of one frame.
+        generator: Source of the posterior's noise.
+
+    Returns:
+        Normalised latents, shape `(B, C, h, w)` or `(B, C, frames, h, w)`, float32.
+
+    Raises:
+        ValueError: If the pipeline has no autoencoder.
+    """
+    vae = getattr(pipe, "vae", None)
+    if vae is None:
+        raise ValueError(f"`pipe` must have a `vae` to encode pixels, got {type(pipe).__name__} without one.")
+    takes_videos = any(isinstance(module, torch.nn.Conv3d) for module in vae.modules())
+    if takes_videos and pixels.ndim == 4:
+        pixels = pixels.unsqueeze(2)
+    encoded = vae.encode(pixels.to(vae.device, vae.dtype))
+    z = encoded.latent_dist.sample(generator) if hasattr(encoded, "latent_dist") else encoded.latent
+    return normalize_latents(vae, z.float())
+
+
+def _encoded(pipe: Any, adapter: NetworkAdapter, prompts: Sequence[str], given: Mapping[str, Any]) -> tuple[Any, ...]:
+    if not adapter.prompt_outputs or not hasattr(pipe, "encode_prompt"):
+        raise ValueError(
+            f"`pipe` must have an `encode_prompt` that {type(adapter).__name__} knows, got {type(pipe).__name__}. "
+            "Encode the prompts yourself and give the data set the network's own keywords."
+        )
+    called = inspect.signature(type(pipe).__call__).parameters
+    own = {
+        "prompt": list(prompts),
+        "num_images_per_prompt": 1,
+        "num_videos_per_prompt": 1,
+        "device": pipe._execution_device,
+        **given,
+    }
+    arguments = {}
+    for name, parameter in inspect.signature(pipe.encode_prompt).parameters.items():
+        if name in own:
+            arguments[name] = own[name]
+        elif name in called and called[name].default is not inspect.Parameter.empty:
+            arguments[name] = called[name].default
+        elif parameter.default is inspect.Parameter.empty:
+            arguments[name] = None  # the second and third text of SD3 and Flux
+    outputs = pipe.encode_prompt(**arguments)
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def _condition(
+    outputs: tuple[Any, ...], adapter: NetworkAdapter, side: int, max_sequence_length: int | None
+) -> dict[str, Tensor]:
+    length = max_sequence_length or adapter.max_text_tokens
+    condition = {}
+    for name, places in adapter.prompt_outputs.items():
+        place = places[side]
+        # Without a negative of its own, a pipeline takes the empty prompt, which is what was encoded.
+        condition[name] = outputs[places[0] if place is None or place >= len(outputs) else place]
+    if isinstance(texts := condition.get("cap_feats"), list):
+        condition["cap_feats"], condition["cap_mask"] = _stacked(texts)
+    for mask, texts in MASK_OF.items():
+        if mask in condition and texts in condition:
+            if condition[mask] is None:
+                condition[mask] = torch.ones(condition[texts].shape[:2], dtype=torch.bool)
+            if adapter.max_text_tokens is not None and length is not None:
+                condition[texts] = _filled(condition[texts], length)
+                condition[mask] = _filled(condition[mask], length)
+    return {name: value.cpu() for name, value in condition.items()}
+
+
+def _stacked(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    longest = max(len(text) for text in texts)
+    masks = [torch.ones(len(text), dtype=torch.bool) for text in texts]
+    rows = [_filled(text[None], longest) for text in texts]
+    return torch.cat(rows), torch.cat([_filled(mask[None], longest) for mask in masks])
+
+
+def _filled(value: Tensor, tokens: int) -> Tensor:
+    """Rows of exactly so many tokens, with zeros, or False, at the end."""
+    value = value[:, :tokens]
+    return F.pad(value, (0, 0) * (value.ndim - 2) + (0, tokens - value.shape[1]))

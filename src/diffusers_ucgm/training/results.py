@@ -1,0 +1,217 @@
+"""What a trainer leaves behind: weights, pipelines, validation grids, cards and repositories of the Hub."""
+
+import shutil
+from abc import abstractmethod
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import ModelMixin
+
+from diffusers_ucgm.lora import save_lora
+from diffusers_ucgm.scheduler import UCGMScheduler
+
+from . import checkpoints
+from .config import UCGMTrainingConfig
+from .denoisers import denoiser_of
+from .stability import ratio_at
+
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from PIL.Image import Image
+
+__all__ = ["Results"]
+
+# A model of this consistency ratio and above is drawn in few steps, with fresh noise at each (UCGM, section 3.3).
+FEW_STEP_RATIO = 0.5
+SAMPLERS: dict[bool, dict[str, Any]] = {
+    True: {"extrapolation_ratio": 0.0, "stochasticity": 1.0},
+    False: {},
+}
+
+
+class Results:
+    """The part of `UCGMTrainer` that writes what others read."""
+
+    config: UCGMTrainingConfig
+    accelerator: Accelerator
+    pipeline: "DiffusionPipeline | None"
+    model: Any
+    is_sharded: bool
+    step: int
+
+    @property
+    @abstractmethod
+    def transformer(self) -> ModelMixin:
+        """The student without accelerate's wrappers."""
+
+    @abstractmethod
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """The weights that are saved, in the student while entered."""
+
+    @property
+    def is_few_step(self) -> bool:
+        """Whether the run ends in a model for few steps."""
+        return ratio_at(self.config.consistency_ratio, self.config.max_train_steps) >= FEW_STEP_RATIO
+
+    @property
+    def component(self) -> str:
+        """The name that the pipeline has for the network in training."""
+        if self.pipeline is None:
+            return "unet" if "UNet" in type(self.transformer).__name__ else "transformer"
+        network = denoiser_of(self.pipeline)
+        return next(name for name, value in self.pipeline.components.items() if value is network)
+
+    def tracked_settings(self) -> dict[str, Any]:
+        """The settings as trackers take them: numbers and words."""
+        return {
+            name: value if isinstance(value, int | float | str | bool) else str(value)
+            for name, value in self.config.to_dict().items()
+        }
+
+    def save_model(self) -> Path:
+        """Write the averaged weights, or the last ones where none are kept; every process must call it.
+
+        Returns:
+            `output_dir/transformer` (or `unet`), as `from_pretrained` loads it, or `output_dir/lora`, as the stock
+            pipelines' `load_lora_weights` does.
+        """
+        name = "lora" if self.config.lora_rank else self.component
+        folder = Path(self.config.output_dir) / name
+        temporary = folder.with_name(f".{name}.tmp")
+        with self.averaged_weights():
+            whole = checkpoints.gathered(self.transformer.state_dict()) if self.is_sharded else None
+            if self.accelerator.is_main_process:
+                shutil.rmtree(temporary, ignore_errors=True)
+                if self.config.lora_rank:
+                    save_lora(self.transformer, temporary, self.component, whole)
+                else:
+                    _with_weights(self.transformer, whole).save_pretrained(temporary)
+                self._write_card(temporary, "lora" if self.config.lora_rank else "transformer", None)
+                checkpoints.replace_folder(temporary, folder)
+        self.accelerator.wait_for_everyone()
+        return folder
+
+    def save_pipeline(self, folder: str | Path | None = None) -> Path:
+        """Write the whole pipeline with the weights that are saved, and a scheduler for its number of steps.
+
+        Args:
+            folder: Where; None is `output_dir/pipeline`.
+
+        Raises:
+            ValueError: If the trainer has no pipeline, or trains an adapter: `save_model` writes that.
+        """
+        if self.pipeline is None or self.config.lora_rank:
+            raise ValueError(
+                "`save_pipeline` must have a pipeline and no adapter. Make the trainer by "
+                "`UCGMTrainer.from_pipeline`; a LoRA is saved by `save_model`."
+            )
+        folder = Path(self.config.output_dir) / "pipeline" if folder is None else Path(folder)
+        temporary = folder.with_name(f".{folder.name}.tmp")
+        grid = self._grid()
+        stock = self.pipeline.scheduler
+        with self.averaged_weights():
+            whole = checkpoints.gathered(self.transformer.state_dict()) if self.is_sharded else None
+            if self.accelerator.is_main_process:
+                shutil.rmtree(temporary, ignore_errors=True)
+                changed = {
+                    self.component: _with_weights(self.transformer, whole),
+                    "scheduler": UCGMScheduler.from_config(stock.config, **SAMPLERS[self.is_few_step]),
+                }
+                before = {name: getattr(self.pipeline, name) for name in changed}
+                try:
+                    self.pipeline.register_modules(**changed)
+                    self.pipeline.save_pretrained(temporary)
+                finally:
+                    self.pipeline.register_modules(**before)
+                self._write_card(temporary, "pipeline", grid)
+                checkpoints.replace_folder(temporary, folder)
+        self.accelerator.wait_for_everyone()
+        return folder
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str | None:
+        """Upload the pipeline, the LoRA, or without a pipeline the transformer, with its card; gives the address.
+
+        Args:
+            repo_id: `owner/name` on the Hub, made if it is missing.
+            private: Whether a new repository is private; None is the owner's default.
+            token: None takes the one of `hf auth login`.
+        """
+        from .report import push_folder_to_hub
+
+        is_whole = self.pipeline is not None and not self.config.lora_rank
+        folder = self.save_pipeline() if is_whole else self.save_model()
+        if not self.accelerator.is_main_process:
+            return None
+        message = f"UCGM-T, {self.step} steps"
+        return push_folder_to_hub(folder, repo_id, private=private, token=token, commit_message=message)
+
+    @torch.no_grad()
+    def validate(self) -> Path | None:
+        """Draw the validation grid with the weights that would be saved, as `output_dir/validation/step-<step>.png`.
+
+        Raises:
+            ValueError: If the trainer has no pipeline or the settings name nothing to draw.
+        """
+        if self.pipeline is None or not self.config.validation_inputs:
+            raise ValueError(
+                "`validation_steps` needs a pipeline and `validation_inputs`. Make the trainer by "
+                "`UCGMTrainer.from_pipeline` and name prompts or classes to draw."
+            )
+        from diffusers_ucgm.evaluation.plots import save_image
+
+        grid = self._grid()
+        if grid is None or not self.accelerator.is_main_process:
+            return None
+        path = save_image(grid, Path(self.config.output_dir) / "validation" / f"step-{self.step:07d}.png")
+        for tracker in self.accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                import numpy as np
+
+                tracker.log_images({"validation": np.asarray(grid)[None]}, step=self.step)
+        return path
+
+    def _grid(self) -> "Image | None":
+        """The validation grid, or None where there is nothing to draw or another process draws."""
+        if self.pipeline is None or not self.config.validation_inputs:
+            return None
+        # Every process must take part in the calls of a sharded network.
+        if not (self.accelerator.is_main_process or self.is_sharded):
+            return None
+        from .report import validation_grid
+
+        with self.averaged_weights(), self.accelerator.autocast():
+            return validation_grid(
+                self.pipeline,
+                self.config.validation_inputs,
+                steps=self.config.validation_num_inference_steps,
+                seed=self.config.seed,
+            )
+
+    def _write_card(self, folder: Path, kind: str, grid: "Image | None") -> None:
+        from .report import save_model_card
+
+        name = getattr(self.pipeline or self.transformer, "_name_or_path", None) or None
+        save_model_card(
+            folder,
+            self.config.to_dict(),
+            base_model=self.transformer.config.get("_name_or_path") or name,
+            kind=kind,
+            pipeline_class=None if self.pipeline is None else type(self.pipeline).__name__,
+            steps_done=self.step,
+            grid=grid,
+            few_step=self.is_few_step,
+        )
+
+
+def _with_weights(network: ModelMixin, whole: dict[str, torch.Tensor] | None) -> ModelMixin:
+    """The network itself, or where its weights are sharded a copy that holds the gathered ones."""
+    if whole is None:
+        return network
+    with torch.device("meta"):
+        copy: Any = type(network).from_config(network.config)
+    copy.load_state_dict(whole, assign=True)
+    return copy

@@ -1,0 +1,135 @@
+"""What keeps few-step training from failing unseen: a ratio that rises, statistics by time, a guard."""
+
+import math
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+__all__ = ["CollapseGuard", "TimeStatistics", "check_schedule", "ratio_at"]
+
+NUM_BINS = 10
+# The guard compares with so many lines of the log, and says nothing before it has seen a few.
+HISTORY, SETTLED = 20, 3
+# So many lines in a row must be high: one is an outlier.
+PATIENCE = 2
+
+
+def check_schedule(schedule: float | Sequence[Sequence[float]]) -> float | list[list[float]]:
+    """A consistency ratio as a number, or its schedule as a list of `[step, ratio]`.
+
+    Raises:
+        ValueError: If the steps do not rise from 0 up, or an entry is no pair.
+    """
+    if isinstance(schedule, int | float):
+        return schedule
+    pairs = [list(pair) for pair in schedule]
+    steps = [pair[0] for pair in pairs if len(pair) == 2]
+    if not pairs or len(steps) != len(pairs) or steps != sorted(set(steps)) or steps[0] < 0:
+        raise ValueError(
+            f"`consistency_ratio` must be a number or pairs of a rising step and a ratio, got {schedule!r}. For "
+            "example [[0, 0.0], [2000, 1.0]]."
+        )
+    return pairs
+
+
+def ratio_at(schedule: float | Sequence[Sequence[float]], step: int) -> float:
+    """The consistency ratio of an optimizer step: linear between the schedule's pairs, constant outside them.
+
+    Args:
+        schedule: As `check_schedule` gives it.
+        step: Counted from 0.
+    """
+    if isinstance(schedule, int | float):
+        return schedule
+    if step <= schedule[0][0]:
+        return schedule[0][1]
+    for (start, low), (stop, high) in zip(schedule, schedule[1:], strict=False):
+        if step <= stop:
+            return low + (high - low) * (step - start) / (stop - start)
+    return schedule[-1][1]
+
+
+class TimeStatistics:
+    """Means of the loss and of the clamped derivative over ten equal parts of [0, 1]; stays on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Start empty."""
+        self.sums = torch.zeros(NUM_BINS, 4, device=device)  # count, loss, |slope|, clamped share
+
+    @torch.no_grad()
+    def update(self, t: Tensor, loss: Tensor, slope: Tensor | None) -> None:
+        """Add a batch.
+
+        Args:
+            t: Canonical times, shape `(B,)`.
+            loss: The loss of every sample, shape `(B,)`.
+            slope: The clamped derivative, shape `(B, ...)`, or None.
+        """
+        rows = torch.zeros(len(t), 4, device=t.device)
+        rows[:, 0], rows[:, 1] = 1.0, loss.float()
+        if slope is not None:
+            size = slope.abs().flatten(1)
+            rows[:, 2], rows[:, 3] = size.mean(1), (size >= 1.0).float().mean(1)
+        place = (t * NUM_BINS).long().clamp(0, NUM_BINS - 1)
+        self.sums.index_add_(0, place, rows.to(self.sums))
+
+    def read(self) -> dict[str, list[float | None]]:
+        """The means since the last reading, by bin: `t` (centres), `loss`, `slope`, `clamped`; None where none fell.
+
+        Waits for the device.
+        """
+        count, *sums = self.sums.T.tolist()
+        means = [[value / n if n else None for value, n in zip(row, count, strict=True)] for row in sums]
+        self.sums.zero_()
+        centres: list[float | None] = [(i + 0.5) / NUM_BINS for i in range(NUM_BINS)]
+        return dict(zip(("t", "loss", "slope", "clamped"), (centres, *means), strict=True))
+
+
+class CollapseGuard:
+    """Notices that the smoothed loss has left the level of the last lines of the log."""
+
+    def __init__(self, factor: float) -> None:
+        """Start without a history.
+
+        Args:
+            factor: How many times the median of the history counts as a jump.
+        """
+        self.factor = factor
+        self.history: list[float] = []
+        self.ratio: float | None = None
+        self.high = 0
+        self.collapses = 0
+
+    def observe(self, loss: float, ratio: float) -> bool:
+        """Whether the run has collapsed with this line of the log.
+
+        Args:
+            loss: The smoothed loss.
+            ratio: The consistency ratio: the loss of another one has another level, so its history starts anew.
+        """
+        if ratio != self.ratio:
+            self.history, self.ratio, self.high = [], ratio, 0
+        is_settled = len(self.history) >= SETTLED
+        if not math.isfinite(loss) or (is_settled and loss > self.factor * median(self.history)):
+            self.high += 1
+        else:
+            self.high = 0
+            self.history = [*self.history, loss][-HISTORY:]
+        if self.high < PATIENCE:
+            return False
+        self.high = 0
+        self.collapses += 1
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {"history": self.history, "ratio": self.ratio, "high": self.high, "collapses": self.collapses}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+        self.history, self.ratio = list(state["history"]), state["ratio"]
+        self.high, self.collapses = state["high"], state["collapses"]

@@ -1,0 +1,101 @@
+"""A small run of the trainer, started by torch's or accelerate's launcher in as many processes as a test wants.
+
+python -m torch.distributed.run --nproc-per-node 2 tests/training/distributed_run.py OUTPUT [NAME=JSON ...]
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedType
+from diffusers import DiTTransformer2DModel
+from safetensors.torch import save_file
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from diffusers_ucgm.training import checkpoints
+from diffusers_ucgm.training import trainer as trainer_module
+from diffusers_ucgm.training.config import UCGMTrainingConfig
+from diffusers_ucgm.training.data import LatentDataset
+from diffusers_ucgm.training.trainer import UCGMTrainer
+
+
+def network():
+    torch.manual_seed(0)
+    return DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        sample_size=2,
+        patch_size=1,
+        num_embeds_ada_norm=2,
+    )
+
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    return LatentDataset(torch.randn(40, 4, 2, 2, generator=generator), torch.arange(40) % 2)
+
+
+class ShardingAccelerator(Accelerator):
+    """Shards the weights as accelerate does with FSDP2, which it does on accelerators only, not on a CPU."""
+
+    @property
+    def distributed_type(self):
+        return DistributedType.FSDP
+
+    def prepare(self, model, optimizer):
+        mesh = init_device_mesh("cpu", (self.num_processes,))
+        names = {id(value): name for name, value in model.named_parameters()}
+        # Whole: this model's last layer calls into its first block, which a shard of its own would not allow.
+        fully_shard(model, mesh=mesh)
+        sharded = dict(model.named_parameters())
+        for group in optimizer.param_groups:
+            group["params"] = [sharded[names[id(value)]] for value in group["params"]]
+        return model, AcceleratedOptimizer(optimizer)
+
+
+def main():
+    output, *settings = sys.argv[1:]
+    changes = {name: json.loads(value) for name, value in (pair.split("=", 1) for pair in settings)}
+    if changes.pop("shard", False):
+        trainer_module.Accelerator = ShardingAccelerator
+    config = UCGMTrainingConfig(
+        output,
+        **{
+            "consistency_ratio": 1.0,
+            "enhancement_ratio": 1.3,
+            "huber_c": 5.0,
+            "teacher_decay": 1.0,
+            "label_dropout": 0.2,
+            "train_batch_size": 8 // int(os.environ.get("WORLD_SIZE", 1)),
+            "max_train_steps": 6,
+            "checkpointing_steps": 3,
+            "logging_steps": 2,
+            "learning_rate": 1e-3,
+            # Where a second moment is almost 0, rounding decides the sign of Adam's step.
+            "adam_epsilon": 1e-3,
+            "ema_decay": 0.9,
+            **changes,
+        },
+    )
+    trainer = UCGMTrainer(config, network(), data())
+    trainer.train()
+    whole = checkpoints.gathered(trainer.transformer.state_dict())
+    if trainer.accelerator.is_main_process:
+        save_file(
+            {name: value.contiguous().clone() for name, value in whole.items()}, Path(output) / "last.safetensors"
+        )
+        kind = str(trainer.accelerator.distributed_type)
+        (Path(output) / "how.json").write_text(json.dumps([kind, trainer.accelerator.num_processes]))
+    trainer.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

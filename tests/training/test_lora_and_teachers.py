@@ -1,0 +1,279 @@
+"""LoRA tuning and teachers: no second copy of the weights, and files that the stock pipelines load."""
+
+import pytest
+import stock_pipelines
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from diffusers import FluxTransformer2DModel
+from torch import nn
+
+from diffusers_ucgm import Teacher, UCGMPipeline
+from diffusers_ucgm.lora import add_lora, load_lora, save_lora, without_lora
+from diffusers_ucgm.training.config import UCGMTrainingConfig
+from diffusers_ucgm.training.data import LatentDataset
+from diffusers_ucgm.training.denoisers import denoiser_of
+from diffusers_ucgm.training.trainer import UCGMTrainer
+
+
+FEW_STEP = {
+    "consistency_ratio": 1.0,
+    "enhancement_ratio": 1.3,
+    "huber_c": 5.0,
+    "teacher_decay": 1.0,
+    "label_dropout": 0.0,
+    "ema_decay": 0.0,
+    "max_grad_norm": 0.1,
+    "learning_rate": 1e-2,
+    "train_batch_size": 2,
+    "logging_steps": 2,
+}
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    PartialState._reset_state()
+
+
+def settings(folder, **options):
+    return UCGMTrainingConfig(str(folder), **{**FEW_STEP, "max_train_steps": 3, **options})
+
+
+class Texts:
+    """Latents with the embeddings that a case's pipeline is called with."""
+
+    def __init__(self, case, names, shape, number=4):
+        torch.manual_seed(1)
+        rows = {keyword: case.arguments[argument] for keyword, argument in names.items()}
+        self.items = [
+            {"latents": torch.randn(shape), **{name: torch.as_tensor(value[0]) for name, value in rows.items()}}
+            for _ in range(number)
+        ]
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+TEXT = {"encoder_hidden_states": "prompt_embeds"}
+MASKED = {**TEXT, "encoder_attention_mask": "prompt_attention_mask"}
+POOLED = {**TEXT, "pooled_projections": "pooled_prompt_embeds"}
+PIPELINES = {
+    "sd3": (POOLED, (16, 8, 8)),
+    "flux": (POOLED, (4, 8, 8)),
+    "sana": (MASKED, (4, 8, 8)),
+    "qwen_image": ({**TEXT, "encoder_hidden_states_mask": "prompt_embeds_mask"}, (4, 8, 8)),
+    "sdxl": ({**TEXT, "text_embeds": "pooled_prompt_embeds"}, (4, 8, 8)),
+    "wan": (TEXT, (4, 2, 4, 4)),
+    "z_image": ({"cap_feats": "prompt_embeds"}, (4, 8, 8)),
+}
+
+
+def unique_bytes(*modules, others=()):
+    """Bytes of storage, each counted once, that parameters, buffers and further tensors hold."""
+    tensors = [*others]
+    for module in modules:
+        tensors += [*module.parameters(), *module.buffers()]
+    return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}.values())
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_tuned_lora_loads_into_the_stock_pipeline(tmp_path, name):
+    names, shape = PIPELINES[name]
+    case, fresh = (getattr(stock_pipelines, name)() for _ in range(2))
+    base = case()
+    assert torch.equal(base, fresh())
+    trainer = UCGMTrainer.from_pipeline(settings(tmp_path, lora_rank=4), case.pipe, Texts(case, names, shape))
+    folder = trainer.train()
+    assert folder == tmp_path / "lora"
+    assert {file.suffix for file in folder.iterdir()} == {".safetensors", ".md"}
+    denoiser_of(case.pipe).eval()
+    tuned = case()
+    assert not torch.equal(tuned, base)
+    fresh.pipe.load_lora_weights(folder)
+    torch.testing.assert_close(fresh(), tuned, rtol=0, atol=0)
+    with without_lora(denoiser_of(case.pipe)):
+        torch.testing.assert_close(case(), base, rtol=0, atol=0)
+
+
+def test_lora_tuning_stores_the_base_once(tmp_path):
+    # Wide enough that rank 4 is little, as in real models.
+    torch.manual_seed(0)
+    network = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=64,
+        num_attention_heads=8,
+        joint_attention_dim=8,
+        pooled_projection_dim=8,
+        axes_dims_rope=(16, 24, 24),
+    )
+    base = unique_bytes(network)
+    case = stock_pipelines.flux()
+    case.pipe.register_modules(transformer=network)
+    trainer = UCGMTrainer.from_pipeline(
+        settings(tmp_path, lora_rank=4, train_batch_size=1), case.pipe, Texts(case, POOLED, (4, 8, 8))
+    )
+    trainer.train()
+    assert trainer.teacher.model is trainer.transformer
+    assert trainer.ema is None
+    with_lora = unique_bytes(
+        network,
+        trainer.teacher.model,
+        *[
+            value
+            for value in case.pipe.components.values()
+            if isinstance(value, nn.Module) and value is not case.pipe.vae
+        ],
+    )
+    assert base < with_lora <= 1.05 * base
+
+
+def test_only_the_adapter_is_trained_and_checkpointed(tmp_path):
+    case = stock_pipelines.sd3()
+    network = case.pipe.transformer
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    config = settings(tmp_path, lora_rank=2, checkpointing_steps=2, ema_decay=0.9)
+    trainer = UCGMTrainer.from_pipeline(config, case.pipe, Texts(case, POOLED, (16, 8, 8)))
+    trainer.train()
+    after = {name.replace(".base_layer", ""): value for name, value in network.state_dict().items()}
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    changed = [name for name, value in network.named_parameters() if "lora_B" in name and value.abs().max() > 0]
+    assert len(changed) == 4  # to_q, to_k, to_v, to_out of the only block
+    from diffusers_ucgm.training.checkpoints import load_checkpoint
+
+    tensors, _ = load_checkpoint(tmp_path / "checkpoint-2")
+    assert all("lora" in name for name in tensors["model"])
+    assert len(tensors["ema"]) == len(tensors["model"])
+    assert not tensors.get("teacher")
+
+
+def test_a_resumed_lora_run_equals_an_uninterrupted_one_bitwise(tmp_path):
+    def run(folder, **options):
+        case = stock_pipelines.sd3()
+        config = settings(folder, lora_rank=2, lora_dropout=0.2, max_train_steps=5, checkpointing_steps=2, **options)
+        trainer = UCGMTrainer.from_pipeline(config, case.pipe, Texts(case, POOLED, (16, 8, 8)))
+        trainer.train()
+        return {name: value.clone() for name, value in trainer.trainable.items()}
+
+    whole = run(tmp_path)
+    resumed = run(tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+
+
+def test_the_teacher_of_a_lora_is_the_base_and_gradients_still_flow():
+    case = stock_pipelines.sd3()
+    network = case.pipe.transformer
+    add_lora(network, 4)
+    for name, value in network.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(value)
+    teacher = Teacher(network, 1.0, without_adapter=lambda: without_lora(network))
+
+    def call(module, scale):
+        return module(
+            torch.full((1, 16, 8, 8), scale),
+            case.arguments["prompt_embeds"],
+            case.arguments["pooled_prompt_embeds"],
+            torch.tensor([500.0]),
+        ).sample
+
+    student = call(network, 1.0)
+    with teacher.network() as base:
+        base_output = call(base, 1.0)
+    assert not torch.allclose(student, base_output, atol=1e-3)
+    torch.testing.assert_close(call(network, 1.0), student, rtol=0, atol=0)
+    student.sum().backward()
+    assert all(value.grad is not None for name, value in network.named_parameters() if "lora_B" in name)
+
+
+def test_a_lora_of_a_class_conditional_pipeline_loads_into_it(tmp_path):
+    pipe = UCGMPipeline.from_pretrained("fashion-mnist")
+    torch.manual_seed(0)
+    data = LatentDataset(torch.randn(6, 4, 8, 8), torch.arange(6))
+    UCGMTrainer.from_pipeline(settings(tmp_path, lora_rank=4), pipe, data).train()
+    pipe.transformer.eval()
+    pipe.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 2, "output_type": "latent"}
+    tuned = pipe([3], generator=torch.Generator().manual_seed(0), **call).images
+    fresh = UCGMPipeline.from_pretrained("fashion-mnist")
+    fresh.set_progress_bar_config(disable=True)
+    before = fresh([3], generator=torch.Generator().manual_seed(0), **call).images
+    fresh.load_lora_weights(tmp_path / "lora")
+    after = fresh([3], generator=torch.Generator().manual_seed(0), **call).images
+    torch.testing.assert_close(after, tuned, rtol=0, atol=0)
+    assert not torch.equal(before, after)
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+def test_modules_that_are_not_there_are_named():
+    with pytest.raises(ValueError, match=r"`target_modules` must name modules of Linear, got \['to_q'\]"):
+        add_lora(nn.Linear(2, 2), 4, target_modules=["to_q"])
+
+
+def test_folders_without_a_fitting_adapter_are_refused(tmp_path):
+    network = stock_pipelines.sd3().pipe.transformer
+    with pytest.raises(FileNotFoundError, match=r"must hold 'pytorch_lora_weights\.safetensors'"):
+        load_lora(network, tmp_path)
+    add_lora(network, 2)
+    save_lora(network, tmp_path, "transformer")
+    with pytest.raises(ValueError, match="must hold an adapter for 'unet'"):
+        load_lora(stock_pipelines.sd3().pipe.transformer, tmp_path, "unet")
+
+
+def test_settings_that_would_need_a_copy_are_refused():
+    with pytest.raises(ValueError, match=r"`teacher_decay` must be 1, for the base model, or 0"):
+        UCGMTrainingConfig("run", lora_rank=4, teacher_decay=0.99)
+    with pytest.raises(ValueError, match=r"`teacher_decay` must be 0 or 1 for a student with an adapter, got 0\.5"):
+        Teacher(nn.Linear(1, 1), 0.5, without_adapter=lambda: None)
+    with pytest.raises(ValueError, match="must go with a frozen copy"):
+        UCGMTrainingConfig("run", teacher_dtype="bf16", teacher_decay=0.9)
+
+
+# --- copies ----------------------------------------------------------------------------------------------------------
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer("shift", torch.ones(4))
+
+    def forward(self, x, scale=1.0):
+        return self.layer(x) * scale + self.shift
+
+
+def test_an_offloaded_copy_gives_the_same_and_stays_where_it_is():
+    student = Scaled()
+    plain = Teacher(student, 1.0)
+    offloaded = Teacher(student, 1.0, offload_from=torch.device("cpu"))
+    x = torch.randn(2, 4)
+    assert torch.equal(plain.model(x, scale=2.0), offloaded.model(x, scale=2.0))
+    nn.init.zeros_(student.layer.weight)
+    assert torch.equal(plain.model(x), offloaded.model(x))
+    tensors, values = offloaded.state_dict()
+    other = Teacher(Scaled(), 1.0, offload_from=torch.device("cpu"))
+    other.load_state_dict(tensors, values)
+    assert torch.equal(other.model(x), offloaded.model(x))
+    meta = Teacher(student, 1.0, offload_from=torch.device("meta"))
+    assert meta.model(torch.empty(2, 4, device="meta")).device.type == "meta"
+    assert {value.device.type for value in meta.model.parameters()} == {"cpu"}
+
+
+def test_a_copy_in_half_precision_takes_half_the_memory(tmp_path):
+    pipe = UCGMPipeline.from_pretrained("fashion-mnist")
+    data = LatentDataset(torch.randn(4, 4, 8, 8), torch.arange(4))
+    trainer = UCGMTrainer.from_pipeline(settings(tmp_path, teacher_dtype="bf16", max_train_steps=1), pipe, data)
+    assert {value.dtype for value in trainer.teacher.model.parameters()} == {torch.bfloat16}
+    trainer.train()
+    assert {value.dtype for value in trainer.transformer.parameters()} == {torch.float32}
+    student, teacher = unique_bytes(trainer.transformer), unique_bytes(trainer.teacher.model)
+    assert teacher == pytest.approx(student / 2, rel=0.01)

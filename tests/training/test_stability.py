@@ -1,0 +1,86 @@
+"""The schedule of the consistency ratio, statistics by time and the guard against collapse."""
+
+import math
+
+import pytest
+import torch
+
+from diffusers_ucgm.training.config import UCGMTrainingConfig
+from diffusers_ucgm.training.stability import CollapseGuard, TimeStatistics, check_schedule, ratio_at
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"), [(0, 0.0), (5, 0.0), (10, 0.0), (15, 0.25), (20, 0.5), (25, 0.75), (30, 1.0), (99, 1.0)]
+)
+def test_the_ratio_is_linear_between_its_points(step, expected):
+    assert ratio_at(check_schedule([(10, 0.0), (30, 1.0)]), step) == pytest.approx(expected)
+
+
+def test_a_number_is_a_ratio_for_all_steps():
+    assert [ratio_at(0.3, step) for step in (0, 1000)] == [0.3, 0.3]
+
+
+@pytest.mark.parametrize("schedule", [[], [[0, 0.0, 1.0]], [[5, 0.0], [5, 1.0]], [[9, 0.0], [5, 1.0]], [[-1, 0.0]]])
+def test_schedules_that_do_not_rise_are_refused(schedule):
+    with pytest.raises(ValueError, match=r"`consistency_ratio` must be a number or pairs of a rising step"):
+        UCGMTrainingConfig("run", consistency_ratio=schedule)
+
+
+def test_ratios_outside_their_range_are_refused_anywhere_in_a_schedule():
+    with pytest.raises(ValueError, match=r"`consistency_ratio` must be in \[0, 1\], got 1.5"):
+        UCGMTrainingConfig("run", consistency_ratio=[[0, 0.0], [100, 1.5]], max_train_steps=1000)
+
+
+def test_the_loss_of_a_step_has_its_ratio():
+    config = UCGMTrainingConfig("run", consistency_ratio=[[0, 0.0], [100, 1.0]])
+    assert [config.loss(step).consistency_ratio for step in (0, 50, 500)] == [0.0, 0.5, 1.0]
+
+
+def test_statistics_are_means_by_bins_of_time():
+    statistics = TimeStatistics(torch.device("cpu"))
+    slope = torch.tensor([[1.0, -1.0, 0.0, 0.0], [0.5, 0.5, 0.5, 0.5], [-1.0, 1.0, 1.0, -1.0]])
+    statistics.update(torch.tensor([0.05, 0.09, 1.0]), torch.tensor([1.0, 3.0, 5.0]), slope)
+    statistics.update(torch.tensor([0.99]), torch.tensor([7.0]), torch.zeros(1, 4))
+    means = statistics.read()
+    assert means["t"][0] == pytest.approx(0.05)
+    assert means["loss"][0] == 2.0
+    assert means["loss"][-1] == 6.0
+    assert means["slope"][0] == 0.5
+    assert means["clamped"][0] == 0.25
+    assert means["clamped"][-1] == 0.5
+    assert means["loss"][1:-1] == [None] * 8
+    assert statistics.read()["loss"] == [None] * 10  # each reading starts anew
+
+
+def observed(guard, *losses, ratio=1.0):
+    return [guard.observe(loss, ratio) for loss in losses]
+
+
+def test_a_jump_counts_when_it_stays():
+    guard = CollapseGuard(4.0)
+    assert observed(guard, 1.0, 1.2, 0.8, 1.0, 9.0, 1.0, 9.0, 9.0, 1.0) == [False] * 7 + [True, False]
+    assert guard.collapses == 1
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_losses_without_a_value_are_jumps_even_at_the_start(value):
+    assert observed(CollapseGuard(4.0), value, value) == [False, True]
+
+
+def test_a_loss_that_rises_slowly_or_is_unsettled_is_no_jump():
+    guard = CollapseGuard(4.0)
+    assert not any(observed(guard, *(1.1**i for i in range(60))))
+    assert not any(observed(CollapseGuard(4.0), 1.0, 50.0))
+
+
+def test_another_ratio_has_another_level():
+    guard = CollapseGuard(4.0)
+    observed(guard, *[1.0] * 9)
+    assert not any(observed(guard, *[20.0] * 9, ratio=0.5))
+
+
+def test_a_guard_goes_on_from_its_state():
+    first, second = CollapseGuard(4.0), CollapseGuard(4.0)
+    observed(first, 1.0, 1.0, 1.0, 9.0)
+    second.load_state_dict(first.state_dict())
+    assert observed(second, 9.0) == observed(first, 9.0) == [True]
