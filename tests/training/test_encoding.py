@@ -73,7 +73,7 @@ def with_encoders(name):
         "flux": {
             "tokenizer": words,
             "tokenizer_2": words,
-            "text_encoder": CLIPTextModel(clip()),
+            "text_encoder": CLIPTextModel(clip(77)),
             "text_encoder_2": t5(),
         },
         "ltx": {"tokenizer": words, "text_encoder": t5()},
