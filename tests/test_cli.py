@@ -180,13 +180,13 @@ def test_train_trains_resumes_and_saves(model, tmp_path, capsys, suffix):
         json.dumps(settings) if suffix == "json" else "\n".join(f"{key}: {value}" for key, value in settings.items())
     )
     config.write_text(text)
-    words = ["train", "--config", str(config), "--latents", str(latents)]
+    words = ["train", "--config", str(config), "--data", str(latents)]
     assert main([*words, "--model", f"{model}/transformer"]) == 0
-    assert "Transformer: " in capsys.readouterr().out
+    assert "Weights: " in capsys.readouterr().out
     DiTTransformer2DModel.from_pretrained(tmp_path / "run" / "transformer")
     assert main([*words, "--model", f"{model}/transformer/config.json", "--resume-from-checkpoint", "latest"]) == 0
-    assert main([*words, "--model", f"{model}/transformer", "--latents", str(tmp_path / "none")]) == 2
-    assert "`--latents` must be a safetensors file" in capsys.readouterr().err
+    assert main([*words, "--model", f"{model}/transformer", "--data", str(tmp_path / "none")]) == 2
+    assert "`--data` must be a folder of `ucgm cache` or a safetensors file" in capsys.readouterr().err
 
 
 def test_presets_are_listed_and_all_are_legal(capsys):

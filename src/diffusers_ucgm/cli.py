@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 FEW_STEP_MODEL, MULTI_STEP_MODEL = "fashion-mnist-2-step", "fashion-mnist"
+TRAINING_COMMANDS = {
+    "train": "train a network, or tune a pipeline to few steps",
+    "cache": "encode images and captions once, as `train` takes them",
+    "doctor": "look for mistakes in model, data and settings before a long run",
+}
 SCHEDULER_OPTIONS = (
     "transport",
     "solver_order",
@@ -35,15 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 after a mistake of the user's, which is printed without a traceback.
     """
-    args = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    args = _parser(next((word for word in words if not word.startswith("-")), None)).parse_args(words)
     try:
         return args.run(args)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"ucgm: error: {error}", file=sys.stderr)
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(command: str | None) -> argparse.ArgumentParser:
     from importlib.metadata import version
 
     parser = argparse.ArgumentParser(prog="ucgm", description="Unified Continuous Generative Models for diffusers.")
@@ -80,16 +86,15 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--steps", type=int, default=10, help="length of the schedule that is shown (%(default)s)")
     info.set_defaults(run=_info)
 
-    train = commands.add_parser("train", help="train or tune a transformer on latents")
-    train.add_argument("--config", required=True, help="JSON or YAML file of UCGMTrainingConfig's settings")
-    train.add_argument("--model", required=True, help="transformer folder to tune, or a config.json to start anew")
-    train.add_argument(
-        "--latents", required=True, help="safetensors file with `latents` (N, C, ...) and `class_labels` (N,)"
-    )
-    train.add_argument("--output-dir")
-    train.add_argument("--max-train-steps", type=int)
-    train.add_argument("--resume-from-checkpoint", help="'latest' or a checkpoint's folder")
-    train.set_defaults(run=_train)
+    for name, text in TRAINING_COMMANDS.items():
+        training = commands.add_parser(name, help=text)
+        if name == command:
+            # Their options are read from the settings, and those need torch and accelerate.
+            from .training.commands import COMMANDS
+
+            add_options, run = COMMANDS[name]
+            add_options(training)
+            training.set_defaults(run=run)
 
     presets = commands.add_parser("presets", help="the paper's settings and results")
     presets.set_defaults(run=_presets)
@@ -269,33 +274,6 @@ def _describe_scheduler(folder: Path, steps: int) -> None:
         print(
             f"  {i + 1:4d} | {timestep:14.4f} | {times[i]:.5f} | {times[i + 1]:.5f} | {alpha[i]:.5f} | {gamma[i]:.5f}"
         )
-
-
-def _train(args: argparse.Namespace) -> int:
-    from diffusers import DiTTransformer2DModel
-    from safetensors.torch import load_file
-
-    from .training.config import UCGMTrainingConfig
-    from .training.data import LatentDataset
-    from .training.trainer import UCGMTrainer
-
-    names = ("output_dir", "max_train_steps", "resume_from_checkpoint")
-    config = UCGMTrainingConfig.from_file(
-        args.config, **{name: getattr(args, name) for name in names if getattr(args, name) is not None}
-    )
-    model, latents = Path(args.model), Path(args.latents)
-    if not latents.is_file():
-        raise FileNotFoundError(f"`--latents` must be a safetensors file, got {args.latents!r}.")
-    tensors = load_file(latents)
-    if missing := {"latents", "class_labels"} - set(tensors):
-        raise ValueError(f"`--latents` must hold 'latents' and 'class_labels', got a file without {sorted(missing)}.")
-    if model.is_file():
-        transformer: Any = DiTTransformer2DModel.from_config(json.loads(model.read_text()))
-    else:
-        transformer = DiTTransformer2DModel.from_pretrained(model, use_safetensors=True)
-    dataset = LatentDataset(tensors["latents"], tensors["class_labels"].long())
-    print(f"Transformer: {UCGMTrainer(config, transformer, dataset).train().resolve()}")
-    return 0
 
 
 def _presets(args: argparse.Namespace) -> int:

@@ -55,6 +55,10 @@ def add_lora(
         target_modules=targets,
     )
     inject_adapter_in_model(config, network, ADAPTER)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            # Over a base in half precision: small steps would be rounded away.
+            parameter.data = parameter.data.float()
 
 
 @contextmanager

@@ -10,12 +10,14 @@ import torch
 from accelerate import Accelerator
 from diffusers import ModelMixin
 
+from diffusers_ucgm.evaluation.plots import save_image
 from diffusers_ucgm.lora import save_lora
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 from . import checkpoints
 from .config import UCGMTrainingConfig
 from .denoisers import denoiser_of
+from .report import FEW_STEP_SAMPLER, push_folder_to_hub, save_model_card, validation_grid
 from .stability import ratio_at
 
 
@@ -25,12 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Results"]
 
-# A model of this consistency ratio and above is drawn in few steps, with fresh noise at each (UCGM, section 3.3).
+# A model of this consistency ratio and above is drawn in few steps.
 FEW_STEP_RATIO = 0.5
-SAMPLERS: dict[bool, dict[str, Any]] = {
-    True: {"extrapolation_ratio": 0.0, "stochasticity": 1.0},
-    False: {},
-}
 
 
 class Results:
@@ -90,7 +88,7 @@ class Results:
                     save_lora(self.transformer, temporary, self.component, whole)
                 else:
                     _with_weights(self.transformer, whole).save_pretrained(temporary)
-                self._write_card(temporary, "lora" if self.config.lora_rank else "transformer", None)
+                self._write_card(temporary, "lora" if self.config.lora_rank else "network", None)
                 checkpoints.replace_folder(temporary, folder)
         self.accelerator.wait_for_everyone()
         return folder
@@ -119,7 +117,9 @@ class Results:
                 shutil.rmtree(temporary, ignore_errors=True)
                 changed = {
                     self.component: _with_weights(self.transformer, whole),
-                    "scheduler": UCGMScheduler.from_config(stock.config, **SAMPLERS[self.is_few_step]),
+                    "scheduler": UCGMScheduler.from_config(
+                        stock.config, **(FEW_STEP_SAMPLER if self.is_few_step else {})
+                    ),
                 }
                 before = {name: getattr(self.pipeline, name) for name in changed}
                 try:
@@ -140,8 +140,6 @@ class Results:
             private: Whether a new repository is private; None is the owner's default.
             token: None takes the one of `hf auth login`.
         """
-        from .report import push_folder_to_hub
-
         is_whole = self.pipeline is not None and not self.config.lora_rank
         folder = self.save_pipeline() if is_whole else self.save_model()
         if not self.accelerator.is_main_process:
@@ -161,8 +159,6 @@ class Results:
                 "`validation_steps` needs a pipeline and `validation_inputs`. Make the trainer by "
                 "`UCGMTrainer.from_pipeline` and name prompts or classes to draw."
             )
-        from diffusers_ucgm.evaluation.plots import save_image
-
         grid = self._grid()
         if grid is None or not self.accelerator.is_main_process:
             return None
@@ -181,8 +177,6 @@ class Results:
         # Every process must take part in the calls of a sharded network.
         if not (self.accelerator.is_main_process or self.is_sharded):
             return None
-        from .report import validation_grid
-
         with self.averaged_weights(), self.accelerator.autocast():
             return validation_grid(
                 self.pipeline,
@@ -192,8 +186,6 @@ class Results:
             )
 
     def _write_card(self, folder: Path, kind: str, grid: "Image | None") -> None:
-        from .report import save_model_card
-
         name = getattr(self.pipeline or self.transformer, "_name_or_path", None) or None
         save_model_card(
             folder,

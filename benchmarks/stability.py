@@ -1,0 +1,101 @@
+"""Does few-step tuning fail, and do the trainer's guards help? The bundled multi-step model, several seeds.
+
+    python benchmarks/stability.py --data /usr/share/datasets/fashion-mnist
+
+Every row tunes the same model on the same number of real training images, with settings that are rough on purpose
+(a high learning rate, small batches), with and without what the trainer offers against collapse. The Frechet distance
+is that of `bundled_model.py` at 2 steps; "failed" counts the seeds whose distance is more than twice the best one.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from bundled_model import SIZE, frechet_distance, train_classifier
+from few_step_tuning import COMMON, FEW_STEP, TEACHER, draw, latents_of
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from diffusers_ucgm import UCGMPipeline, UCGMTrainer, UCGMTrainingConfig
+from diffusers_ucgm.training.data import load_images, pixels
+
+
+STEPS = 200
+ROUGH: dict[str, Any] = {
+    **COMMON,
+    "max_train_steps": STEPS,
+    "train_batch_size": 16,
+    "lr_scheduler": "constant",
+    "lr_warmup_steps": 0,
+    "max_grad_norm": 0.0,
+    "huber_c": 0.0,
+    "learning_rate": 3e-3,
+    "ema_decay": 0.95,
+    "enhancement_ratio": 2.0,
+    "on_collapse": "ignore",
+    "checkpointing_steps": 20,
+    "checkpoints_total_limit": 20,
+    "logging_steps": 5,
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "gradients clipped at 0.1": {"max_grad_norm": 0.1},
+    "pseudo-Huber constant 5": {"huber_c": 5.0},
+    "ratio rising over half the run": {"consistency_ratio": [[0, 0.5], [STEPS // 2, 1.0]]},
+    "roll back on collapse": {"on_collapse": "roll_back", "collapse_factor": 2.0},
+    "all four": {
+        "max_grad_norm": 0.1,
+        "huber_c": 5.0,
+        "consistency_ratio": [[0, 0.5], [STEPS // 2, 1.0]],
+        "on_collapse": "roll_back",
+        "collapse_factor": 2.0,
+    },
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="/usr/share/datasets/fashion-mnist")
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--only", nargs="*", help="rows to run, by name; all by default")
+    parser.add_argument("--classifier", type=Path, default=Path("runs/bundled_model/classifier.safetensors"))
+    parser.add_argument("--output", type=Path, default=Path("runs/few_step_tuning"))
+    args = parser.parse_args()
+    classifier = train_classifier(args.classifier, load_images(args.data, "train"), epochs=6)
+    metric = FrechetInceptionDistance(
+        feature=classifier, reset_real_features=False, normalize=True, input_img_size=(1, SIZE, SIZE)
+    )
+    for part in pixels(load_images(args.data, "test").images, SIZE).split(500):
+        metric.update(part, real=True)
+    dataset = latents_of(args.data, args.output / "latents.safetensors")
+    rows: dict[str, list[float]] = {}
+    for name, changes in SETTINGS.items():
+        if args.only and name not in args.only:
+            continue
+        rows[name] = []
+        for seed in range(args.seeds):
+            folder = args.output / "stability" / f"{name.replace(' ', '-')}-{seed}"
+            config = UCGMTrainingConfig(str(folder), seed=seed, **{**ROUGH, **changes})
+            pipe = UCGMPipeline.from_pretrained(TEACHER)
+            trainer = UCGMTrainer.from_pipeline(config, pipe, dataset)
+            try:
+                trainer.train()
+                with trainer.averaged_weights():
+                    rows[name].append(frechet_distance(metric, draw(pipe, 2, args.samples, FEW_STEP)))
+            except (RuntimeError, ValueError) as error:
+                print(f"{name}, seed {seed}: {error}", flush=True)
+                rows[name].append(float("inf"))
+            print(f"{name}, seed {seed}: {rows[name][-1]:.2f}, collapses {trainer.guard.collapses}", flush=True)
+    best = min(min(values) for values in rows.values())
+    print("| settings | distance at 2 steps, by seed | failed |\n|---|---|---|")
+    for name, values in rows.items():
+        failed = sum(value > 2.0 * best for value in values)
+        print(f"| {name} | {', '.join(f'{value:.1f}' for value in values)} | {failed} of {len(values)} |")
+    (args.output / "stability.json").write_text(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()

@@ -1,0 +1,200 @@
+"""The commands of `ucgm` that train: `train`, `doctor` and `cache`. Each parses, calls the public API and prints."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import diffusers
+import torch
+from safetensors.torch import load_file
+
+from .cache import CachedLatents
+from .config import UCGMTrainingConfig
+from .data import LatentDataset
+from .denoisers import adapter_for_pipeline, denoiser_of
+
+
+__all__ = ["COMMANDS"]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NULL_CONDITION = "null_condition.safetensors"
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """What `train` and `doctor` take: a model, data, and every setting of `UCGMTrainingConfig`."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--pipeline", help="pipeline to train: bundled name, folder or Hub repository")
+    source.add_argument("--model", help="network's folder to tune, or a config.json to start anew")
+    parser.add_argument("--data", required=True, help="folder of `ucgm cache`, or safetensors file with `latents`")
+    parser.add_argument("--config", help="JSON or YAML file of settings; the options below win over it")
+    parser.add_argument("--torch-dtype", choices=sorted(DTYPES), default="fp32", help="of the loaded weights")
+    settings = parser.add_argument_group("settings", "see UCGMTrainingConfig; sequences are several words or JSON")
+    types = get_type_hints(UCGMTrainingConfig)
+    for field in fields(UCGMTrainingConfig):
+        flags = sorted({f"--{field.name.replace('_', '-')}", f"--{field.name}"}, reverse=True)
+        is_sequence = field.name == "consistency_ratio" or _is_sequence(types[field.name])
+        settings.add_argument(
+            *flags, dest=f"setting_{field.name}", metavar="VALUE", nargs="+" if is_sequence else None
+        )
+
+
+def _is_sequence(hint: Any) -> bool:
+    return any(get_origin(each) in (tuple, Sequence) for each in (hint, *get_args(hint)))
+
+
+def _value(words: str | list[str]) -> Any:
+    """The words of an option as YAML reads them, but with numbers such as 1e-4."""
+    import yaml
+
+    if isinstance(words, list):
+        values = [_value(word) for word in words]
+        # One word may be a number, a name or the whole sequence.
+        return values[0] if len(values) == 1 and isinstance(values[0], list | int | float) else values
+    try:
+        return float(words) if "." in words or "e" in words.lower() else yaml.safe_load(words)
+    except (ValueError, yaml.YAMLError):
+        return yaml.safe_load(words) if words in ("true", "false", "null") else words
+
+
+def _config(args: argparse.Namespace) -> UCGMTrainingConfig:
+    given = {
+        name.removeprefix("setting_"): _value(value)
+        for name, value in vars(args).items()
+        if name.startswith("setting_") and value is not None
+    }
+    for name in ("validation_inputs", "validation_num_inference_steps", "lora_target_modules"):
+        if name in given and not isinstance(given[name], list):
+            given[name] = [given[name]]
+    if args.config:
+        return UCGMTrainingConfig.from_file(args.config, **given)
+    if "output_dir" not in given:
+        raise ValueError("`--output-dir` must be given, here or in the file of `--config`.")
+    return UCGMTrainingConfig(**given)
+
+
+def _pipeline(name: str, dtype: torch.dtype) -> diffusers.DiffusionPipeline:
+    from diffusers_ucgm.pipeline import BUNDLED, UCGMPipeline
+
+    folder = Path(name)
+    index = folder / "model_index.json"
+    is_ours = name in BUNDLED or (index.is_file() and json.loads(index.read_text())["_class_name"] == "UCGMPipeline")
+    cls = UCGMPipeline if is_ours else diffusers.DiffusionPipeline
+    return cls.from_pretrained(name, torch_dtype=dtype, use_safetensors=True)
+
+
+def _network(name: str, dtype: torch.dtype) -> Any:
+    path = Path(name)
+    if not path.is_file():
+        return diffusers.AutoModel.from_pretrained(name, torch_dtype=dtype, use_safetensors=True)
+    config = json.loads(path.read_text())
+    cls = getattr(diffusers, config.get("_class_name", "DiTTransformer2DModel"), None)
+    if cls is None:
+        raise ValueError(f"`--model` must name a class of diffusers, got {config['_class_name']!r} in {name!r}.")
+    return cls.from_config(config).to(dtype)
+
+
+def _data(name: str) -> tuple[Any, dict[str, torch.Tensor] | None]:
+    """The data set and, where the cache has it, what stands for no prompt."""
+    path = Path(name)
+    if path.is_dir():
+        null = path / NULL_CONDITION
+        return CachedLatents(path), load_file(null) if null.is_file() else None
+    if not path.is_file():
+        raise FileNotFoundError(f"`--data` must be a folder of `ucgm cache` or a safetensors file, got {name!r}.")
+    tensors = load_file(path)
+    if missing := {"latents", "class_labels"} - set(tensors):
+        raise ValueError(f"`--data` must hold 'latents' and 'class_labels', got a file without {sorted(missing)}.")
+    return LatentDataset(tensors["latents"], tensors["class_labels"].long()), None
+
+
+def add_train_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `ucgm train`."""
+    add_training_options(parser)
+    parser.add_argument("--push-to-hub", metavar="REPOSITORY", help="owner/name to upload the result to")
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train or tune; under `accelerate launch` in several processes."""
+    from .trainer import UCGMTrainer
+
+    config = _config(args)
+    dataset, null = _data(args.data)
+    if args.pipeline:
+        pipeline = _pipeline(args.pipeline, DTYPES[args.torch_dtype])
+        trainer = UCGMTrainer.from_pipeline(config, pipeline, dataset, null_condition=null)
+    else:
+        trainer = UCGMTrainer(config, _network(args.model, DTYPES[args.torch_dtype]), dataset)
+    folder = trainer.train()
+    if folder is None:
+        assert trainer.interrupted_by is not None
+        # As a shell reports a process that was ended by this signal.
+        return 128 + trainer.interrupted_by
+    is_main = trainer.accelerator.is_main_process
+    if is_main:
+        print(f"Weights: {folder.resolve()}")
+    if args.pipeline and not config.lora_rank:
+        saved = trainer.save_pipeline()
+        if is_main:
+            print(f"Pipeline: {saved.resolve()}")
+    if args.push_to_hub:
+        address = trainer.push_to_hub(args.push_to_hub)
+        if is_main:
+            print(f"Hub: {address}")
+    trainer.accelerator.end_training()
+    return 0
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Examine model, data and settings; 1 if something is wrong."""
+    from .doctor import examine
+
+    config = _config(args)
+    dataset, null = _data(args.data)
+    dtype = DTYPES[args.torch_dtype]
+    if args.pipeline:
+        from .denoisers import family_of_scheduler
+
+        pipeline = _pipeline(args.pipeline, dtype)
+        network, adapter = denoiser_of(pipeline), adapter_for_pipeline(pipeline)
+        if null is not None:
+            adapter.null_condition = null
+        transport = family_of_scheduler(pipeline.scheduler).transport
+        findings = examine(config, network, dataset, adapter=adapter, transport=transport)
+    else:
+        is_pretrained = not Path(args.model).is_file()
+        findings = examine(config, _network(args.model, dtype), dataset, is_pretrained=is_pretrained)
+    for finding in findings:
+        print(f"{finding.level}: {finding.name}: {finding.message}")
+    errors = sum(finding.level == "error" for finding in findings)
+    print(f"{errors} errors, {len(findings) - errors} warnings")
+    return 1 if errors else 0
+
+
+def add_cache_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `ucgm cache`."""
+    parser.add_argument("--pipeline", required=True, help="whose encoders are used: bundled name, folder or Hub name")
+    parser.add_argument(
+        "--source", required=True, help="folder of images, of .tar shards or of a saved data set, or Hub name"
+    )
+    parser.add_argument("--output", required=True, help="the cache's folder; a stopped run goes on in it")
+    parser.add_argument("--size", type=int, required=True, help="pixels of the square pictures")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--streaming", action="store_true", help="do not download the data set first")
+    for column in ("image", "label", "caption"):
+        parser.add_argument(f"--{column}-column", help="by default found by its name")
+    parser.add_argument("--crop", choices=("center", "random"), default="center")
+    parser.add_argument("--flip", action="store_true", help="mirror half of the pictures")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--shard-size", type=int, default=1024, help="samples in a file")
+    parser.add_argument("--max-sequence-length", type=int, help="tokens of a prompt")
+    parser.add_argument("--torch-dtype", choices=sorted(DTYPES), default="fp32", help="of the encoders")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+COMMANDS = {
+    "train": (add_train_options, train),
+    "doctor": (add_training_options, doctor),
+}
