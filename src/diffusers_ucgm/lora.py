@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model
@@ -95,7 +96,7 @@ def save_lora(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config: PeftConfig = network.peft_config[ADAPTER]  # pyright: ignore[reportIndexIssue, reportAssignmentType]
+    config: PeftConfig = cast(Any, network).peft_config[ADAPTER]
     tensors = {
         f"{prefix}.{name}": value.detach().cpu().contiguous()
         for name, value in get_peft_model_state_dict(network, state_dict, ADAPTER).items()

@@ -67,8 +67,9 @@ def denormalize_latents(vae: ModelMixin, latents: Tensor) -> Tensor:
 def _latent_statistics(vae: ModelMixin, like: Tensor) -> tuple[Tensor, Tensor]:
     config = vae.config
     scale = getattr(config, "scaling_factor", None) or 1.0
+    buffers = dict(vae.named_buffers(recurse=False))
     mean, std = (
-        getattr(vae, name, None) if (value := getattr(config, name, None)) is None else value
+        buffers.get(name) if (value := getattr(config, name, None)) is None else value
         for name in ("latents_mean", "latents_std")
     )
     if mean is None or std is None:

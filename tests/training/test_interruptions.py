@@ -199,7 +199,7 @@ def test_a_collapse_rolls_back_to_the_checkpoint_before_it_at_half_the_rate(tmp_
     run.train()
     assert run.step == 12
     assert run.guard.collapses == 1
-    # Steps 10 and 11 were high; the checkpoint of step 8 is from before.
+    # Lines 10 and 11 were high; the checkpoint of step 8 is from before.
     steps = [line["step"] for line in lines(tmp_path)]
     assert steps == list(range(1, 13))
     rates = {line["step"]: line["learning_rate"] for line in lines(tmp_path)}

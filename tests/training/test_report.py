@@ -26,11 +26,11 @@ def recorded(pipe, monkeypatch):
     starts, schedulers = [], []
     draw = report._drawn
 
+    def note(_module, args, kwargs):
+        starts.append((args[0] if args else kwargs["hidden_states"]).clone())
+
     def record(pipe, given, **call):
-        hook = pipe.transformer.register_forward_pre_hook(
-            lambda _module, args, kwargs: starts.append((args or (kwargs["hidden_states"],))[0].clone()),
-            with_kwargs=True,
-        )
+        hook = pipe.transformer.register_forward_pre_hook(note, with_kwargs=True)
         number = len(starts)
         picture = draw(pipe, given, **call)
         hook.remove()

@@ -53,7 +53,21 @@ def test_statistics_are_means_by_bins_of_time():
 
 
 def observed(guard, *losses, ratio=1.0):
-    return [guard.observe(loss, ratio) for loss in losses]
+    return [guard.observe(step, loss, ratio) for step, loss in enumerate(losses)]
+
+
+def test_a_derivative_that_runs_into_its_clamp_is_a_collapse_at_any_loss():
+    guard = CollapseGuard(4.0)
+    shares = [0.45, 0.47, 0.46, 0.55, 0.65, 0.78, 0.85, 0.9]
+    spoken = [guard.observe(10 * i, 1.0, 1.0, [share, None, share]) for i, share in enumerate(shares)]
+    assert spoken == [False] * 6 + [True, False]
+    assert guard.good_step == 20  # from where the share had not begun to rise
+
+
+def test_a_share_that_was_always_high_is_no_collapse():
+    guard = CollapseGuard(4.0)
+    assert not any(guard.observe(i, 1.0, 1.0, [0.8]) for i in range(9))
+    assert not any(guard.observe(i, 1.0, 0.0, [0.99]) for i in range(9))  # without consistency nothing is clamped
 
 
 def test_a_jump_counts_when_it_stays():

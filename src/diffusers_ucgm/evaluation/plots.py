@@ -1,15 +1,23 @@
-"""Pictures of pictures: one row for each label, one block of columns for each way of drawing."""
+"""Tables of pictures, one row for each label and one block of columns for each way of drawing, and plots of runs."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 
-__all__ = ["picture_table", "save_image"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["picture_table", "plot_by_time", "plot_loss", "save_image"]
 
 MARGIN, GAP, INK, PAPER = 12, 3, "black", "white"
 FONT_SIZE = 15
+# Of a plot, in inches.
+PLOT_WIDTH, PANEL_HEIGHT = 6.4, 2.4
+BLUE, ORANGE = "#1f77b4", "#d95f02"
 
 
 def picture_table(
@@ -70,3 +78,100 @@ def save_image(image: Image.Image, path: str | Path) -> Path:
     image.save(temporary)
     temporary.rename(path)
     return path.resolve()
+
+
+def plot_by_time(statistics: Mapping[str, Sequence[float | None]], path: str | Path) -> Path:
+    """The loss by time, and below it the size of the derivative.
+
+    Args:
+        statistics: As `TimeStatistics.read` gives them, or the log under `by_time`: `t` (the middles of the bins),
+            `loss`, and where they are known `slope` (mean size of the derivative) and `clamped` (share of its entries
+            at the clamp). A bin with None or NaN is a gap.
+        path: Of the PNG file.
+
+    Raises:
+        ValueError: If `t` or `loss` is missing, or the numbers of bins differ.
+        ImportError: If matplotlib is not installed.
+    """
+    if missing := [name for name in ("t", "loss") if name not in statistics]:
+        raise ValueError(f"`statistics` must have 't' and 'loss', got no {missing} in {sorted(statistics)}.")
+    t = _numbers(statistics["t"])
+    series = {name: _numbers(statistics[name]) for name in ("loss", "slope", "clamped") if name in statistics}
+    if unequal := {name: len(values) for name, values in series.items() if len(values) != len(t)}:
+        raise ValueError(f"`statistics` must have {len(t)} values of each, as of 't', got {unequal}.")
+    labels = {"slope": "mean size", "clamped": "share at the clamp"}
+    derivative = {labels[name]: values for name, values in series.items() if name in labels}
+    # Both lie in [0, 1], so they share an axis.
+    panels: dict[str, dict[str, list[float]]] = {"loss": {"": series["loss"]}, "derivative": derivative}
+
+    def draw(axes: list["Axes"]) -> None:
+        for ax, (name, lines) in zip(axes, panels.items(), strict=False):
+            for (label, values), colour, marker in zip(lines.items(), (BLUE, ORANGE), "os", strict=False):
+                # Markers show a bin between two gaps, to which no line leads.
+                ax.plot(t, values, color=colour, marker=marker, markersize=4, label=label)
+            ax.set_ylabel(name)
+        axes[0].set_xlim(0.0, 1.0)
+        axes[-1].set_xlabel("time (0 is data, 1 is noise)")
+        if derivative:
+            axes[1].set_ylim(bottom=0.0)
+            axes[1].legend(frameon=False)
+
+    return _plotted(draw, 2 if derivative else 1, path)
+
+
+def plot_loss(lines: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
+    """The smoothed loss by optimizer step, and below it the learning rate.
+
+    Args:
+        lines: The lines of a run's `log.jsonl`: `step`, `loss` and `learning_rate`.
+        path: Of the PNG file.
+
+    Raises:
+        ValueError: If there is no line.
+        ImportError: If matplotlib is not installed.
+    """
+    if not lines:
+        raise ValueError("`lines` must hold at least one line of the log, got none.")
+    steps = [line["step"] for line in lines]
+    losses, rates = (_numbers([line[name] for line in lines]) for name in ("loss", "learning_rate"))
+    marker = "o" if len(lines) == 1 else ""
+
+    def draw(axes: list["Axes"]) -> None:
+        axes[0].plot(steps, losses, color=BLUE, marker=marker)
+        axes[0].set_ylabel("loss")
+        finite = [value for value in losses if math.isfinite(value)]
+        if finite and min(finite) > 0:
+            axes[0].set_yscale("log")
+        axes[1].plot(steps, rates, color=BLUE, marker=marker)
+        axes[1].set_ylabel("learning rate")
+        axes[1].set_ylim(bottom=0.0)
+        axes[1].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+        axes[1].set_xlabel("optimizer step")
+
+    return _plotted(draw, 2, path)
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    """What JSON has as null, and what matplotlib could not scale, as NaN."""
+    return [value if value is not None and math.isfinite(value) else math.nan for value in values]
+
+
+def _plotted(draw: Callable[[list["Axes"]], None], panels: int, path: str | Path) -> Path:
+    """Save what is drawn into panels with one horizontal axis."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Plots need matplotlib. Install it by `pip install 'diffusers-ucgm[eval]'`.") from error
+    import numpy as np
+
+    # Not pyplot, which would keep the figure and choose a backend for the caller.
+    figure = Figure(figsize=(PLOT_WIDTH, panels * PANEL_HEIGHT + 0.3), dpi=120, layout="constrained")
+    axes = list(figure.subplots(panels, sharex=True, squeeze=False)[:, 0])
+    draw(axes)
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(alpha=0.3)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return save_image(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), path)

@@ -9,12 +9,15 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import diffusers
 import torch
-from safetensors.torch import load_file
+from accelerate import PartialState
+from safetensors.torch import load_file, save_file
 
-from .cache import CachedLatents
+from .cache import CachedLatents, cache_latents, finish_cache
 from .config import UCGMTrainingConfig
 from .data import LatentDataset
 from .denoisers import adapter_for_pipeline, denoiser_of
+from .encoding import encode_null, encode_pixels, encode_prompts
+from .images import ImageItems, load_image_dataset
 
 
 __all__ = ["COMMANDS"]
@@ -194,7 +197,55 @@ def add_cache_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
 
 
+def cache(args: argparse.Namespace) -> int:
+    """Encode images and captions; under `accelerate launch` in several processes."""
+    state = PartialState()
+    pipeline = _pipeline(args.pipeline, DTYPES[args.torch_dtype]).to(state.device)
+    adapter = adapter_for_pipeline(pipeline)
+    source = load_image_dataset(
+        args.source,
+        args.split,
+        image_column=args.image_column,
+        label_column=args.label_column,
+        caption_column=args.caption_column,
+        streaming=args.streaming,
+    )
+    vae = getattr(pipeline, "vae", None)
+    channels = getattr(vae.config, "in_channels", 3) if vae is not None else 3
+    items = ImageItems(source, args.size, args.crop, args.flip, channels, args.seed)
+    takes_prompts = bool(adapter.prompt_outputs)
+    if takes_prompts and source.caption_column is None:
+        raise ValueError("`--caption-column` must name the prompts of this pipeline, got a source without captions.")
+    text = {} if args.max_sequence_length is None else {"max_sequence_length": args.max_sequence_length}
+    names = ("pipeline", "source", "split", "size", "crop", "flip", "seed", "torch_dtype", "max_sequence_length")
+    folder = cache_latents(
+        items,
+        lambda pixels, generator: encode_pixels(pipeline, pixels, generator),
+        args.output,
+        encode_captions=(lambda texts: encode_prompts(pipeline, adapter, texts, **text)) if takes_prompts else None,
+        batch_size=args.batch_size,
+        shard_size=args.shard_size,
+        fingerprint={name: getattr(args, name) for name in names},
+        process_index=state.process_index,
+        num_processes=state.num_processes,
+        progress=state.is_local_main_process,
+    )
+    state.wait_for_everyone()
+    if state.is_main_process:
+        if takes_prompts:
+            save_file(encode_null(pipeline, adapter, **text), folder / NULL_CONDITION)
+        index = finish_cache(folder)
+        print(f"Cache: {folder.resolve()}, {index['num_samples']} samples, {len(index['skipped'])} images left out")
+        for each in index["skipped"][:10]:
+            print(f"  {each}")
+        for name in ("latents_mean", "latents_std"):
+            print(f"  {name}: {', '.join(f'{value:.3f}' for value in index[name])}")
+    state.wait_for_everyone()
+    return 0
+
+
 COMMANDS = {
     "train": (add_train_options, train),
+    "cache": (add_cache_options, cache),
     "doctor": (add_training_options, doctor),
 }

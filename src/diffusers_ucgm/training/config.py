@@ -100,8 +100,9 @@ class UCGMTrainingConfig:
         dataloader_num_workers: Processes that load the data ahead; 0 loads it in the training process.
         nonfinite_gradients: What is done about gradients with NaN or infinity: "skip" leaves the step out, "zero"
             takes such entries as 0, "stop" ends the run. They are counted, and ten steps in a row always end it.
-        on_collapse: What is done when the smoothed loss jumps: "ignore", "warn", "back_off" halves the learning rate,
-            "roll_back" also returns to the last checkpoint from before.
+        on_collapse: What is done when the smoothed loss jumps or the derivative runs into its clamp (`CollapseGuard`):
+            "ignore", "warn", "back_off" halves the learning rate, "roll_back" also returns to the last checkpoint from
+            before.
         collapse_factor: A jump is so many times the median of the last lines of the log.
         checkpointing_steps: Optimizer steps between checkpoints.
         checkpoints_total_limit: How many of them are kept.

@@ -186,11 +186,11 @@ class Results:
             )
 
     def _write_card(self, folder: Path, kind: str, grid: "Image | None") -> None:
-        name = getattr(self.pipeline or self.transformer, "_name_or_path", None) or None
+        source = self.transformer if self.pipeline is None else self.pipeline
         save_model_card(
             folder,
             self.config.to_dict(),
-            base_model=self.transformer.config.get("_name_or_path") or name,
+            base_model=source.config.get("_name_or_path") or None,
             kind=kind,
             pipeline_class=None if self.pipeline is None else type(self.pipeline).__name__,
             steps_done=self.step,

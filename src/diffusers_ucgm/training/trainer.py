@@ -7,7 +7,7 @@ uninterrupted one without any random state in its checkpoints.
 import json
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from diffusers import ModelMixin
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from diffusers.utils import logging
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -194,7 +194,7 @@ class UCGMTrainer(Results):
         return self.accelerator.unwrap_model(self.model)
 
     @property
-    def trainable(self) -> dict[str, Tensor]:
+    def trainable(self) -> dict[str, nn.Parameter]:
         """The weights in training, by name."""
         return {name: value for name, value in self.transformer.named_parameters() if value.requires_grad}
 
@@ -233,7 +233,7 @@ class UCGMTrainer(Results):
                 if self.step % config.logging_steps == 0 or is_last:
                     line = self._log()
                     bar.set_postfix(loss=f"{line['loss']:.4f}", refresh=False)
-                    if self._has_collapsed(line["loss"]):
+                    if self._has_collapsed(line["loss"], line["by_time"]["clamped"]):
                         batches = self._batches()
                 if config.validation_steps and (self.step % config.validation_steps == 0 or is_last):
                     self.validate()
@@ -431,23 +431,24 @@ class UCGMTrainer(Results):
         )
         return batches_from(samples, sampler, config.dataloader_num_workers, self.accelerator.device.type == "cuda")
 
-    def _has_collapsed(self, loss: float) -> bool:
+    def _has_collapsed(self, loss: float, clamped: Sequence[float | None]) -> bool:
         """Tell the guard of a line of the log, and do what the settings say; True if the step has changed."""
         config = self.config
-        if config.on_collapse == "ignore" or not self.guard.observe(
-            loss, ratio_at(config.consistency_ratio, self.step)
-        ):
+        ratio = ratio_at(config.consistency_ratio, self.step)
+        if config.on_collapse == "ignore" or not self.guard.observe(self.step, loss, ratio, clamped):
             return False
         if self.guard.collapses > MAX_COLLAPSES:
             raise RuntimeError(
                 f"The run collapsed {self.guard.collapses} times, up to step {self.step}, the loss at {loss:.4g}. "
                 "Lower `learning_rate`, raise `huber_c`, or let `consistency_ratio` rise over more steps."
             )
-        logger.warning(f"The loss jumped to {loss:.4g} up to step {self.step} (`on_collapse={config.on_collapse!r}`).")
+        logger.warning(
+            f"The run collapsed up to step {self.step} (`on_collapse={config.on_collapse!r}`): the loss is {loss:.4g},"
+            f" of the derivative, by time, these shares are clamped: {clamped}."
+        )
         source = None
         if config.on_collapse == "roll_back":
-            # The last lines were written after the jump.
-            source = checkpoints.latest_checkpoint(config.output_dir, self.step - 2 * config.logging_steps)
+            source = checkpoints.latest_checkpoint(config.output_dir, self.guard.good_step)
             if source is not None:
                 collapses = self.guard.collapses
                 self.load_checkpoint(source)

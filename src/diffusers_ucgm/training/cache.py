@@ -1,0 +1,245 @@
+"""Latents and conditions, encoded once and kept: shards of safetensors, one for every block of rows.
+
+A shard is a file that follows from the source's rows, the seed and its number alone, so a stopped run goes on with the
+shards that are missing, and any number of processes writes the same files.
+"""
+
+import bisect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from .images import ImageItems
+
+
+__all__ = ["CachedLatents", "cache_latents", "finish_cache"]
+
+INDEX = "cache.json"
+PLAN = "plan.json"
+
+
+def _write_json(path: Path, values: Any) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(values, indent=2))
+    temporary.replace(path)
+
+
+def _shard(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:05d}.safetensors"
+
+
+def _is_whole(file: Path) -> bool:
+    try:
+        with safe_open(file, "pt"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
+def cache_latents(
+    items: ImageItems,
+    encode_images: Callable[[Tensor, torch.Generator], Tensor],
+    folder: str | Path,
+    *,
+    encode_captions: Callable[[list[str]], Mapping[str, Tensor]] | None = None,
+    batch_size: int = 16,
+    shard_size: int = 1024,
+    fingerprint: Mapping[str, Any],
+    process_index: int = 0,
+    num_processes: int = 1,
+    progress: bool = True,
+) -> Path:
+    """Encode what is not yet encoded.
+
+    Args:
+        items: The images.
+        encode_images: From pixels in [-1, 1], shape `(B, C, H, W)`, and a generator to latents, shape `(B, c, ...)`.
+        folder: The cache's; made if it is missing.
+        encode_captions: From B captions to the network's keywords, tensors with B rows.
+        batch_size: Images per call of an encoder.
+        shard_size: Rows of the source in a file.
+        fingerprint: What the latents depend on: source, size, encoder and so on. A folder holds one only.
+        process_index: This process. It makes the shards `process_index`, `process_index + num_processes`, ...
+        num_processes: How many take part.
+        progress: Whether a bar is shown.
+
+    Returns:
+        The folder. `finish_cache` must follow when all processes are through.
+
+    Raises:
+        ValueError: If the folder was made with another fingerprint, or most images are corrupt.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = {"shard_size": shard_size, "num_rows": items.num_rows, "fingerprint": dict(fingerprint)}
+    plan = json.loads(json.dumps(plan))
+    if (folder / PLAN).is_file() and (found := json.loads((folder / PLAN).read_text())) != plan:
+        raise ValueError(
+            f"`folder` must be empty or of the same cache, got {str(folder)!r} made with {found}, now {plan}. "
+            "Choose another folder."
+        )
+    _write_json(folder / PLAN, plan)
+    encoder = _Encoder(items, encode_images, encode_captions, batch_size)
+
+    def is_wanted(number: int) -> bool:
+        return number % num_processes == process_index and not _is_whole(_shard(folder, number))
+
+    with tqdm(total=items.num_rows, disable=not progress, unit="image", desc="cache") as bar:
+        for number, rows in items.blocks(shard_size, is_wanted):
+            tensors, metadata = encoder(number, rows)
+            temporary = folder / f".shard-{number:05d}.tmp"
+            save_file(tensors, temporary, metadata)
+            temporary.rename(_shard(folder, number))
+            bar.update(len(rows))
+    return folder
+
+
+@dataclass
+class _Encoder:
+    """Turns a block of rows into a shard's tensors and metadata."""
+
+    items: ImageItems
+    encode_images: Callable[[Tensor, torch.Generator], Tensor]
+    encode_captions: Callable[[list[str]], Mapping[str, Tensor]] | None
+    batch_size: int
+
+    def __call__(self, number: int, rows: list[tuple[int, Any]]) -> tuple[dict[str, Tensor], dict[str, str]]:
+        # Of this shard alone, so that no other decides what it draws.
+        generator = torch.Generator().manual_seed(self.items.seed * 2**32 + number)
+        known = len(self.items.skipped)
+        parts: list[dict[str, Tensor]] = []
+        batch: list[tuple[int, dict[str, Any]]] = []
+        for i, (row, sample) in enumerate(rows):
+            if (item := self.items.prepared(row, sample)) is not None:
+                batch.append((row, item))
+            if batch and (len(batch) == self.batch_size or i == len(rows) - 1):
+                parts.append(self._encoded(batch, generator))
+                batch = []
+        tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in (parts or [{}])[0]}
+        # One entry: safetensors writes several in any order, and a shard's bytes must follow from its rows.
+        return tensors, {"block": json.dumps({"rows": len(rows), "skipped": self.items.skipped[known:]})}
+
+    def _encoded(self, batch: list[tuple[int, dict[str, Any]]], generator: torch.Generator) -> dict[str, Tensor]:
+        rows, items = zip(*batch, strict=True)
+        part = {
+            "latents": self.encode_images(torch.stack([item["pixels"] for item in items]), generator).cpu(),
+            "rows": torch.tensor(rows),
+        }
+        if "class_labels" in items[0]:
+            part["class_labels"] = torch.tensor([item["class_labels"] for item in items])
+        elif self.encode_captions is not None and "caption" in items[0]:
+            encoded = self.encode_captions([item["caption"] for item in items])
+            part |= {name: value.cpu() for name, value in encoded.items()}
+        return part
+
+
+def finish_cache(folder: str | Path) -> dict[str, Any]:
+    """Write `cache.json`: sizes, what was left out, and mean and deviation of every latent channel.
+
+    Args:
+        folder: With all shards; once is enough, again does no harm.
+
+    Returns:
+        What the file holds.
+
+    Raises:
+        ValueError: If a shard is missing or torn, or no image could be read.
+    """
+    folder = Path(folder)
+    files = sorted(folder.glob("shard-*.safetensors"))
+    if [file.name for file in files] != [_shard(folder, i).name for i in range(len(files))]:
+        names = [file.name for file in files]
+        raise ValueError(f"`folder` must hold shards without a gap, got {names[:5]}. Run `ucgm cache` to its end.")
+    plan = json.loads((folder / PLAN).read_text())
+    counts, skipped, shapes, rows = [], [], {}, 0
+    total = square = torch.zeros(0)
+    values = 0
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            block = json.loads(opened.metadata()["block"])
+        skipped += block["skipped"]
+        rows += block["rows"]
+        tensors = load_file(file)
+        latents = tensors.get("latents")
+        counts.append(0 if latents is None else len(latents))
+        if latents is None:
+            continue
+        shapes = {name: [str(value.dtype).removeprefix("torch."), *value.shape[1:]] for name, value in tensors.items()}
+        channels = latents.double().transpose(0, 1).flatten(1)
+        values += channels.shape[1]
+        total = channels.sum(1) + (total if len(total) else 0.0)
+        square = channels.square().sum(1) + (square if len(square) else 0.0)
+    if plan["num_rows"] not in (None, rows):
+        raise ValueError(f"`folder` must hold all {plan['num_rows']} rows, got {rows}. Run `ucgm cache` to its end.")
+    if not values:
+        raise ValueError(f"`folder` must hold latents, got none in {len(files)} shards. Every image was left out.")
+    mean = total / values
+    index = {
+        **plan,
+        "num_samples": sum(counts),
+        "counts": counts,
+        "columns": shapes,
+        "latents_mean": mean.tolist(),
+        "latents_std": (square / values - mean.square()).clamp(min=0.0).sqrt().tolist(),
+        "skipped": skipped,
+    }
+    _write_json(folder / INDEX, index)
+    return index
+
+
+class CachedLatents(Dataset[dict[str, Tensor]]):
+    """What `ucgm cache` wrote, as `UCGMTrainer` takes it; tensors are read when they are asked for.
+
+    Attributes:
+        index: The contents of `cache.json`.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Open a finished cache.
+
+        Args:
+            folder: With `cache.json` and its shards.
+
+        Raises:
+            FileNotFoundError: If the cache is not finished.
+            ValueError: If a shard is missing or torn.
+        """
+        self.folder = Path(folder)
+        if not (self.folder / INDEX).is_file():
+            raise FileNotFoundError(
+                f"`folder` must be a finished cache with {INDEX}, got {str(folder)!r}. Run `ucgm cache` to its end."
+            )
+        self.index: dict[str, Any] = json.loads((self.folder / INDEX).read_text())
+        counts = self.index["counts"]
+        if torn := [i for i in range(len(counts)) if not _is_whole(_shard(self.folder, i))]:
+            raise ValueError(f"`folder` must have all its shards, got {torn} torn or missing. Run `ucgm cache` again.")
+        self._ends = torch.tensor(counts).cumsum(0).tolist()
+        self._columns = [name for name in self.index["columns"] if name != "rows"]
+        self._opened: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return self.index["num_samples"]
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"`index` must be in [0, {len(self)}), got {index}.")
+        shard = bisect.bisect_right(self._ends, index)
+        row = index - (self._ends[shard - 1] if shard else 0)
+        opened = self._opened.get(shard)
+        if opened is None:
+            opened = self._opened[shard] = safe_open(_shard(self.folder, shard), "pt")
+        # A slice of one row, for a row alone cannot be asked for.
+        return {name: opened.get_slice(name)[row : row + 1][0] for name in self._columns}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers open the files themselves.
+        return {**self.__dict__, "_opened": {}}

@@ -1,0 +1,160 @@
+"""Latents encoded once: shards that do not depend on interruptions or processes."""
+
+import hashlib
+import json
+
+import datasets
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from diffusers_ucgm.training.cache import CachedLatents, cache_latents, finish_cache
+from diffusers_ucgm.training.images import ImageItems, load_image_dataset
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    lines = []
+    for i in range(23):
+        Image.effect_noise((20, 24), 10 + 3 * i).convert("RGB").save(root / f"{i:02d}.png")
+        lines.append(json.dumps({"file_name": f"{i:02d}.png", "text": f"picture {i}"}))
+    (root / "07.png").write_text("no picture")
+    (root / "metadata.jsonl").write_text("\n".join(lines))
+    return root
+
+
+def encode_images(pixels, generator):
+    """An encoder with noise, as an autoencoder's posterior has."""
+    latents = pixels[:, :, ::8, ::8]
+    return latents + 0.1 * torch.randn(latents.shape, generator=generator)
+
+
+def encode_captions(texts):
+    return {"encoder_hidden_states": torch.tensor([[float(len(text)), float(text[-1])] for text in texts])}
+
+
+def build(folder, output, *, encode=encode_images, streaming=False, finish=True, **options):
+    items = ImageItems(load_image_dataset(folder, streaming=streaming), 16, flip=True, crop="random")
+    options = {"batch_size": 3, "shard_size": 5, "fingerprint": {"size": 16}, "progress": False, **options}
+    cache_latents(items, encode, output, encode_captions=encode_captions, **options)
+    return finish_cache(output) if finish else None
+
+
+def digests(output):
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(output.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def whole(folder, tmp_path_factory):
+    output = tmp_path_factory.mktemp("whole")
+    return build(folder, output), output
+
+
+def test_every_readable_image_is_there_once_with_its_caption(whole):
+    index, output = whole
+    data = CachedLatents(output)
+    assert len(data) == index["num_samples"] == 22
+    assert index["counts"] == [5, 4, 5, 5, 3]
+    assert [len(each.split(": ")) for each in index["skipped"]] == [2]
+    assert "07.png: not an image" in index["skipped"][0]
+    rows = torch.cat([load_file(file)["rows"] for file in sorted(output.glob("*.safetensors"))])
+    assert rows.tolist() == [*range(7), *range(8, 23)]
+    for i, row in enumerate(rows.tolist()):
+        item = data[i]
+        assert set(item) == {"latents", "encoder_hidden_states"}
+        assert item["latents"].shape == (3, 2, 2)
+        assert item["encoder_hidden_states"].tolist() == [float(len(f"picture {row}")), float(row % 10)]
+
+
+def test_statistics_are_those_of_all_latents(whole):
+    index, output = whole
+    latents = torch.stack([CachedLatents(output)[i]["latents"] for i in range(22)]).double()
+    torch.testing.assert_close(torch.tensor(index["latents_mean"]).double(), latents.mean((0, 2, 3)))
+    channels = latents.transpose(0, 1).flatten(1)
+    torch.testing.assert_close(torch.tensor(index["latents_std"]).double(), channels.std(1, correction=0))
+
+
+@pytest.mark.parametrize("calls", [1, 4, 6])
+def test_a_stopped_run_goes_on_to_the_same_files(folder, whole, tmp_path, calls):
+    left = [calls]
+
+    def failing(pixels, generator):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return encode_images(pixels, generator)
+
+    with pytest.raises(KeyboardInterrupt):
+        build(folder, tmp_path, encode=failing)
+    before = {file.name: file.stat().st_mtime_ns for file in tmp_path.glob("shard-*")}
+    assert len(before) == calls // 2
+    build(folder, tmp_path)
+    assert digests(tmp_path) == digests(whole[1])
+    assert all((tmp_path / name).stat().st_mtime_ns == when for name, when in before.items())
+
+
+def test_a_torn_shard_is_made_again(folder, whole, tmp_path):
+    build(folder, tmp_path)
+    file = tmp_path / "shard-00002.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=r"got \[2\] torn or missing\. Run `ucgm cache` again"):
+        CachedLatents(tmp_path)
+    build(folder, tmp_path)
+    assert digests(tmp_path) == digests(whole[1])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_two_processes_write_the_files_of_one(folder, whole, tmp_path, streaming):
+    for index in (1, 0):
+        build(folder, tmp_path, streaming=streaming, process_index=index, num_processes=2, finish=False)
+    finish_cache(tmp_path)
+    mine, theirs = digests(tmp_path), digests(whole[1])
+    for name in theirs:
+        # A streamed source does not know its length, which the two plans have.
+        if name.startswith("shard") or not streaming:
+            assert mine[name] == theirs[name], name
+
+
+def test_an_unfinished_cache_is_refused(folder, tmp_path):
+    build(folder, tmp_path, process_index=0, num_processes=3, finish=False)
+    with pytest.raises(FileNotFoundError, match=r"must be a finished cache with cache\.json"):
+        CachedLatents(tmp_path)
+    with pytest.raises(ValueError, match=r"must hold shards without a gap, got \['shard-00000.safetensors', "):
+        finish_cache(tmp_path)
+    build(folder, tmp_path, process_index=1, num_processes=3, finish=False)
+    (tmp_path / "shard-00004.safetensors").unlink()
+    build(folder, tmp_path, process_index=2, num_processes=3, finish=False)
+    with pytest.raises(ValueError, match=r"must hold all 23 rows, got 20"):
+        finish_cache(tmp_path)
+
+
+def test_another_cache_in_the_same_folder_is_refused(folder, tmp_path):
+    build(folder, tmp_path)
+    with pytest.raises(ValueError, match=r"`folder` must be empty or of the same cache, .*'size': 16.*'size': 32"):
+        build(folder, tmp_path, fingerprint={"size": 32})
+
+
+def test_a_cache_without_any_image_is_refused(tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(3):
+        (tmp_path / "images" / f"{i}.png").write_text("no picture")
+    with pytest.raises(ValueError, match=r"must hold latents, got none in 1 shards\. Every image was left out"):
+        build(tmp_path / "images", tmp_path / "cache")
+
+
+def test_indices_outside_are_refused_and_workers_get_their_own_files(whole):
+    data = CachedLatents(whole[1])
+    first = data[0]["latents"]
+    with pytest.raises(IndexError, match=r"`index` must be in \[0, 22\), got 22"):
+        data[22]
+    assert not data.__getstate__()["_opened"]
+    loader = torch.utils.data.DataLoader(data, batch_size=22, num_workers=1)
+    assert torch.equal(next(iter(loader))["latents"][0], first)
