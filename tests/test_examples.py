@@ -1,17 +1,20 @@
-"""The example that trains the bundled models, run whole on a few made-up pictures."""
+"""The examples, run whole on a few made-up pictures."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from diffusers_ucgm import UCGMPipeline
 
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "train_fashion_mnist.py"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLE = EXAMPLES / "train_fashion_mnist.py"
 
 
 def write_idx(path: Path, array: torch.Tensor) -> None:
@@ -55,3 +58,38 @@ def test_example_says_what_is_missing(tmp_path):
     result = run(tmp_path / "empty", tmp_path / "out")
     assert result.returncode != 0
     assert "train-images-idx3-ubyte" in result.stderr
+
+
+def size_of(path):
+    with Image.open(path) as picture:
+        return picture.size
+
+
+def run_example(name, *words, tmp_path):
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "datasets")}
+    command = [sys.executable, str(EXAMPLES / name), *map(str, words)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def test_a_text_to_image_pipeline_is_tuned_by_lora_and_a_second_run_goes_on(tmp_path):
+    words = ("--output", tmp_path / "run", "--steps", 3)
+    for _ in range(2):
+        printed = run_example("text_to_image_lora.py", *words, tmp_path=tmp_path)
+        assert "32 pictures, 0 left out" in printed
+        assert (tmp_path / "run" / "run" / "lora" / "pytorch_lora_weights.safetensors").is_file()
+        assert size_of(tmp_path / "run" / "picture.png") == (32, 32)
+
+
+def test_a_class_conditional_pipeline_is_tuned_to_two_steps(tmp_path):
+    for label in ("0", "1"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(4):
+            Image.effect_noise((32, 32), 40).save(tmp_path / "photos" / label / f"{i}.png")
+    words = ("--source", tmp_path / "photos", "--output", tmp_path / "run", "--steps", 2, "--batch-size", 2)
+    run_example("tune_class_conditional.py", *words, tmp_path=tmp_path)
+    pipe = UCGMPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe([3], num_inference_steps=2).num_network_calls == 2
+    assert size_of(tmp_path / "run" / "pipeline" / "validation.png")[0] > 100

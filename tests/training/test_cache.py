@@ -1,6 +1,7 @@
 """Latents encoded once: shards that do not depend on interruptions or processes."""
 
 import hashlib
+import io
 import json
 
 import datasets
@@ -118,7 +119,7 @@ def test_two_processes_write_the_files_of_one(folder, whole, tmp_path, streaming
     finish_cache(tmp_path)
     mine, theirs = digests(tmp_path), digests(whole[1])
     for name in theirs:
-        # A streamed source does not know its length, which the two plans have.
+        # A streamed source knows its length at its end only, and the plan does not.
         if name.startswith("shard") or not streaming:
             assert mine[name] == theirs[name], name
 
@@ -134,6 +135,40 @@ def test_an_unfinished_cache_is_refused(folder, tmp_path):
     build(folder, tmp_path, process_index=2, num_processes=3, finish=False)
     with pytest.raises(ValueError, match=r"must hold all 23 rows, got 20"):
         finish_cache(tmp_path)
+
+
+def test_a_stream_that_was_not_read_to_its_end_is_no_cache(folder, tmp_path):
+    calls = iter(range(6))
+
+    def failing(pixels, generator):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return encode_images(pixels, generator)
+
+    with pytest.raises(KeyboardInterrupt):
+        build(folder, tmp_path, encode=failing, streaming=True)
+    with pytest.raises(ValueError, match=r"must hold all rows of the stream, got 15\. Run `ucgm cache` to its end"):
+        finish_cache(tmp_path)
+    assert build(folder, tmp_path, streaming=True)["num_samples"] == 22
+
+
+def test_classes_are_kept_where_nobody_encodes_captions(tmp_path):
+    buffer = io.BytesIO()
+    Image.effect_noise((16, 16), 40).save(buffer, "PNG")
+    rows = {"image": [buffer.getvalue()], "label": [4], "text": ["a cat"]}
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.Value("int64"), "text": datasets.Value("string")}
+    )
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "saved"))
+    items = ImageItems(load_image_dataset(tmp_path / "saved"), 16)
+    cache_latents(items, encode_images, tmp_path / "cache", fingerprint={}, progress=False)
+    finish_cache(tmp_path / "cache")
+    assert CachedLatents(tmp_path / "cache")[0]["class_labels"].item() == 4
+
+
+def test_latents_without_a_value_are_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"must give finite latents, got NaN or infinity in rows 0 to 2\."):
+        build(folder, tmp_path, encode=lambda pixels, generator: pixels / 0.0)
 
 
 def test_another_cache_in_the_same_folder_is_refused(folder, tmp_path):

@@ -97,6 +97,37 @@ def test_saved_data_sets_are_read(tmp_path, streaming):
     assert [item["class_labels"] for _, item in all_items(items)] == [0, 1, 1, 0]
 
 
+def test_patterns_name_shards_and_their_json_entries_are_columns(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for i in range(3):
+            entry = json.dumps({"caption": f"picture {i}", "width": 24}).encode()
+            for data, suffix in ((encoded(picture(20 * i)), "png"), (entry, "json")):
+                info = tarfile.TarInfo(f"{i:04d}.{suffix}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    for streaming in (False, True):
+        source = load_image_dataset(str(tmp_path / "*.tar"), streaming=streaming)
+        assert source.caption_column == "json.caption"
+        assert [item["caption"] for _, item in all_items(ImageItems(source, 16))] == [f"picture {i}" for i in range(3)]
+
+
+def test_rows_without_an_image_a_class_or_a_caption_are_left_out_and_named(tmp_path):
+    rows = {
+        "image": [None, *(encoded(picture(30 * i)) for i in range(3))],
+        "label": [0, -1, 1, 1],
+        "text": ["a", "b", None, "d"],
+    }
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.Value("int64"), "text": datasets.Value("string")}
+    )
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "saved"))
+    items = ImageItems(load_image_dataset(tmp_path / "saved"), 16)
+    found = [item for _, item in all_items(items)]
+    assert found[:3] == [None] * 3
+    assert (found[3]["class_labels"], found[3]["caption"]) == (1, "d")
+    assert [each.split(": ")[1] for each in items.skipped] == ["no image", "no class", "no caption"]
+
+
 def test_columns_that_are_not_there_are_named(tmp_path):
     class_folder(tmp_path / "images")
     with pytest.raises(
@@ -185,6 +216,13 @@ def test_crops_and_mirroring_follow_the_generator():
 def test_other_choices_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         prepare_image(picture(), 16, **options)
+
+
+def test_sixteen_bits_a_pixel_keep_their_levels():
+    ramp = Image.new("I;16", (16, 16))
+    ramp.putdata([257 * i for i in range(256)])
+    pixels = prepare_image(ramp, 16, channels=1)
+    torch.testing.assert_close(pixels.flatten(), torch.arange(256) / 127.5 - 1.0, rtol=0, atol=0.01)
 
 
 # --- corrupt images --------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ shards that are missing, and any number of processes writes the same files.
 
 import bisect
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +26,12 @@ __all__ = ["CachedLatents", "cache_latents", "finish_cache"]
 
 INDEX = "cache.json"
 PLAN = "plan.json"
+LENGTH = "length.json"
 
 
 def _write_json(path: Path, values: Any) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
+    # Several processes may write the same at the same time.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(values, indent=2))
     temporary.replace(path)
 
@@ -76,12 +79,13 @@ def cache_latents(
         The folder. `finish_cache` must follow when all processes are through.
 
     Raises:
-        ValueError: If the folder was made with another fingerprint, or most images are corrupt.
+        ValueError: If the folder was made with another fingerprint, most images are corrupt, or latents are not
+            finite.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    plan = {"shard_size": shard_size, "num_rows": items.num_rows, "fingerprint": dict(fingerprint)}
-    plan = json.loads(json.dumps(plan))
+    plan = {"shard_size": shard_size, "batch_size": batch_size, "num_rows": items.num_rows}
+    plan = json.loads(json.dumps({**plan, "fingerprint": dict(fingerprint)}))
     if (folder / PLAN).is_file() and (found := json.loads((folder / PLAN).read_text())) != plan:
         raise ValueError(
             f"`folder` must be empty or of the same cache, got {str(folder)!r} made with {found}, now {plan}. "
@@ -100,6 +104,9 @@ def cache_latents(
             save_file(tensors, temporary, metadata)
             temporary.rename(_shard(folder, number))
             bar.update(len(rows))
+    if items.num_rows is None:
+        # Only who has read a stream to its end knows how long it is.
+        _write_json(folder / LENGTH, items.streamed_rows)
     return folder
 
 
@@ -130,15 +137,18 @@ class _Encoder:
 
     def _encoded(self, batch: list[tuple[int, dict[str, Any]]], generator: torch.Generator) -> dict[str, Tensor]:
         rows, items = zip(*batch, strict=True)
-        part = {
-            "latents": self.encode_images(torch.stack([item["pixels"] for item in items]), generator).cpu(),
-            "rows": torch.tensor(rows),
-        }
-        if "class_labels" in items[0]:
-            part["class_labels"] = torch.tensor([item["class_labels"] for item in items])
-        elif self.encode_captions is not None and "caption" in items[0]:
+        latents = self.encode_images(torch.stack([item["pixels"] for item in items]), generator).cpu()
+        if not latents.isfinite().all():
+            raise ValueError(
+                f"`encode_images` must give finite latents, got NaN or infinity in rows {min(rows)} to {max(rows)}. "
+                "Autoencoders in float16 may overflow: use float32 or bfloat16."
+            )
+        part = {"latents": latents, "rows": torch.tensor(rows)}
+        if self.encode_captions is not None and "caption" in items[0]:
             encoded = self.encode_captions([item["caption"] for item in items])
             part |= {name: value.cpu() for name, value in encoded.items()}
+        elif "class_labels" in items[0]:
+            part["class_labels"] = torch.tensor([item["class_labels"] for item in items])
         return part
 
 
@@ -178,8 +188,12 @@ def finish_cache(folder: str | Path) -> dict[str, Any]:
         values += channels.shape[1]
         total = channels.sum(1) + (total if len(total) else 0.0)
         square = channels.square().sum(1) + (square if len(square) else 0.0)
-    if plan["num_rows"] not in (None, rows):
-        raise ValueError(f"`folder` must hold all {plan['num_rows']} rows, got {rows}. Run `ucgm cache` to its end.")
+    expected = plan["num_rows"]
+    if expected is None and (folder / LENGTH).is_file():
+        expected = json.loads((folder / LENGTH).read_text())
+    if expected != rows:
+        known = "all rows of the stream" if expected is None else f"all {expected} rows"
+        raise ValueError(f"`folder` must hold {known}, got {rows}. Run `ucgm cache` to its end.")
     if not values:
         raise ValueError(f"`folder` must hold latents, got none in {len(files)} shards. Every image was left out.")
     mean = total / values

@@ -6,10 +6,12 @@ Images stay encoded until their turn, so that a corrupt one is an item that is l
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from glob import glob
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
@@ -59,7 +61,8 @@ def load_image_dataset(
 
     Args:
         source: A folder of images (`datasets`' image folder: a folder for each class, or captions in
-            `metadata.jsonl`), a folder of webdataset `.tar` shards, a folder of `save_to_disk`, or a name on the Hub.
+            `metadata.jsonl`), a folder or pattern of webdataset `.tar` shards, a folder of `save_to_disk`, or a name
+            on the Hub.
         split: Of the data set.
         image_column: None finds it by its usual names, as for the next two.
         label_column: None finds one.
@@ -73,21 +76,23 @@ def load_image_dataset(
     import datasets
 
     path = Path(source)
+    shards = sorted(glob(str(path / "*.tar" if path.is_dir() else source))) if "://" not in str(source) else []
     if path.is_dir() and ((path / "state.json").is_file() or (path / "dataset_dict.json").is_file()):
         loaded = datasets.load_from_disk(str(path))
         dataset: Any = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
         dataset = dataset.to_iterable_dataset() if streaming else dataset
+    elif shards and all(shard.endswith(".tar") for shard in shards):
+        dataset = datasets.load_dataset("webdataset", data_files={split: shards}, split=split, streaming=streaming)
     elif path.is_dir():
-        if shards := sorted(str(file) for file in path.glob("*.tar")):
-            arguments: dict[str, Any] = {"path": "webdataset", "data_files": {split: shards}}
-        elif any(path.iterdir()):
-            arguments = {"path": "imagefolder", "data_dir": str(path)}
-        else:
+        if not any(path.iterdir()):
             raise FileNotFoundError(f"`source` must hold images or .tar shards, got the empty folder {str(source)!r}.")
-        dataset = datasets.load_dataset(split=split, streaming=streaming, **arguments)
+        dataset = datasets.load_dataset("imagefolder", data_dir=str(path), split=split, streaming=streaming)
     else:
         dataset = datasets.load_dataset(str(source), split=split, streaming=streaming)
-    columns = list(dataset.features) if dataset.features else list(next(iter(dataset)))
+    first = dataset.features or next(iter(dataset))
+    # A shard's `json` entries count as columns of their own.
+    inner = first["json"] if isinstance(first.get("json"), dict) else {}
+    columns = [*first, *(f"json.{name}" for name in inner)]
     image = _column("image_column", image_column, IMAGE_COLUMNS, columns)
     if image is None:
         raise ValueError(f"`image_column` must name one of the source's columns, {columns}. None is called as usual.")
@@ -100,7 +105,7 @@ def load_image_dataset(
 def _column(argument: str, given: str | None, usual: tuple[str, ...], columns: list[str]) -> str | None:
     if given is not None and given not in columns:
         raise ValueError(f"`{argument}` must be one of the source's columns, {columns}, got {given!r}.")
-    return given or next((name for name in usual if name in columns), None)
+    return given or next((name for name in (*usual, *(f"json.{each}" for each in usual)) if name in columns), None)
 
 
 def prepare_image(
@@ -133,7 +138,11 @@ def prepare_image(
     if channels not in PNG_MODES:
         raise ValueError(f"`channels` must be 1 or 3, got {channels!r}.")
     height, width = (size, size) if isinstance(size, int) else size
-    image = ImageOps.exif_transpose(image).convert(PNG_MODES[channels])
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        # 16 bits a pixel, which Pillow would cut at 255.
+        image = image.convert("I").point(lambda value: value * (1.0 / 257.0)).convert("L")
+    image = image.convert(PNG_MODES[channels])
     scale = max(height / image.height, width / image.width)
     covering = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
     if covering != image.size:
@@ -161,7 +170,9 @@ class ImageItems:
         flip: Whether half of the pictures are mirrored.
         channels: 3 or 1.
         seed: Crop and mirroring of an image follow from it and the image's row.
-        skipped: Row and reason of every image that could not be read.
+        skipped: Row and reason of every image that could not be read, or has no class or caption.
+        seen: Rows that were looked at.
+        streamed_rows: Rows of a streamed source, once it was read to its end.
     """
 
     source: ImageSource
@@ -172,20 +183,20 @@ class ImageItems:
     seed: int = 0
     skipped: list[str] = field(default_factory=list)
     seen: int = 0
+    streamed_rows: int | None = None
 
     def prepared(self, row: int, sample: dict[str, Any]) -> dict[str, Any] | None:
-        """One row's pixels with `class_labels` or `caption`, or None for a corrupt image.
+        """One row's pixels with `class_labels` and `caption`, as far as it has them, or None for a corrupt one.
 
         Raises:
             ValueError: If most images are corrupt.
         """
         self.seen += 1
-        encoded = sample[self.source.image_column]
+        encoded = sample[self.source.image_column] or {}
         name = encoded.get("path") or f"row {row}"
         try:
-            data = encoded["bytes"] if encoded.get("bytes") is not None else Path(encoded["path"]).read_bytes()
-            image = Image.open(io.BytesIO(data))
-            image.load()
+            image = _opened(encoded)
+            labels = self._labels(sample)
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             # Pillow names an object in memory here, another one in every run.
             reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
@@ -197,16 +208,28 @@ class ImageItems:
                 ) from error
             return None
         generator = torch.Generator().manual_seed(self.seed * 2**32 + row)
-        item: dict[str, Any] = {
-            "pixels": prepare_image(
-                image, self.size, crop=self.crop, flip=self.flip, channels=self.channels, generator=generator
-            )
-        }
+        pixels = prepare_image(
+            image, self.size, crop=self.crop, flip=self.flip, channels=self.channels, generator=generator
+        )
+        return {"pixels": pixels, **labels}
+
+    def _labels(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """The class and the caption of a row.
+
+        Raises:
+            ValueError: If the row lacks one that the others have.
+        """
+        labels: dict[str, Any] = {}
         if self.source.caption_column is not None:
-            item["caption"] = str(sample[self.source.caption_column])
-        elif self.source.label_column is not None:
-            item["class_labels"] = int(sample[self.source.label_column])
-        return item
+            if (caption := _entry(sample, self.source.caption_column)) is None:
+                raise ValueError("no caption")
+            labels["caption"] = str(caption)
+        if self.source.label_column is not None:
+            # -1 is how `datasets` writes a class that is not known.
+            if (label := _entry(sample, self.source.label_column)) is None or int(label) < 0:
+                raise ValueError("no class")
+            labels["class_labels"] = int(label)
+        return labels
 
     @property
     def num_rows(self) -> int | None:
@@ -227,6 +250,34 @@ class ImageItems:
                 start = number * size
                 yield number, list(enumerate(dataset.select(range(start, min(start + size, number_of_rows))), start))
             return
+        row = -1
         for number, rows in groupby(enumerate(dataset), key=lambda pair: pair[0] // size):
             if is_wanted(number):
-                yield number, list(rows)
+                kept = list(rows)
+                row = kept[-1][0]
+                yield number, kept
+            else:
+                row = max(row for row, _ in rows)
+        self.streamed_rows = row + 1
+
+
+def _opened(encoded: dict[str, Any]) -> Image.Image:
+    """The whole picture of a row of `datasets.Image(decode=False)`: its bytes, or a path, perhaps a remote one."""
+    if encoded.get("bytes") is not None:
+        data = encoded["bytes"]
+    elif encoded.get("path"):
+        with fsspec.open(encoded["path"], "rb") as file:
+            data = file.read()  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        raise ValueError("no image")
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
+
+
+def _entry(sample: dict[str, Any], column: str) -> Any:
+    """A column's value; `json.caption` is an entry of the column `json`."""
+    if column in sample:
+        return sample[column]
+    outer, _, name = column.partition(".")
+    return (sample.get(outer) or {}).get(name)

@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = ["FEW_STEP_SAMPLER", "push_folder_to_hub", "save_model_card", "validation_grid"]
 
-# A few-step model is drawn with fresh noise at every step and without extrapolation (UCGM, section 3.3). The last step
-# starts half-way: with a multi-step model's gap the second of two steps would start next to the data and change nothing.
+# A few-step model is drawn with fresh noise at every step and without extrapolation (UCGM, section 3.3), and its
+# last step starts half-way: with a multi-step model's gap the second of two starts next to the data and does nothing.
 FEW_STEP_SAMPLER = get_preset("few-step").sampler
-# Fewer steps than this show a model as one for few steps.
-FEW_STEPS = 5
+FEW_STEPS = 5  # fewer show a model as one for few steps
 PICTURE = "validation.png"
 UNNAMED = "the/base-model"
+PACKAGE = "[diffusers-ucgm](https://pypi.org/project/diffusers-ucgm/)"
 PAPER = "[Unified Continuous Generative Models](https://arxiv.org/abs/2505.07447)"
 
 
@@ -54,7 +54,7 @@ def validation_grid(
         ValueError: If there is nothing to draw.
     """
     for name, value in (("inputs", inputs), ("steps", steps)):
-        if len(value) == 0:
+        if not value:
             raise ValueError(f"`{name}` must not be empty, got {value!r}.")
     blocks: dict[str, list[list[Image.Image]]] = {}
     with _as_found(pipe):
@@ -144,11 +144,10 @@ def save_model_card(
     folder = Path(folder)
     base_model = _public_name(base_model)
     steps = "1 to 4 steps" if few_step else "20 steps and more"
-    what = "LoRA" if kind == "lora" else kind
     lines = [
         f"# {folder.resolve().name.strip('.').removesuffix('.tmp')}",
-        f"A {what} for {steps}, {'tuned' if base_model else 'trained'} with UCGM-T ({PAPER}) by "
-        f"[diffusers-ucgm](https://pypi.org/project/diffusers-ucgm/) in {steps_done} optimizer steps.",
+        f"A {'LoRA' if kind == 'lora' else kind} for {steps}, {'tuned' if base_model else 'trained'} with "
+        f"UCGM-T ({PAPER}) by {PACKAGE} in {steps_done} optimizer steps.",
     ]
     if grid is not None:
         save_image(grid, folder / PICTURE)
@@ -161,15 +160,14 @@ def save_model_card(
         f"diffusers-ucgm {version('diffusers-ucgm')}.",
         f"```json\n{json.dumps(settings, indent=2)}\n```",
     ]
-    header = f"---\n{_card_data(kind, pipeline_class, base_model, few_step).to_yaml()}\n---\n"
-    path = folder / "README.md"
-    path.write_text(header + "\n" + "\n\n".join(lines) + "\n")
-    return path
+    header = _card_data(kind, pipeline_class, base_model, few_step).to_yaml()
+    (folder / "README.md").write_text("\n\n".join([f"---\n{header}\n---", *lines]) + "\n")
+    return folder / "README.md"
 
 
 def _public_name(base_model: str | None) -> str | None:
     """The name by which others can load a model: nobody else has the folders of this machine."""
-    if base_model is None:
+    if not base_model:
         return None
     bundled = {str(folder): name for name, folder in BUNDLED.items()}
     return bundled.get(base_model, UNNAMED if Path(base_model).exists() else base_model)
@@ -179,37 +177,36 @@ def _card_data(kind: str, pipeline_class: str | None, base_model: str | None, fe
     from huggingface_hub import ModelCardData
 
     tags = ["diffusers", "ucgm", "few-step" if few_step else "multi-step", *(["lora"] if kind == "lora" else [])]
+    task = None
+    if pipeline_class:
+        takes = _arguments(pipeline_class)
+        task = "text-to-video" if "num_frames" in takes else "text-to-image"
+        if "class_labels" in takes:
+            task = "unconditional-image-generation"
+            tags.append("class-conditional")
     # The Hub takes names of repositories there, and nothing else.
     on_hub = base_model is not None and base_model != UNNAMED and base_model.count("/") == 1
-    draw = inspect.signature(_class_of(pipeline_class).__call__).parameters
-    task = "unconditional-image-generation" if "class_labels" in draw else None
-    if "prompt" in draw:
-        task = "text-to-video" if "num_frames" in draw else "text-to-image"
     return ModelCardData(
         library_name="diffusers",
-        pipeline_tag=task if pipeline_class else None,
-        tags=[*tags, *(["class-conditional"] if "class_labels" in draw else [])],
+        pipeline_tag=task,
+        tags=tags,
         base_model=base_model if on_hub else None,
         base_model_relation=("adapter" if kind == "lora" else "finetune") if on_hub else None,
     )
 
 
-def _class_of(pipeline_class: str | None) -> Any:
-    """The class of that name, ours where it is unknown."""
-    return UCGMPipeline if pipeline_class is None else getattr(diffusers, pipeline_class, UCGMPipeline)
+def _arguments(pipeline_class: str) -> Collection[str]:
+    return inspect.signature(getattr(diffusers, pipeline_class, UCGMPipeline).__call__).parameters
 
 
 def _example(folder: Path, kind: str, pipeline_class: str | None, base_model: str | None, few_step: bool) -> str:
-    steps = 2 if few_step else 40
     owner = pipeline_class or "UCGMPipeline"
-    load = "from diffusers_ucgm import UCGMScheduler"
-    if owner == "UCGMPipeline":
-        load = "from diffusers_ucgm import UCGMPipeline, UCGMScheduler"
-    elif hasattr(diffusers, owner):
-        load = f"from diffusers import {owner}\n{load}"
-    given = "[0]" if "class_labels" in inspect.signature(_class_of(owner).__call__).parameters else '"a prompt"'
-    guidance = ", guidance_scale=1.0" if few_step else ""
-    draw = f"pictures = pipe({given}, num_inference_steps={steps}{guidance})"
+    load = "from diffusers_ucgm import UCGMPipeline, UCGMScheduler"
+    if owner != "UCGMPipeline":
+        load = f"from diffusers import {owner}\nfrom diffusers_ucgm import UCGMScheduler"
+    given = "[0]" if "class_labels" in _arguments(owner) else '"a prompt"'
+    number = "2, guidance_scale=1.0" if few_step else "40"
+    draw = f"pictures = pipe({given}, num_inference_steps={number})"
     if kind == "pipeline":
         return f'{load}\n\npipe = {owner}.from_pretrained("this/repository")\n{draw}'
     base = f'pipe = {owner}.from_pretrained("{base_model or UNNAMED}"'
@@ -218,12 +215,9 @@ def _example(folder: Path, kind: str, pipeline_class: str | None, base_model: st
     if kind == "lora":
         return f'{load}\n\n{base})\npipe.load_lora_weights("this/repository")\n{swap}\n{draw}'
     file = folder / "config.json"
-    is_unet = file.is_file() and "UNet" in json.loads(file.read_text())["_class_name"]
-    return (
-        f"from diffusers import AutoModel\n{load}\n\n"
-        f'network = AutoModel.from_pretrained("this/repository")\n'
-        f"{base}, {'unet' if is_unet else 'transformer'}=network)\n{swap}\n{draw}"
-    )
+    name = "unet" if file.is_file() and "UNet" in json.loads(file.read_text())["_class_name"] else "transformer"
+    network = f'{name} = AutoModel.from_pretrained("this/repository")'
+    return f"from diffusers import AutoModel\n{load}\n\n{network}\n{base}, {name}={name})\n{swap}\n{draw}"
 
 
 def push_folder_to_hub(
