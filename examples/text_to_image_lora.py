@@ -167,7 +167,7 @@ def main() -> None:
     # From here on as anybody would use it.
     pipe = DiffusionPipeline.from_pretrained(name, **load).to(device)
     pipe.load_lora_weights(lora)
-    pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config, stochasticity=1.0, extrapolation_ratio=0.0)
+    pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config, preset="few-step")
     pictures = pipe(
         args.prompt,
         num_inference_steps=4,

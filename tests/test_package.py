@@ -27,7 +27,8 @@ LAYERS = [
     {"published"},
     {"scheduler", "loss", "oracles", "lora"},
     {"pipeline", "teacher"},
-    {"training", "evaluation"},
+    {"evaluation"},
+    {"training"},
     {"cli"},
 ]
 # What the core may import besides the standard library and the layers above.

@@ -1,8 +1,10 @@
 """What a trainer leaves behind: weights, pipelines, validation grids, cards and repositories of the Hub."""
 
+import json
 import shutil
 from abc import abstractmethod
 from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import ModelMixin
 
-from diffusers_ucgm.evaluation.plots import save_image
+from diffusers_ucgm.evaluation.plots import plot_by_time, plot_loss, save_image
 from diffusers_ucgm.lora import save_lora
 from diffusers_ucgm.scheduler import UCGMScheduler
 
@@ -169,6 +171,18 @@ class Results:
 
                 tracker.log_images({"validation": np.asarray(grid)[None]}, step=self.step)
         return path
+
+    def save_plots(self) -> list[Path]:
+        """Plot the log, as `output_dir/loss.png` and `by_time.png`; nothing without matplotlib (the extra `eval`)."""
+        log = Path(self.config.output_dir) / "log.jsonl"
+        if not self.accelerator.is_main_process or not log.is_file() or find_spec("matplotlib") is None:
+            return []
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        folder = Path(self.config.output_dir)
+        return [
+            plot_loss(lines, folder / "loss.png"),
+            plot_by_time(lines[-1]["by_time"], folder / "by_time.png"),
+        ]
 
     def _grid(self) -> "Image | None":
         """The validation grid, or None where there is nothing to draw or another process draws."""

@@ -236,7 +236,7 @@ class UCGMTrainer(Results):
                     if self._has_collapsed(line["loss"], line["by_time"]["clamped"]):
                         batches = self._batches()
                 if config.validation_steps and (self.step % config.validation_steps == 0 or is_last):
-                    self.validate()
+                    self._validate_or_warn()
                 if self._is_interrupted():
                     self.save_checkpoint()
                     logger.warning(
@@ -246,6 +246,7 @@ class UCGMTrainer(Results):
                 if self.step % config.checkpointing_steps == 0 and not is_last:
                     self._save_checkpoint_or_warn()
         folder = self.save_model()
+        self.save_plots()
         # `end_training` would also end the process group, which `push_to_hub` and the caller may still need.
         for tracker in self.accelerator.trackers:
             tracker.finish()
@@ -411,6 +412,13 @@ class UCGMTrainer(Results):
         except OSError as error:
             # The run is worth more than this checkpoint: the next may find room again, and the last one stays.
             logger.warning(f"No checkpoint was written at step {self.step}: {error}")
+
+    def _validate_or_warn(self) -> None:
+        try:
+            self.validate()
+        except (RuntimeError, OSError, ArithmeticError) as error:
+            # A picture that some pipeline cannot draw must not end hours of training.
+            logger.warning(f"No validation grid was drawn at step {self.step}: {error}")
 
     def _batches(self) -> Iterator[list[dict[str, Any]]]:
         config = self.config
