@@ -159,8 +159,8 @@ MUTANTS = [
     Mutant(
         "teacher ignored by the enhanced target",
         "loss.py",
-        "teacher = denoiser if teacher is None else teacher",
-        "teacher = denoiser",
+        "guide = student if teacher is None else predict(teacher, x_t, t, mixed)",
+        "guide = student",
         LOSS_TESTS,
     ),
     Mutant(

@@ -7,17 +7,29 @@ transport's own target, a positive one asks that the data estimate `f(t)` stay t
     F* = F - alpha(t) / D(t) * 4 / sin(1.57 t) * clamp(df/dt, -1, 1)    consistency ratio above 0
 
 `x*, z*` are data and noise, moved by the enhanced target towards what a model under guidance would draw.
+
+Calls of a network in one evaluation, the one with a gradient included; each is one forward pass of the batch:
+
+    consistency ratio          0    between    1 by difference    1 by forward differentiation
+    plain                      1    2          3                  1 and a differentiated one
+    enhanced by a teacher      2    3          4                  2 and a differentiated one
+    enhanced by the student    2    2          3                  1 and a differentiated one
+
+With `batched_calls` the two of a difference are one call of a doubled batch.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .time_grids import beta_times
 from .transports import QUARTER_TURN, Transport, get_transport
@@ -32,6 +44,9 @@ Denoiser = Callable[..., Tensor]
 MIN_TIME = 1e-4
 # Half the width of the central difference (UCGM, appendix on few-step training).
 DIFFERENCE_STEP = 0.005
+DERIVATIVES = ("difference", "forward")
+# A determinant below this is 0: the prediction does not tell data from noise there.
+SINGULAR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -85,6 +100,10 @@ class UCGMLoss:
         label_dropout: Share of samples trained under the null condition, each drawn by itself.
         time_distribution: `(a, b, c)` of `beta_times`.
         channel_dim: The dimension of the channels in a batch: 1 for images and videos, -1 for packed tokens.
+        batched_calls: Whether the two calls of a difference are one of a doubled batch, which is faster where memory
+            allows. Under a network's own dropout its two halves then draw different masks.
+        derivative: "difference", as published, or at consistency ratio 1 "forward": the exact derivative by
+            forward-mode differentiation, which every operation of the network must support.
 
     Raises:
         ValueError: If a setting is out of its range or the transport is unknown.
@@ -101,8 +120,12 @@ class UCGMLoss:
     label_dropout: float = 0.1
     time_distribution: Sequence[float] = (1.0, 1.0, 1.0)
     channel_dim: int = 1
+    batched_calls: bool = False
+    derivative: str = "difference"
 
     def __post_init__(self) -> None:
+        if self.derivative not in DERIVATIVES:
+            raise ValueError(f"`derivative` must be one of {list(DERIVATIVES)}, got {self.derivative!r}.")
         for name in ("consistency_ratio", "label_dropout"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)!r}.")
@@ -155,7 +178,8 @@ class UCGMLoss:
             t: Canonical times, shape `(B,)`, values in [0, 1]; None draws them.
             noise: z, shape of `x`; None draws it.
             dropped: Which samples get the null condition, shape `(B,)`, boolean; None draws it.
-            generator: Source of all that is drawn, the network's own dropout included.
+            generator: Source of all that is drawn, the network's own dropout included. One on the CPU spares waiting
+                for the device.
 
         Raises:
             ValueError: If a shape does not fit, a time is outside [0, 1], or the null condition is needed and missing.
@@ -186,12 +210,14 @@ class UCGMLoss:
         with torch.no_grad():
             x_star, z_star = clean, noise
             if self.enhancement_ratio != 0.0:
-                teacher = denoiser if teacher is None else teacher
                 if self.consistency_ratio == 0.0:
+                    teacher = denoiser if teacher is None else teacher
                     conditional = transport.estimate(student, x_t, t)
                     reference = transport.estimate(predict(teacher, x_t, t, null), x_t, t)
                 else:
-                    conditional = transport.estimate(predict(teacher, x_t, t, mixed), x_t, t)
+                    # The student itself has answered already.
+                    guide = student if teacher is None else predict(teacher, x_t, t, mixed)
+                    conditional = transport.estimate(guide, x_t, t)
                     reference = clean, noise
                 x_star, z_star = (
                     self._enhance(value, given, without, t, dropped)
@@ -202,8 +228,13 @@ class UCGMLoss:
                 target = transport.target(x_star, z_star, t)
             else:
 
-                def on_path(time: Tensor) -> Tensor:
-                    return predict(denoiser, transport.sample(x_star, z_star, time), time, mixed)
+                def on_path(*times: Tensor) -> tuple[Tensor, ...]:
+                    points = [transport.sample(x_star, z_star, time) for time in times]
+                    if not self.batched_calls or len(times) == 1:
+                        return tuple(predict(denoiser, *each, mixed) for each in zip(points, times, strict=True))
+                    number = len(times)
+                    repeated = {name: _repeated(value, number) for name, value in mixed.items()}
+                    return predict(denoiser, torch.cat(points), torch.cat(times), repeated).chunk(number)
 
                 slope = self._slope(transport, on_path, student, x_star, z_star, t).clamp(-1.0, 1.0)
                 target = student - self._consistency_weight(transport, t, x) * slope
@@ -228,7 +259,8 @@ class UCGMLoss:
         source = device if generator is None else generator.device
         if t is None:
             t = beta_times(batch_size, self.time_distribution, generator)
-        elif t.shape != (batch_size,) or not bool(((t >= 0) & (t <= 1)).all()):
+        # Values on a device are not looked at: that would wait for it.
+        elif t.shape != (batch_size,) or (t.device.type == "cpu" and not bool(((t >= 0) & (t <= 1)).all())):
             raise ValueError(
                 f"`t` must have shape ({batch_size},) and values in [0, 1], got shape {tuple(t.shape)} and values "
                 f"from {t.min():.4g} to {t.max():.4g}."
@@ -243,14 +275,23 @@ class UCGMLoss:
             raise ValueError(
                 f"`dropped` must be boolean of shape ({batch_size},), got {dropped.dtype} {tuple(dropped.shape)}."
             )
-        return t.to(device, dtype), noise.to(device, dtype), dropped.to(device)
+        start, stop = self._regular_times
+        t = t.to(device, dtype, non_blocking=True).clamp(start, stop)
+        return t, noise.to(device, dtype, non_blocking=True), dropped.to(device, non_blocking=True)
+
+    @cached_property
+    def _regular_times(self) -> tuple[float, float]:
+        """Where data and noise follow from the prediction: [0, 1], less an end at which D(t) vanishes."""
+        first, last = (self._transport.determinant(torch.tensor([0.0, 1.0], dtype=torch.float64))).abs().tolist()
+        return MIN_TIME if first < SINGULAR else 0.0, 1.0 - MIN_TIME if last < SINGULAR else 1.0
 
     def _check_null_condition(
         self, condition: Mapping[str, Any], null_condition: Mapping[str, Any] | None, dropped: Tensor | None
     ) -> None:
         if null_condition is None:
             needs_null = self.enhancement_ratio != 0.0 and self.consistency_ratio == 0.0
-            drops = self.label_dropout > 0.0 or (dropped is not None and bool(dropped.any()))
+            is_told = dropped is not None and dropped.device.type == "cpu"
+            drops = self.label_dropout > 0.0 or (is_told and bool(dropped.any()))
             if condition and (drops or needs_null):
                 raise ValueError(
                     "`null_condition` must be given for `label_dropout` above 0, for `dropped` samples and for "
@@ -281,13 +322,13 @@ class UCGMLoss:
     def _slope(
         self,
         transport: Transport,
-        on_path: Callable[[Tensor], Tensor],
+        on_path: Callable[..., tuple[Tensor, ...]],
         student: Tensor,
         x_star: Tensor,
         z_star: Tensor,
         t: Tensor,
     ) -> Tensor:
-        """df/dt of the data estimate along the path: central at consistency ratio 1, else back to `lambda t`."""
+        """df/dt of the data estimate along the path: at `t` for consistency ratio 1, else back to `lambda t`."""
 
         def data_estimate(output: Tensor, time: Tensor) -> Tensor:
             return transport.estimate(output, transport.sample(x_star, z_star, time), time)[0]
@@ -295,11 +336,14 @@ class UCGMLoss:
         if self.consistency_ratio < 1.0:
             t = t.clamp(min=MIN_TIME)
             past = self.consistency_ratio * t
-            rise = data_estimate(student, t) - data_estimate(on_path(past), past)
+            rise = data_estimate(student, t) - data_estimate(*on_path(past), past)
             return rise / _column(t - past, student)
+        if self.derivative == "forward":
+            t = t.clamp(MIN_TIME, 1.0 - MIN_TIME)
+            return _forward_derivative(lambda time: data_estimate(*on_path(time), time), t)
         ends = t - DIFFERENCE_STEP, t + DIFFERENCE_STEP
         inside = ends[0].clamp(min=0.0), ends[1].clamp(max=1.0)
-        outputs = on_path(inside[0]), on_path(inside[1])
+        outputs = on_path(*inside)
         # Within a step of t = 0 or 1 the network is asked at the end itself, and its output continued in a line.
         before, after = (
             data_estimate(torch.lerp(*outputs, _column((r - inside[0]) / (inside[1] - inside[0]), student)), r)
@@ -347,6 +391,26 @@ def _rows(value: Any, like: Any) -> Any:
     if not isinstance(like, Tensor):
         return value
     return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand(like.shape)
+
+
+def _repeated(value: Any, number: int) -> Any:
+    return torch.cat([value] * number) if isinstance(value, Tensor) else value
+
+
+def _forward_derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """The derivative of every row of a function by its own time, in one pass."""
+    # The fused kernels of attention have no forward derivative. torch warns of its own modules at the first use.
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
+        except (NotImplementedError, RuntimeError) as error:
+            if "forward" not in str(error).lower() and "jvp" not in str(error).lower():
+                raise
+            raise RuntimeError(
+                "`derivative='forward'` must go with a network whose operations all have a forward derivative, got "
+                f"{error} Use `derivative='difference'`, or another attention backend."
+            ) from error
 
 
 def _draw_seed(generator: torch.Generator | None) -> int:

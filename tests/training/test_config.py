@@ -22,6 +22,8 @@ def test_loss_takes_every_setting_of_the_config():
         "label_dropout": 0.2,
         "time_distribution": (0.8, 1.0, 1.0),
         "channel_dim": -1,
+        "batched_calls": True,
+        "derivative": "forward",
     }
     assert set(settings) == {field.name for field in fields(UCGMLoss)}
     assert UCGMTrainingConfig("run", **settings).loss() == UCGMLoss(**settings)
