@@ -290,8 +290,9 @@ class UCGMLoss:
     ) -> None:
         if null_condition is None:
             needs_null = self.enhancement_ratio != 0.0 and self.consistency_ratio == 0.0
-            is_told = dropped is not None and dropped.device.type == "cpu"
-            drops = self.label_dropout > 0.0 or (is_told and bool(dropped.any()))
+            drops = self.label_dropout > 0.0
+            if dropped is not None and dropped.device.type == "cpu":
+                drops = drops or bool(dropped.any())
             if condition and (drops or needs_null):
                 raise ValueError(
                     "`null_condition` must be given for `label_dropout` above 0, for `dropped` samples and for "
@@ -336,17 +337,17 @@ class UCGMLoss:
         if self.consistency_ratio < 1.0:
             t = t.clamp(min=MIN_TIME)
             past = self.consistency_ratio * t
-            rise = data_estimate(student, t) - data_estimate(*on_path(past), past)
+            rise = data_estimate(student, t) - data_estimate(on_path(past)[0], past)
             return rise / _column(t - past, student)
         if self.derivative == "forward":
             t = t.clamp(MIN_TIME, 1.0 - MIN_TIME)
-            return _forward_derivative(lambda time: data_estimate(*on_path(time), time), t)
+            return _forward_derivative(lambda time: data_estimate(on_path(time)[0], time), t)
         ends = t - DIFFERENCE_STEP, t + DIFFERENCE_STEP
         inside = ends[0].clamp(min=0.0), ends[1].clamp(max=1.0)
-        outputs = on_path(*inside)
+        start, stop = on_path(*inside)
         # Within a step of t = 0 or 1 the network is asked at the end itself, and its output continued in a line.
         before, after = (
-            data_estimate(torch.lerp(*outputs, _column((r - inside[0]) / (inside[1] - inside[0]), student)), r)
+            data_estimate(torch.lerp(start, stop, _column((r - inside[0]) / (inside[1] - inside[0]), student)), r)
             for r in ends
         )
         return (after - before) / (2.0 * DIFFERENCE_STEP)

@@ -1,0 +1,250 @@
+"""The doctor finds what is planted, and nothing where nothing is wrong."""
+
+from dataclasses import replace as replaced
+from types import SimpleNamespace
+
+import pytest
+import torch
+from distributed_run import data, network
+from torch import nn
+
+from diffusers_ucgm import UCGMPipeline
+from diffusers_ucgm.oracles import GaussianMixture
+from diffusers_ucgm.training.config import UCGMTrainingConfig
+from diffusers_ucgm.training.data import LatentDataset
+from diffusers_ucgm.training.denoisers import adapter_for_pipeline, family_of_scheduler
+from diffusers_ucgm.training.doctor import examine
+from diffusers_ucgm.transports import get_transport
+
+
+LINEAR = get_transport("linear")
+CLASSES, CHANNELS = 3, 4
+MEANS = torch.randn(CLASSES, CHANNELS, 2, 2, generator=torch.Generator().manual_seed(0))
+MEANS -= MEANS.mean((0, 2, 3), keepdim=True)  # normalised, as latents are
+
+
+def samples(number=48):
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(number) % CLASSES
+    return LatentDataset(MEANS[labels] + 0.3 * torch.randn(number, CHANNELS, 2, 2, generator=generator), labels)
+
+
+class Exact(nn.Module):
+    """The best possible network of class-conditional data; the class after the last stands for all."""
+
+    def __init__(self, transport=LINEAR, null_is_trained=True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(CHANNELS, 1, 1))
+        self.config = SimpleNamespace(guidance_embeds=False)
+        stds = torch.full((CLASSES,), 0.3)
+        one = [GaussianMixture(MEANS[i : i + 1], stds[:1]) for i in range(CLASSES)]
+        self.fields = [each.denoiser(transport) for each in (*one, GaussianMixture(MEANS, stds))]
+        self.null_is_trained = null_is_trained
+
+    def forward(self, x, t, class_labels):
+        outputs = torch.stack([field(x, t) for field in self.fields])
+        if not self.null_is_trained:
+            outputs[-1] = 2.0 * torch.ones_like(x)
+        if bool((class_labels > CLASSES).any()):
+            raise IndexError(f"index {int(class_labels.max())} is out of range")
+        return self.weight * outputs[class_labels, torch.arange(len(x))]
+
+
+class Calling:
+    """An adapter that may be wrong."""
+
+    def __init__(self, null=CLASSES, time=lambda t: t, output=lambda output, x_t, t: output):
+        self.null_condition = None if null is None else {"class_labels": null}
+        self.time, self.output = time, output
+
+    def __call__(self, network, x_t, t, **condition):
+        return self.output(network(x_t, self.time(t), **condition), x_t, t)
+
+
+def config(**settings):
+    few_step = {"consistency_ratio": 1.0, "enhancement_ratio": 1.3, "huber_c": 5.0, "teacher_decay": 1.0}
+    return UCGMTrainingConfig("run", **{**few_step, "train_batch_size": 32, "learning_rate": 1e-4, **settings})
+
+
+def spoiled(change):
+    dataset = samples()
+    dataset.latents = change(dataset.latents)
+    return dataset
+
+
+def frozen(names):
+    model = Exact()
+    model.extra = nn.Parameter(torch.zeros(1))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in names)
+    return model
+
+
+def nan_weights():
+    model = Exact()
+    model.weight.data[0] = torch.nan
+    return model
+
+
+def guided_already():
+    model = Exact()
+    model.config.guidance_embeds = True
+    return model
+
+
+MULTI_STEP = {"consistency_ratio": 0.0, "enhancement_ratio": 0.5, "teacher_decay": 0.999}
+# What is planted: name of the finding, level, and what `examine` is given in place of what is right.
+FAULTS = {
+    "time runs the other way": ("time direction", "error", {"adapter": Calling(time=lambda t: 1.0 - t)}),
+    "time is 1000 times too large": ("time scale", "error", {"adapter": Calling(time=lambda t: t * 1000.0)}),
+    "time is 1000 times too small": ("time scale", "error", {"adapter": Calling(time=lambda t: t / 1000.0)}),
+    "output has the other sign": ("sign", "error", {"adapter": Calling(output=lambda output, x_t, t: -output)}),
+    "network predicts the noise": ("prediction", "error", {"network": Exact(LINEAR.with_prediction("epsilon"))}),
+    "network predicts the data": ("prediction", "error", {"network": Exact(LINEAR.with_prediction("sample"))}),
+    "weights are random": (
+        "training",
+        "error",
+        {"adapter": Calling(output=lambda output, x_t, t: 0.0 * output + 3.0 * x_t.flip(1))},
+    ),
+    "time is not told": ("time", "error", {"adapter": Calling(time=lambda t: torch.full_like(t, 0.5))}),
+    "time is rounded": ("time precision", "warning", {"adapter": Calling(time=lambda t: (10 * t).round() / 10)}),
+    "null class is a real one": ("null condition", "error", {"adapter": Calling(null=1)}),
+    "null class is out of range": ("null condition", "error", {"adapter": Calling(null=1000)}),
+    "no null condition": ("null condition", "error", {"adapter": Calling(null=None)}),
+    "latents are not normalised": ("latents", "warning", {"dataset": spoiled(lambda latents: latents * 5.0)}),
+    "latents have an offset": ("latents", "warning", {"dataset": spoiled(lambda latents: latents + 2.0)}),
+    "images are bytes": ("latents", "error", {"dataset": spoiled(lambda latents: (latents * 60 + 128).byte())}),
+    "latents have NaN": ("latents", "error", {"dataset": spoiled(lambda latents: latents / 0.0)}),
+    "everything is frozen": ("frozen parameters", "error", {"network": frozen(("weight", "extra"))}),
+    "a part is frozen": ("frozen parameters", "warning", {"network": frozen(("weight",))}),
+    "weights have NaN": ("weights", "error", {"network": nan_weights()}),
+    "batch is too small": ("batch size", "warning", {"config": config(train_batch_size=1)}),
+    "guided twice": ("guidance", "warning", {"network": guided_already()}),
+    "guidance of a model without it": (
+        "guidance",
+        "warning",
+        {"network": Exact(null_is_trained=False), "config": config(**MULTI_STEP)},
+    ),
+    "few steps in float16": ("precision", "warning", {"config": config(mixed_precision="fp16")}),
+    "teacher follows the student": ("teacher", "warning", {"config": config(teacher_decay=0.99)}),
+}
+
+
+class Deaf(Exact):
+    def forward(self, x, t, class_labels):
+        return super().forward(x, t, torch.full_like(class_labels, CLASSES))
+
+
+FAULTS["condition is ignored"] = ("condition", "warning", {"network": Deaf()})
+
+
+def healthy_and(changes):
+    right = {
+        "config": config(),
+        "network": Exact(),
+        "dataset": samples(),
+        "adapter": Calling(),
+        "transport": LINEAR,
+    }
+    given = {**right, **changes}
+    return examine(
+        given["config"], given["network"], given["dataset"], adapter=given["adapter"], transport=given["transport"]
+    )
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found(fault):
+    name, level, changes = FAULTS[fault]
+    found = healthy_and(changes)
+    assert (name, level) in {(finding.name, finding.level) for finding in found}, found
+    assert all(finding.message.endswith((".", "?", "'")) for finding in found)
+
+
+def bundled(few_step):
+    pipe = UCGMPipeline.from_pretrained("fashion-mnist")
+    pipe.set_progress_bar_config(disable=True)
+    labels = torch.arange(32) % 10
+    call = {"num_inference_steps": 10, "output_type": "latent", "generator": torch.Generator().manual_seed(0)}
+    latents = pipe(labels.tolist(), **call).images
+    settings = {} if few_step else MULTI_STEP
+    family = family_of_scheduler(pipe.scheduler)
+    return examine(
+        config(**settings),
+        pipe.transformer,
+        LatentDataset(latents, labels),
+        adapter=adapter_for_pipeline(pipe),
+        transport=family.transport,
+    )
+
+
+HEALTHY = {
+    "exact network, few steps": lambda: healthy_and({}),
+    "exact network, many steps": lambda: healthy_and({"config": config(**MULTI_STEP)}),
+    "exact network of a reversed path": lambda: healthy_and(
+        {"network": Exact(get_transport("relinear")), "transport": get_transport("relinear")}
+    ),
+    "exact network of noise": lambda: healthy_and(
+        {
+            "network": Exact(LINEAR.with_prediction("epsilon")),
+            "transport": LINEAR.with_prediction("epsilon"),
+            "config": config(**MULTI_STEP),
+        }
+    ),
+    "bundled model, few steps": lambda: bundled(True),
+    "bundled model, many steps": lambda: bundled(False),
+    "new network": lambda: examine(config(**MULTI_STEP), network(), data(), is_pretrained=False),
+}
+
+
+def test_nothing_is_found_where_nothing_is_wrong_and_most_faults_are(capsys):
+    alarms = {name: run() for name, run in HEALTHY.items()}
+    found = sum(name in {finding.name for finding in healthy_and(changes)} for name, _, changes in FAULTS.values())
+    number = sum(len(findings) for findings in alarms.values())
+    with capsys.disabled():
+        print(  # noqa: T201
+            f"\ndoctor: {found} of {len(FAULTS)} faults found, {number} false alarms on {len(HEALTHY)} healthy runs"
+        )
+    assert not number, {name: findings for name, findings in alarms.items() if findings}
+    assert len(FAULTS) >= 15
+    assert found == len(FAULTS)
+
+
+def test_a_look_changes_nothing():
+    model = network().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    examine(config(), model, data())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_data_of_another_shape_is_an_error_with_the_networks_words():
+    (finding,) = examine(config(), network(), LatentDataset(torch.randn(32, 3, 2, 2), torch.arange(32) % 2))
+    assert (finding.name, finding.level) == ("call", "error")
+
+
+def test_errors_come_first():
+    findings = healthy_and({"config": config(train_batch_size=1), "adapter": Calling(time=lambda t: 1.0 - t)})
+    levels = [finding.level for finding in findings]
+    assert levels == sorted(levels)
+    assert set(levels) == {"error", "warning"}
+
+
+def test_settings_that_go_together_badly_are_named():
+    names = {
+        finding.name
+        for finding in examine(
+            config(lr_warmup_steps=99, max_train_steps=50, learning_rate=0.01, train_batch_size=64),
+            Exact(),
+            samples(),
+            adapter=Calling(),
+            transport=LINEAR,
+        )
+    }
+    assert names == {"warm-up", "learning rate", "data set size"}
+    untrained = examine(config(), network(), data(), is_pretrained=False)
+    assert [finding.name for finding in untrained] == ["start"]
+    rising = replaced(config(), consistency_ratio=[[0, 0.0], [100, 1.0]])
+    assert examine(rising, network(), data(), is_pretrained=False) == []
