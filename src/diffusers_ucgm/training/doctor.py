@@ -231,7 +231,7 @@ def _weights(config: UCGMTrainingConfig, network: nn.Module) -> Iterator[Finding
         yield Finding(
             "precision",
             "warning",
-            f"{len(half)} weights in half precision would be trained, where small steps are rounded away. Keep float32 "
+            f"{len(half)} weights in half precision would be trained, and small steps rounded away. Keep float32 "
             "weights with `mixed_precision`, or train a LoRA.",
         )
 
@@ -280,9 +280,9 @@ def _calling(case: _Case, output: Tensor) -> Iterator[Finding]:
     attempts = {"time direction": [1.0 - told], "time scale": [told * 1000.0, told / 1000.0]}
     for name, times in attempts.items():
         errors = [case.error(case.predict(each)) for each in times]
-        text = (
-            others[name][0].replace("1000 times as large", "1/1000") if errors.index(min(errors)) else others[name][0]
-        )
+        text = others[name][0]
+        if errors[-1] < errors[0]:
+            text = text.replace("1000 times as large", "1/1000")
         others[name] = (text, min(errors))
     for prediction in PREDICTIONS:
         other = case.transport.with_prediction(prediction)
