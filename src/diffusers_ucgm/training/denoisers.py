@@ -132,7 +132,8 @@ class NetworkAdapter:
         x_t = x_t.to(dtype)
         told = {self.sample_argument: self.pack(x_t), self.time_argument: self.told(self.timestep(t))}
         output = network(**told, **self.keywords(x_t, condition), return_dict=False)
-        return self.unpack(output[0], x_t)
+        # Some networks of diffusers give the tensor itself where others give a tuple.
+        return self.unpack(output[0] if isinstance(output, tuple | list) else output, x_t)
 
 
 # Adapters by the name of the network's class; a class that is not here gets `NetworkAdapter`.
