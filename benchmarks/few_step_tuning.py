@@ -33,27 +33,15 @@ FEW_STEP = {
     "time_warp": (1.0, 1.0, 1.0),
     "time_gaps": (0.001, 0.5),
 }
-COMMON: dict[str, Any] = {
-    "consistency_ratio": 1.0,
-    "enhancement_ratio": 1.0,
-    "cosine_weighting": True,
-    "huber_c": 5.0,
-    "label_dropout": 0.0,
-    "time_distribution": (0.8, 1.0, 1.0),
-    "teacher_decay": 1.0,
-    "optimizer": "adamw",
-    "lr_scheduler": "cosine",
-    "lr_warmup_steps": 10,
-    "max_grad_norm": 0.1,
-    "checkpointing_steps": 10_000,
-    "logging_steps": 20,
-}
+SETTINGS = Path(__file__).parents[1] / "examples" / "two-step.yaml"
+LORA = {"lora_rank": 32, "learning_rate": 3e-3}
 # (row, share of the teacher's samples, batch size, settings)
 RUNS: list[tuple[str, float, int, dict[str, Any]]] = [
-    ("all weights, 2%", 0.02, 64, {"learning_rate": 5e-4, "ema_decay": 0.95}),
-    ("LoRA of rank 32, 2%", 0.02, 64, {"learning_rate": 3e-3, "ema_decay": 0.95, "lora_rank": 32}),
-    ("all weights, 10%", 0.1, 128, {"learning_rate": 5e-4, "ema_decay": 0.98}),
-    ("LoRA of rank 32, 10%", 0.1, 128, {"learning_rate": 3e-3, "ema_decay": 0.98, "lora_rank": 32}),
+    ("all weights, 2%", 0.02, 64, {}),
+    ("all weights, 2%, ratio 1 from the start", 0.02, 64, {"consistency_ratio": 1.0}),
+    ("LoRA of rank 32, 2%", 0.02, 64, LORA),
+    ("all weights, 10%", 0.1, 128, {"ema_decay": 0.98}),
+    ("LoRA of rank 32, 10%", 0.1, 128, {**LORA, "ema_decay": 0.98}),
 ]
 
 
@@ -124,9 +112,18 @@ def main() -> None:
     for name, share, batch_size, settings in RUNS:
         if args.only and name not in args.only:
             continue
-        settings = {**COMMON, "train_batch_size": batch_size, **settings, **changes}
+        settings = {"train_batch_size": batch_size, **settings, **changes}
         steps = round(share * TEACHER_SAMPLES) // settings["train_batch_size"]
-        config = UCGMTrainingConfig(str(args.output / name.replace(" ", "-")), max_train_steps=steps, **settings)
+        config = UCGMTrainingConfig.from_file(
+            SETTINGS,
+            **{
+                "output_dir": args.output / name.replace(" ", "-"),
+                "max_train_steps": steps,
+                "consistency_ratio": [[0, 0.5], [steps // 2, 1.0]],
+                "checkpointing_steps": steps,
+                **settings,
+            },
+        )
         pipe = UCGMPipeline.from_pretrained(TEACHER)
         started = time.perf_counter()
         trainer = UCGMTrainer.from_pipeline(config, pipe, dataset)

@@ -3,7 +3,7 @@
     python examples/tune_class_conditional.py --source photos --size 32 --output runs/two-step
 
 `--source` is a folder with a folder of images for each class, in the order of the pipeline's classes. The settings are
-those of `benchmarks/few_step_tuning.py`, which measures what they reach on the bundled model.
+those of `two-step.yaml`; `benchmarks/few_step_tuning.py` measures what they reach on the bundled model.
 """
 
 import argparse
@@ -33,25 +33,14 @@ def main() -> None:
         fingerprint={"pipeline": args.pipeline, "source": args.source, "size": args.size},
     )
     finish_cache(args.output / "cache")
-    config = UCGMTrainingConfig(
-        output_dir=str(args.output / "run"),
-        consistency_ratio=1.0,
-        enhancement_ratio=1.0,
-        huber_c=5.0,
-        cosine_weighting=True,
-        time_distribution=(0.8, 1.0, 1.0),
-        label_dropout=0.0,
-        teacher_decay=1.0,
-        learning_rate=5e-4,
-        lr_scheduler="cosine",
+    config = UCGMTrainingConfig.from_file(
+        Path(__file__).with_name("two-step.yaml"),
+        output_dir=args.output / "run",
+        consistency_ratio=[[0, 0.5], [max(1, args.steps // 2), 1.0]],
         lr_warmup_steps=min(10, args.steps // 10),
-        max_grad_norm=0.1,
-        ema_decay=0.95,
         train_batch_size=args.batch_size,
         max_train_steps=args.steps,
-        logging_steps=20,
         validation_inputs=list(range(min(4, pipe.num_classes))),
-        validation_num_inference_steps=(1, 2, 4, 40),
         resume_from_checkpoint="latest",
     )
     trainer = UCGMTrainer.from_pipeline(config, pipe, CachedLatents(args.output / "cache"))

@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import diffusers
 import torch
 from accelerate import PartialState
+from diffusers.utils.import_utils import compare_versions
 from safetensors.torch import load_file, save_file
 
 from .cache import CachedLatents, cache_latents, finish_cache
@@ -23,6 +24,8 @@ from .images import ImageItems, load_image_dataset
 __all__ = ["COMMANDS"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# diffusers 0.42 renamed the argument of `from_pretrained` and warns of the old name.
+DTYPE = "dtype" if compare_versions("diffusers", ">=", "0.42.0") else "torch_dtype"
 NULL_CONDITION = "null_condition.safetensors"
 
 
@@ -85,13 +88,13 @@ def _pipeline(name: str, dtype: torch.dtype) -> diffusers.DiffusionPipeline:
     index = folder / "model_index.json"
     is_ours = name in BUNDLED or (index.is_file() and json.loads(index.read_text())["_class_name"] == "UCGMPipeline")
     cls = UCGMPipeline if is_ours else diffusers.DiffusionPipeline
-    return cls.from_pretrained(name, torch_dtype=dtype, use_safetensors=True)
+    return cls.from_pretrained(name, **{DTYPE: dtype}, use_safetensors=True)
 
 
 def _network(name: str, dtype: torch.dtype) -> Any:
     path = Path(name)
     if not path.is_file():
-        return diffusers.AutoModel.from_pretrained(name, torch_dtype=dtype, use_safetensors=True)
+        return diffusers.AutoModel.from_pretrained(name, **{DTYPE: dtype}, use_safetensors=True)
     config = json.loads(path.read_text())
     cls = getattr(diffusers, config.get("_class_name", "DiTTransformer2DModel"), None)
     if cls is None:
