@@ -34,14 +34,14 @@ FEW_STEP = {
     "time_gaps": (0.001, 0.5),
 }
 SETTINGS = Path(__file__).parents[1] / "examples" / "two-step.yaml"
-LORA = {"lora_rank": 32, "learning_rate": 3e-3}
+LORA = {"lora_rank": 64, "learning_rate": 5e-3}
 # (row, share of the teacher's samples, batch size, settings)
 RUNS: list[tuple[str, float, int, dict[str, Any]]] = [
     ("all weights, 2%", 0.02, 64, {}),
     ("all weights, 2%, ratio 1 from the start", 0.02, 64, {"consistency_ratio": 1.0}),
-    ("LoRA of rank 32, 2%", 0.02, 64, LORA),
+    ("LoRA of rank 64, 2%", 0.02, 64, LORA),
     ("all weights, 10%", 0.1, 128, {"ema_decay": 0.98}),
-    ("LoRA of rank 32, 10%", 0.1, 128, {**LORA, "ema_decay": 0.98}),
+    ("LoRA of rank 64, 10%", 0.1, 128, {**LORA, "ema_decay": 0.98}),
 ]
 
 

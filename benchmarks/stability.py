@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from bundled_model import SIZE, frechet_distance, train_classifier
-from few_step_tuning import COMMON, FEW_STEP, TEACHER, draw, latents_of
+from few_step_tuning import FEW_STEP, SETTINGS, TEACHER, draw, latents_of
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from diffusers_ucgm import UCGMPipeline, UCGMTrainer, UCGMTrainingConfig
@@ -23,7 +23,7 @@ from diffusers_ucgm.training.data import load_images, pixels
 
 STEPS = 200
 ROUGH: dict[str, Any] = {
-    **COMMON,
+    "consistency_ratio": 1.0,
     "max_train_steps": STEPS,
     "train_batch_size": 16,
     "lr_scheduler": "constant",
@@ -37,7 +37,7 @@ ROUGH: dict[str, Any] = {
     "checkpoints_total_limit": 20,
     "logging_steps": 5,
 }
-SETTINGS: dict[str, dict[str, Any]] = {
+ROWS: dict[str, dict[str, Any]] = {
     "plain": {},
     "gradients clipped at 0.1": {"max_grad_norm": 0.1},
     "ratio rising over half the run": {"consistency_ratio": [[0, 0.5], [STEPS // 2, 1.0]]},
@@ -68,13 +68,13 @@ def main() -> None:
         metric.update(part, real=True)
     dataset = latents_of(args.data, args.output / "latents.safetensors")
     rows: dict[str, list[float]] = {}
-    for name, changes in SETTINGS.items():
+    for name, changes in ROWS.items():
         if args.only and name not in args.only:
             continue
         rows[name] = []
         for seed in range(args.seeds):
             folder = args.output / "stability" / f"{name.replace(' ', '-')}-{seed}"
-            config = UCGMTrainingConfig(str(folder), seed=seed, **{**ROUGH, **changes})
+            config = UCGMTrainingConfig.from_file(SETTINGS, output_dir=str(folder), seed=seed, **{**ROUGH, **changes})
             pipe = UCGMPipeline.from_pretrained(TEACHER)
             trainer = UCGMTrainer.from_pipeline(config, pipe, dataset)
             try:

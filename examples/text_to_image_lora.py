@@ -166,7 +166,7 @@ def main() -> None:
         return
     # From here on as anybody would use it.
     pipe = DiffusionPipeline.from_pretrained(name, **load).to(device)
-    pipe.load_lora_weights(lora)
+    pipe.load_lora_weights(lora, weight_name="pytorch_lora_weights.safetensors")
     pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config, preset="few-step")
     pictures = pipe(
         args.prompt,

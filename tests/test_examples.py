@@ -82,14 +82,37 @@ def test_a_text_to_image_pipeline_is_tuned_by_lora_and_a_second_run_goes_on(tmp_
         assert size_of(tmp_path / "run" / "picture.png") == (32, 32)
 
 
-def test_a_class_conditional_pipeline_is_tuned_to_two_steps(tmp_path):
+def photos(tmp_path):
     for label in ("0", "1"):
         (tmp_path / "photos" / label).mkdir(parents=True)
         for i in range(4):
             Image.effect_noise((32, 32), 40).save(tmp_path / "photos" / label / f"{i}.png")
-    words = ("--source", tmp_path / "photos", "--output", tmp_path / "run", "--steps", 2, "--batch-size", 2)
+    return tmp_path / "photos"
+
+
+def test_a_class_conditional_pipeline_is_tuned_to_two_steps(tmp_path):
+    words = ("--source", photos(tmp_path), "--output", tmp_path / "run", "--steps", 2, "--batch-size", 2)
     run_example("tune_class_conditional.py", *words, tmp_path=tmp_path)
     pipe = UCGMPipeline.from_pretrained(tmp_path / "run" / "pipeline")
     pipe.set_progress_bar_config(disable=True)
     assert pipe([3], num_inference_steps=2).num_network_calls == 2
     assert size_of(tmp_path / "run" / "pipeline" / "validation.png")[0] > 100
+
+
+def test_two_processes_tune_a_pipeline_together(tmp_path):
+    few = ("--train-batch-size 2 --max-train-steps 2 --lr-warmup-steps 0 --logging-steps 1").split()
+    environment = {
+        **os.environ,
+        "HF_DATASETS_CACHE": str(tmp_path / "datasets"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PROCESSES": "2",
+        "ACCELERATE_USE_CPU": "1",
+        "TRAIN_OPTIONS": " ".join(few),
+    }
+    command = [str(EXAMPLES / "many_processes.sh"), str(photos(tmp_path)), str(tmp_path / "run"), "--size", "32"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("Weights:") == 1
+    lines = (tmp_path / "run" / "run" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    assert size_of(tmp_path / "run" / "two-step.png")[0] > 100

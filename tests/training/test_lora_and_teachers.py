@@ -95,7 +95,7 @@ def test_a_tuned_lora_loads_into_the_stock_pipeline(tmp_path, name):
     denoiser_of(case.pipe).eval()
     tuned = case()
     assert not torch.equal(tuned, base)
-    fresh.pipe.load_lora_weights(folder)
+    fresh.pipe.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors")
     torch.testing.assert_close(fresh(), tuned, rtol=0, atol=0)
     with without_lora(denoiser_of(case.pipe)):
         torch.testing.assert_close(case(), base, rtol=0, atol=1e-5)

@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import diffusers
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from diffusers.utils.import_utils import compare_versions
 from safetensors.torch import load_file, save_file
 
@@ -19,6 +20,7 @@ from .data import LatentDataset
 from .denoisers import adapter_for_pipeline, denoiser_of
 from .encoding import encode_null, encode_pixels, encode_prompts
 from .images import ImageItems, load_image_dataset
+from .processes import check_launch
 
 
 __all__ = ["COMMANDS"]
@@ -202,7 +204,9 @@ def add_cache_options(parser: argparse.ArgumentParser) -> None:
 
 def cache(args: argparse.Namespace) -> int:
     """Encode images and captions; under `accelerate launch` in several processes."""
-    state = PartialState()
+    # Only Accelerator reads this variable by itself.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    check_launch(state.num_processes)
     pipeline = _pipeline(args.pipeline, DTYPES[args.torch_dtype]).to(state.device)
     adapter = adapter_for_pipeline(pipeline)
     source = load_image_dataset(

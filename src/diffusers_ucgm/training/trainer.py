@@ -33,6 +33,7 @@ from .batches import DrawnSamples, StepSampler, batches_from, generator_of, leng
 from .config import UCGMTrainingConfig
 from .denoisers import DenoiserAdapter, adapter_for, family_of_scheduler
 from .optimizers import make_optimizer
+from .processes import check_launch
 from .results import Results
 from .stability import CollapseGuard, TimeStatistics, ratio_at
 
@@ -95,6 +96,7 @@ class UCGMTrainer(Results):
 
         Raises:
             ValueError: If the data set is empty, no weight is trainable, or the model cannot be called.
+            RuntimeError: If this is one of several processes that do not know of each other.
         """
         length_of(dataset)
         self.config = config
@@ -110,6 +112,7 @@ class UCGMTrainer(Results):
             project_dir=config.output_dir,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.find_unused_parameters)],
         )
+        check_launch(self.accelerator.num_processes)
         device = self.accelerator.device
         if config.lora_rank:
             # Each process must start from the same adapter, and torch's global state is the caller's.

@@ -1,0 +1,23 @@
+"""The processes of a launch, as accelerate sees them."""
+
+import os
+
+
+__all__ = ["check_launch"]
+
+
+def check_launch(num_processes: int) -> None:
+    """Check that processes that were started together know of each other.
+
+    Args:
+        num_processes: How many accelerate found.
+
+    Raises:
+        RuntimeError: If a launcher started more: each would do all of the work, and write the same files.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if "LOCAL_RANK" in os.environ and started != num_processes:
+        raise RuntimeError(
+            f"The {started} processes of this launch must form one group, got {num_processes} in accelerate's. "
+            "Without an accelerator set ACCELERATE_USE_CPU=1."
+        )
