@@ -230,8 +230,8 @@ MUTANTS = [
     Mutant(
         "noise depends on how a step is split",
         "training/batches.py",
-        "generator = generator_of(self.seed, step, position)",
-        "generator = generator_of(self.seed, step, index)",
+        "places = [(next(order), step, position) for position in range(per_step)]",
+        "places = [(next(order), step, position % self.batch_size) for position in range(per_step)]",
         TRAINER_TESTS,
     ),
     Mutant(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .loss import UCGMLoss, UCGMLossOutput
+    from .models.edm2_unet_2d import EDM2UNet2DModel
+    from .models.transformer_2d import UCGMTransformer2DModel
     from .oracles import GaussianMixture
     from .pipeline import UCGMPipeline, UCGMPipelineOutput
     from .presets import PRESETS, get_preset
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PRESETS",
     "TRANSPORTS",
+    "EDM2UNet2DModel",
     "GaussianMixture",
     "Teacher",
     "Transport",
@@ -35,6 +38,7 @@ __all__ = [
     "UCGMSchedulerOutput",
     "UCGMTrainer",
     "UCGMTrainingConfig",
+    "UCGMTransformer2DModel",
     "get_preset",
     "get_transport",
     "register_transport",
@@ -42,6 +46,7 @@ __all__ = [
 
 # The same table as the imports above, which only type checkers read.
 _MODULES = {
+    "EDM2UNet2DModel": "models.edm2_unet_2d",
     "GaussianMixture": "oracles",
     "PRESETS": "presets",
     "TRANSPORTS": "transports",
@@ -55,6 +60,7 @@ _MODULES = {
     "UCGMSchedulerOutput": "scheduler",
     "UCGMTrainer": "training.trainer",
     "UCGMTrainingConfig": "training.config",
+    "UCGMTransformer2DModel": "models.transformer_2d",
     "get_preset": "presets",
     "get_transport": "transports",
     "register_transport": "transports",

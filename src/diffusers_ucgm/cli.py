@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 FEW_STEP_MODEL, MULTI_STEP_MODEL = "fashion-mnist-2-step", "fashion-mnist"
-TRAINING_COMMANDS = {
-    "train": "train a network, or tune a pipeline to few steps",
-    "cache": "encode images and captions once, as `train` takes them",
-    "doctor": "look for mistakes in model, data and settings before a long run",
+# Commands with a module of their own, which is imported for them alone: their options are read from the settings.
+COMMANDS_ELSEWHERE = {
+    "train": ("training", "train a network, or tune a pipeline to few steps"),
+    "cache": ("training", "encode images and captions once, as `train` takes them"),
+    "doctor": ("training", "look for mistakes in model, data and settings before a long run"),
+    "convert": ("conversion", "bring a published checkpoint of the paper into diffusers' form"),
 }
 SCHEDULER_OPTIONS = (
     "transport",
@@ -86,15 +89,12 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     info.add_argument("--steps", type=int, default=10, help="length of the schedule that is shown (%(default)s)")
     info.set_defaults(run=_info)
 
-    for name, text in TRAINING_COMMANDS.items():
-        training = commands.add_parser(name, help=text)
+    for name, (package, text) in COMMANDS_ELSEWHERE.items():
+        elsewhere = commands.add_parser(name, help=text)
         if name == command:
-            # Their options are read from the settings, and those need torch and accelerate.
-            from .training.commands import COMMANDS
-
-            add_options, run = COMMANDS[name]
-            add_options(training)
-            training.set_defaults(run=run)
+            add_options, run = import_module(f"{__package__}.{package}.commands").COMMANDS[name]
+            add_options(elsewhere)
+            elsewhere.set_defaults(run=run)
 
     presets = commands.add_parser("presets", help="the paper's settings and results")
     presets.set_defaults(run=_presets)
@@ -127,16 +127,15 @@ def _sample(args: argparse.Namespace) -> int:
 
     pipe = _load(args.model, args.device)
     changes = {name: getattr(args, name) for name in SCHEDULER_OPTIONS if getattr(args, name) is not None}
-    call: dict[str, Any] = {}
+    call: dict[str, Any] = dict(pipe.config.call_defaults or {})
     if args.preset:
         preset = get_preset(args.preset)
-        # A preset's time scale belongs to the network it was published for, not to this one.
-        changes = {name: value for name, value in preset.scheduler.items() if name in SCHEDULER_OPTIONS} | changes
-        call = {
-            "num_inference_steps": preset.num_inference_steps,
-            "guidance_scale": preset.guidance_scale,
-            "guidance_interval": preset.guidance_interval,
-        }
+        own, published = pipe.scheduler.config.get("transport"), preset.scheduler.get("transport")
+        if published not in (None, own):
+            print(f"note: {args.preset} was published for {preset.model}, whose transport is {published}, not {own}")
+        # What the network sees and predicts belongs to it, whatever the preset was published for.
+        changes = preset.sampler | changes
+        call |= preset.call
     pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config, **changes)
     few_step = pipe.scheduler.config.stochasticity == 1.0
     call.setdefault("num_inference_steps", 2 if few_step else 40)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,12 +19,17 @@ from torch import Tensor
 
 # diffusers loads a component of another package only if its module is imported already.
 from . import scheduler as _scheduler  # noqa: F401
+from .models import edm2_unet_2d as _edm2_unet_2d  # noqa: F401
+from .models import transformer_2d as _transformer_2d  # noqa: F401
 
 
-__all__ = ["BUNDLED", "UCGMPipeline", "UCGMPipelineOutput", "denormalize_latents", "normalize_latents"]
+__all__ = ["BUNDLED", "UCGMPipeline", "UCGMPipelineOutput", "denormalize_latents", "guided", "normalize_latents"]
 
 # The models inside the package, by the name that `from_pretrained` takes.
 BUNDLED = {name: Path(__file__).parent / "bundled" / name for name in ("fashion-mnist", "fashion-mnist-2-step")}
+
+# What a pipeline's `call_defaults` may name.
+CALL_DEFAULTS = ("num_inference_steps", "guidance_scale", "guidance_interval")
 
 # What diffusers' transformers call the time that a call leads to.
 TARGET_TIMES = ("r_timestep", "target_timestep", "timestep_r")
@@ -50,7 +55,7 @@ def normalize_latents(vae: ModelMixin, z: Tensor) -> Tensor:
     """Latents as the transformer sees them, from what the autoencoder's encoder gave.
 
     Args:
-        vae: An autoencoder of diffusers. `latents_mean` and `latents_std` in its config, or else in its buffers, count
+        vae: An autoencoder of diffusers. `latents_mean` and `latents_std` in its config, or else its attributes, count
             first, by channel, then `shift_factor`; `scaling_factor` always.
         z: Shape `(B, C, ...)`.
     """
@@ -64,12 +69,25 @@ def denormalize_latents(vae: ModelMixin, latents: Tensor) -> Tensor:
     return latents / factor + mean
 
 
+def guided(conditional: Tensor, unconditional: Tensor, scale: float, channels: int | None = None) -> Tensor:
+    """Classifier-free guidance: `unconditional + scale (conditional - unconditional)`.
+
+    Args:
+        conditional: Prediction for the wanted classes, shape `(B, C, H, W)`.
+        unconditional: Prediction for the null class, same shape.
+        scale: 1 is the conditional prediction; below 1 lies between the two.
+        channels: How many channels are guided, from the first; the others stay conditional. None guides all.
+    """
+    output = unconditional + scale * (conditional - unconditional)
+    return output if channels is None else torch.cat([output[:, :channels], conditional[:, channels:]], dim=1)
+
+
 def _latent_statistics(vae: ModelMixin, like: Tensor) -> tuple[Tensor, Tensor]:
     config = vae.config
     scale = getattr(config, "scaling_factor", None) or 1.0
-    buffers = dict(vae.named_buffers(recurse=False))
+    attributes = {**vars(vae), **dict(vae.named_buffers(recurse=False))}
     mean, std = (
-        buffers.get(name) if (value := getattr(config, name, None)) is None else value
+        attributes.get(name) if (value := getattr(config, name, None)) is None else value
         for name in ("latents_mean", "latents_std")
     )
     if mean is None or std is None:
@@ -103,6 +121,11 @@ class UCGMPipeline(DiffusionPipeline):
         vae: ModelMixin | None,
         scheduler: SchedulerMixin,
         id2label: dict[int, str] | dict[str, str] | None = None,
+        guided_channels: int | None = None,
+        latents_mean: Sequence[float] | None = None,
+        latents_std: Sequence[float] | None = None,
+        do_normalize: bool = True,
+        call_defaults: dict[str, Any] | None = None,
     ) -> None:
         """Put the components together.
 
@@ -114,13 +137,42 @@ class UCGMPipeline(DiffusionPipeline):
                 transformer draws pixels in [-1, 1].
             scheduler: `UCGMScheduler`, or a flow-matching scheduler of diffusers.
             id2label: The name of each class.
+            guided_channels: How many channels guidance takes, from the first; None is all. LightningDiT's published
+                figure guides 3 of 32.
+            latents_mean: Mean of the autoencoder's latents by channel, for an autoencoder whose own configuration has
+                no place for it, such as `AutoencoderDC`.
+            latents_std: Standard deviation, likewise.
+            do_normalize: Whether the autoencoder's images are in [-1, 1]; EDM2's are in [0, 1].
+            call_defaults: What a call does without `num_inference_steps`, `guidance_scale` or `guidance_interval`.
+
+        Raises:
+            ValueError: If `call_defaults` names anything else, or the statistics are not one number for each channel.
         """
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
         # JSON turns the keys into strings.
         labels = None if id2label is None else {int(key): name for key, name in id2label.items()}
-        self.register_to_config(id2label=labels)
-        self.image_processor = VaeImageProcessor(do_resize=False)
+        if unknown := sorted(set(call_defaults or {}) - set(CALL_DEFAULTS)):
+            raise ValueError(f"`call_defaults` must name some of {list(CALL_DEFAULTS)}, got {unknown}.")
+        self.register_to_config(
+            id2label=labels,
+            guided_channels=guided_channels,
+            latents_mean=None if latents_mean is None else list(latents_mean),
+            latents_std=None if latents_std is None else list(latents_std),
+            do_normalize=do_normalize,
+            call_defaults=call_defaults,
+        )
+        if vae is not None and latents_mean is not None and latents_std is not None:
+            if len(latents_mean) != len(latents_std):
+                raise ValueError(
+                    f"`latents_mean` and `latents_std` must be of one length, got {len(latents_mean)} and "
+                    f"{len(latents_std)}."
+                )
+            # With the autoencoder, so that training and drawing find them in one place; not among its weights, which
+            # may be cast, nor in its configuration, which would not load with them.
+            for name, value in (("latents_mean", latents_mean), ("latents_std", latents_std)):
+                setattr(vae, name, list(value))
+        self.image_processor = VaeImageProcessor(do_resize=False, do_normalize=do_normalize)
         self._guidance_scale = 1.0
         self._num_timesteps = 0
         self._interrupt = False
@@ -273,8 +325,8 @@ class UCGMPipeline(DiffusionPipeline):
     def __call__(
         self,
         class_labels: Any,
-        guidance_scale: float = 1.0,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
         num_inference_steps: int | None = None,
         timesteps: Sequence[float] | None = None,
         sigmas: Sequence[float] | None = None,
@@ -289,10 +341,13 @@ class UCGMPipeline(DiffusionPipeline):
 
         Args:
             class_labels: Ids, names, or a list of both; see `get_label_ids`.
-            guidance_scale: Classifier-free guidance above 1; the paper's own models need none.
+            guidance_scale: Classifier-free guidance: 1 (or 0) is none, below 1 leans towards the null class. None is
+                the pipeline's `call_defaults`, or else 1; the paper's own models need none.
             guidance_interval: Canonical times (0 is data, 1 is noise) within which guidance applies, ends included.
-                The meaning does not change for a network whose time runs the other way.
-            num_inference_steps: The budget of network calls; 40 where neither this nor times are given.
+                The meaning does not change for a network whose time runs the other way. None is the pipeline's
+                `call_defaults`, or else all times.
+            num_inference_steps: The budget of network calls; where neither this nor times are given, the pipeline's
+                `call_defaults`, or else 40.
             timesteps: The network's own times, in place of `num_inference_steps`.
             sigmas: Canonical times, in place of `num_inference_steps`.
             generator: Source of all noise; a list has one for each sample.
@@ -307,7 +362,13 @@ class UCGMPipeline(DiffusionPipeline):
             ValueError: If an argument is out of its range.
             RuntimeError: If the network's output is not finite.
         """
-        self._check_inputs(output_type, guidance_scale, guidance_interval, callback_on_step_end_tensor_inputs)
+        defaults = self.config.call_defaults or {}
+        if guidance_scale is None:
+            guidance_scale = float(defaults.get("guidance_scale", 1.0))
+        if guidance_interval is None:
+            guidance_interval = defaults.get("guidance_interval", (0.0, 1.0))
+        interval = tuple(cast(Sequence[float], guidance_interval))
+        self._check_inputs(output_type, guidance_scale, interval, callback_on_step_end_tensor_inputs)
         ids = self.get_label_ids(class_labels)
         self._guidance_scale, self._interrupt = guidance_scale, False
         device = self._execution_device
@@ -318,7 +379,7 @@ class UCGMPipeline(DiffusionPipeline):
         own_times = getattr(self.scheduler, "canonical_times", None)
         times = self.scheduler.timesteps if own_times is None else self.scheduler.timesteps[: len(own_times)]
         targets = self._target_times(len(times))
-        guided = self._guided_calls(guidance_scale, guidance_interval, len(times))
+        is_guided = self._guided_calls(guidance_scale, interval, len(times))
         takes = inspect.signature(self.scheduler.step).parameters
         extra = {"generator": generator} if "generator" in takes else {}
         self._num_timesteps = len(times)
@@ -328,10 +389,10 @@ class UCGMPipeline(DiffusionPipeline):
                 if self.interrupt:
                     continue
                 sample = self._scaled(x_t, t)
-                if guided[i]:
+                if is_guided[i]:
                     both = self._predict(torch.cat([sample, sample]), t, target, torch.cat([labels, null]))
                     conditional, unconditional = both.chunk(2)
-                    output = unconditional + guidance_scale * (conditional - unconditional)
+                    output = guided(conditional, unconditional, guidance_scale, self.config.guided_channels)
                 else:
                     output = self._predict(sample, t, target, labels)
                 calls += 1
@@ -352,14 +413,14 @@ class UCGMPipeline(DiffusionPipeline):
         return UCGMPipelineOutput(images, calls)
 
     def _check_inputs(
-        self, output_type: str, scale: float, interval: tuple[float, float], tensor_inputs: Sequence[str]
+        self, output_type: str, scale: float, interval: tuple[float, ...], tensor_inputs: Sequence[str]
     ) -> None:
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
         if not scale >= 0:
             raise ValueError(f"`guidance_scale` must not be negative, got {scale!r}.")
         if len(interval) != 2 or not 0.0 <= interval[0] <= interval[1] <= 1.0:
-            raise ValueError(f"`guidance_interval` must be two rising times in [0, 1], got {tuple(interval)}.")
+            raise ValueError(f"`guidance_interval` must be two rising times in [0, 1], got {interval}.")
         unknown = [name for name in tensor_inputs if name not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(
@@ -375,7 +436,7 @@ class UCGMPipeline(DiffusionPipeline):
     ) -> None:
         given = {name: value for name, value in (("timesteps", timesteps), ("sigmas", sigmas)) if value is not None}
         if not given and num_inference_steps is None:
-            num_inference_steps = 40
+            num_inference_steps = (self.config.call_defaults or {}).get("num_inference_steps", 40)
         accepted = inspect.signature(self.scheduler.set_timesteps).parameters
         for name in given:
             if name not in accepted:
@@ -394,11 +455,11 @@ class UCGMPipeline(DiffusionPipeline):
             )
         return [dict.fromkeys(asked, target) for target in self.scheduler.target_timesteps]
 
-    def _guided_calls(self, scale: float, interval: tuple[float, float], number: int) -> list[bool]:
+    def _guided_calls(self, scale: float, interval: tuple[float, ...], number: int) -> list[bool]:
         """Which calls are guided, decided on the host before the loop."""
-        if scale <= 1.0:
+        if scale in (0.0, 1.0):
             return [False] * number
-        if tuple(interval) == (0.0, 1.0):
+        if interval == (0.0, 1.0):
             return [True] * number
         # diffusers' own flow-matching schedulers have canonical times as sigmas.
         times = getattr(self.scheduler, "canonical_times", None) or self.scheduler.sigmas.tolist()[:number]
@@ -422,4 +483,7 @@ class UCGMPipeline(DiffusionPipeline):
         images = latents
         if self.vae is not None:
             images = self.vae.decode(denormalize_latents(self.vae, latents).to(self.vae.dtype), return_dict=False)[0]
+        if not self.config.do_normalize:
+            # diffusers clips only what it brings to [0, 1] itself.
+            images = images.clamp(0.0, 1.0)
         return self.image_processor.postprocess(images.float(), output_type=output_type)

@@ -25,6 +25,9 @@ class Preset:
         guidance_interval: Likewise, in canonical time. The paper gives bounds in the network's own time; for a
             reversed transport [a, b] stands here as (1 - b, 1 - a).
         model: The model and data that the settings were published for.
+        network: The reference's name of the network, None for a general recommendation.
+        autoencoder: The reference's name of the autoencoder.
+        image_size: Side of the pictures in pixels.
         fid: The published figure, None for a general recommendation.
         fid_before: The figure of the model's own sampler, with its network calls.
     """
@@ -36,6 +39,15 @@ class Preset:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     fid: float | None = None
     fid_before: str = ""
+    network: str | None = None
+    autoencoder: str | None = None
+    image_size: int | None = None
+
+    @property
+    def call(self) -> dict[str, Any]:
+        """The settings of a call of `UCGMPipeline`."""
+        guidance = {"guidance_scale": self.guidance_scale, "guidance_interval": self.guidance_interval}
+        return {"num_inference_steps": self.num_inference_steps, **guidance}
 
     @property
     def sampler(self) -> dict[str, Any]:
@@ -70,6 +82,34 @@ def _general(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in MODEL_SETTINGS}
 
 
+# What a published preset's model is, for 256 and 512 pixels.
+SIT_E2E = {"network": "SiT-XL/1", "autoencoder": "e2evavae_f16d32", "image_size": 256}
+SIT_SD = {"network": "SiT-XL/2", "autoencoder": "sdvae_ema_f8c4", "image_size": 256}
+LIGHTNINGDIT = {"network": "LightningDiT-XL/1", "autoencoder": "vavae_f16d32", "image_size": 256}
+TIT_256 = {"network": "TiT-XL/1", "autoencoder": "vavae_f16d32", "image_size": 256}
+TIT_512 = {"network": "TiT-XL/1", "autoencoder": "dcae_f32c32", "image_size": 512}
+DDT_256 = {"network": "DDT-XL/2", "autoencoder": "sdvae_ema_f8c4", "image_size": 256}
+DDT_512 = {**DDT_256, "image_size": 512}
+
+
+def _edm2(size: str, steps: int, kappa: float, fid: float, before: str) -> Preset:
+    network = f"EDM2-{size}"
+    return Preset(
+        _multi_step("edm", kappa),
+        steps,
+        f"{network}, ImageNet 512",
+        fid=fid,
+        fid_before=before,
+        network=network,
+        autoencoder="edm2_sdvae_f8c4",
+        image_size=512,
+    )
+
+
+def _tuned(settings: dict[str, Any], model: str, fid: float, **network: Any) -> Preset:
+    return Preset(settings, 2, model, fid=fid, **network)
+
+
 PRESETS: dict[str, Preset] = {
     "multi-step": Preset(_general(_multi_step("linear", 0.5)), 40, "any multi-step model"),
     "few-step": Preset(_general(_few_step(0.001, 0.5)), 2, "any few-step model (consistency ratio 1)"),
@@ -81,6 +121,7 @@ PRESETS: dict[str, Preset] = {
         (0.0, 0.76),
         1.06,
         "1.26 @ 250x2",
+        **SIT_E2E,
     ),
     "lightningdit-256": Preset(
         _multi_step("relinear", 0.5),
@@ -90,27 +131,53 @@ PRESETS: dict[str, Preset] = {
         (0.0, 0.875),
         1.21,
         "1.35 @ 250x2",
+        **LIGHTNINGDIT,
     ),
     "ddt-256": Preset(
-        _multi_step("relinear", 0.28), 50, "DDT-XL/2, SD-VAE, ImageNet 256", 2.0, (0.0, 0.7), 1.27, "1.26 @ 250x2"
+        _multi_step("relinear", 0.28),
+        50,
+        "DDT-XL/2, SD-VAE, ImageNet 256",
+        2.0,
+        (0.0, 0.7),
+        1.27,
+        "1.26 @ 250x2",
+        **DDT_256,
     ),
     "ddt-512": Preset(
-        _multi_step("relinear", 0.28), 150, "DDT-XL/2, SD-VAE, ImageNet 512", 3.0, (0.0, 0.7), 1.24, "1.28 @ 250x2"
+        _multi_step("relinear", 0.28),
+        150,
+        "DDT-XL/2, SD-VAE, ImageNet 512",
+        3.0,
+        (0.0, 0.7),
+        1.24,
+        "1.28 @ 250x2",
+        **DDT_512,
     ),
     "ddt-512-100": Preset(
-        _multi_step("relinear", 0.32), 100, "DDT-XL/2, SD-VAE, ImageNet 512", 3.0, (0.0, 0.7), 1.25, "1.28 @ 250x2"
+        _multi_step("relinear", 0.32),
+        100,
+        "DDT-XL/2, SD-VAE, ImageNet 512",
+        3.0,
+        (0.0, 0.7),
+        1.25,
+        "1.28 @ 250x2",
+        **DDT_512,
     ),
-    "edm2-s-512": Preset(_multi_step("edm", 0.4), 40, "EDM2-S, ImageNet 512", fid=2.53, fid_before="2.56 @ 63"),
-    "edm2-l-512": Preset(_multi_step("edm", 0.43), 50, "EDM2-L, ImageNet 512", fid=2.04, fid_before="2.06 @ 63"),
-    "edm2-xxl-512": Preset(_multi_step("edm", 0.42), 40, "EDM2-XXL, ImageNet 512", fid=1.88, fid_before="1.91 @ 63"),
-    "tit-256": Preset(_multi_step("linear", 0.5, UNIFORM), 30, "TiT-XL/1 (UCGM-T), VA-VAE, ImageNet 256", fid=1.21),
-    "tit-256-2-step": Preset(_few_step(0.001, 0.3), 2, "TiT-XL/1 (UCGM-T), VA-VAE, ImageNet 256", fid=1.42),
-    "tit-512": Preset(_multi_step("linear", 0.46), 40, "TiT-XL/1 (UCGM-T), DC-AE, ImageNet 512", fid=1.48),
-    "tit-512-2-step": Preset(_few_step(0.0, 0.6), 2, "TiT-XL/1 (UCGM-T), DC-AE, ImageNet 512", fid=1.75),
-    "lightningdit-256-2-step": Preset(_few_step(0.001, 0.6), 2, "LightningDiT tuned, ImageNet 256", fid=2.06),
-    "repa-256-2-step": Preset(_few_step(0.001, 0.6), 2, "REPA tuned, ImageNet 256", fid=1.95),
-    "repa-e-256-2-step": Preset(_few_step(0.001, 0.75), 2, "REPA-E tuned, ImageNet 256", fid=1.39),
-    "ddt-256-2-step": Preset(_few_step(0.001, 0.5), 2, "DDT tuned, ImageNet 256", fid=1.90),
+    "edm2-s-512": _edm2("S", 40, 0.4, 2.53, "2.56 @ 63"),
+    "edm2-l-512": _edm2("L", 50, 0.43, 2.04, "2.06 @ 63"),
+    "edm2-xxl-512": _edm2("XXL", 40, 0.42, 1.88, "1.91 @ 63"),
+    "tit-256": Preset(
+        _multi_step("linear", 0.5, UNIFORM), 30, "TiT-XL/1 (UCGM-T), VA-VAE, ImageNet 256", fid=1.21, **TIT_256
+    ),
+    "tit-256-2-step": _tuned(_few_step(0.001, 0.3), "TiT-XL/1 (UCGM-T), VA-VAE, ImageNet 256", 1.42, **TIT_256),
+    "tit-512": Preset(_multi_step("linear", 0.46), 40, "TiT-XL/1 (UCGM-T), DC-AE, ImageNet 512", fid=1.48, **TIT_512),
+    "tit-512-2-step": _tuned(_few_step(0.0, 0.6), "TiT-XL/1 (UCGM-T), DC-AE, ImageNet 512", 1.75, **TIT_512),
+    "lightningdit-256-2-step": _tuned(
+        _few_step(0.001, 0.6, "relinear"), "LightningDiT tuned, ImageNet 256", 2.06, **LIGHTNINGDIT
+    ),
+    "repa-256-2-step": _tuned(_few_step(0.001, 0.6), "REPA tuned, ImageNet 256", 1.95, **SIT_SD),
+    "repa-e-256-2-step": _tuned(_few_step(0.001, 0.75), "REPA-E tuned, ImageNet 256", 1.39, **SIT_E2E),
+    "ddt-256-2-step": _tuned(_few_step(0.001, 0.5, "relinear"), "DDT tuned, ImageNet 256", 1.90, **DDT_256),
 }
 
 

@@ -4,6 +4,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 
 import diffusers
+import networks
 import pytest
 import stock_pipelines
 import torch
@@ -11,7 +12,8 @@ from diffusers import DiTTransformer2DModel
 from diffusers.models.embeddings import LabelEmbedding
 from torch import nn
 
-from diffusers_ucgm import UCGMScheduler
+from diffusers_ucgm import UCGMPipeline, UCGMScheduler
+from diffusers_ucgm.conversion.networks import ARCHITECTURES, convert_network
 from diffusers_ucgm.training.adapters import DiTAdapter, FluxAdapter, SanaAdapter
 from diffusers_ucgm.training.denoisers import (
     ADAPTERS,
@@ -136,8 +138,35 @@ def unpacked(adapter, value, like):
     return found
 
 
+def own_pipeline(name):
+    network = convert_network(networks.golden(name).weights, **networks.SETTINGS[name])
+    transport = ARCHITECTURES[name].transport
+    return UCGMPipeline(network, None, UCGMScheduler(transport=transport, num_train_timesteps=1))
+
+
+@pytest.mark.parametrize("name", networks.NAMES)
+def test_the_papers_networks_are_called_as_their_pipeline_calls_them(name):
+    pipe = own_pipeline(name)
+    seen, step = [], pipe.scheduler.step
+
+    def record(model_output, timestep, sample, **arguments):
+        seen.append((model_output, timestep, sample))
+        return step(model_output, timestep, sample, **arguments)
+
+    pipe.scheduler.step = record
+    pipe([1, 3], num_inference_steps=3, output_type="latent", generator=torch.Generator().manual_seed(0))
+    family, adapter = family_of_scheduler(pipe.scheduler), adapter_for_pipeline(pipe)
+    for expected, timestep, sample in seen:
+        t = family.transport.model_time(family.time(timestep.double().reshape(1))).float().expand(2)
+        with torch.no_grad():
+            found = adapter(pipe.transformer, sample, t, class_labels=torch.tensor([1, 3]))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert len(seen) == 3
+
+
 def test_every_named_adapter_is_held_to_its_pipeline():
     held = {type(adapter_for_pipeline(stock_case(name).pipe)) for name in STOCK}
+    held |= {type(adapter_for_pipeline(own_pipeline(name))) for name in networks.NAMES}
     assert set(ADAPTERS.values()) <= held
 
 

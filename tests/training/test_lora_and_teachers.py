@@ -135,6 +135,19 @@ def test_lora_tuning_stores_the_base_once(tmp_path):
     assert base < with_lora <= 1.05 * base
 
 
+def test_the_adapter_of_a_base_in_half_precision_is_float32_and_learns_in_small_steps():
+    torch.manual_seed(0)
+    network = stock_pipelines.sd3().pipe.transformer.to(torch.bfloat16)
+    add_lora(network, 2)
+    trainable = [value for value in network.parameters() if value.requires_grad]
+    assert {value.dtype for value in trainable} == {torch.float32}
+    assert torch.bfloat16 in {value.dtype for value in network.parameters()}
+    before = trainable[0].detach().clone()
+    for value in trainable:
+        value.data.mul_(1.0 + 1e-5)
+    assert not torch.equal(trainable[0], before)
+
+
 def test_only_the_adapter_is_trained_and_checkpointed(tmp_path):
     case = stock_pipelines.sd3()
     network = case.pipe.transformer

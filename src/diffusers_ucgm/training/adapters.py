@@ -19,6 +19,7 @@ from .denoisers import NetworkAdapter, register_adapter
 
 __all__ = [
     "AuraFlowAdapter",
+    "ClassLabelAdapter",
     "CogVideoXAdapter",
     "DiTAdapter",
     "FluxAdapter",
@@ -55,6 +56,17 @@ class DiTAdapter(NetworkAdapter):
         for module in network.modules():
             if isinstance(module, LabelEmbedding):
                 module.dropout_prob = 0.0
+
+
+@register_adapter("UCGMTransformer2DModel", "EDM2UNet2DModel")
+class ClassLabelAdapter(NetworkAdapter):
+    """This package's networks: class labels, of which the one after the last is the null class."""
+
+    def __init__(self, network: nn.Module, *args: Any, **options: Any) -> None:
+        """Read the number of classes from the model's configuration."""
+        super().__init__(network, *args, **options)
+        if self._null_condition is None:
+            self._null_condition = {"class_labels": self.config["num_classes"]}
 
 
 @register_adapter("PixArtTransformer2DModel")

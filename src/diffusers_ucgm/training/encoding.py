@@ -87,6 +87,8 @@ def encode_pixels(pipe: DiffusionPipeline, pixels: Tensor, generator: torch.Gene
     takes_videos = any(isinstance(module, torch.nn.Conv3d) for module in vae.modules())
     if takes_videos and pixels.ndim == 4:
         pixels = pixels.unsqueeze(2)
+    if not getattr(getattr(pipe, "image_processor", None), "config", {}).get("do_normalize", True):
+        pixels = (pixels + 1.0) / 2.0
     encoded = vae.encode(pixels.to(vae.device, vae.dtype))
     z = encoded.latent_dist.sample(generator) if hasattr(encoded, "latent_dist") else encoded.latent
     return normalize_latents(vae, z.float())

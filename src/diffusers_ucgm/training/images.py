@@ -145,13 +145,17 @@ def prepare_image(
     image = image.convert(PNG_MODES[channels])
     scale = max(height / image.height, width / image.width)
     covering = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    # As the paper's latents were made: halved by averages while that leaves enough, and one bicubic step.
+    while min(image.width // covering[0], image.height // covering[1]) >= 2:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     if covering != image.size:
-        image = image.resize(covering, Image.Resampling.LANCZOS)
+        image = image.resize(covering, Image.Resampling.BICUBIC)
     spare = (covering[0] - width, covering[1] - height)
     # Three draws whatever is asked for, so that one choice does not change the others.
     draws = torch.rand(3, generator=generator).tolist()
-    parts = draws[:2] if crop == "random" else (0.5, 0.5)
-    left, top = (min(int(part * (space + 1)), space) for part, space in zip(parts, spare, strict=True))
+    left, top = (space // 2 for space in spare)
+    if crop == "random":
+        left, top = (min(int(draw * (space + 1)), space) for draw, space in zip(draws[:2], spare, strict=True))
     image = image.crop((left, top, left + width, top + height))
     if flip and draws[2] < 0.5:
         image = ImageOps.mirror(image)

@@ -1,0 +1,1 @@
+"""Published checkpoints of the paper into diffusers' form."""

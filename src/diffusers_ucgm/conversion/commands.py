@@ -1,0 +1,119 @@
+"""`ucgm convert`: options, the conversion, and what is printed."""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+
+from diffusers_ucgm.pipeline import UCGMPipeline
+from diffusers_ucgm.presets import PRESETS
+
+from .convert import TRAINING_FILE, convert_checkpoint, describe_checkpoint, recipe_from, save_recipe
+
+
+__all__ = ["COMMANDS"]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NETWORK_OPTIONS = {
+    "sample_size": "side of the latents, for DDT without a preset",
+    "num_attention_heads": "for a SiT of no published width",
+    "num_encoder_layers": "for a DDT of no published depth",
+    "attention_head_dim": "for an EDM2 with other heads than 64 wide",
+}
+
+
+def add_convert_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `ucgm convert`."""
+    published = [name for name, preset in PRESETS.items() if preset.network is not None]
+    parser.add_argument("--checkpoint", help="the network's file, or owner/repository/path/file.pt of the Hub")
+    parser.add_argument("--output", help="the folder to write")
+    parser.add_argument("--preset", choices=published, metavar="NAME", help="whose model it is, see `ucgm presets`")
+    parser.add_argument("--reference-config", help="the reference's YAML file, in place of a preset")
+    parser.add_argument("--vae", help="the autoencoder: original file, folder, or Hub repository; none draws latents")
+    parser.add_argument("--latent-statistics", help="file with mean and std of the latents")
+    parser.add_argument("--weights", choices=("ema", "model"), help="of a training checkpoint; ema where there is one")
+    parser.add_argument("--torch-dtype", choices=sorted(DTYPES), help="of the weights that are written")
+    parser.add_argument("--id2label", help="JSON file with the name of each class: a list, a mapping or a config.json")
+    for name, text in NETWORK_OPTIONS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=text)
+    parser.add_argument("--dry-run", action="store_true", help="print what goes where, write nothing")
+    parser.add_argument("--push-to-hub", metavar="REPOSITORY", help="where the converted pipeline is pushed to")
+
+
+def convert(args: argparse.Namespace) -> int:
+    """Convert a checkpoint, or only a file of settings."""
+    recipe = recipe_from(args.preset, args.reference_config)
+    if not args.dry_run and args.output is None:
+        raise ValueError("`--output` must name the folder to write, or `--dry-run` be given.")
+    if args.checkpoint is None:
+        if args.reference_config is None:
+            raise ValueError("`--checkpoint` must be given, or `--reference-config` alone for its settings.")
+        if args.dry_run:
+            print(recipe)
+            return 0
+        folder = save_recipe(recipe, args.output)
+        print(f"Settings: {folder}")
+        _print_call(recipe.call)
+        return 0
+    settings = {name: getattr(args, name) for name in NETWORK_OPTIONS}
+    checkpoint = _local(args.checkpoint)
+    if args.dry_run:
+        print(describe_checkpoint(checkpoint, recipe, weights=args.weights, **settings))
+        return 0
+    folder = convert_checkpoint(
+        checkpoint,
+        args.output,
+        recipe,
+        vae=args.vae if args.vae is None or Path(args.vae).exists() else _local(args.vae),
+        latent_statistics=None if args.latent_statistics is None else _local(args.latent_statistics),
+        weights=args.weights,
+        dtype=None if args.torch_dtype is None else DTYPES[args.torch_dtype],
+        id2label=None if args.id2label is None else read_id2label(args.id2label),
+        **settings,
+    )
+    print(f"Pipeline: {folder.resolve()}")
+    if args.vae is None:
+        print("  without an autoencoder: it draws latents, `output_type='latent'`")
+    _print_call(recipe.call)
+    if recipe.training:
+        print(f"  ucgm train --config {folder / TRAINING_FILE} --pipeline {folder} ...")
+    if args.push_to_hub:
+        UCGMPipeline.from_pretrained(folder).push_to_hub(args.push_to_hub)
+        print(f"Pushed: {args.push_to_hub}")
+    return 0
+
+
+def read_id2label(path: str | Path) -> dict[int, str]:
+    """Names of classes from a JSON file: a list, a mapping from ids, or a configuration with `id2label`.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    found = json.loads(Path(path).read_text())
+    if isinstance(found, dict) and isinstance(found.get("id2label"), dict):
+        found = found["id2label"]
+    if isinstance(found, list):
+        found = dict(enumerate(found))
+    try:
+        return {int(key): str(name) for key, name in found.items()}
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"`--id2label` must hold a name for each class id, got {str(path)!r}.") from error
+
+
+def _print_call(call: dict[str, object]) -> None:
+    if call:
+        print("  drawn with " + ", ".join(f"{name}={value}" for name, value in call.items()))
+
+
+def _local(name: str) -> str:
+    """A file on this machine, fetched from the Hub where `owner/repository/path/file` is not one."""
+    parts = name.split("/")
+    is_file_of_a_repository = len(parts) > 2 and "." in parts[-1] and not Path(name).is_absolute()
+    if Path(name).exists() or not is_file_of_a_repository:
+        return name
+    return hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]))
+
+
+COMMANDS = {"convert": (add_convert_options, convert)}

@@ -1,0 +1,199 @@
+"""From an original checkpoint, an autoencoder and a recipe to a saved `UCGMPipeline`."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from diffusers import AutoencoderKL
+
+from diffusers_ucgm.pipeline import UCGMPipeline
+from diffusers_ucgm.presets import get_preset
+from diffusers_ucgm.scheduler import UCGMScheduler
+
+from .autoencoders import AUTOENCODERS, load_autoencoder
+from .files import read_latent_statistics, read_state_dict
+from .key_maps import described
+from .networks import Architecture, convert_network, network_plan, published_settings
+from .reference import Recipe, read_reference_config
+
+
+__all__ = ["TRAINING_FILE", "convert_checkpoint", "describe_checkpoint", "recipe_from", "save_recipe"]
+
+# Beside a converted pipeline: what the reference trained or tuned it with, as `ucgm train --config` reads it.
+TRAINING_FILE = "training.yaml"
+
+
+def recipe_from(preset: str | None = None, reference_config: str | Path | None = None) -> Recipe:
+    """What is known of a model by the name of a published preset, or by a YAML file of the reference.
+
+    Raises:
+        ValueError: If both or a general preset are given, or the file is not known.
+    """
+    if preset is None:
+        return Recipe() if reference_config is None else read_reference_config(reference_config)
+    if reference_config is not None:
+        raise ValueError("`preset` must be left out with `reference_config`, which says the same.")
+    found = get_preset(preset)
+    if found.network is None:
+        raise ValueError(f"`preset` must be one of a published model, got {preset!r}, for {found.model}.")
+    return Recipe(
+        dict(found.scheduler),
+        found.call,
+        network=found.network,
+        autoencoder=found.autoencoder,
+        image_size=found.image_size,
+    )
+
+
+def describe_checkpoint(
+    checkpoint: str | Path, recipe: Recipe | None = None, *, weights: str | None = None, **settings: Any
+) -> str:
+    """What a conversion would do, as text: the configuration and where every tensor goes.
+
+    Raises:
+        ValueError: See `convert_checkpoint`.
+    """
+    state_dict = read_state_dict(checkpoint, weights)
+    settings = _network_settings(recipe or Recipe(), settings)
+    architecture, config, entries = network_plan(state_dict, **settings)
+    _check_network(architecture, recipe or Recipe())
+    head = {"_class_name": architecture.model.__name__, **config}
+    return f"{architecture.name}: {json.dumps(head, indent=2)}\n{described(entries, state_dict)}"
+
+
+def convert_checkpoint(
+    checkpoint: str | Path,
+    output: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    vae: str | Path | None = None,
+    latent_statistics: str | Path | None = None,
+    weights: str | None = None,
+    dtype: torch.dtype | None = None,
+    id2label: Mapping[int, str] | None = None,
+    **settings: Any,
+) -> Path:
+    """Write the pipeline of an original checkpoint, as `UCGMPipeline.from_pretrained` loads it.
+
+    Args:
+        checkpoint: The network's file, `.pt` or `.safetensors`.
+        output: The folder to write. It appears when it is complete.
+        recipe: What is known apart from the weights, see `recipe_from`; without one the network's own path and the
+            general multi-step settings.
+        vae: The autoencoder's original file, a folder of diffusers or a repository of the Hub; None writes a pipeline
+            without one, which draws latents.
+        latent_statistics: File with mean and standard deviation of the latents.
+        weights: "ema" or "model" of a training checkpoint; None takes "ema" where there is one.
+        dtype: Of all weights; None keeps them.
+        id2label: The name of each class.
+        settings: Entries of the network's configuration that its keys do not tell, see `network_plan`.
+
+    Raises:
+        FileExistsError: If the folder exists and is not empty.
+        ValueError: If a file is not what it should be, or the recipe is of another network.
+    """
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"`output` must be a new folder, got {str(output)!r}, which exists.")
+    recipe = recipe or Recipe()
+    known = AUTOENCODERS.get(recipe.autoencoder or "")
+    mean = std = None
+    if latent_statistics is not None:
+        mean, std = read_latent_statistics(latent_statistics)
+    elif known is not None and known.latents_mean is not None and known.latents_std is not None:
+        mean, std = list(known.latents_mean), list(known.latents_std)
+    elif known is not None and known.needs_statistics and vae is not None:
+        raise ValueError(
+            f"`latent_statistics` must be given for {recipe.autoencoder}, whose latents the model saw normalised. "
+            f"It is published as stat/{recipe.autoencoder}_{recipe.image_size}.pt beside the autoencoders."
+        )
+    state_dict = read_state_dict(checkpoint, weights)
+    settings = _network_settings(recipe, settings)
+    architecture = network_plan(state_dict, **settings)[0]
+    _check_network(architecture, recipe)
+    network = convert_network(state_dict, dtype, **settings)
+    channels = network.config.in_channels
+    if mean is not None and len(mean) not in (1, channels):
+        raise ValueError(f"`latent_statistics` must have {channels} channels, as the network does, got {len(mean)}.")
+    if mean is not None and std is not None:
+        mean, std = (value * channels if len(value) == 1 else value for value in (mean, std))
+    autoencoder = None
+    if vae is not None:
+        scaling_factor = recipe.scaling_factor
+        if scaling_factor is None and known is not None:
+            scaling_factor = known.scaling_factor
+        autoencoder = load_autoencoder(vae, dtype, mean=mean, std=std, scaling_factor=scaling_factor)
+    # `AutoencoderKL` keeps the statistics in its own configuration.
+    kept_here = autoencoder is not None and not isinstance(autoencoder, AutoencoderKL)
+    pipe = UCGMPipeline(
+        network,
+        autoencoder,
+        _scheduler(recipe, architecture),
+        id2label=dict(id2label) if id2label else None,
+        guided_channels=architecture.guided_channels,
+        latents_mean=mean if kept_here else None,
+        latents_std=std if kept_here else None,
+        do_normalize=known is None or known.do_normalize,
+        call_defaults=recipe.call or None,
+    )
+    temporary = output.with_name(f".{output.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    pipe.save_pretrained(temporary)
+    _save_training(recipe, temporary)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.exists():
+        output.rmdir()
+    temporary.rename(output)
+    return output
+
+
+def save_recipe(recipe: Recipe, output: str | Path) -> Path:
+    """Write what is known without a checkpoint: `scheduler/scheduler_config.json` and `training.yaml`.
+
+    Raises:
+        FileExistsError: If the folder exists and is not empty.
+    """
+    output = Path(output)
+    if output.exists() and any(output.iterdir()):
+        raise FileExistsError(f"`output` must be a new folder, got {str(output)!r}, which exists.")
+    UCGMScheduler(**recipe.scheduler).save_pretrained(output / "scheduler")
+    _save_training(recipe, output)
+    return output
+
+
+def _save_training(recipe: Recipe, folder: Path) -> None:
+    if recipe.training:
+        text = "# Settings of UCGMTrainingConfig; `train_batch_size` is the whole batch, for one process.\n"
+        (folder / TRAINING_FILE).write_text(text + yaml.safe_dump(recipe.training, sort_keys=False))
+
+
+def _scheduler(recipe: Recipe, architecture: Architecture) -> UCGMScheduler:
+    settings = recipe.scheduler or {**get_preset("multi-step").sampler, "num_train_timesteps": 1}
+    return UCGMScheduler(**{"transport": architecture.transport, **settings})
+
+
+def _network_settings(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+    settings = published_settings(recipe.network) if recipe.network else {}
+    autoencoder = AUTOENCODERS.get(recipe.autoencoder or "")
+    if autoencoder is not None and recipe.image_size is not None:
+        settings["sample_size"] = recipe.image_size // autoencoder.downsample
+    return {**settings, **{name: value for name, value in given.items() if value is not None}}
+
+
+def _check_network(architecture: Architecture, recipe: Recipe) -> None:
+    wanted = (recipe.network or architecture.name).split("-")[0].lower()
+    if wanted != architecture.name:
+        raise ValueError(
+            f"`checkpoint` must be of {recipe.network}, as the preset or the reference's file says, got "
+            f"{architecture.name}."
+        )
+    transport = recipe.scheduler.get("transport", architecture.transport)
+    if transport != architecture.transport:
+        raise ValueError(
+            f"`checkpoint` must be of a network with the transport {transport!r}, got {architecture.name}, which was "
+            f"published with {architecture.transport!r}."
+        )

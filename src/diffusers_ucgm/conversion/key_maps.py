@@ -1,0 +1,178 @@
+"""Key maps as data: which tensors of an original checkpoint make which of ours, and by what operation.
+
+A map is a list of `Entry`; the operations are few, and each knows the shapes that it expects, so that a checkpoint is
+checked as a whole, in its own key names, before anything is converted.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+__all__ = ["OPERATIONS", "Entry", "apply_map", "check_map", "described"]
+
+Shapes = list[tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Original tensors and what they become.
+
+    Attributes:
+        sources: Keys of the original.
+        targets: Keys of ours; none for a table that is computed anew and only checked.
+        operation: A name in `OPERATIONS`.
+        size: What the operation has to know: the width of a head, or the side of a patch.
+    """
+
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    operation: str = "same"
+    size: int = 0
+
+
+class Operation(NamedTuple):
+    """Tensors from tensors, and the shapes of the first from the shapes of the second.
+
+    Attributes:
+        convert: Targets from sources and the entry's size.
+        source_shapes: The other way round, for shapes.
+    """
+
+    convert: Callable[[list[Tensor], int], list[Tensor]]
+    source_shapes: Callable[[Shapes, int], Shapes]
+
+
+def _row_pairs_first(rows: Tensor, width: int) -> Tensor:
+    """Rows of every head with the odd pairs, which the grid's row turns, before the even ones."""
+    pairs = rows.unflatten(0, (-1, width // 2, 2))
+    return torch.cat([pairs[:, 1::2], pairs[:, 0::2]], dim=1).reshape(rows.shape)
+
+
+def _halves_swapped(tensor: Tensor) -> Tensor:
+    first, second = tensor.chunk(2)
+    return torch.cat([second, first])
+
+
+def _patch_rows_last(rows: Tensor, patch: int) -> Tensor:
+    """Rows from (channel, row, column) to (row, column, channel)."""
+    return rows.unflatten(0, (-1, patch, patch)).movedim(0, 2).reshape(rows.shape)
+
+
+def _turned_thirds(tensors: list[Tensor], width: int) -> list[Tensor]:
+    query, key, value = tensors[0].chunk(3)
+    return [_row_pairs_first(query, width), _row_pairs_first(key, width), value]
+
+
+def _tripled(shapes: Shapes, size: int) -> Shapes:
+    return [(3 * shapes[0][0], *shapes[0][1:])]
+
+
+def _as_convolution(shapes: Shapes, size: int) -> Shapes:
+    return [(*shape, 1, 1) for shape in shapes]
+
+
+OPERATIONS: dict[str, Operation] = {
+    "same": Operation(lambda tensors, size: tensors, lambda shapes, size: shapes),
+    # Query, key and value of one projection.
+    "thirds": Operation(lambda tensors, size: list(tensors[0].chunk(3)), _tripled),
+    # The same for DDT, whose rotation takes columns and rows in turn.
+    "thirds, row pairs first": Operation(_turned_thirds, _tripled),
+    "row pairs first": Operation(
+        lambda tensors, width: [_row_pairs_first(tensors[0], width)], lambda shapes, width: shapes
+    ),
+    # diffusers' SwiGLU has the gate second.
+    "gate last": Operation(lambda tensors, size: [_halves_swapped(tensors[0])], lambda shapes, size: shapes),
+    "stacked": Operation(
+        lambda tensors, size: [torch.cat(tensors)], lambda shapes, size: [(shapes[0][0] // 2, *shapes[0][1:])] * 2
+    ),
+    "patches": Operation(
+        lambda tensors, patch: [tensors[0].unflatten(1, (-1, patch, patch))],
+        lambda shapes, patch: [(shapes[0][0], shapes[0][1] * patch**2)],
+    ),
+    "channel last": Operation(
+        lambda tensors, patch: [_patch_rows_last(tensors[0], patch)], lambda shapes, patch: shapes
+    ),
+    # A 1x1 convolution as a linear layer, and its query, key and value, which alternate row by row.
+    "linear": Operation(lambda tensors, size: [tensors[0].flatten(1)], _as_convolution),
+    "every third": Operation(
+        lambda tensors, size: [tensors[0].flatten(1)[i::3].contiguous() for i in range(3)],
+        lambda shapes, size: _as_convolution(_tripled(shapes, size), size),
+    ),
+}
+
+
+def check_map(
+    entries: Sequence[Entry], state_dict: Mapping[str, Tensor], target_shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Check that a checkpoint has exactly the tensors of a map, in the shapes that give ours.
+
+    Args:
+        entries: The map.
+        state_dict: The checkpoint.
+        target_shapes: The shape of every tensor of ours.
+
+    Raises:
+        ValueError: If a key is missing, extra or misshapen; the message names all of them.
+    """
+    expected: dict[str, tuple[int, ...] | None] = {}
+    for entry in entries:
+        shapes: Shapes | list[None] = [None] * len(entry.sources)
+        if entry.targets:
+            shapes = OPERATIONS[entry.operation].source_shapes(
+                [target_shapes[key] for key in entry.targets], entry.size
+            )
+        expected.update(zip(entry.sources, shapes, strict=True))
+    missing = [key for key in expected if key not in state_dict]
+    extra = [key for key in state_dict if key not in expected]
+    misshapen = [
+        f"{key} {list(state_dict[key].shape)} in place of {list(shape)}"
+        for key, shape in expected.items()
+        if shape is not None and key in state_dict and tuple(state_dict[key].shape) != tuple(shape)
+    ]
+    problems = {"missing": missing, "not known": extra, "of another shape": misshapen}
+    if any(problems.values()):
+        found = "; ".join(f"{name}: {_some(keys)}" for name, keys in problems.items() if keys)
+        raise ValueError(
+            f"`checkpoint` must have the {len(expected)} tensors of this network, got {len(state_dict)} with {found}. "
+            "Check that the file is whole and the sizes that its keys do not tell are right."
+        )
+
+
+def apply_map(
+    entries: Iterable[Entry], state_dict: MutableMapping[str, Tensor], dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """Our tensors from a checkpoint's, which are taken out of it one by one so that they can be freed.
+
+    Args:
+        entries: The map, checked by `check_map`.
+        state_dict: The checkpoint; empty afterwards.
+        dtype: Of floating point tensors; None keeps them.
+    """
+    converted: dict[str, Tensor] = {}
+    for entry in entries:
+        sources = [state_dict.pop(key) for key in entry.sources]
+        if not entry.targets:
+            continue
+        results = OPERATIONS[entry.operation].convert(sources, entry.size)
+        for key, value in zip(entry.targets, results, strict=True):
+            converted[key] = value.to(dtype) if dtype is not None and value.is_floating_point() else value
+    return converted
+
+
+def described(entries: Iterable[Entry], state_dict: Mapping[str, Tensor]) -> str:
+    """The map as lines of text, with the shapes of a checkpoint."""
+    lines = []
+    for entry in entries:
+        sources = ", ".join(f"{key} {list(state_dict[key].shape)}" for key in entry.sources)
+        how = "" if entry.operation == "same" else f" ({entry.operation})"
+        lines.append(f"{sources} -> {', '.join(entry.targets) or 'computed anew'}{how}")
+    return "\n".join(lines)
+
+
+def _some(keys: Sequence[str], shown: int = 10) -> str:
+    rest = len(keys) - shown
+    return ", ".join(keys[:shown]) + (f" and {rest} more" if rest > 0 else "")

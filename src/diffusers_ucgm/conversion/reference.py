@@ -1,0 +1,168 @@
+"""The reference's YAML files in this package's terms: the one place that knows its spellings.
+
+What only says where files lie, or how the reference evaluates, is left out by name; anything else that is not known is
+an error.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+__all__ = ["Recipe", "read_reference_config"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is known about a model apart from its weights.
+
+    Attributes:
+        scheduler: Arguments of `UCGMScheduler`.
+        call: What a pipeline is called with: `num_inference_steps`, `guidance_scale`, `guidance_interval`.
+        training: Settings of `UCGMTrainingConfig`; empty where none are known.
+        network: The reference's name, such as "SiT-XL/1", or None.
+        autoencoder: A name in `AUTOENCODERS`, or None.
+        image_size: Side of the pictures in pixels, or None.
+        scaling_factor: The multiplier of normalised latents; None is the autoencoder's own.
+    """
+
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    call: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    network: str | None = None
+    autoencoder: str | None = None
+    image_size: int | None = None
+    scaling_factor: float | None = None
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _one_of(table: Mapping[Any, Any]) -> Callable[[Any], Any]:
+    def translated(value: Any) -> Any:
+        if value not in table:
+            raise ValueError(f"must be one of {list(table)}, got {value!r}")
+        return table[value]
+
+    return translated
+
+
+def _number(value: Any) -> float:
+    # YAML 1.1 reads 1e-4, without a dot, as text.
+    return float(value)
+
+
+def _checked_sampler(value: Any) -> None:
+    if value != "UNI":
+        raise ValueError(f"must be 'UNI', got {value!r}: other samplers of the reference are not the paper's")
+
+
+# Section and key of the reference -> part of the recipe, our name, how the value is read; no part is a mere check.
+SPELLINGS: dict[tuple[str, str], tuple[str | None, str, Callable[[Any], Any]]] = {
+    ("data", "image_size"): ("recipe", "image_size", int),
+    ("data", "latent_multiplier"): ("recipe", "scaling_factor", _number),
+    ("vae", "type"): ("recipe", "autoencoder", str),
+    ("model", "type"): ("recipe", "network", str),
+    ("transport", "type"): ("scheduler", "transport", lambda value: str(value).lower()),
+    ("sample", "type"): (None, "", _checked_sampler),
+    ("sample", "sampling_steps"): ("call", "num_inference_steps", int),
+    ("sample", "cfg_scale"): ("call", "guidance_scale", _number),
+    ("sample", "cfg_interval"): ("call", "guidance_interval", lambda value: tuple(map(float, value))),
+    ("sample", "stochast_ratio"): ("scheduler", "stochasticity", _as_it_is),
+    ("sample", "extrapol_ratio"): ("scheduler", "extrapolation_ratio", _number),
+    ("sample", "sampling_order"): ("scheduler", "solver_order", int),
+    ("sample", "time_dist_ctrl"): ("scheduler", "time_warp", tuple),
+    ("sample", "rfba_gap_steps"): ("scheduler", "time_gaps", tuple),
+    ("transport", "lab_drop_ratio"): ("training", "label_dropout", _number),
+    ("transport", "consistc_ratio"): ("training", "consistency_ratio", _number),
+    ("transport", "enhanced_ratio"): ("training", "enhancement_ratio", _number),
+    ("transport", "enhanced_range"): ("training", "enhancement_range", list),
+    ("transport", "scaled_cbl_eps"): ("training", "huber_c", _number),
+    ("transport", "ema_decay_rate"): ("training", "teacher_decay", _number),
+    ("transport", "time_dist_ctrl"): ("training", "time_distribution", list),
+    ("transport", "weight_funcion"): ("training", "cosine_weighting", _one_of({"Cosine": True, None: False})),
+    ("transport", "wt_cosine_loss"): ("training", "cosine_term", bool),
+    ("optimizer", "type"): ("training", "optimizer", _one_of({"AdamW": "adamw", "RAdam": "radam"})),
+    ("optimizer", "lr"): ("training", "learning_rate", _number),
+    ("optimizer", "weight_decay"): ("training", "adam_weight_decay", _number),
+    ("optimizer", "beta1"): ("training", "adam_beta1", _number),
+    ("optimizer", "beta2"): ("training", "adam_beta2", _number),
+    ("optimizer", "max_grad_norm"): ("training", "max_grad_norm", _number),
+    ("train", "max_steps"): ("training", "max_train_steps", int),
+    ("train", "global_batch_size"): ("training", "train_batch_size", int),
+    ("train", "global_seed"): ("training", "seed", int),
+    ("train", "log_every"): ("training", "logging_steps", int),
+    ("train", "ckpt_every"): ("training", "checkpointing_steps", int),
+    ("train", "ema_decay"): ("training", "ema_decay", _number),
+}
+LEFT_OUT = {
+    ("data", "data_path"),
+    ("data", "fid_reference_file"),
+    ("data", "num_classes"),
+    ("data", "num_workers"),
+    ("data", "latent_norm"),
+    ("vae", "downsample_ratio"),
+    ("model", "in_chans"),
+    ("train", "ckpt"),
+    ("train", "no_reopt"),
+    ("train", "no_reuni"),
+    ("train", "no_buffer"),
+    ("sample", "ckpt"),
+    ("sample", "per_batch_size"),
+    ("sample", "fid_sample_num"),
+}
+
+
+def read_reference_config(path: str | Path) -> Recipe:
+    """A YAML file of the reference as a recipe.
+
+    Bounds of a guidance interval, which the file gives in the network's own time, become canonical. Steps with
+    non-finite gradients are handled as the reference does, and gradients are not clipped where it does not.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If an entry is not known or has no such value; the message names section and key.
+    """
+    sections = yaml.safe_load(Path(path).read_text())
+    if not isinstance(sections, dict):
+        raise ValueError(f"`path` must hold sections of settings, got {type(sections).__name__} in {str(path)!r}.")
+    parts: dict[str, dict[str, Any]] = {"recipe": {}, "scheduler": {}, "call": {}, "training": {}}
+    for section, entries in sections.items():
+        if section == "output_dir":
+            continue
+        if not isinstance(entries, dict):
+            raise ValueError(f"`{section}` must be a section of settings, got {entries!r} in {str(path)!r}.")
+        for key, value in entries.items():
+            if (section, key) in LEFT_OUT:
+                continue
+            if (section, key) not in SPELLINGS:
+                raise ValueError(f"`{section}.{key}` must be an entry that the reference knows, in {str(path)!r}.")
+            part, name, read = SPELLINGS[section, key]
+            try:
+                value = read(value)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"`{section}.{key}` {error}, in {str(path)!r}.") from error
+            if part is not None:
+                parts[part][name] = value
+    scheduler, call, training = parts["scheduler"], parts["call"], parts["training"]
+    if scheduler:
+        # The reference's networks take its times as they are, and its second order is the published one.
+        scheduler["num_train_timesteps"] = 1
+        if scheduler.get("solver_order", 1) == 2:
+            scheduler["solver_type"] = "noise"
+    if call.get("guidance_scale", 1.0) <= 0.0:
+        call["guidance_scale"] = 1.0
+        call.pop("guidance_interval", None)
+    if "guidance_interval" in call and scheduler.get("transport") == "relinear":
+        start, stop = call["guidance_interval"]
+        call["guidance_interval"] = (1.0 - stop, 1.0 - start)
+    if "optimizer" in sections:
+        training = {"max_grad_norm": 0.0, "nonfinite_gradients": "zero", **training}
+    else:
+        # Files without an optimizer only sample, or name the length of a tuning run without its recipe.
+        training = {}
+    return Recipe(scheduler, call, training, **parts["recipe"])
