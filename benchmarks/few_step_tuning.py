@@ -34,14 +34,18 @@ FEW_STEP = {
     "time_gaps": (0.001, 0.5),
 }
 SETTINGS = Path(__file__).parents[1] / "examples" / "two-step.yaml"
-LORA = {"lora_rank": 64, "learning_rate": 5e-3}
+# All linear layers of a block: attention alone leaves 2 steps at 1.4 times the teacher.
+LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "norm1.linear"]
+LORA = {"lora_rank": 32, "learning_rate": 3e-3}
+LORA_EVERYWHERE = {**LORA, "lora_target_modules": LAYERS}
 # (row, share of the teacher's samples, batch size, settings)
 RUNS: list[tuple[str, float, int, dict[str, Any]]] = [
     ("all weights, 2%", 0.02, 64, {}),
     ("all weights, 2%, ratio 1 from the start", 0.02, 64, {"consistency_ratio": 1.0}),
-    ("LoRA of rank 64, 2%", 0.02, 64, LORA),
+    ("LoRA of rank 32 on attention, 2%", 0.02, 64, LORA),
+    ("LoRA of rank 32 on all layers, 2%", 0.02, 64, LORA_EVERYWHERE),
     ("all weights, 10%", 0.1, 128, {"ema_decay": 0.98}),
-    ("LoRA of rank 64, 10%", 0.1, 128, {**LORA, "ema_decay": 0.98}),
+    ("LoRA of rank 32 on all layers, 10%", 0.1, 128, {**LORA_EVERYWHERE, "ema_decay": 0.98}),
 ]
 
 

@@ -12,6 +12,7 @@ import yaml
 from diffusers import AutoencoderDC, AutoencoderKL
 from networks import NAMES, SETTINGS, TINY_DC, TOLERANCE, error, golden, original_dc, synthetic, tiny_dc
 from PIL import Image
+from safetensors.torch import save_file
 from test_pipeline import autoencoder
 
 from diffusers_ucgm import PRESETS, UCGMPipeline, UCGMTrainingConfig
@@ -124,8 +125,6 @@ def test_every_form_of_a_checkpoint_is_read(wrapped, tmp_path):
     other = {key: value + 1 for key, value in weights.items()}
     path, asked = tmp_path / "file.pt", None
     if wrapped == "safetensors":
-        from safetensors.torch import save_file
-
         path = tmp_path / "file.safetensors"
         save_file(weights, path)
     elif wrapped == "old format":
@@ -623,6 +622,35 @@ def test_files_that_only_sample_have_no_training_and_no_guidance_no_interval(tmp
 def test_unknown_entries_are_named(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         read(tmp_path, reference(**changes))
+
+
+def test_a_converted_model_is_checked_tuned_and_drawn_by_the_command_line(tmp_path, capsys):
+    checkpoint = checkpoint_with(tmp_path, 4, 8, "ddt")
+    vae = write(tmp_path / "vae.ckpt", golden("vae").weights)
+    (tmp_path / "reference.yaml").write_text(yaml.safe_dump(reference(train={"max_steps": 2, "ckpt_every": 2})))
+    recipe = read_reference_config(tmp_path / "reference.yaml")
+    recipe = type(recipe)({**recipe.scheduler, "transport": "relinear"}, recipe.call, recipe.training)
+    folder = convert_checkpoint(checkpoint, tmp_path / "pipeline", recipe, vae=vae, **SETTINGS["ddt"])
+    data = tmp_path / "data.safetensors"
+    save_file({"latents": torch.randn(8, 4, 8, 8), "class_labels": torch.arange(8)}, data)
+    settings = ["--data", data, "--config", folder / "training.yaml", "--train-batch-size", 4]
+    # Nothing is wrong but that random weights predict nothing.
+    assert main([*map(str, ["doctor", "--pipeline", folder, *settings])]) == 1
+    printed = capsys.readouterr().out
+    assert "predicting nothing" in printed
+    assert "1 errors" in printed
+    run = tmp_path / "run"
+    assert main([*map(str, ["train", "--pipeline", folder, *settings, "--output-dir", run])]) == 0
+    assert main([*map(str, ["train", "--model", run / "transformer", *settings, "--output-dir", run / "more"])]) == 0
+    config = run / "transformer" / "config.json"
+    assert main([*map(str, ["train", "--model", config, *settings, "--output-dir", run / "new"])]) == 0
+    picture = tmp_path / "picture.png"
+    assert main(["sample", "--model", str(run / "pipeline"), "--labels", "3", "--output", str(picture)]) == 0
+    assert np.asarray(Image.open(picture)).std() > 1
+    assert (
+        main([*map(str, ["train", "--pipeline", folder, "--data", data, "--config", folder / "training.yaml"])]) == 2
+    )
+    assert "`output_dir` must be given" in capsys.readouterr().err
 
 
 def test_settings_alone_are_written_and_read_by_what_they_are_for(tmp_path, capsys):

@@ -14,6 +14,9 @@ from accelerate.utils import parse_flag_from_env
 from diffusers.utils.import_utils import compare_versions
 from safetensors.torch import load_file, save_file
 
+from diffusers_ucgm.models.edm2_unet_2d import EDM2UNet2DModel
+from diffusers_ucgm.models.transformer_2d import UCGMTransformer2DModel
+
 from .cache import CachedLatents, cache_latents, finish_cache
 from .config import UCGMTrainingConfig
 from .data import LatentDataset
@@ -24,6 +27,9 @@ from .processes import check_launch
 
 
 __all__ = ["COMMANDS"]
+
+# `AutoModel` of diffusers finds its own classes alone.
+OWN_MODELS: dict[str, Any] = {each.__name__: each for each in (UCGMTransformer2DModel, EDM2UNet2DModel)}
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # diffusers 0.42 renamed the argument of `from_pretrained` and warns of the old name.
@@ -67,8 +73,8 @@ def _value(words: str | list[str]) -> Any:
         return yaml.safe_load(words) if words in ("true", "false", "null") else words
 
 
-def _config(args: argparse.Namespace) -> UCGMTrainingConfig:
-    given = {
+def _config(args: argparse.Namespace, **defaults: Any) -> UCGMTrainingConfig:
+    given = defaults | {
         name.removeprefix("setting_"): _value(value)
         for name, value in vars(args).items()
         if name.startswith("setting_") and value is not None
@@ -95,13 +101,18 @@ def _pipeline(name: str, dtype: torch.dtype) -> diffusers.DiffusionPipeline:
 
 def _network(name: str, dtype: torch.dtype) -> Any:
     path = Path(name)
-    if not path.is_file():
-        return diffusers.AutoModel.from_pretrained(name, **{DTYPE: dtype}, use_safetensors=True)
-    config = json.loads(path.read_text())
-    cls = getattr(diffusers, config.get("_class_name", "DiTTransformer2DModel"), None)
+    file = path / "config.json" if path.is_dir() else path
+    config = json.loads(file.read_text()) if file.is_file() else {}
+    class_name = config.get("_class_name", "DiTTransformer2DModel")
+    cls = OWN_MODELS.get(class_name) or getattr(diffusers, class_name, None)
     if cls is None:
-        raise ValueError(f"`--model` must name a class of diffusers, got {config['_class_name']!r} in {name!r}.")
-    return cls.from_config(config).to(dtype)
+        raise ValueError(
+            f"`--model` must name a class of diffusers or of {list(OWN_MODELS)}, got {class_name!r} in {name!r}."
+        )
+    if path.is_file():
+        return cls.from_config(config).to(dtype)
+    loader = OWN_MODELS.get(class_name, diffusers.AutoModel)
+    return loader.from_pretrained(name, **{DTYPE: dtype}, use_safetensors=True)
 
 
 def _data(name: str) -> tuple[Any, dict[str, torch.Tensor] | None]:
@@ -159,7 +170,7 @@ def doctor(args: argparse.Namespace) -> int:
     """Examine model, data and settings; 1 if something is wrong."""
     from .doctor import examine
 
-    config = _config(args)
+    config = _config(args, output_dir="run")  # where nothing is written
     dataset, null = _data(args.data)
     dtype = DTYPES[args.torch_dtype]
     if args.pipeline:

@@ -252,7 +252,8 @@ class UCGMTrainingConfig:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file names a setting that does not exist, or is not a mapping.
+            ValueError: If the file names a setting that does not exist or is not a mapping, or nothing names
+                `output_dir`.
         """
         path = Path(path)
         if path.suffix == ".json":
@@ -266,6 +267,8 @@ class UCGMTrainingConfig:
         types = get_type_hints(cls)
         if unknown := sorted(set(values) - {field.name for field in fields(cls)}):
             raise ValueError(f"`path` must name settings of UCGMTrainingConfig, got {unknown} in {str(path)!r}.")
+        if "output_dir" not in {**values, **overrides}:
+            raise ValueError(f"`output_dir` must be given, in {str(path)!r} or beside it (`--output-dir`).")
         # YAML 1.1 reads 1e-4, without a dot, as text.
         values = {name: float(v) if types[name] is float and isinstance(v, str) else v for name, v in values.items()}
         return cls(**{**values, **overrides})
