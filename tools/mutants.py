@@ -37,6 +37,7 @@ class Mutant:
 SCHEDULER_TESTS = ("tests/test_scheduler.py", "tests/test_scheduler_contract.py")
 FAMILY_TESTS = ("tests/test_families.py", "tests/test_stock_configs.py")
 LOSS_TESTS = ("tests/test_loss.py",)
+CONVERSION_TESTS = ("tests/test_conversion.py",)
 TRAINER_TESTS = ("tests/training",)
 PIPELINE_TESTS = ("tests/test_pipeline.py", "tests/test_pipeline_loading.py")
 
@@ -622,6 +623,91 @@ MUTANTS = [
         " and index != self._answered:",
         ":",
         FAMILY_TESTS,
+    ),
+    # The paper's networks
+    Mutant(
+        "SwiGLU's gate first",
+        "conversion/networks.py",
+        'before, operation="gate last")',
+        "before)",
+        CONVERSION_TESTS,
+    ),
+    Mutant(
+        "DDT's pairs by column first",
+        "conversion/key_maps.py",
+        "torch.cat([pairs[:, 1::2], pairs[:, 0::2]], dim=1)",
+        "torch.cat([pairs[:, 0::2], pairs[:, 1::2]], dim=1)",
+        CONVERSION_TESTS,
+    ),
+    Mutant(
+        "all channels of LightningDiT guided",
+        "conversion/networks.py",
+        "            guided_channels=3,\n",
+        "",
+        CONVERSION_TESTS,
+    ),
+    Mutant(
+        "time frequencies off by one in the divisor",
+        "models/transformer_2d.py",
+        "downscale_freq_shift=0,",
+        "downscale_freq_shift=1,",
+        CONVERSION_TESTS,
+    ),
+    Mutant(
+        "DDT's label added again in the decoder",
+        "models/transformer_2d.py",
+        "condition = F.silu(time + encoded)",
+        "condition = F.silu(time + self.class_embedder(class_labels)[:, None] + encoded)",
+        CONVERSION_TESTS,
+    ),
+    Mutant(
+        "EDM2's left-out class scales the time",
+        "models/edm2_unet_2d.py",
+        "torch.where(left_out[:, None], embedding, _mixed(embedding, label, CLASS_SHARE))",
+        "torch.where(left_out[:, None], embedding * 0.5**0.5, _mixed(embedding, label, CLASS_SHARE))",
+        ("tests/test_models.py", "tests/test_conversion.py"),
+    ),
+    Mutant(
+        "EDM2's epsilon inside the root",
+        "models/edm2_unet_2d.py",
+        "magnitude = v.float().square().mean(dims, keepdim=True).sqrt() + EPSILON",
+        "magnitude = (v.float().square().mean(dims, keepdim=True) + EPSILON).sqrt()",
+        CONVERSION_TESTS,
+    ),
+    Mutant(
+        "the rest of a checkpoint is passed over",
+        "conversion/key_maps.py",
+        "extra = [key for key in state_dict if key not in expected]",
+        "extra = []",
+        CONVERSION_TESTS,
+    ),
+    Mutant(
+        "guidance interval of a reversed network as it stands",
+        "conversion/reference.py",
+        "(1.0 - stop, 1.0 - start)",
+        "(start, stop)",
+        CONVERSION_TESTS,
+    ),
+    Mutant(
+        "EDM2's pictures read as [-1, 1]",
+        "conversion/convert.py",
+        "do_normalize=known is None or known.do_normalize,",
+        "do_normalize=True,",
+        CONVERSION_TESTS,
+    ),
+    Mutant(
+        "averaged weights passed over",
+        "conversion/files.py",
+        'GROUPS = ("ema", "model", "state_dict")',
+        'GROUPS = ("model", "ema", "state_dict")',
+        CONVERSION_TESTS,
+    ),
+    Mutant(
+        "VA-VAE's decoder levels counted from the lowest",
+        "conversion/autoencoders.py",
+        'f"decoder.up.{levels - 1 - int(match[1])}"',
+        'f"decoder.up.{int(match[1])}"',
+        CONVERSION_TESTS,
     ),
 ]
 
