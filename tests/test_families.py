@@ -130,7 +130,7 @@ def test_snr_shift_is_cogvideox_own():
 @pytest.mark.parametrize("clip", [False, True])
 def test_discrete_beta_models_are_sampled_as_by_ddim(prediction_type, settings, clip):
     stock = DDIMScheduler(**{**settings, "prediction_type": prediction_type, "clip_sample": clip})
-    ours = UCGMScheduler.from_config(stock.config, extrapolation_ratio=0.0)
+    ours = UCGMScheduler.from_config(stock.config, solver_order=1, extrapolation_ratio=0.0)
     expected = run(stock, steps=10)
     torch.testing.assert_close(run(ours, stock.timesteps), expected, rtol=0, atol=1e-4)
 
@@ -139,7 +139,7 @@ def test_cogvideox_does_not_clip_whatever_its_config_says():
     stock = CogVideoXDDIMScheduler(timestep_spacing="trailing")
     assert stock.config.clip_sample
     for config in (stock.config, {**stock.config, "_class_name": "CogVideoXDDIMScheduler"}):
-        ours = UCGMScheduler.from_config(config, extrapolation_ratio=0.0)
+        ours = UCGMScheduler.from_config(config, solver_order=1, extrapolation_ratio=0.0)
         expected = run(stock, steps=10)
         assert expected.abs().max() > 1
         torch.testing.assert_close(run(ours, stock.timesteps), expected, rtol=0, atol=1e-4)
@@ -149,23 +149,25 @@ def test_cogvideox_does_not_clip_whatever_its_config_says():
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_chains_that_end_at_their_first_step_are_sampled_as_by_ddim(prediction_type):
     stock = DDIMScheduler(set_alpha_to_one=False, clip_sample=False, prediction_type=prediction_type, **CHAINS[1])
-    ours = UCGMScheduler.from_config(stock.config, extrapolation_ratio=0.0)
+    ours = UCGMScheduler.from_config(stock.config, solver_order=1, extrapolation_ratio=0.0)
     expected = run(stock, steps=10)
     torch.testing.assert_close(run(ours, stock.timesteps), expected, rtol=0, atol=1e-4)
-    to_the_data = UCGMScheduler.from_config(stock.config, extrapolation_ratio=0.0, ends_at_first_step=False)
+    to_the_data = UCGMScheduler.from_config(
+        stock.config, solver_order=1, extrapolation_ratio=0.0, ends_at_first_step=False
+    )
     assert (run(to_the_data, stock.timesteps) - expected).abs().max() > 0.01
 
 
 def test_models_in_sigma_space_may_end_at_their_least_level():
     stock = EDMEulerScheduler(final_sigmas_type="sigma_min", sigma_min=0.05)
-    ours = UCGMScheduler.from_config(stock.config, extrapolation_ratio=0.0)
+    ours = UCGMScheduler.from_config(stock.config, solver_order=1, extrapolation_ratio=0.0)
     expected = run(stock, steps=8)
     torch.testing.assert_close(run(ours, stock.timesteps), expected, rtol=0, atol=2e-4)
 
 
 def test_dynamic_thresholding_is_ddims():
     stock = DDIMScheduler(clip_sample=False, thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1.5)
-    ours = UCGMScheduler.from_config(stock.config, extrapolation_ratio=0.0)
+    ours = UCGMScheduler.from_config(stock.config, solver_order=1, extrapolation_ratio=0.0)
     expected = run(stock, steps=10)
     torch.testing.assert_close(run(ours, stock.timesteps), expected, rtol=0, atol=1e-4)
 
@@ -178,7 +180,7 @@ def test_clipped_estimates_stay_clipped_at_second_order_and_with_extrapolation()
 
 def test_chains_that_end_in_pure_noise_are_sampled_as_by_ddim_from_their_last_step():
     stock = DDIMScheduler(**CHAINS[4], clip_sample=False, timestep_spacing="trailing")
-    ours = UCGMScheduler.from_config(stock.config, extrapolation_ratio=0.0)
+    ours = UCGMScheduler.from_config(stock.config, solver_order=1, extrapolation_ratio=0.0)
     expected = run(stock, steps=10)
     assert stock.timesteps[0] == 999
     torch.testing.assert_close(run(ours, stock.timesteps), expected, rtol=0, atol=1e-4)
@@ -188,7 +190,7 @@ def test_chains_that_end_in_pure_noise_are_sampled_as_by_ddim_from_their_last_st
 @pytest.mark.parametrize("sigma_schedule", ["karras", "exponential"])
 def test_models_in_sigma_space_are_sampled_as_by_edm_euler(prediction_type, sigma_schedule):
     stock = EDMEulerScheduler(prediction_type=prediction_type, sigma_schedule=sigma_schedule)
-    ours = UCGMScheduler.from_config(stock.config, extrapolation_ratio=0.0)
+    ours = UCGMScheduler.from_config(stock.config, solver_order=1, extrapolation_ratio=0.0)
     expected = run(stock, steps=8)
     torch.testing.assert_close(run(ours, stock.timesteps), expected, rtol=0, atol=2e-4)
     torch.testing.assert_close(run(ours, sigmas=stock.sigmas[:-1]), expected, rtol=0, atol=2e-4)
@@ -204,7 +206,7 @@ def test_continuous_euler_models_are_in_sigma_space():
         sigma_max=700.0,
         timestep_spacing="leading",
     )
-    ours = UCGMScheduler.from_config(stock.config, extrapolation_ratio=0.0)
+    ours = UCGMScheduler.from_config(stock.config, solver_order=1, extrapolation_ratio=0.0)
     expected = run(stock, steps=8)
     torch.testing.assert_close(run(ours, stock.timesteps), expected, rtol=0, atol=1e-3)
     # Its own grid is that of Karras too, but for the warp and the gaps.
@@ -216,7 +218,7 @@ def test_continuous_euler_models_are_in_sigma_space():
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_models_with_eulers_samples_are_sampled_as_by_euler(prediction_type):
     stock = EulerDiscreteScheduler(prediction_type=prediction_type, timestep_spacing="leading", **CHAINS[1])
-    ours = UCGMScheduler.from_config(stock.config, extrapolation_ratio=0.0)
+    ours = UCGMScheduler.from_config(stock.config, solver_order=1, extrapolation_ratio=0.0)
     x, z = torch.randn(2, 1, 3)
     expected = run(stock, steps=10)
     torch.testing.assert_close(run(ours, stock.timesteps), expected, rtol=0, atol=1e-4)
@@ -341,7 +343,7 @@ def test_given_sigmas_are_spaced_as_by_flow_match_euler(settings):
 
 def test_inverted_sigmas_turn_time_and_velocity_round():
     stock = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
-    ours = UCGMScheduler.from_config(stock.config, extrapolation_ratio=0.0)
+    ours = UCGMScheduler.from_config(stock.config, solver_order=1, extrapolation_ratio=0.0)
     expected = run(stock, sigmas=[1.0, 0.75, 0.5, 0.25])
     torch.testing.assert_close(run(ours, sigmas=[1.0, 0.75, 0.5, 0.25]), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(ours.timesteps, stock.timesteps)
@@ -433,7 +435,7 @@ def test_second_order_runs_begin_after_the_correction():
 
 def test_guided_data_estimates_replace_the_networks_output():
     stock = EDMEulerScheduler()
-    ours = UCGMScheduler.from_config(stock.config, extrapolation_ratio=0.0)
+    ours = UCGMScheduler.from_config(stock.config, solver_order=1, extrapolation_ratio=0.0)
     stock.set_timesteps(5)
     times = stock.timesteps
     results = []
@@ -453,7 +455,7 @@ def test_guided_data_estimates_replace_the_networks_output():
 def test_a_call_made_again_gives_the_step_without_extrapolation():
     stock = EDMEulerScheduler()
     again = UCGMScheduler.from_config(stock.config, extrapolation_ratio=0.5)
-    plain = UCGMScheduler.from_config(stock.config, extrapolation_ratio=0.0)
+    plain = UCGMScheduler.from_config(stock.config, solver_order=1, extrapolation_ratio=0.0)
     samples = {}
     for scheduler in (again, plain):
         scheduler.set_timesteps(6)
@@ -523,7 +525,7 @@ def test_defaults_of_a_family_halve_the_error_of_its_first_order_solver(stock):
             sample = scheduler.step(output, t, sample, return_dict=False)[0].double()
         return sample
 
-    fine = {"solver_order": 2, "extrapolation_ratio": 0.0, "time_gaps": (0.0005, 0.0005)}
+    fine = {"solver_type": "velocity", "extrapolation_ratio": 0.0, "time_gaps": (0.0005, 0.0005)}
     end = solution(UCGMScheduler.from_config(stock.config, **fine), 1000)
     ours, theirs = (
         (solution(scheduler, 20) - end).square().mean(dim=1).sqrt().median()

@@ -19,6 +19,7 @@ CASES = json.loads((GOLDENS / "sampler.json").read_text())
 VALUES = load_file(GOLDENS / "sampler.safetensors")
 TOY = load_file(GOLDENS / "toy_model.safetensors")
 PLAIN = {"extrapolation_ratio": 0.0, "time_warp": (1.0, 1.0, 1.0), "num_train_timesteps": 1}
+MULTISTEP = {"solver_order": 2, "solver_type": "multistep", "extrapolation_ratio": "auto"}
 GAUSSIAN = GaussianMixture(torch.tensor([[0.7]], dtype=torch.float64), torch.tensor([0.3], dtype=torch.float64))
 MIXTURE = GaussianMixture(
     torch.tensor([[-1.0, 0.5], [1.0, -0.5]], dtype=torch.float64),
@@ -188,7 +189,7 @@ def test_last_call_gives_the_data_estimate_without_extrapolation():
 def test_linear_path_equals_flow_match_euler():
     for shift in (1.0, 3.0):
         stock = FlowMatchEulerDiscreteScheduler(shift=shift)
-        ours = UCGMScheduler.from_config(stock.config, extrapolation_ratio=0.0)
+        ours = UCGMScheduler.from_config(stock.config, solver_order=1, extrapolation_ratio=0.0)
         assert ours.config.shift == shift
         sigmas = np.linspace(1.0, 0.1, 10)
         stock.set_timesteps(sigmas=sigmas)
@@ -408,7 +409,8 @@ class NoSyncNoDouble(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"solver_order": 2}, {"solver_order": 2, "solver_type": "data"}, {"stochasticity": "auto"}]
+    "settings",
+    [{}, {"solver_order": 2}, {"solver_order": 2, "solver_type": "data"}, {"stochasticity": "auto"}, MULTISTEP],
 )
 def test_step_neither_waits_for_the_device_nor_makes_float64(settings):
     scheduler = made(7, **settings)
@@ -420,13 +422,16 @@ def test_step_neither_waits_for_the_device_nor_makes_float64(settings):
     assert bool(torch.isfinite(sample).all())
 
 
-@pytest.mark.parametrize(("settings", "most"), [({"extrapolation_ratio": 0.0}, 0), ({}, 1), ({"solver_order": 2}, 2)])
+@pytest.mark.parametrize(
+    ("settings", "most"), [({"extrapolation_ratio": 0.0}, 0), ({}, 1), ({"solver_order": 2}, 2), (MULTISTEP, 2)]
+)
 def test_state_between_steps_is_small_and_gone_at_the_end(settings, most):
     scheduler = made(11, **settings)
     sample, held = noise(2, 3, dtype=torch.float32), []
     for t in scheduler.timesteps:
         sample = scheduler.step(sample * 0.1, t, sample).prev_sample
-        stored = [value for value in vars(scheduler).values() if isinstance(value, torch.Tensor)]
+        state = [*vars(scheduler).values(), *scheduler._history]
+        stored = [value for value in state if isinstance(value, torch.Tensor)]
         held.append(sum(value.shape == sample.shape for value in stored))
     assert max(held) == most
     assert held[-1] == 0

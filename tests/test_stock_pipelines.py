@@ -98,7 +98,7 @@ def test_first_order_without_extrapolation_gives_the_stock_pictures(build):
     case.pipe.scheduler = peer(case.pipe.scheduler, case.pipe.scheduler.config)
     expected = case(4)
     times = case.pipe.scheduler.timesteps
-    ours = UCGMScheduler.from_config(case.pipe.scheduler.config, extrapolation_ratio=0.0)
+    ours = UCGMScheduler.from_config(case.pipe.scheduler.config, solver_order=1, extrapolation_ratio=0.0)
     make = ours.set_timesteps
 
     @functools.wraps(make)

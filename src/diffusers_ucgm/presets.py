@@ -58,6 +58,7 @@ class Preset:
 def _multi_step(transport: str, kappa: float, warp: tuple[float, ...] = WARP, stop: float = 0.001) -> dict[str, Any]:
     return {
         "transport": transport,
+        "solver_order": 1,
         "extrapolation_ratio": kappa,
         "stochasticity": 0.0,
         "time_warp": warp,
@@ -69,6 +70,7 @@ def _multi_step(transport: str, kappa: float, warp: tuple[float, ...] = WARP, st
 def _few_step(start: float, stop: float, transport: str = "linear") -> dict[str, Any]:
     return {
         "transport": transport,
+        "solver_order": 1,
         "extrapolation_ratio": 0.0,
         "stochasticity": 1.0,
         "time_warp": UNIFORM,

@@ -24,13 +24,14 @@ from .transports import Transport
 
 __all__ = ["UCGMScheduler", "UCGMSchedulerOutput"]
 
-SOLVER_TYPES = ("velocity", "data", "noise")
+SOLVER_TYPES = ("velocity", "data", "noise", "multistep")
 # Settings of the sampler alone. `solver_order` and `solver_type` mean something else to diffusers' multistep solvers.
 OWN_SETTINGS = (
     "transport",
     "solver_order",
     "solver_type",
     "extrapolation_ratio",
+    "extrapolation_order",
     "stochasticity",
     "time_warp",
     "time_gaps",
@@ -81,7 +82,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         prediction_type: str | None = None,
         solver_order: int = 1,
         solver_type: str = "velocity",
-        extrapolation_ratio: float = 0.5,
+        extrapolation_ratio: float | str = 0.5,
         stochasticity: float | str = 0.0,
         time_warp: Sequence[float] = (1.17, 0.8, 1.1),
         time_gaps: Sequence[float] = (0.001, 0.001),
@@ -114,6 +115,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         ends_at_first_step: bool = False,
         original_inference_steps: int | None = None,
         round_timesteps: bool = False,
+        extrapolation_order: int = 2,
     ) -> None:
         """Check the settings.
 
@@ -124,11 +126,13 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
                 from `beta_*`), "sigma_space" (EDM's preconditioning, from `sigma_*`) or "scm" (sCM).
             prediction_type: Replaces the transport's own prediction by one of `PREDICTIONS`. For "sigma_space"
                 "epsilon" or "v_prediction", with EDM's meaning; for "scm" there is only "trigflow".
-            solver_order: 1, or 2 for a correction by a second network call.
+            solver_order: 1, or 2 for a correction of every step.
             solver_type: How order 2 corrects: "velocity" (trapezoid rule of `dx = x_hat dgamma + z_hat dalpha`, Heun's
                 method on the linear path), "data" (exact in the noise, averages `x_hat`) or "noise" (as published,
-                averages `z_hat`; it divides by gamma(t) and is wild at few steps).
-            extrapolation_ratio: kappa, from 0; 0.2 to 0.6 for multi-step models, 0 for few-step models.
+                averages `z_hat`; it divides by gamma(t) and is wild at few steps), each by a second network call, or
+                "multistep" (exact in the noise, `x_hat` on a line) by the call that the next step makes anyway.
+            extrapolation_ratio: kappa, from 0; 0.2 to 0.6 for multi-step models, 0 for few-step models. "auto" takes
+                each step's from the grid, so that the method is of order `extrapolation_order` on any grid and path.
             stochasticity: rho, the share of fresh noise in [0, 1], or "auto" to follow the size of each step.
             time_warp: `(a, b, c)` of the grid, see `time_grid`.
             time_gaps: `(g0, g1)` of the grid, see `time_grid`.
@@ -166,6 +170,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
                 grid of a discrete-beta model is bound.
             round_timesteps: Whether the grid is moved to whole times of the network, which `timesteps` then has as
                 integers. Times that the caller gives stay as they are.
+            extrapolation_order: Order of `extrapolation_ratio="auto"`, 2 or 3; without effect otherwise.
 
         Raises:
             ValueError: If a setting is out of its range, or settings contradict each other.
@@ -176,11 +181,22 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"`solver_order` must be 1 or 2, got {solver_order!r}.")
         if solver_type not in SOLVER_TYPES:
             raise ValueError(f"`solver_type` must be one of {sorted(SOLVER_TYPES)}, got {solver_type!r}.")
-        if not (isinstance(extrapolation_ratio, int | float) and 0.0 <= extrapolation_ratio < math.inf):
-            raise ValueError(f"`extrapolation_ratio` must be a number from 0 up, got {extrapolation_ratio!r}.")
+        if extrapolation_ratio != "auto" and not (
+            isinstance(extrapolation_ratio, int | float) and 0.0 <= extrapolation_ratio < math.inf
+        ):
+            raise ValueError(
+                f"`extrapolation_ratio` must be a number from 0 up or 'auto', got {extrapolation_ratio!r}."
+            )
+        if extrapolation_order not in (2, 3):
+            raise ValueError(f"`extrapolation_order` must be 2 or 3, got {extrapolation_order!r}.")
         if stochasticity != "auto" and not (isinstance(stochasticity, int | float) and 0.0 <= stochasticity <= 1.0):
             raise ValueError(f"`stochasticity` must be a number in [0, 1] or 'auto', got {stochasticity!r}.")
         if solver_order == 2 and solver_type == "noise":
+            if extrapolation_ratio == "auto":
+                raise ValueError(
+                    "`solver_type='noise'` must go with an `extrapolation_ratio` that is a number, as published, got "
+                    "'auto'. Use `solver_type='velocity'`."
+                )
             if time_gaps[0] == 0:
                 raise ValueError(
                     "`solver_type='noise'` divides by gamma(t), which is 0 at the noise end, got `time_gaps[0]=0`. "
@@ -294,7 +310,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
     def canonical_times(self) -> list[float]:
         """The canonical time of every network call, from noise (1) to data (0)."""
         t = torch.tensor([point.t for point in self._points], dtype=torch.float64)
-        return (_repeated(t) if self.config.solver_order == 2 else t).tolist()
+        return (_repeated(t) if self._solver.repeats else t).tolist()
 
     @property
     def target_timesteps(self) -> Tensor:
@@ -367,7 +383,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         elif num_inference_steps is None or num_inference_steps < 1:
             raise ValueError(f"`num_inference_steps` must be at least 1, got {num_inference_steps!r}.")
         else:
-            num_points = (num_inference_steps + 1) // 2 if self.config.solver_order == 2 else num_inference_steps
+            num_points = (num_inference_steps + 1) // 2 if self._solver.repeats else num_inference_steps
             t = grid_of_steps(num_points, spacing, family, mu, ladder, 1.0 if strength is None else strength)
             t, told = as_told(spacing.rounded(t, family) if self.config.round_timesteps else t, family)
         self._points = [Point.at(family, value) for value in t.tolist()]
@@ -376,7 +392,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
                 f"`solver_type='noise'` divides by gamma(t), which is 0 at the first time, got t = {t[0]}. Start "
                 "below 1, or use `solver_type='velocity'`."
             )
-        if self.config.solver_order == 2:
+        if self._solver.repeats:
             told, t = _repeated(told), _repeated(t)
         if self.config.round_timesteps and bool((told % 1 == 0).all()):
             told = told.long()
@@ -474,8 +490,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         if torch.promote_types(model_output.dtype, x.dtype) != x.dtype:
             model_output = model_output.to(x.dtype)
         if pred_original_sample is not None:
-            of_sample, of_output, _ = self._calls[index].x_hat
-            model_output = (pred_original_sample.to(x.dtype) - of_sample * x) / of_output
+            model_output = self._calls[index].x_hat.output_for(x, pred_original_sample.to(x.dtype))
         if per_token_timesteps is not None:
             result, x_hat = self._step_of_tokens(x, model_output, per_token_timesteps)
             self._step_index = index + 1
@@ -487,23 +502,24 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
                 self.transport, index, x, model_output, lambda: self._noise(x.float(), generator)
             )
         else:
-            result = call.result(x, model_output, change)
-            # A call that is made again cannot extrapolate: what came before it has given way to its first answer.
-            if call.kappa and self._history is not None and index != self._answered:
-                result.lerp_(self._history, -call.kappa)
+            # A call that is made again cannot look back: what came before it has given way to its first answer.
+            knows_past = index != self._answered
+            if call.mends and self._base is not None and knows_past:
+                x_hat = call.x_hat(x, model_output, change)
+                x, change = self._base.add(x_hat, alpha=call.mends), None
+                model_output = call.x_hat.output_for(x, x_hat)
+            if call.extrapolated is not None and knows_past and len(self._history) >= len(call.past):
+                result = call.extrapolated(x, model_output, change)
+                for weight, earlier in zip(call.past, self._history, strict=False):
+                    result.add_(earlier, alpha=weight)
+            else:
+                result = call.result(x, model_output, change)
             if call.corrects and self._base is not None:
                 result.add_(self._base)
             if call.noise:
                 result.add_(self._noise(result, generator), alpha=call.noise)
             self._base = None if call.base is None else call.base(x, model_output, change)
-            if call.history is not None:
-                # Memory that is at hand is cheaper than new memory, but gradients may still need what is in it.
-                spent = self._history
-                if torch.is_grad_enabled() or spent is None or spent.shape != x.shape or spent.dtype != x.dtype:
-                    spent = None
-                self._history = call.history(x, model_output, change, out=spent)
-            elif not call.corrects:
-                self._history = None
+            self._remember(call, x, model_output, change)
         self._step_index, self._answered = index + 1, index
         prev_sample = self._returned(result, sample.dtype)
         if call.is_last and self._published is None:
@@ -535,8 +551,13 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
     @property
     def _solver(self) -> Solver:
         config = self.config
-        correction = "data" if config.solver_type == "data" else "velocity"
-        return Solver(config.solver_order, correction, config.extrapolation_ratio, config.stochasticity)
+        return Solver(
+            config.solver_order,
+            "velocity" if config.solver_type == "noise" else config.solver_type,
+            config.extrapolation_ratio,
+            config.stochasticity,
+            config.extrapolation_order,
+        )
 
     @property
     def _is_published(self) -> bool:
@@ -546,7 +567,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         self._step_index: int | None = None
         self._begin_index: int | None = None
         self._answered: int | None = None
-        self._history: Tensor | None = None
+        self._history: list[Tensor] = []
         self._base: Tensor | None = None
         self._last: tuple[Tensor, int, Tensor] | None = None
         self._published: PublishedCorrection | None = None
@@ -558,6 +579,19 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             self._calls.append(Call(SAMPLE, SAMPLE))
         if self._is_published:
             self._published = PublishedCorrection(self._solver, self._points, begin_index)
+
+    def _remember(self, call: Call, x: Tensor, model_output: Tensor, change: Tensor | None) -> None:
+        """Keep what the call leaves for later extrapolation, the latest first."""
+        if call.history is None:
+            if not call.corrects:
+                self._history = []
+            return
+        reach = self.config.extrapolation_order - 1 if self.config.extrapolation_ratio == "auto" else 1
+        kept, spent = self._history[: reach - 1], next(iter(self._history[reach - 1 :]), None)
+        # Memory that is at hand is cheaper than new memory, but gradients may still need what is in it.
+        if torch.is_grad_enabled() or spent is None or spent.shape != x.shape or spent.dtype != x.dtype:
+            spent = None
+        self._history = [call.history(x, model_output, change, out=spent), *kept]
 
     def _start(self, timestep: Any) -> int:
         """The place of the present call; a run without `set_begin_index` begins where its first time says."""
@@ -589,10 +623,11 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
 
     def _step_of_tokens(self, x: Tensor, model_output: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Euler's step of every token from its own time, and its data estimate."""
-        if not self.family.is_flow or self.config.solver_order == 2 or self.config.stochasticity != 0:
+        if not self.family.is_flow or self._solver.repeats or self.config.stochasticity != 0:
             raise ValueError(
-                "`per_token_timesteps` needs a flow-matching model with `solver_order=1` and `stochasticity=0`, got "
-                f"{self.config.transport!r}, {self.config.solver_order} and {self.config.stochasticity!r}."
+                "`per_token_timesteps` needs a flow-matching model with one call a step and `stochasticity=0`, got "
+                f"{self.config.transport!r}, `solver_order={self.config.solver_order}` and "
+                f"{self.config.stochasticity!r}."
             )
         return step_of_tokens(x, model_output, self.family.time(timesteps.to(x.dtype)), self.sigmas)
 
