@@ -503,12 +503,13 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             )
         else:
             # A call that is made again cannot look back: what came before it has given way to its first answer.
-            knows_past = index != self._answered
-            if call.mends and self._base is not None and knows_past:
+            if index == self._answered:
+                self._history, self._base = self._history[1:], None
+            if call.mends and self._base is not None:
                 x_hat = call.x_hat(x, model_output, change)
                 x, change = self._base.add(x_hat, alpha=call.mends), None
                 model_output = call.x_hat.output_for(x, x_hat)
-            if call.extrapolated is not None and knows_past and len(self._history) >= len(call.past):
+            if call.extrapolated is not None and len(self._history) >= len(call.past):
                 result = call.extrapolated(x, model_output, change)
                 for weight, earlier in zip(call.past, self._history, strict=False):
                     result.add_(earlier, alpha=weight)

@@ -66,9 +66,9 @@ CONSISTENCY: dict[str, Any] = {
     "time_warp": (1.0, 1.0, 1.0),
     "time_gaps": (0.0, 0.0),
 }
-# The paper's settings were searched for its own models on ImageNet. On fields that are known exactly and on three models
-# trained here, these are closer to the solution (benchmarks/solvers.py, docs/compare-solvers.md). Without a gap at the
-# data end the last call is one step away from it, whatever their number.
+# The paper's settings were searched for its own models on ImageNet. On exact fields and on three small models of
+# pictures these are closer to the solution (docs/compare-solvers.md, docs/pipelines.md). Without a gap at the data end
+# the last call is one step away from it, whatever their number.
 MULTISTEP: dict[str, Any] = {
     "solver_order": 2,
     "solver_type": "multistep",
@@ -147,6 +147,7 @@ def translated(config: Mapping[str, Any], shared: Collection[str] = ()) -> dict[
     if own:
         # What other schedulers left in the config, the class itself would not read.
         said = {key: value for key, value in said.items() if key in own}
+    settings: dict[str, Any]
     if said.get("prediction_type") == "trigflow":
         settings = {"transport": "scm", **CONSISTENCY}
     elif "sigma_data" in said:
