@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bundled_model import EULER, SIZE, frechet_distance, train_classifier
+from bundled_model import CLASSIFIER, EULER, SIZE, Judge
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler, UCGMTrainer, UCGMTrainingConfig
 from diffusers_ucgm.training.data import LatentDataset, load_images, pixels
@@ -83,16 +82,11 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--only", nargs="*", help="rows to run, by name; all by default")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings that replace a row's")
-    parser.add_argument("--classifier", type=Path, default=Path("runs/bundled_model/classifier.safetensors"))
+    parser.add_argument("--classifier", default=CLASSIFIER, help="or a folder of examples/train_classifier.py")
     parser.add_argument("--output", type=Path, default=Path("runs/few_step_tuning"))
     args = parser.parse_args()
     changes = {name: json.loads(value) for name, value in (pair.split("=", 1) for pair in args.set)}
-    classifier = train_classifier(args.classifier, load_images(args.data, "train"), epochs=6)
-    metric = FrechetInceptionDistance(
-        feature=classifier, reset_real_features=False, normalize=True, input_img_size=(1, SIZE, SIZE)
-    )
-    for part in pixels(load_images(args.data, "test").images, SIZE).split(500):
-        metric.update(part, real=True)
+    judge = Judge(args.classifier, args.data)
     dataset = latents_of(args.data, args.output / "latents.safetensors")
     teacher = UCGMPipeline.from_pretrained(TEACHER)
     print("| run | samples | share of the teacher's | seconds | 1 step | 2 steps | 4 steps | 2 steps / teacher's 40 |")
@@ -101,7 +95,7 @@ def main() -> None:
     def report(
         name: str, pipe: UCGMPipeline, samples: int, seconds: float, settings: dict[str, Any]
     ) -> dict[str, Any]:
-        distances = [frechet_distance(metric, draw(pipe, steps, args.samples, settings)) for steps in (1, 2, 4)]
+        distances = [judge.frechet_distance(draw(pipe, steps, args.samples, settings)) for steps in (1, 2, 4)]
         shown = " | ".join(f"{value:.2f}" for value in distances)
         share = samples / TEACHER_SAMPLES
         print(
@@ -110,7 +104,7 @@ def main() -> None:
         )
         return {"run": name, "samples": samples, "seconds": seconds, "distances": distances}
 
-    reference = frechet_distance(metric, draw(teacher, 40, args.samples, {}))
+    reference = judge.frechet_distance(draw(teacher, 40, args.samples, {}))
     print(f"| teacher at 40 steps: {reference:.2f} | | | | | | | 1.00 |", flush=True)
     rows = [report("teacher, not tuned, Euler", teacher, 0, 0.0, EULER)]
     for name, share, batch_size, settings in RUNS:

@@ -35,6 +35,7 @@ SCHEDULERS: dict[str, Callable[[], Any]] = {
     "UCGM, no extrapolation": lambda: UCGMScheduler(extrapolation_ratio=0.0),
     "UCGM": UCGMScheduler,
     "UCGM, order 2": lambda: UCGMScheduler(solver_order=2),
+    "UCGM as from_config gives it": lambda: UCGMScheduler.from_config(FlowMatchEulerDiscreteScheduler().config),
 }
 
 

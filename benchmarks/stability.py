@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bundled_model import SIZE, frechet_distance, train_classifier
+from bundled_model import CLASSIFIER, Judge
 from few_step_tuning import FEW_STEP, SETTINGS, TEACHER, draw, latents_of
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from diffusers_ucgm import UCGMPipeline, UCGMTrainer, UCGMTrainingConfig
-from diffusers_ucgm.training.data import load_images, pixels
 
 
 STEPS = 200
@@ -57,15 +55,10 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--only", nargs="*", help="rows to run, by name; all by default")
-    parser.add_argument("--classifier", type=Path, default=Path("runs/bundled_model/classifier.safetensors"))
+    parser.add_argument("--classifier", default=CLASSIFIER, help="or a folder of examples/train_classifier.py")
     parser.add_argument("--output", type=Path, default=Path("runs/few_step_tuning"))
     args = parser.parse_args()
-    classifier = train_classifier(args.classifier, load_images(args.data, "train"), epochs=6)
-    metric = FrechetInceptionDistance(
-        feature=classifier, reset_real_features=False, normalize=True, input_img_size=(1, SIZE, SIZE)
-    )
-    for part in pixels(load_images(args.data, "test").images, SIZE).split(500):
-        metric.update(part, real=True)
+    judge = Judge(args.classifier, args.data)
     dataset = latents_of(args.data, args.output / "latents.safetensors")
     rows: dict[str, list[float]] = {}
     for name, changes in ROWS.items():
@@ -80,7 +73,7 @@ def main() -> None:
             try:
                 trainer.train()
                 with trainer.averaged_weights():
-                    rows[name].append(frechet_distance(metric, draw(pipe, 2, args.samples, FEW_STEP)))
+                    rows[name].append(judge.frechet_distance(draw(pipe, 2, args.samples, FEW_STEP)))
             except (RuntimeError, ValueError) as error:
                 print(f"{name}, seed {seed}: {error}", flush=True)
                 rows[name].append(float("inf"))

@@ -30,7 +30,7 @@ LINES = [{"step": i, "loss": 1.0 / i, "learning_rate": 1e-4 * min(i, 10)} for i 
 def panels(monkeypatch):
     """The panels of the last plot, for each its label and its curves."""
     seen = []
-    make = plots._plotted
+    make = plots.plotted
 
     def plotted(draw, number, path):
         def recorded(axes):
@@ -40,7 +40,7 @@ def panels(monkeypatch):
 
         return make(recorded, number, path)
 
-    monkeypatch.setattr(plots, "_plotted", plotted)
+    monkeypatch.setattr(plots, "plotted", plotted)
     return seen
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .pipeline import UCGMPipeline
+    from .scheduler import UCGMScheduler
 
 __all__ = ["main"]
 
@@ -22,12 +23,16 @@ COMMANDS_ELSEWHERE = {
     "cache": ("training", "encode images and captions once, as `train` takes them"),
     "doctor": ("training", "look for mistakes in model, data and settings before a long run"),
     "convert": ("conversion", "bring a published checkpoint of the paper into diffusers' form"),
+    "evaluate": ("evaluation", "draw samples and measure them: FID, sFID, Inception score, precision and recall"),
+    "compare": ("evaluation", "UCGM-S beside diffusers' own schedulers: distance to the solution by network calls"),
+    "tune-sampler": ("evaluation", "search the sampler's settings for a model and a number of network calls"),
 }
 SCHEDULER_OPTIONS = (
     "transport",
     "solver_order",
     "solver_type",
     "extrapolation_ratio",
+    "extrapolation_order",
     "stochasticity",
     "time_warp",
     "time_gaps",
@@ -77,16 +82,19 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     sample.add_argument("--transport")
     sample.add_argument("--solver-order", type=int)
     sample.add_argument("--solver-type")
-    sample.add_argument("--extrapolation-ratio", type=float)
-    sample.add_argument("--stochasticity", type=lambda word: word if word == "auto" else float(word))
+    sample.add_argument("--extrapolation-ratio", type=_number_or_auto)
+    sample.add_argument("--extrapolation-order", type=int)
+    sample.add_argument("--stochasticity", type=_number_or_auto)
     sample.add_argument("--time-warp", type=float, nargs=3, metavar=("A", "B", "C"))
     sample.add_argument("--time-gaps", type=float, nargs=2, metavar=("NOISE", "DATA"))
+    sample.add_argument("--trajectory", metavar="FILE", help="also draw what each call takes the picture for")
     _add_picture_options(sample, "ucgm-sample.png")
     sample.set_defaults(run=_sample)
 
     info = commands.add_parser("info", help="what a pipeline, scheduler, transformer or training checkpoint is")
     info.add_argument("target", help="bundled name or folder")
     info.add_argument("--steps", type=int, default=10, help="length of the schedule that is shown (%(default)s)")
+    info.add_argument("--plot", metavar="FILE", help="draw the schedule: times and signal to noise")
     info.set_defaults(run=_info)
 
     for name, (package, text) in COMMANDS_ELSEWHERE.items():
@@ -151,7 +159,16 @@ def _sample(args: argparse.Namespace) -> int:
     rows = _draw(pipe, labels, args, **call)
     title = f"{args.model}, {call['num_inference_steps']} steps"
     print(f"Picture: {save_image(picture_table({title: rows}, names, args.scale), args.output)}")
+    if args.trajectory:
+        from .evaluation.trajectories import trajectory_strip
+
+        strip = trajectory_strip(pipe, pipe.get_label_ids(labels), seed=args.seed, row_names=names, **call)
+        print(f"Trajectory: {save_image(strip, args.trajectory)}")
     return 0
+
+
+def _number_or_auto(word: str) -> float | str:
+    return word if word == "auto" else float(word)
 
 
 def _label(word: str) -> int | str:
@@ -201,11 +218,32 @@ def _info(args: argparse.Namespace) -> int:
     ):
         if (folder / name).is_file():
             describe(folder, args.steps)
+            if args.plot:
+                print(f"\nPlot: {_plot_schedule(folder, args.steps, args.plot)}")
             return 0
     raise ValueError(
         "`target` must hold model_index.json, scheduler_config.json, config.json or state.json, "
         f"got {str(folder)!r} without any."
     )
+
+
+def _plot_schedule(folder: Path, steps: int, path: str) -> Path:
+    from .evaluation.sampler_plots import plot_time_grid
+
+    file = next((each for each in (folder, folder / "scheduler") if (each / "scheduler_config.json").is_file()), None)
+    if file is None:
+        raise ValueError(f"`--plot` needs a scheduler, got {str(folder)!r} without any.")
+    config = json.loads((file / "scheduler_config.json").read_text())
+    return plot_time_grid({config["_class_name"]: _scheduled(config, steps)}, path)
+
+
+def _scheduled(config: dict[str, Any], steps: int) -> "UCGMScheduler":
+    """A scheduler with its times; where the pipeline gives `mu`, without a shift."""
+    from .scheduler import UCGMScheduler
+
+    scheduler: UCGMScheduler = UCGMScheduler.from_config(config)
+    scheduler.set_timesteps(steps, mu=1.0 if scheduler.config.time_shift_type == "linear" else 0.0)
+    return scheduler
 
 
 def _describe_pipeline(folder: Path, steps: int) -> None:
@@ -250,20 +288,16 @@ def _describe_checkpoint(folder: Path, steps: int) -> None:
 def _describe_scheduler(folder: Path, steps: int) -> None:
     import torch
 
-    from .scheduler import UCGMScheduler
-
     config = json.loads((folder / "scheduler_config.json").read_text())
     print(f"{config['_class_name']} in {folder}")
     for name, value in config.items():
         if not name.startswith("_"):
             print(f"  {name}: {value}")
     try:
-        scheduler = UCGMScheduler.from_config(config)
+        scheduler = _scheduled(config, steps)
     except ValueError as error:
         print(f"\n  Not for UCGMScheduler: {error}")
         return
-    # Where the pipeline gives `mu`, the schedule is shown without a shift.
-    scheduler.set_timesteps(steps, mu=1.0 if scheduler.config.time_shift_type == "linear" else 0.0)
     times = torch.tensor([*scheduler.canonical_times, 0.0], dtype=torch.float64)
     alpha, gamma = scheduler.transport.alpha(times), scheduler.transport.gamma(times)
     if config["_class_name"] != "UCGMScheduler":

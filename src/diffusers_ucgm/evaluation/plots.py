@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["picture_table", "plot_by_time", "plot_loss", "save_image"]
+__all__ = ["drawable", "picture_table", "plot_by_time", "plot_loss", "plotted", "save_image"]
 
 MARGIN, GAP, INK, PAPER = 12, 3, "black", "white"
 FONT_SIZE = 15
@@ -95,8 +95,8 @@ def plot_by_time(statistics: Mapping[str, Sequence[float | None]], path: str | P
     """
     if missing := [name for name in ("t", "loss") if name not in statistics]:
         raise ValueError(f"`statistics` must have 't' and 'loss', got no {missing} in {sorted(statistics)}.")
-    t = _numbers(statistics["t"])
-    series = {name: _numbers(statistics[name]) for name in ("loss", "slope", "clamped") if name in statistics}
+    t = drawable(statistics["t"])
+    series = {name: drawable(statistics[name]) for name in ("loss", "slope", "clamped") if name in statistics}
     if unequal := {name: len(values) for name, values in series.items() if len(values) != len(t)}:
         raise ValueError(f"`statistics` must have {len(t)} values of each, as of 't', got {unequal}.")
     labels = {"slope": "mean size", "clamped": "share at the clamp"}
@@ -116,7 +116,7 @@ def plot_by_time(statistics: Mapping[str, Sequence[float | None]], path: str | P
             axes[1].set_ylim(bottom=0.0)
             axes[1].legend(frameon=False)
 
-    return _plotted(draw, 2 if derivative else 1, path)
+    return plotted(draw, 2 if derivative else 1, path)
 
 
 def plot_loss(lines: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
@@ -133,7 +133,7 @@ def plot_loss(lines: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     if not lines:
         raise ValueError("`lines` must hold at least one line of the log, got none.")
     steps = [line["step"] for line in lines]
-    losses, rates = (_numbers([line[name] for line in lines]) for name in ("loss", "learning_rate"))
+    losses, rates = (drawable([line[name] for line in lines]) for name in ("loss", "learning_rate"))
     marker = "o" if len(lines) == 1 else ""
 
     def draw(axes: list["Axes"]) -> None:
@@ -148,16 +148,23 @@ def plot_loss(lines: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
         axes[1].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
         axes[1].set_xlabel("optimizer step")
 
-    return _plotted(draw, 2, path)
+    return plotted(draw, 2, path)
 
 
-def _numbers(values: Sequence[float | None]) -> list[float]:
+def drawable(values: Sequence[float | None]) -> list[float]:
     """What JSON has as null, and what matplotlib could not scale, as NaN."""
     return [value if value is not None and math.isfinite(value) else math.nan for value in values]
 
 
-def _plotted(draw: Callable[[list["Axes"]], None], panels: int, path: str | Path) -> Path:
-    """Save what is drawn into panels with one horizontal axis."""
+def plotted(
+    draw: Callable[[list["Axes"]], None],
+    panels: int,
+    path: str | Path,
+    *,
+    size: tuple[float, float] | None = None,
+    beside: bool = False,
+) -> Path:
+    """Save what is drawn into panels: above each other with one horizontal axis, or beside each other."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -166,8 +173,10 @@ def _plotted(draw: Callable[[list["Axes"]], None], panels: int, path: str | Path
     import numpy as np
 
     # Not pyplot, which would keep the figure and choose a backend for the caller.
-    figure = Figure(figsize=(PLOT_WIDTH, panels * PANEL_HEIGHT + 0.3), dpi=120, layout="constrained")
-    axes = list(figure.subplots(panels, sharex=True, squeeze=False)[:, 0])
+    size = size or (PLOT_WIDTH, panels * PANEL_HEIGHT + 0.3)
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    shape = (1, panels) if beside else (panels, 1)
+    axes = list(figure.subplots(*shape, sharex=not beside, squeeze=False).flat)
     draw(axes)
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)

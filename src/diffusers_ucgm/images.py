@@ -1,4 +1,4 @@
-"""Sources of training images: folders, tar shards, saved and streamed data sets, all read by `datasets`.
+"""Sources of images: folders, tar shards, saved and streamed data sets, all read by `datasets`.
 
 Images stay encoded until their turn, so that a corrupt one is an item that is left out, counted and named.
 """
@@ -110,7 +110,7 @@ def _column(argument: str, given: str | None, usual: tuple[str, ...], columns: l
 
 def prepare_image(
     image: Image.Image,
-    size: int | tuple[int, int],
+    size: int | tuple[int, int] | None,
     *,
     crop: str = "center",
     flip: bool = False,
@@ -121,7 +121,7 @@ def prepare_image(
 
     Args:
         image: In any mode.
-        size: Height and width of the result, one number for both.
+        size: Height and width of the result, one number for both; None keeps the picture's own.
         crop: "center" or "random".
         flip: Whether half of the pictures are mirrored.
         channels: 3, or 1 for grey.
@@ -137,8 +137,9 @@ def prepare_image(
         raise ValueError(f"`crop` must be one of {list(CROPS)}, got {crop!r}.")
     if channels not in PNG_MODES:
         raise ValueError(f"`channels` must be 1 or 3, got {channels!r}.")
-    height, width = (size, size) if isinstance(size, int) else size
     image = ImageOps.exif_transpose(image)
+    size = (image.height, image.width) if size is None else size
+    height, width = (size, size) if isinstance(size, int) else size
     if image.mode.startswith("I"):
         # 16 bits a pixel, which Pillow would cut at 255.
         image = image.convert("I").point(lambda value: value * (1.0 / 257.0)).convert("L")
@@ -180,7 +181,7 @@ class ImageItems:
     """
 
     source: ImageSource
-    size: int | tuple[int, int]
+    size: int | tuple[int, int] | None
     crop: str = "center"
     flip: bool = False
     channels: int = 3

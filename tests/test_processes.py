@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusers_ucgm import UCGMTrainer, UCGMTrainingConfig
-from diffusers_ucgm.training.processes import check_launch
+from diffusers_ucgm.processes import check_launch
 
 
 def launched(monkeypatch, number):

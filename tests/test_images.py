@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_ucgm.training.images import ImageItems, load_image_dataset, prepare_image
+from diffusers_ucgm.images import ImageItems, load_image_dataset, prepare_image
 
 
 @pytest.fixture(autouse=True)

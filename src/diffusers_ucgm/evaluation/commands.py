@@ -1,0 +1,364 @@
+"""The commands of `ucgm` that measure. Each parses, calls the public API and prints."""
+
+import argparse
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.utils import logging
+
+from diffusers_ucgm.loading import DTYPES, load_pipeline
+from diffusers_ucgm.processes import check_launch
+from diffusers_ucgm.scheduler import UCGMScheduler
+
+from .features import BUNDLED_FEATURES
+
+
+__all__ = ["COMMANDS", "named_scheduler"]
+
+
+def add_model_options(parser: argparse.ArgumentParser, output: str) -> None:
+    """What every command here takes: a pipeline, what it draws, and where the results go.
+
+    Args:
+        parser: Of the command.
+        output: The default folder of the results.
+    """
+    parser.add_argument("--model", required=True, help="pipeline: bundled name, folder or Hub repository")
+    conditions = parser.add_mutually_exclusive_group()
+    conditions.add_argument(
+        "--labels", nargs="+", metavar="LABEL", help="ids or names in turn; all classes by default"
+    )
+    conditions.add_argument(
+        "--prompts", nargs="+", metavar="PROMPT", help="prompts in turn, or a text file with one on each line"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="samples in a call (%(default)s)")
+    parser.add_argument("--device", help="an accelerator where there is one, by default")
+    parser.add_argument("--torch-dtype", choices=sorted(DTYPES), default="fp32", help="of the loaded weights")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--guidance-scale", type=float, help="the pipeline's own by default")
+    parser.add_argument("--output", default=output, help="folder of the results (%(default)s)")
+
+
+def load_model(args: argparse.Namespace, device: str | torch.device | None = None) -> DiffusionPipeline:
+    """The pipeline of `--model` on its device.
+
+    Args:
+        args: With the options of `add_model_options`.
+        device: Where no `--device` is given; None is CUDA where there is one, or else the CPU.
+    """
+    device = args.device or device or ("cuda" if torch.cuda.is_available() else "cpu")
+    logging.disable_progress_bar()
+    pipe = load_pipeline(args.model, DTYPES[args.torch_dtype]).to(device)
+    logging.enable_progress_bar()
+    return pipe
+
+
+def given_conditions(args: argparse.Namespace) -> list[int | str] | None:
+    """The words of `--labels` or `--prompts` as `conditions_for` takes them, or None for all classes.
+
+    Raises:
+        ValueError: If the file of prompts is empty.
+    """
+    if args.labels is not None:
+        return [int(word) if word.isdigit() else word for word in args.labels]
+    if args.prompts is None:
+        return None
+    if len(args.prompts) > 1 or not Path(args.prompts[0]).is_file():
+        return list(args.prompts)
+    lines = Path(args.prompts[0]).read_text(encoding="utf-8").splitlines()
+    if not (prompts := [line.strip() for line in lines if line.strip()]):
+        raise ValueError(
+            f"`--prompts` must name a file with a prompt on each line, got {args.prompts[0]!r} without any."
+        )
+    return list(prompts)
+
+
+def call_arguments(args: argparse.Namespace) -> dict[str, float]:
+    """What the options say about a call of the pipeline, besides steps and conditions."""
+    return {} if args.guidance_scale is None else {"guidance_scale": args.guidance_scale}
+
+
+def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `ucgm evaluate`."""
+    add_model_options(parser, "ucgm-evaluation")
+    parser.add_argument("--steps", type=int, help="network calls; the pipeline's own number by default")
+    parser.add_argument("--scheduler", help="folder with a scheduler to draw with, in place of the pipeline's")
+    parser.add_argument(
+        "--call",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="further arguments of the pipeline, such as height=512",
+    )
+    parser.add_argument("--num-samples", type=int, default=5000, help="pictures to draw (%(default)s)")
+    parser.add_argument(
+        "--reference", required=True, help="folder of pictures, data set of the Hub, or .npz file of statistics"
+    )
+    parser.add_argument("--split", default="train", help="of the reference (%(default)s)")
+    parser.add_argument("--image-column", help="of the reference, by default found by its name")
+    parser.add_argument(
+        "--size", type=int, help="scale and crop the reference's pictures to a square of so many pixels"
+    )
+    parser.add_argument(
+        "--features",
+        default="inception",
+        help=f"inception (FID), {', '.join(BUNDLED_FEATURES)}, folder or Hub name of an image model of transformers, "
+        "or package.module:function (%(default)s)",
+    )
+    parser.add_argument("--save-reference", metavar="FILE", help="write the reference's statistics to an .npz file")
+    parser.add_argument(
+        "--update-model-card", action="store_true", help="write the metrics into the README.md of the model's folder"
+    )
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Draw samples and measure them; under `accelerate launch` in several processes."""
+    from .evaluate import evaluate_pipeline
+    from .model_index import metric_name, update_model_card
+
+    if args.update_model_card and not Path(args.model).is_dir():
+        raise ValueError(f"`--model` must be a folder for `--update-model-card`, got {args.model!r}.")
+    state = PartialState(cpu=args.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU"))
+    check_launch(state.num_processes)
+    pipe = load_model(args, state.device)
+    if args.scheduler is not None:
+        pipe.scheduler = load_scheduler(args.scheduler)
+    call = {**call_arguments(args), **dict(_argument(word) for word in args.call)}
+    result = evaluate_pipeline(
+        pipe,
+        args.reference,
+        args.output,
+        features=args.features,
+        num_samples=args.num_samples,
+        conditions=given_conditions(args),
+        num_inference_steps=args.steps,
+        call=call,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        split=args.split,
+        size=args.size,
+        image_column=args.image_column,
+        reference_file=args.save_reference,
+        state=state,
+    )
+    if result is None:
+        return 0
+    known = result.reference["num_samples"]
+    print(f"{result.num_samples} samples, {'an unknown number of' if known is None else known} real pictures")
+    for metric, value in result.metrics.items():
+        print(f"  {metric_name(metric, result.features)}: {value:.4f}")
+    for metric, reason in result.left_out.items():
+        print(f"  {metric_name(metric, result.features)}: left out, {reason}")
+    skipped = result.reference["skipped"]
+    if skipped:
+        print(f"{len(skipped)} pictures of the reference could not be read:")
+    for each in skipped[:10]:
+        print(f"  {each}")
+    print(f"Results: {(Path(args.output) / 'results.json').resolve()}")
+    print(f"Picture: {(Path(args.output) / 'samples.png').resolve()}")
+    if args.save_reference:
+        print(f"Reference: {Path(args.save_reference).resolve()}")
+    if args.update_model_card:
+        print(f"Model card: {update_model_card(args.model, result)}")
+    return 0
+
+
+def load_scheduler(folder: str) -> SchedulerMixin:
+    """A saved scheduler of this package or of diffusers.
+
+    Raises:
+        ValueError: If the folder holds none.
+    """
+    file = Path(folder) / "scheduler_config.json"
+    name = json.loads(file.read_text())["_class_name"] if file.is_file() else None
+    cls: Any = UCGMScheduler if name == UCGMScheduler.__name__ else getattr(diffusers, name or "", None)
+    if cls is None:
+        raise ValueError(f"`--scheduler` must be a folder with a scheduler of diffusers, got {folder!r}.")
+    return cls.from_pretrained(folder)
+
+
+def _argument(word: str) -> tuple[str, Any]:
+    """Name and value of `NAME=VALUE`, the value as JSON where it is JSON."""
+    name, equals, value = word.partition("=")
+    if not equals or not name.isidentifier():
+        raise ValueError(f"`--call` must be words of the form NAME=VALUE, got {word!r}.")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def add_tune_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `ucgm tune-sampler`."""
+    from .objectives import OBJECTIVES
+    from .tune import FIRST_SEED
+
+    add_model_options(parser, "ucgm-tuned")
+    parser.set_defaults(seed=FIRST_SEED)
+    parser.add_argument("--steps", type=int, required=True, help="network calls that the settings are for")
+    parser.add_argument("--num-trials", type=int, default=100, help="settings to try (%(default)s)")
+    parser.add_argument("--num-seeds", type=int, default=64, help="samples on which they are tried (%(default)s)")
+    parser.add_argument("--num-held-out", type=int, default=128, help="other samples, to judge by (%(default)s)")
+    parser.add_argument("--solution-calls", type=int, default=1000, help="network calls of a solution (%(default)s)")
+    parser.add_argument(
+        "--objective",
+        choices=[*OBJECTIVES, "frechet"],
+        default="median",
+        help="distance to the many-step solution, or Frechet distance to a reference (%(default)s)",
+    )
+    parser.add_argument("--reference", help="for frechet: as `ucgm evaluate` takes it, as the next three")
+    parser.add_argument("--split", default="train", help="of the reference (%(default)s)")
+    parser.add_argument("--size", type=int, help="of the reference's pictures")
+    parser.add_argument("--features", default="inception", help="the feature network (%(default)s)")
+    parser.add_argument("--save-pipeline", action="store_true", help="also save the whole pipeline, tuned")
+
+
+def tune(args: argparse.Namespace) -> int:
+    """Search a sampler's settings, show before and after, and say what was gained."""
+    from .objectives import OBJECTIVES, Objective
+    from .sampler_plots import plot_tuning
+    from .tune import report, save_pictures, save_pipeline, tune_sampler
+
+    pipe = load_model(args)
+    objective: Objective | str = args.objective
+    if objective not in OBJECTIVES:
+        objective = _frechet(args, pipe)
+    call: dict[str, Any] = call_arguments(args)
+    result = tune_sampler(
+        pipe,
+        args.steps,
+        args.output,
+        conditions=given_conditions(args),
+        num_trials=args.num_trials,
+        num_seeds=args.num_seeds,
+        num_held_out=args.num_held_out,
+        seed=args.seed,
+        objective=objective,
+        num_solution_calls=args.solution_calls,
+        batch_size=args.batch_size,
+        **call,
+    )
+    print(report(result))
+    print(f"Scheduler: {result.output / 'scheduler'}")
+    print(f"Picture: {save_pictures(pipe, result, **call)}")
+    # The search itself does without matplotlib.
+    if result.held_out is not None and find_spec("matplotlib") is not None:
+        values = [trial.value for trial in result.trials]
+        print(f"Plot: {plot_tuning(*result.held_out, values, result.output / 'tuning.png')}")
+    if args.save_pipeline:
+        print(f"Pipeline: {save_pipeline(pipe, result)}")
+    return 0
+
+
+def _frechet(args: argparse.Namespace, pipe: DiffusionPipeline) -> Any:
+    from .features import load_features
+    from .objectives import frechet_objective
+    from .references import load_reference
+
+    if args.reference is None:
+        raise ValueError("`--reference` must name real pictures or their statistics for `--objective frechet`.")
+    network = load_features(args.features, pipe.device)
+    found = load_reference(
+        args.reference,
+        network,
+        split=args.split,
+        size=args.size,
+        feature_name=args.features,
+        batch_size=args.batch_size,
+    )
+    identity = f"{args.features} {args.reference} {args.split} {args.size}"
+    return frechet_objective(network, found.statistics, identity=identity, batch_size=args.batch_size)
+
+
+def add_compare_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `ucgm compare`."""
+    from .compare import CALLS
+
+    add_model_options(parser, "ucgm-comparison")
+    parser.add_argument("--calls", type=int, nargs="+", default=list(CALLS), help="budgets of network calls")
+    parser.add_argument("--num-samples", type=int, default=256, help="seeds, the same for all solvers (%(default)s)")
+    parser.add_argument("--only", nargs="+", metavar="SOLVER", help="solvers by name, such as UCGM-S; all by default")
+    parser.add_argument(
+        "--scheduler",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="a saved scheduler to compare too; '{calls}' in the folder's name stands for each budget; repeatable",
+    )
+    parser.add_argument("--solution-calls", type=int, default=1000, help="network calls of a solution (%(default)s)")
+    parser.add_argument("--reference", help="real pictures, for a Frechet distance, as for `ucgm evaluate`")
+    parser.add_argument("--split", default="train", help="of the reference (%(default)s)")
+    parser.add_argument("--size", type=int, help="of the reference's pictures")
+    parser.add_argument("--features", default="inception", help="the feature network (%(default)s)")
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Measure solvers on the same seeds, print the table, and write tables and plot."""
+    from .compare import compare_solvers
+    from .drawing import conditions_for
+    from .measurements import save_comparison
+    from .stock_solvers import stock_solvers, ucgm_solvers
+
+    pipe = load_model(args)
+    config = pipe.scheduler.config
+    solvers: dict[str, Any] = {**ucgm_solvers(config), **stock_solvers(config)}
+    if args.only is not None:
+        if unknown := [name for name in args.only if name not in solvers]:
+            raise ValueError(f"`--only` must name some of {list(solvers)}, got {unknown}.")
+        solvers = {name: solver for name, solver in solvers.items() if name in args.only}
+    own = [name for name in solvers if name.startswith("UCGM")]
+    for word in args.scheduler:
+        name, found = named_scheduler(word, args.calls)
+        solvers[name] = found
+        own.append(name)
+    call: dict[str, Any] = call_arguments(args)
+    measurements = compare_solvers(
+        pipe,
+        conditions_for(pipe, args.num_samples, given_conditions(args)),
+        list(range(args.seed, args.seed + args.num_samples)),
+        solvers=solvers,
+        calls=args.calls,
+        output=args.output,
+        frechet=None if args.reference is None else _frechet(args, pipe),
+        num_solution_calls=args.solution_calls,
+        batch_size=args.batch_size,
+        **call,
+    )
+    print(save_comparison(measurements, args.output, title=args.model, emphasised=own))
+    return 0
+
+
+def named_scheduler(word: str, calls: list[int]) -> tuple[str, Any]:
+    """Name and scheduler of `NAME=FOLDER`, or schedulers by budget where the folder's name has `{calls}`.
+
+    Args:
+        word: Of the command line.
+        calls: The budgets.
+
+    Raises:
+        ValueError: If the word has another form, or there is no scheduler in any folder.
+    """
+    name, equals, folder = word.partition("=")
+    if not equals or not name:
+        raise ValueError(f"`--scheduler` must be a word of the form NAME=FOLDER, got {word!r}.")
+    if "{calls}" not in folder:
+        return name, load_scheduler(folder)
+    folders = {budget: Path(folder.replace("{calls}", str(budget))) for budget in calls}
+    found = {budget: load_scheduler(str(each)) for budget, each in folders.items() if each.is_dir()}
+    if not found:
+        raise ValueError(f"`--scheduler` must name a folder for at least one of {calls} calls, got {folder!r}.")
+    return name, found
+
+
+COMMANDS = {
+    "compare": (add_compare_options, compare),
+    "evaluate": (add_evaluate_options, evaluate),
+    "tune-sampler": (add_tune_options, tune),
+}

@@ -1,0 +1,199 @@
+"""What drawn pictures are compared with: real pictures, or a file of their statistics.
+
+A statistics file is an `.npz` with `mu` and `sigma`, as pytorch-fid, clean-fid and torch-fidelity's users exchange
+them; ADM's also hold `mu_s` and `sigma_s` of the spatial features and some of the pictures themselves, `arr_0`.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from diffusers_ucgm.idx import is_idx_folder, load_idx_images
+from diffusers_ucgm.images import ImageItems, load_image_dataset, prepare_image
+
+from .features import FeatureNetwork, features_of
+from .metrics import FeatureStatistics
+
+
+__all__ = ["Reference", "load_reference", "save_reference"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The real pictures, as far as the metrics need them.
+
+    Attributes:
+        statistics: Of the features.
+        spatial_statistics: Of the spatial features, or None.
+        features: Of the pictures one by one, shape `(N, D)`, or None where only statistics are known.
+        num_samples: How many pictures the statistics are of, or None where the file does not say.
+        skipped: Name and reason of every picture that could not be read.
+    """
+
+    statistics: FeatureStatistics
+    spatial_statistics: FeatureStatistics | None = None
+    features: Tensor | None = None
+    num_samples: int | None = None
+    skipped: tuple[str, ...] = ()
+
+
+def load_reference(
+    source: str | Path,
+    network: FeatureNetwork,
+    *,
+    split: str = "train",
+    size: int | tuple[int, int] | None = None,
+    image_column: str | None = None,
+    feature_name: str | None = None,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> Reference:
+    """Features and statistics of a reference.
+
+    Args:
+        source: A statistics file, or pictures: a folder of images, of webdataset shards, of `save_to_disk` or of IDX
+            files (MNIST's), the name of a data set on the Hub, or an `.npz` with `arr_0` alone.
+        network: What gives the features.
+        split: Of the data set.
+        size: Scale and crop the pictures to this height and width first; None leaves that to the network.
+        image_column: Of the data set; None finds it by its usual names.
+        feature_name: What the features are called. A file that names others is refused.
+        batch_size: Pictures in a call of the network.
+        progress: Whether a bar is shown.
+
+    Raises:
+        ValueError: If the file holds no statistics, or those of other features.
+        FileNotFoundError: If there is nothing under that name.
+    """
+    if str(source).endswith(".npz"):
+        return _from_file(Path(source), network, size, feature_name, batch_size, progress)
+    if Path(source).is_dir() and is_idx_folder(source):
+        images, _ = load_idx_images(source, split)
+        return _of_pictures(_sized(images, size), network, batch_size, progress, len(images))
+    found = load_image_dataset(source, split, image_column=image_column)
+    # A picture without a class or a caption is a picture.
+    items = ImageItems(replace(found, label_column=None, caption_column=None), size)
+    reference = _of_pictures(_readable(items), network, batch_size, progress, items.num_rows)
+    return replace(reference, skipped=tuple(items.skipped))
+
+
+def save_reference(path: str | Path, reference: Reference, feature_name: str | None = None) -> Path:
+    """Write a statistics file that this package, ADM's and clean-fid's code read.
+
+    Args:
+        path: Ends in `.npz`.
+        reference: What is written: statistics, not the pictures.
+        feature_name: What the features are called.
+
+    Raises:
+        ValueError: If the name ends otherwise.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"`path` must end in .npz, got {str(path)!r}.")
+    arrays: dict[str, Any] = {
+        "mu": reference.statistics.mean.numpy(),
+        "sigma": reference.statistics.covariance.numpy(),
+    }
+    if reference.spatial_statistics is not None:
+        arrays["mu_s"] = reference.spatial_statistics.mean.numpy()
+        arrays["sigma_s"] = reference.spatial_statistics.covariance.numpy()
+    if reference.num_samples is not None:
+        arrays["num_samples"] = np.array(reference.num_samples)
+    if feature_name is not None:
+        arrays["feature_name"] = np.array(feature_name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, **arrays)
+    temporary.rename(path)
+    return path.resolve()
+
+
+def _from_file(
+    path: Path,
+    network: FeatureNetwork,
+    size: int | tuple[int, int] | None,
+    feature_name: str | None,
+    batch_size: int,
+    progress: bool,
+) -> Reference:
+    if not path.is_file():
+        raise FileNotFoundError(f"`source` must be a file, a folder or a data set, got {str(path)!r}.")
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    if not {"mu", "sigma"} <= set(arrays) and "arr_0" not in arrays:
+        raise ValueError(
+            f"`source` must hold 'mu' and 'sigma', or pictures as 'arr_0', got {sorted(arrays)} in {path}."
+        )
+    named = str(arrays["feature_name"]) if "feature_name" in arrays else None
+    if None not in (named, feature_name) and named != feature_name:
+        raise ValueError(
+            f"`source` must hold statistics of {feature_name!r}, got those of {named!r} in {str(path)!r}."
+        )
+    pictures = None
+    if "arr_0" in arrays:
+        images = torch.from_numpy(arrays["arr_0"])
+        if images.ndim != 4 or images.dtype != torch.uint8:
+            raise ValueError(
+                f"`source` must hold bytes of shape (N, H, W, C) as 'arr_0', got {images.dtype} of shape "
+                f"{tuple(images.shape)} in {str(path)!r}."
+            )
+        shown = _sized(images.permute(0, 3, 1, 2), size)
+        pictures = _of_pictures(shown, network, batch_size, progress, len(images))
+        if "mu" not in arrays:
+            return pictures
+    return Reference(
+        _statistics(arrays, "mu", "sigma"),
+        _statistics(arrays, "mu_s", "sigma_s") if {"mu_s", "sigma_s"} <= set(arrays) else None,
+        None if pictures is None else pictures.features,
+        int(arrays["num_samples"]) if "num_samples" in arrays else None,
+    )
+
+
+def _statistics(arrays: dict[str, np.ndarray], mean: str, covariance: str) -> FeatureStatistics:
+    return FeatureStatistics(*(torch.from_numpy(np.atleast_1d(arrays[name])).double() for name in (mean, covariance)))
+
+
+def _of_pictures(
+    pictures: Iterator[Tensor], network: FeatureNetwork, batch_size: int, progress: bool, number: int | None
+) -> Reference:
+    shown = tqdm(pictures, total=number, disable=not progress, unit="image", desc="reference")
+    found = features_of(network, shown, batch_size)
+    return Reference(
+        FeatureStatistics.of(found.features),
+        None if found.spatial is None else FeatureStatistics.of(found.spatial),
+        found.features,
+        len(found.features),
+    )
+
+
+def _sized(images: Tensor, size: int | tuple[int, int] | None) -> Iterator[Tensor]:
+    """Pictures of a stack, bytes of shape `(N, C, H, W)`, one by one."""
+    for image in images:
+        if size is None:
+            yield image
+            continue
+        array = image.permute(1, 2, 0).numpy()
+        picture = Image.fromarray(array[..., 0] if len(image) == 1 else array)
+        yield _bytes(prepare_image(picture, size, channels=len(image)))
+
+
+def _readable(items: ImageItems) -> Iterator[Tensor]:
+    for _, rows in items.blocks(64, lambda number: True):
+        for row, sample in rows:
+            if (item := items.prepared(row, sample)) is not None:
+                yield _bytes(item["pixels"])
+
+
+def _bytes(pixels: Tensor) -> Tensor:
+    """Bytes from floats in [-1, 1]."""
+    return ((pixels + 1.0) * 127.5).round().to(torch.uint8)

@@ -1,0 +1,252 @@
+"""A search among the sampler's settings that goes on where it was stopped.
+
+Trials are drawn by a tree-structured Parzen estimator (optuna's `TPESampler`), and kept in a journal as they are made.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tqdm.auto import tqdm
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from optuna import Study
+
+__all__ = [
+    "GAPS",
+    "METHODS",
+    "MULTISTEP",
+    "SEARCH_SPACE",
+    "SECOND_CALLS",
+    "WARP",
+    "Range",
+    "Space",
+    "Trial",
+    "found_settings",
+    "parameters_of",
+    "settings_of",
+]
+
+
+class Range(NamedTuple):
+    """Numbers to choose from, evenly or evenly in the logarithm."""
+
+    low: float
+    high: float
+    is_log: bool = False
+
+
+# Every parameter: a range, or a tuple of choices.
+Space = Mapping[str, Range | tuple[Any, ...]]
+
+
+# What a call does with earlier ones. A parameter of the search, because these settings exclude each other.
+EXTRAPOLATIONS: dict[str, dict[str, Any]] = {
+    "ratio": {},
+    "auto-2": {"extrapolation_ratio": "auto", "extrapolation_order": 2},
+    "auto-3": {"extrapolation_ratio": "auto", "extrapolation_order": 3},
+}
+MULTISTEP: dict[str, Any] = {"solver_order": 2, "solver_type": "multistep"}
+SECOND_CALLS: dict[str, dict[str, Any]] = {
+    "velocity": {"solver_order": 2, "solver_type": "velocity", "extrapolation_ratio": 0.0},
+    "data": {"solver_order": 2, "solver_type": "data", "extrapolation_ratio": 0.0},
+}
+METHODS: dict[str, dict[str, Any]] = {
+    **{name: {"solver_order": 1, **settings} for name, settings in EXTRAPOLATIONS.items()},
+    **{f"multistep-{name}": {**MULTISTEP, **settings} for name, settings in EXTRAPOLATIONS.items()},
+    **SECOND_CALLS,
+}
+# Besides method, warp and gaps, which `settings_of` puts together, these are settings of the scheduler as they are.
+SEARCH_SPACE: Space = {
+    "method": tuple(METHODS),
+    "extrapolation_ratio": Range(0.0, 1.0),
+    "warp_a": Range(0.5, 2.0, True),
+    "warp_b": Range(0.5, 2.0, True),
+    "warp_c": Range(0.5, 2.0, True),
+    # A gap of 0 at the data end is the same grid as one of 1 / N, so the logarithm leaves nothing out.
+    "gap_noise": Range(1e-5, 0.1, True),
+    "gap_data": Range(1e-3, 0.8, True),
+    "shift": Range(0.25, 16.0, True),
+    "stochasticity": Range(0.0, 1.0),
+}
+WARP, GAPS = ("warp_a", "warp_b", "warp_c"), ("gap_noise", "gap_data")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Settings that were tried.
+
+    Attributes:
+        settings: Arguments of `UCGMScheduler`.
+        value: What was measured; None where the settings cannot be run.
+        seconds: How long it took.
+        start: The name of a starting point; None for settings that the search found.
+    """
+
+    settings: dict[str, Any]
+    value: float | None
+    seconds: float
+    start: str | None = None
+
+
+def settings_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `UCGMScheduler` for parameters of the search."""
+    settings = dict(parameters)
+    method = METHODS[settings.pop("method")]
+    for name, parts in (("time_warp", WARP), ("time_gaps", GAPS)):
+        if parts[0] in settings:
+            settings[name] = [settings.pop(part) for part in parts]
+    return settings | method
+
+
+def parameters_of(settings: Mapping[str, Any], space: Space, num_calls: int) -> dict[str, Any]:
+    """The parameters that come nearest to settings of `UCGMScheduler`.
+
+    Args:
+        settings: Such as a config.
+        space: The parameters that are wanted, with their ranges.
+        num_calls: The budget, from which a gap of 0 at the data end has its meaning.
+    """
+    ratio, is_corrected = settings["extrapolation_ratio"], settings["solver_order"] == 2
+    method = f"auto-{settings['extrapolation_order']}" if ratio == "auto" else "ratio"
+    if is_corrected and settings["solver_type"] == "multistep":
+        method = f"multistep-{method}"
+    elif is_corrected:
+        method = "data" if settings["solver_type"] == "data" else "velocity"
+    start, stop = settings["time_gaps"]
+    num_points = (num_calls + 1) // 2 if method in SECOND_CALLS else num_calls
+    values = {
+        **settings,
+        **dict(zip(WARP, settings["time_warp"], strict=True)),
+        "method": method,
+        "extrapolation_ratio": 0.0 if ratio == "auto" else ratio,
+        "stochasticity": 1.0 if settings["stochasticity"] == "auto" else settings["stochasticity"],
+        "gap_noise": start,
+        "gap_data": stop or 1.0 / num_points,
+    }
+    return {name: _within(values[name], allowed) for name, allowed in space.items()}
+
+
+def found_settings(
+    measure: Callable[[dict[str, Any]], float | None],
+    space: Space,
+    starts: Mapping[str, dict[str, Any]],
+    journal: str | Path,
+    *,
+    num_trials: int,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[Trial]:
+    """The trials of a search, those of earlier runs with the same journal included.
+
+    Args:
+        measure: From settings to what is to be small; None where they cannot be run.
+        space: The parameters that are searched, all or some of `SEARCH_SPACE`.
+        starts: Parameters to begin with, by name.
+        journal: The file of the trials.
+        num_trials: How many there are at the end, starting points and earlier runs included.
+        seed: Of the search. A search that was stopped makes the trials of one that was not.
+        progress: Whether a bar is shown.
+
+    Raises:
+        ImportError: If optuna is not installed.
+    """
+    optuna = _optuna()
+    with _quiet(optuna):
+        study = _study(optuna, Path(journal))
+        distributions = {name: _distribution(optuna, allowed) for name, allowed in space.items()}
+        with tqdm(total=num_trials, disable=not progress, unit="trial", desc="search") as bar:
+            bar.update(len(_finished(study)))
+            while (number := len(_finished(study))) < num_trials:
+                # Made anew from the number of trials, so that it does not matter how often a search was stopped.
+                study.sampler = optuna.samplers.TPESampler(seed=seed + number, multivariate=True)
+                _enqueue_start(study, starts)
+                trial = study.ask(distributions)
+                value = measure(settings_of(trial.params))
+                if value is None or not math.isfinite(value):
+                    study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                else:
+                    study.tell(trial, value)
+                bar.update()
+                if any(each.value is not None for each in _finished(study)):
+                    bar.set_postfix_str(f"best {study.best_value:.4g}")
+        return [_trial(each) for each in _finished(study)]
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise ImportError("The search needs optuna. Install it by `pip install 'diffusers-ucgm[tune]'`.") from error
+    return optuna
+
+
+@contextmanager
+def _quiet(optuna: Any) -> "Iterator[None]":
+    """Without a line of optuna's for every trial, nor version 4's warnings of what is settled in 5."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+def _study(optuna: Any, journal: Path) -> "Study":
+    """The study of a journal, with what a stopped run was at given up."""
+    from optuna.storages.journal import JournalFileBackend
+
+    _mend(journal)
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
+    study = optuna.create_study(storage=storage, study_name="ucgm", load_if_exists=True)
+    state = optuna.trial.TrialState
+    for trial in study.get_trials(deepcopy=False, states=(state.RUNNING,)):
+        study.tell(trial.number, state=state.FAIL)
+    return study
+
+
+def _enqueue_start(study: "Study", starts: Mapping[str, dict[str, Any]]) -> None:
+    """Let the first starting point without a result be the next trial: the order of trials is that of every run."""
+    is_waiting = any(trial.state.name == "WAITING" for trial in study.get_trials(deepcopy=False))
+    known = {trial.user_attrs.get("start") for trial in _finished(study)}
+    name = next((name for name in starts if name not in known), None)
+    if name is not None and not is_waiting:
+        study.enqueue_trial(starts[name], user_attrs={"start": name})
+
+
+def _mend(journal: Path) -> None:
+    """Take off the last line where a run was stopped while writing it, and the lock that it held."""
+    # One process at a time has a search; optuna itself would wait for the lock, in early versions for ever.
+    journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
+    if journal.is_file() and not (lines := journal.read_bytes()).endswith(b"\n"):
+        journal.write_bytes(lines[: lines.rfind(b"\n") + 1])
+
+
+def _finished(study: "Study") -> list[Any]:
+    """Trials with a result, which may be that the settings cannot be run."""
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in ("COMPLETE", "PRUNED")]
+
+
+def _trial(trial: Any) -> Trial:
+    return Trial(settings_of(trial.params), trial.value, trial.duration.total_seconds(), trial.user_attrs.get("start"))
+
+
+def _distribution(optuna: Any, values: Range | tuple[Any, ...]) -> Any:
+    if isinstance(values, Range):
+        return optuna.distributions.FloatDistribution(values.low, values.high, log=values.is_log)
+    return optuna.distributions.CategoricalDistribution(values)
+
+
+def _within(value: Any, values: Range | tuple[Any, ...]) -> Any:
+    if isinstance(values, Range):
+        return min(max(float(value), values.low), values.high)
+    return value if value in values else values[0]

@@ -1,0 +1,35 @@
+"""Folders on the Hub."""
+
+from pathlib import Path
+
+
+__all__ = ["push_folder_to_hub"]
+
+
+def push_folder_to_hub(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str = "Upload with diffusers-ucgm",
+) -> str:
+    """Upload a folder with weights; gives the address of the commit.
+
+    Args:
+        folder: Of a pipeline, a network or a LoRA.
+        repo_id: `owner/name`, made if it is missing.
+        private: Whether a new repository is private; None is the owner's default.
+        token: None takes the one of `hf auth login`.
+        commit_message: Of the one commit.
+
+    Raises:
+        ValueError: If the folder holds no weights.
+    """
+    from huggingface_hub import HfApi
+
+    if not any(Path(folder).rglob("*.safetensors")):
+        raise ValueError(f"`folder` must hold safetensors files, got {str(folder)!r} without any.")
+    api = HfApi(token=token)
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message))
