@@ -10,6 +10,7 @@ from accelerate import init_empty_weights
 from diffusers import AutoencoderDC
 from safetensors.torch import load_file
 
+from diffusers_ucgm.conversion.autoencoders import DC_NAMES
 from diffusers_ucgm.conversion.key_maps import OPERATIONS
 from diffusers_ucgm.conversion.networks import ARCHITECTURES
 from diffusers_ucgm.models.layers import rotary_table
@@ -23,7 +24,7 @@ SETTINGS = {
     "tit": {},
     "sit": {"num_attention_heads": 4},
     "lightningdit": {},
-    "ddt": {"num_encoder_layers": 3, "sample_size": 8},
+    "ddt": {"num_encoder_layers": 3, "patch_size": 2, "sample_size": 8},
     "edm2": {"attention_head_dim": 8},
 }
 # shared/goldens/networks/README.md: independent implementations reach 5e-6, the smallest slip makes 3e-4.
@@ -64,23 +65,6 @@ def synthetic(architecture, config, seed=0):
     return state_dict
 
 
-# From diffusers' names of DC-AE to those of its own code (arXiv 2410.10733), where attention is one projection.
-DC_NAMES = (
-    (r"^encoder\.conv_in\.conv\.", "encoder.project_in.main.conv.conv."),
-    (r"^encoder\.conv_out\.", "encoder.project_out.main.op_list.0.conv."),
-    (r"^decoder\.conv_in\.", "decoder.project_in.main.conv."),
-    (r"^decoder\.norm_out\.", "decoder.project_out.op_list.0."),
-    (r"^decoder\.conv_out\.conv\.", "decoder.project_out.op_list.2.main.conv.conv."),
-    (r"^encoder\.down_blocks\.(\d+)\.(\d+)\.", r"encoder.stages.\1.op_list.\2."),
-    (r"^decoder\.up_blocks\.(\d+)\.(\d+)\.", r"decoder.stages.\1.op_list.\2."),
-    (r"(op_list\.\d+)\.conv([12])\.", r"\1.main.conv\2.conv."),
-    (r"(stages\.\d+\.op_list\.\d+)\.norm\.", r"\1.main.conv2.norm."),
-    (r"(stages\.\d+\.op_list\.\d+)\.conv\.", r"\1.main.conv.conv."),
-    (r"\.attn\.to_out\.", ".context_module.main.proj.conv."),
-    (r"\.attn\.norm_out\.", ".context_module.main.proj.norm."),
-    (r"\.conv_out\.conv_(inverted|depth|point)\.", r".local_module.main.\1_conv.conv."),
-    (r"\.conv_out\.norm\.", ".local_module.main.point_conv.norm."),
-)
 TINY_DC = {
     "latent_channels": 8,
     "attention_head_dim": 4,
@@ -103,17 +87,14 @@ def tiny_dc():
 
 
 def original_dc(model):
-    """The weights of an `AutoencoderDC` under the keys of DC-AE's own code."""
+    """The weights of an `AutoencoderDC` under the keys of DC-AE's own code, where attention is one projection."""
     found, state_dict = {}, model.state_dict()
     for key, value in state_dict.items():
-        if key.endswith(".attn.to_q.weight"):
-            stem = key.removesuffix("to_q.weight")
-            parts = [state_dict[f"{stem}to_{name}.weight"] for name in "qkv"]
-            key, value = f"{stem}qkv.", torch.cat(parts)[..., None, None]
-            key = key.replace(".attn.qkv.", ".context_module.main.qkv.conv.weight")
-        elif ".attn.to_k." in key or ".attn.to_v." in key:
+        if ".attn.to_k." in key or ".attn.to_v." in key:
             continue
-        elif ".attn.to_out." in key:
+        if ".attn.to_q." in key:
+            value = torch.cat([state_dict[key.replace("to_q", f"to_{name}")] for name in "qkv"])
+        if ".attn.to_q." in key or ".attn.to_out." in key:
             value = value[..., None, None]
         for pattern, replacement in DC_NAMES:
             key = re.sub(pattern, replacement, key)

@@ -31,12 +31,15 @@ def draw(name, labels, seed=0):
 
 def test_bundled_files_are_small_and_safe():
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 12e6
+    assert sum(path.stat().st_size for path in files) <= 13e6
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".md"}
     for name in MODELS:
         card = (FOLDER / name / "README.md").read_text()
         assert "examples/train_fashion_mnist.py" in card
         assert "benchmarks/bundled_model.py" in card
+    classifier = FOLDER / "fashion-mnist-classifier"
+    assert sum(path.stat().st_size for path in classifier.iterdir()) <= 1.5e6
+    assert "examples/train_classifier.py" in (classifier / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", MODELS)

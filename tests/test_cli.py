@@ -1,8 +1,10 @@
 """The command line, as a user runs it, on a tiny pipeline."""
 
 import json
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -15,6 +17,9 @@ from test_pipeline import autoencoder, pipeline
 from diffusers_ucgm import PRESETS, UCGMScheduler, UCGMTrainer, UCGMTrainingConfig, get_preset
 from diffusers_ucgm.cli import main
 from diffusers_ucgm.pipeline import BUNDLED
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +192,31 @@ def test_train_trains_resumes_and_saves(model, tmp_path, capsys, suffix):
     assert main([*words, "--model", f"{model}/transformer/config.json", "--resume-from-checkpoint", "latest"]) == 0
     assert main([*words, "--model", f"{model}/transformer", "--data", str(tmp_path / "none")]) == 2
     assert "`--data` must be a folder of `ucgm cache` or a safetensors file" in capsys.readouterr().err
+
+
+def test_a_text_to_image_pipeline_is_cached_and_tuned_by_lora(tmp_path, capsys):
+    example = runpy.run_path(str(EXAMPLES / "text_to_image_lora.py"))
+    pipe, pictures, run = tmp_path / "sd3", tmp_path / "pictures", tmp_path / "run"
+    example["make_tiny_pipeline"](pipe)  # without T5, as `save_pretrained` leaves it
+    example["make_pictures"](pictures)
+    captions = [json.loads(line) for line in (pictures / "metadata.jsonl").read_text().splitlines()]
+    lines = [json.dumps({**each, "long_text": f"a picture of {each['text']}"}) for each in captions]
+    (pictures / "metadata.jsonl").write_text("\n".join(lines))
+    cache = ["cache", "--pipeline", str(pipe), "--source", str(pictures), "--size", "32", "--output"]
+    cache += [str(tmp_path / "cache"), "--batch-size", "8"]
+    assert main(cache) == 0
+    assert "32 samples, 0 images left out" in capsys.readouterr().out
+    for other in (["--caption-column", "long_text"], ["--posterior-mean"]):
+        assert main([*cache, *other]) == 2
+        assert "must be empty or of the same cache" in capsys.readouterr().err
+    words = ["train", "--pipeline", str(pipe), "--data", str(tmp_path / "cache"), "--output-dir", str(run)]
+    words += ["--lora-rank", "2", "--teacher-decay", "1", "--consistency-ratio", "1", "--label-dropout", "0.5"]
+    words += ["--ema-decay", "0", "--train-batch-size", "2", "--max-train-steps", "2", "--mixed-precision", "no"]
+    words += ["--validation-steps", "2", "--validation-inputs", "cat: dog", "--validation-num-inference-steps", "1"]
+    assert main(words) == 0
+    assert f"Weights: {run.resolve() / 'lora'}" in capsys.readouterr().out
+    assert (run / "lora" / "pytorch_lora_weights.safetensors").is_file()
+    assert (run / "validation" / "step-0000002.png").is_file()
 
 
 def test_presets_are_listed_and_all_are_legal(capsys):

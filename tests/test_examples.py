@@ -90,6 +90,14 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
+def test_pictures_are_cached_and_decoded(tmp_path):
+    words = ("--source", photos(tmp_path), "--output", tmp_path / "cache")
+    for _ in range(2):  # the second finds all there
+        printed = run_example("cache_latents.py", *words, tmp_path=tmp_path)
+        assert "8 pictures, 0 left out" in printed
+    assert size_of(tmp_path / "cache" / "decoded.png") == (8 * 32, 32)
+
+
 def test_a_class_conditional_pipeline_is_tuned_to_two_steps(tmp_path):
     words = ("--source", photos(tmp_path), "--output", tmp_path / "run", "--steps", 2, "--batch-size", 2)
     run_example("tune_class_conditional.py", *words, tmp_path=tmp_path)

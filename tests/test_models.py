@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import ModelMixin
 from diffusers.models.attention_dispatch import attention_backend
 from networks import NAMES, SETTINGS, TOLERANCE, error, golden
 from torch import nn
 
 from diffusers_ucgm import EDM2UNet2DModel, UCGMLoss, UCGMTransformer2DModel
-from diffusers_ucgm.conversion.networks import ARCHITECTURES, convert_network, published_settings
+from diffusers_ucgm.conversion.networks import ARCHITECTURES, convert_network
+from diffusers_ucgm.conversion.sizes import published_settings
 from diffusers_ucgm.lora import add_lora, without_lora
 from diffusers_ucgm.training.denoisers import adapter_for
 
@@ -97,6 +99,13 @@ def test_fused_projections_give_the_same(name):
     assert error(called(model, cases), expected) < 1e-5
 
 
+def test_weights_may_wait_elsewhere_until_their_module_is_called(name):
+    model, cases = model_of(name)
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    assert {each.device.type for each in model.parameters()} == {"meta"}
+    assert error(called(model, cases), cases["forward.output"]) < TOLERANCE
+
+
 @pytest.mark.filterwarnings("ignore")  # of the compiler, about itself
 def test_compiles_as_one_graph(name):
     model, cases = model_of(name)
@@ -137,6 +146,13 @@ def test_lora_finds_the_attention_layers(name):
     assert error(called(model, cases), expected) > 1e-3
     with without_lora(model):
         assert error(called(model, cases), expected) < 1e-6
+
+
+def test_edm2_does_not_merge_a_lora_into_weights_that_it_normalises():
+    model, _ = model_of("edm2")
+    add_lora(model, 2)
+    with pytest.raises(NotImplementedError, match="`fuse_lora` must be left out for EDM2UNet2DModel"):
+        model.fuse_lora()
 
 
 @pytest.mark.parametrize("derivative", ["difference", "forward"])

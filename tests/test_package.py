@@ -21,12 +21,13 @@ SCRIPTS = sorted(file for folder in ("benchmarks", "examples", "tools") for file
 
 # From the core outwards; a module imports only from the sets above its own.
 LAYERS = [
-    {"transports", "time_grids", "presets", "stock", "models"},
+    {"transports", "time_grids", "presets", "stock", "models", "images", "idx", "processes"},
     {"families"},
     {"solver", "schedules"},
     {"published"},
     {"scheduler", "loss", "oracles", "lora"},
     {"pipeline", "teacher"},
+    {"loading", "hub"},
     {"evaluation", "conversion"},
     {"training"},
     {"cli"},

@@ -35,8 +35,10 @@ class Mutant:
 
 
 SCHEDULER_TESTS = ("tests/test_scheduler.py", "tests/test_scheduler_contract.py")
+MULTISTEP_TESTS = ("tests/test_multistep.py",)
 FAMILY_TESTS = ("tests/test_families.py", "tests/test_stock_configs.py")
 LOSS_TESTS = ("tests/test_loss.py",)
+METRIC_TESTS = ("tests/evaluation/test_metrics.py",)
 CONVERSION_TESTS = ("tests/test_conversion.py",)
 TRAINER_TESTS = ("tests/training",)
 PIPELINE_TESTS = ("tests/test_pipeline.py", "tests/test_pipeline_loading.py")
@@ -203,7 +205,7 @@ MUTANTS = [
     Mutant(
         "resume forgets the loss's statistics",
         "training/trainer.py",
-        '            self.statistics.sums.copy_(torch.tensor(values["statistics"]))\n',
+        "            self.statistics.sums.copy_(sums if self.accelerator.is_main_process else torch.zeros_like(sums))\n",
         "",
         TRAINER_TESTS,
     ),
@@ -313,6 +315,48 @@ MUTANTS = [
         ("tests/training/test_stability.py",),
     ),
     Mutant(
+        "the guard forgets its first alarm when the ratio rises",
+        "training/stability.py",
+        "        is_settled = len(losses) >= SETTLED\n",
+        "        is_settled = len(losses) >= SETTLED\n        self.high = 0\n",
+        ("tests/training/test_stability.py",),
+    ),
+    Mutant(
+        "a roll-back leaves the collapsed checkpoints",
+        "training/trainer.py",
+        "checkpoints.drop_checkpoints(config.output_dir, after=self.step)",
+        "pass",
+        ("tests/training/test_interruptions.py",),
+    ),
+    Mutant(
+        "only the main process hears of a full disk",
+        "training/trainer.py",
+        "if self._is_true_of_any(failure is not None):",
+        "if failure is not None or self.accelerator.wait_for_everyone():",
+        ("tests/training/test_distributed.py",),
+    ),
+    Mutant(
+        "every process goes on from the sums of all",
+        "training/trainer.py",
+        "sums if self.accelerator.is_main_process else torch.zeros_like(sums)",
+        "sums",
+        ("tests/training/test_distributed.py",),
+    ),
+    Mutant(
+        "half a line stays in the log",
+        "training/trainer.py",
+        "            os.truncate(file, size)\n",
+        "            pass\n",
+        ("tests/training/test_trainer.py",),
+    ),
+    Mutant(
+        "words of settings are read as YAML 1.1 has them",
+        "training/config.py",
+        "yaml.BaseLoader",
+        "yaml.SafeLoader",
+        ("tests/training/test_config.py",),
+    ),
+    Mutant(
         "a stopped cache starts anew",
         "training/cache.py",
         "number % num_processes == process_index and not _is_whole(_shard(folder, number))",
@@ -330,9 +374,72 @@ MUTANTS = [
     Mutant(
         "extrapolation starts one step early",
         "solver.py",
-        "return self.extrapolation_ratio if steps_made >= 2 else 0.0",
-        "return self.extrapolation_ratio if steps_made >= 1 else 0.0",
+        'if self.extrapolation_ratio != "auto" and steps_made >= 2 else 0.0',
+        'if self.extrapolation_ratio != "auto" and steps_made >= 1 else 0.0',
         SCHEDULER_TESTS,
+    ),
+    Mutant(
+        "automatic ratio from the previous step alone",
+        "solver.py",
+        "integrals = (rise, span - rise,",
+        "integrals = (rise, span / 2.0,",
+        MULTISTEP_TESTS,
+    ),
+    Mutant(
+        "third order with the second's weights",
+        "solver.py",
+        "span**2 - 2.0 * (span - rise))",
+        "span**2 - (span - rise))",
+        MULTISTEP_TESTS,
+    ),
+    Mutant(
+        "pure noise taken for an estimate like others",
+        "solver.py",
+        "known = [ratio for ratio in ratios if math.isfinite(ratio)]",
+        "known = [max(ratio, -1.0) for ratio in ratios]",
+        MULTISTEP_TESTS,
+    ),
+    Mutant(
+        "mended with the weights of both ends swapped",
+        "solver.py",
+        "return NOTHING.plus(SAMPLE, kept).plus(here.x_hat, rise - new), new",
+        "return NOTHING.plus(SAMPLE, kept).plus(here.x_hat, new), rise - new",
+        MULTISTEP_TESTS,
+    ),
+    Mutant(
+        "steps with fresh noise mended",
+        "solver.py",
+        "corrected = is_multistep and not fresh",
+        "corrected = is_multistep",
+        MULTISTEP_TESTS,
+    ),
+    Mutant(
+        "a mended sample without its estimate",
+        "scheduler.py",
+        "                model_output = call.x_hat.output_for(x, x_hat)\n            if",
+        "            if",
+        MULTISTEP_TESTS,
+    ),
+    Mutant(
+        "a call made again mended twice",
+        "scheduler.py",
+        "self._history, self._base = self._history[1:], None",
+        "self._history = self._history[1:]",
+        MULTISTEP_TESTS,
+    ),
+    Mutant(
+        "clipping lost when a sample is mended",
+        "scheduler.py",
+        "x_hat = call.x_hat(x, model_output, change)\n                x, change",
+        "x_hat = call.x_hat(x, model_output)\n                x, change",
+        MULTISTEP_TESTS,
+    ),
+    Mutant(
+        "second order that is a multistep method asks for half the steps",
+        "solver.py",
+        'return self.order == 2 and self.correction != "multistep"',
+        "return self.order == 2",
+        MULTISTEP_TESTS,
     ),
     Mutant(
         "stochasticity and its complement swapped",
@@ -365,8 +472,8 @@ MUTANTS = [
     Mutant(
         "history lost at every correction",
         "scheduler.py",
-        "            elif not call.corrects:\n",
-        "            else:\n",
+        "            if not call.corrects:\n                self._history = []",
+        "            self._history = []",
         SCHEDULER_TESTS,
     ),
     Mutant(
@@ -613,15 +720,15 @@ MUTANTS = [
     Mutant(
         "step computed from a guided estimate as from the network's output",
         "scheduler.py",
-        "(pred_original_sample.to(x.dtype) - of_sample * x) / of_output",
-        "model_output",
+        "self._calls[index].x_hat.output_for(x, pred_original_sample.to(x.dtype))",
+        "model_output.clone()",
         FAMILY_TESTS,
     ),
     Mutant(
         "call made again extrapolates from itself",
         "scheduler.py",
-        " and index != self._answered:",
-        ":",
+        "self._history, self._base = self._history[1:], None",
+        "self._base = None",
         FAMILY_TESTS,
     ),
     # The paper's networks
@@ -703,11 +810,103 @@ MUTANTS = [
         CONVERSION_TESTS,
     ),
     Mutant(
+        "a size as one tensor has it, not as most",
+        "conversion/key_maps.py",
+        "return Counter(found).most_common(1)[0][0]",
+        "return found[0]",
+        CONVERSION_TESTS,
+    ),
+    Mutant(
+        "a patch of 2 whatever the network",
+        "conversion/sizes.py",
+        '"patch_size": None,',
+        '"patch_size": 2,',
+        CONVERSION_TESTS,
+    ),
+    Mutant(
+        "EDM2's heads of 64 whatever the network",
+        "conversion/sizes.py",
+        "head_dim = 64 if widths[0] in EDM2_WIDTHS.values() else None",
+        "head_dim = 64",
+        CONVERSION_TESTS,
+    ),
+    Mutant(
+        "EDM2's frequencies in the dtype of the weights",
+        "conversion/networks.py",
+        "kept = model._keep_in_fp32_modules or ()",
+        "kept = ()",
+        CONVERSION_TESTS,
+    ),
+    Mutant(
+        "EDM2's class read without a call of its module",
+        "models/edm2_unet_2d.py",
+        "label = self.class_embedding(class_labels.masked_fill(left_out, 0))",
+        "label = EDM2Embedding.forward(self.class_embedding, class_labels.masked_fill(left_out, 0))",
+        ("tests/test_models.py",),
+    ),
+    Mutant(
+        "draws where means of the posterior are asked for",
+        "training/encoding.py",
+        "encoded.latent_dist.mode() if posterior_mean else encoded.latent_dist.sample(generator)",
+        "encoded.latent_dist.sample(generator)",
+        ("tests/training/test_encoding.py",),
+    ),
+    Mutant(
         "VA-VAE's decoder levels counted from the lowest",
         "conversion/autoencoders.py",
         'f"decoder.up.{levels - 1 - int(match[1])}"',
         'f"decoder.up.{int(match[1])}"',
         CONVERSION_TESTS,
+    ),
+    # Evaluation
+    Mutant(
+        "Frechet distance without the mean in the sums",
+        "evaluation/metrics.py",
+        "(number - 1) * covariance + number * mean.outer(mean)",
+        "(number - 1) * covariance + mean.outer(mean)",
+        METRIC_TESTS,
+    ),
+    Mutant(
+        "a picture is its own nearest neighbour",
+        "evaluation/metrics.py",
+        "kthvalue(neighbours + 1)",
+        "kthvalue(neighbours)",
+        METRIC_TESTS,
+    ),
+    Mutant(
+        "metrics added up over processes",
+        "evaluation/metrics.py",
+        '{"sync_on_compute": False}',
+        "{}",
+        ("tests/evaluation/test_evaluate.py",),
+    ),
+    Mutant(
+        "sFID's channels first",
+        "evaluation/features.py",
+        "maps[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)",
+        "maps[:, :SPATIAL_CHANNELS].flatten(1)",
+        ("tests/evaluation/test_features.py",),
+    ),
+    Mutant(
+        "pictures of mixed sizes in the order of their sizes",
+        "evaluation/features.py",
+        "else whole[order]",
+        "else whole",
+        ("tests/evaluation/test_features.py",),
+    ),
+    Mutant(
+        "seeds that differ above 32 bits, which torch does not look at",
+        "evaluation/evaluate.py",
+        "(seed * SEED_STRIDE + i) % 2**32",
+        "seed * 2**32 + i",
+        ("tests/evaluation/test_evaluate.py",),
+    ),
+    Mutant(
+        "torn files of samples taken for whole",
+        "evaluation/evaluate.py",
+        "if _rows_in(file) < len(part):",
+        "if not file.is_file():",
+        ("tests/evaluation/test_evaluate.py",),
     ),
 ]
 

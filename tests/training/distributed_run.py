@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from diffusers import DiTTransformer2DModel
 from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
@@ -61,11 +61,36 @@ class ShardingAccelerator(Accelerator):
         return model, AcceleratedOptimizer(optimizer)
 
 
+def use_deepspeed(stage):
+    """What `accelerate launch --use_deepspeed` sets, on processors, for which it makes no groups of processes."""
+    import deepspeed.comm.torch  # noqa: F401
+
+    os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)}
+    del os.environ["ACCELERATE_USE_CPU"]
+    # A faster way between processes of one machine, which it would compile now.
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
+    backend = InitProcessGroupKwargs(backend="gloo")
+
+    class Launched(Accelerator):
+        def __init__(self, kwargs_handlers, **options):
+            super().__init__(kwargs_handlers=[*kwargs_handlers, backend], **options)
+
+    trainer_module.Accelerator = Launched
+
+
+def full_disk(*_):
+    raise OSError("No space left on device")
+
+
 def main():
     output, *settings = sys.argv[1:]
     changes = {name: json.loads(value) for name, value in (pair.split("=", 1) for pair in settings)}
     if changes.pop("shard", False):
         trainer_module.Accelerator = ShardingAccelerator
+    if stage := changes.pop("zero_stage", 0):
+        use_deepspeed(stage)
+    if changes.pop("full_disk", False):
+        checkpoints.save_file = full_disk
     config = UCGMTrainingConfig(
         output,
         **{
@@ -87,7 +112,7 @@ def main():
     )
     trainer = UCGMTrainer(config, network(), data())
     trainer.train()
-    whole = checkpoints.gathered(trainer.transformer.state_dict())
+    whole = trainer.whole_weights()
     if trainer.accelerator.is_main_process:
         save_file(
             {name: value.contiguous().clone() for name, value in whole.items()}, Path(output) / "last.safetensors"

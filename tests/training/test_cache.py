@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from diffusers_ucgm.images import ImageItems, load_image_dataset
 from diffusers_ucgm.training.cache import CachedLatents, cache_latents, finish_cache
-from diffusers_ucgm.training.images import ImageItems, load_image_dataset
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import torch
 
 from diffusers_ucgm.training import checkpoints
 from diffusers_ucgm.training.checkpoints import (
+    drop_checkpoints,
     latest_checkpoint,
     load_checkpoint,
     load_optimizer_state,
@@ -93,6 +94,13 @@ def test_pruning_keeps_the_newest(tmp_path):
     assert names == {"checkpoint-20", "checkpoint-100", "checkpoint-notes", "log.jsonl"}
     prune_checkpoints(tmp_path, 5)
     assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_checkpoints_after_a_step_are_dropped(tmp_path):
+    for step in (9, 10, 100, 20):
+        save_checkpoint(tmp_path, step, TENSORS, {})
+    drop_checkpoints(tmp_path, after=10)
+    assert [path.name for path in checkpoints.checkpoints_in(tmp_path)] == ["checkpoint-9", "checkpoint-10"]
 
 
 @pytest.mark.parametrize("failing", ["save_file", "json"])

@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 
 from diffusers_ucgm.loss import UCGMLoss
-from diffusers_ucgm.training.config import FREE_ON_RESUME, UCGMTrainingConfig
+from diffusers_ucgm.training.config import FREE_ON_RESUME, UCGMTrainingConfig, read_setting
 
 
 def test_loss_takes_every_setting_of_the_config():
@@ -49,6 +49,8 @@ def test_defaults_of_the_loss_and_the_config_agree():
         ({"learning_rate": -1.0}, r"`learning_rate` must not be negative, got -1.0\."),
         ({"learning_rate": float("nan")}, r"`learning_rate` must not be negative, got nan\."),
         ({"lr_scheduler": "cosin"}, r"`lr_scheduler` must be one of .*'cosine'.*, got 'cosin'\."),
+        ({"lr_scheduler": "piecewise_constant"}, r"`lr_step_rules` must go with `lr_scheduler='piecewise_constant'`"),
+        ({"lr_step_rules": "1:5,0.1"}, r"`lr_step_rules` must go with .*, got '1:5,0.1' with 'constant'\."),
         ({"max_grad_norm": -1.0}, r"`max_grad_norm` must not be negative, got -1.0\."),
         ({"lr_warmup_steps": -1}, r"`lr_warmup_steps` must not be negative, got -1\."),
         ({"adam_weight_decay": -0.1}, r"`adam_weight_decay` must not be negative, got -0.1\."),
@@ -93,6 +95,61 @@ def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text("output_dir: run\nlearning_rate: 1e-4\n")
     assert UCGMTrainingConfig.from_file(file).learning_rate == 1e-4
+
+
+def test_words_that_yaml_takes_for_something_else_are_what_the_setting_is(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(
+        "output_dir: 2026-11-25\nmixed_precision: no\nreport_to: null\ngradient_checkpointing: yes\n"
+        "consistency_ratio: [[0, 0], [2000, 1]]\nlora_alpha: 8\nvalidation_inputs: ['cat: dog', 7, no, 1e3]\n"
+    )
+    config = UCGMTrainingConfig.from_file(file)
+    assert (config.output_dir, config.mixed_precision, config.report_to) == ("2026-11-25", "no", None)
+    assert config.gradient_checkpointing is True
+    assert config.consistency_ratio == [[0.0, 0.0], [2000.0, 1.0]]
+    assert config.lora_alpha == 8.0
+    assert config.validation_inputs == ("cat: dog", 7, "no", "1e3")
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "value"),
+    [
+        ("mixed_precision", "no", "no"),
+        ("gradient_checkpointing", "no", False),
+        ("max_train_steps", "100", 100),
+        ("learning_rate", "1e-4", 1e-4),
+        ("lora_alpha", "null", None),
+        ("consistency_ratio", ["1"], 1.0),
+        ("consistency_ratio", ["[[0, 0.0], [2000, 1.0]]"], [[0, 0.0], [2000, 1.0]]),
+        ("consistency_ratio", ["[0, 0.0]", "[2000, 1]"], [[0, 0.0], [2000, 1]]),
+        ("enhancement_range", ["0", "0.5"], [0.0, 0.5]),
+        ("validation_inputs", ["cat: dog", "3"], ["cat: dog", 3]),
+        ("validation_inputs", ['["a cat", 3]'], ["a cat", 3]),
+        ("lora_target_modules", ["to_q"], ["to_q"]),
+    ],
+)
+def test_words_are_read_by_the_type_of_their_setting(name, words, value):
+    found = read_setting(name, words)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "message"),
+    [
+        ("max_train_steps", "1.5", r"`max_train_steps` must be of type int, got '1\.5'\."),
+        ("gradient_checkpointing", "maybe", r"`gradient_checkpointing` must be of type bool, got 'maybe'\."),
+        ("seed", ["1", "2"], r"`seed` must be of type int, got \['1', '2'\]\."),
+        (
+            "validation_inputs",
+            [{"cat": "dog"}],
+            r"of type Sequence\[str \| int\], got .*Quote texts with a colon",
+        ),
+    ],
+)
+def test_words_of_another_type_are_refused(name, words, message):
+    with pytest.raises(ValueError, match=message):
+        read_setting(name, words)
 
 
 @pytest.mark.parametrize("name", ["config.json", "config.yaml"])

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_ucgm.training.data import LatentDataset, load_images, pixels, read_idx
+from diffusers_ucgm.idx import read_idx
+from diffusers_ucgm.training.data import LatentDataset, load_images, pixels
 
 
 def idx_bytes(array):

@@ -8,6 +8,8 @@ from transformers import (
     BatchEncoding,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Gemma2Config,
+    Gemma2Model,
     T5Config,
     T5EncoderModel,
     UMT5Config,
@@ -15,7 +17,7 @@ from transformers import (
 )
 
 from diffusers_ucgm import UCGMPipeline
-from diffusers_ucgm.pipeline import denormalize_latents
+from diffusers_ucgm.pipeline import denormalize_latents, normalize_latents
 from diffusers_ucgm.training.denoisers import adapter_for_pipeline, denoiser_of, family_of_scheduler
 from diffusers_ucgm.training.encoding import encode_null, encode_pixels, encode_prompts
 
@@ -43,6 +45,12 @@ class Words:
         rows = [(row + [0] * length)[:length] for row in rows]
         return BatchEncoding({"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(masks)})
 
+    def encode(self, text):
+        return self(text)["input_ids"][0].tolist()
+
+    def apply_chat_template(self, messages, **_):
+        return " ".join(f"{each['role']}: {each['content']}" for each in messages)
+
     def tokenize(self, text):
         return text.split()
 
@@ -54,8 +62,14 @@ def clip(tokens=7):
     return stock_pipelines.text_config(max_position_embeddings=tokens)
 
 
-def t5(cls=T5EncoderModel, config=T5Config):
-    return cls(config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=16))
+def t5(cls=T5EncoderModel, config=T5Config, width=8):
+    return cls(config(d_model=width, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=16))
+
+
+def decoder():
+    """A language model whose hidden states are a prompt's embeddings."""
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "head_dim": 4, "vocab_size": 16}
+    return Gemma2Model(Gemma2Config(**sizes, num_attention_heads=2, num_key_value_heads=1))
 
 
 def with_encoders(name):
@@ -79,25 +93,54 @@ def with_encoders(name):
         "ltx": {"tokenizer": words, "text_encoder": t5()},
         "wan": {"tokenizer": words, "text_encoder": t5(UMT5EncoderModel, UMT5Config)},
         "pixart_sigma": {"tokenizer": words, "text_encoder": t5()},
+        "sd3": {
+            "tokenizer": words,
+            "tokenizer_2": words,
+            "tokenizer_3": words,
+            "text_encoder": CLIPTextModelWithProjection(clip(77)),
+            "text_encoder_2": CLIPTextModelWithProjection(clip(77)),
+            "text_encoder_3": t5(width=16),
+        },
+        "aura_flow": {"tokenizer": words, "text_encoder": t5(UMT5EncoderModel, UMT5Config)},
+        "cogvideox_2b": {"tokenizer": words, "text_encoder": t5()},
+        "sana": {"tokenizer": words, "text_encoder": decoder()},
+        "lumina2": {"tokenizer": words, "text_encoder": decoder()},
+        "z_image": {"tokenizer": words, "text_encoder": decoder()},
+        "qwen_image": {"tokenizer": words, "text_encoder": decoder()},
     }[name]
     case = getattr(stock_pipelines, name)()
     if name == "sd15":  # whose network attends to wider texts than these encoders give
         case.pipe.register_modules(unet=stock_pipelines.unet(cross_attention_dim=8).eval())
+    if name == "sd3":  # which takes the texts of both CLIP encoders beside each other
+        wide = {**case.pipe.transformer.config, "joint_attention_dim": 16, "pooled_projection_dim": 16}
+        case.pipe.register_modules(transformer=type(case.pipe.transformer).from_config(wide).eval())
+    # Words are fewer than the tokens that these texts around a prompt have.
+    case.pipe.system_prompt = "Draw"
+    case.pipe.prompt_template_encode_start_idx = 5
     case.pipe.register_modules(
         **{part: getattr(value, "eval", lambda value=value: value)() for part, value in parts.items()}
     )
     for argument in [name for name in case.arguments if "prompt" in name]:
         del case.arguments[argument]
     case.arguments["prompt"] = ["a red square"]
+    case.arguments |= LENGTHS.get(name, {})
     return case
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl", "flux", "ltx", "wan", "pixart_sigma"])
+ENCODING = [
+    *("sd15", "sdxl", "flux", "ltx", "wan", "pixart_sigma"),
+    *("sd3", "aura_flow", "cogvideox_2b", "sana", "lumina2", "z_image", "qwen_image"),
+]
+# The tiny networks have fewer places for tokens than the pipelines fill by default.
+LENGTHS = {"cogvideox_2b": {"max_sequence_length": 5}, "lumina2": {"max_sequence_length": 16}}
+
+
+@pytest.mark.parametrize("name", ENCODING)
 def test_prompts_are_encoded_as_the_stock_pipeline_encodes_them(name):
     case, stock = with_encoders(name), STOCK[name]
     pipe = case.pipe
     adapter, family = adapter_for_pipeline(pipe), family_of_scheduler(pipe.scheduler)
-    condition = encode_prompts(pipe, adapter, ["a red square"])
+    condition = encode_prompts(pipe, adapter, ["a red square"], **LENGTHS.get(name, {}))
     (model_output, timestep, sample), *_ = recorded_steps(case, **stock.call)
     t = family.time(torch.as_tensor(timestep).double().reshape(1))
     if stock.latents:
@@ -109,11 +152,13 @@ def test_prompts_are_encoded_as_the_stock_pipeline_encodes_them(name):
     torch.testing.assert_close(found, model_output[:, : found.shape[1]].float(), rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["sd15", "sdxl", "flux", "ltx", "wan", "pixart_sigma"])
+@pytest.mark.parametrize("name", ENCODING)
 def test_no_prompt_has_the_keywords_and_length_of_a_prompt(name):
     pipe = with_encoders(name).pipe
     adapter = adapter_for_pipeline(pipe)
-    prompts, null = encode_prompts(pipe, adapter, ["a red square", "a cat"]), encode_null(pipe, adapter)
+    lengths = LENGTHS.get(name, {})
+    prompts = encode_prompts(pipe, adapter, ["a red square", "a cat"], **lengths)
+    null = encode_null(pipe, adapter, **lengths)
     assert set(prompts) == set(null)
     for keyword, value in null.items():
         assert value.shape == (1, *prompts[keyword].shape[1:])
@@ -205,6 +250,15 @@ def test_latents_are_shifted_and_scaled_as_the_pipeline_undoes_it():
     undone = latents / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor  # as the pipeline has it
     torch.testing.assert_close(undone, raw)
     torch.testing.assert_close(denormalize_latents(pipe.vae, latents), raw)
+
+
+def test_latents_may_be_the_means_of_the_posterior():
+    pipe = stock_pipelines.sd3().pipe
+    pixels = torch.rand(2, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        mean = pipe.vae.encode(pixels).latent_dist.mean
+    torch.testing.assert_close(encode_pixels(pipe, pixels, posterior_mean=True), normalize_latents(pipe.vae, mean))
+    assert not torch.equal(encode_pixels(pipe, pixels), encode_pixels(pipe, pixels, posterior_mean=True))
 
 
 def test_statistics_in_the_autoencoders_buffers_count():

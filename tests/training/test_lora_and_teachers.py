@@ -1,7 +1,9 @@
 """LoRA tuning and teachers: no second copy of the weights, and files that the stock pipelines load."""
 
+import diffusers
 import pytest
 import stock_pipelines
+import tiny_transformers
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from diffusers import FluxTransformer2DModel
@@ -71,6 +73,12 @@ PIPELINES = {
     "sdxl": ({**TEXT, "text_embeds": "pooled_prompt_embeds"}, (4, 8, 8)),
     "wan": (TEXT, (4, 2, 4, 4)),
     "z_image": ({"cap_feats": "prompt_embeds"}, (4, 8, 8)),
+    "sd15": (TEXT, (4, 8, 8)),
+    "lumina2": (MASKED, (4, 8, 8)),
+    "aura_flow": (TEXT, (4, 8, 8)),
+    "ltx": (MASKED, (8, 3, 8, 8)),
+    "cogvideox_2b": (TEXT, (4, 2, 8, 8)),
+    "sana_sprint": (MASKED, (4, 8, 8)),
 }
 
 
@@ -230,6 +238,27 @@ def test_a_lora_of_a_class_conditional_pipeline_loads_into_it(tmp_path):
 def test_modules_that_are_not_there_are_named():
     with pytest.raises(ValueError, match=r"`target_modules` must name modules of Linear, got \['to_q'\]"):
         add_lora(nn.Linear(2, 2), 4, target_modules=["to_q"])
+
+
+# docs/text-to-image-lora.md has these names.
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [
+        ("JoyImageEditTransformer3DModel", ["img_attn_qkv", "img_attn_proj", "txt_attn_qkv", "txt_attn_proj"]),
+        ("JoyImageEditPlusTransformer3DModel", ["img_attn_qkv", "img_attn_proj", "txt_attn_qkv", "txt_attn_proj"]),
+        ("Kandinsky5Transformer3DModel", ["to_query", "to_key", "to_value"]),
+        ("Kandinsky6Transformer3DModel", ["to_query", "to_key", "to_value"]),
+    ],
+)
+def test_networks_with_other_names_say_so_and_take_theirs(name, targets):
+    if not hasattr(diffusers, name):
+        pytest.skip("another version of diffusers")
+    network = tiny_transformers.build(name)
+    with pytest.raises(ValueError, match=rf"`target_modules` must name modules of {name}, got .*It has"):
+        add_lora(network, 2)
+    add_lora(network, 2, target_modules=targets)
+    adapted = {key.split(".lora_A")[0].rsplit(".", 1)[-1] for key in network.state_dict() if "lora_A" in key}
+    assert adapted == set(targets)
 
 
 def test_folders_without_a_fitting_adapter_are_refused(tmp_path):

@@ -12,7 +12,7 @@ from diffusers_ucgm import UCGMPipeline, UCGMScheduler
 from diffusers_ucgm.lora import add_lora, save_lora
 from diffusers_ucgm.pipeline import BUNDLED
 from diffusers_ucgm.training import report
-from diffusers_ucgm.training.report import push_folder_to_hub, save_model_card, validation_grid
+from diffusers_ucgm.training.report import save_model_card, validation_grid
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -232,25 +232,3 @@ def test_the_example_of_a_network_runs(tmp_path, pipe):
 def test_another_kind_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`kind` must be 'pipeline', 'network' or 'lora', got 'vae'"):
         save_model_card(tmp_path, {}, kind="vae", steps_done=1, few_step=True)
-
-
-def test_uploads_make_the_repository_and_one_commit(tmp_path, monkeypatch):
-    calls = []
-
-    class Api:
-        def __init__(self, token=None):
-            calls.append(("token", token))
-
-        def create_repo(self, repo_id, private=None, exist_ok=False):
-            calls.append(("create", repo_id, private, exist_ok))
-
-        def upload_folder(self, repo_id, folder_path, commit_message):
-            calls.append(("upload", repo_id, folder_path, commit_message))
-            return "https://hub/owner/name"
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    with pytest.raises(ValueError, match="`folder` must hold safetensors files"):
-        push_folder_to_hub(tmp_path, "owner/name")
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    assert push_folder_to_hub(tmp_path, "owner/name", private=True, commit_message="m") == "https://hub/owner/name"
-    assert calls == [("token", None), ("create", "owner/name", True, True), ("upload", "owner/name", tmp_path, "m")]

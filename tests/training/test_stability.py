@@ -93,6 +93,56 @@ def test_another_ratio_has_another_level():
     assert not any(observed(guard, *[20.0] * 9, ratio=0.5))
 
 
+# The bundled multi-step model at `huber_c=5`, with the share of clamped entries: a healthy model whose ratio rises.
+RISE = ([0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0], [0.049, 0.068, 0.105, 0.201, 0.294, 0.374, 0.411, 0.544])
+SHARES = [0.0, 0.013, 0.021, 0.064, 0.141, 0.232, 0.275, 0.469]
+
+
+def risen(values, ratio):
+    """Between the measured points."""
+    place = next(i for i, each in enumerate(RISE[0]) if ratio <= each)
+    if place == 0:
+        return values[0]
+    low, high = RISE[0][place - 1 : place + 1]
+    return values[place - 1] + (values[place] - values[place - 1]) * (ratio - low) / (high - low)
+
+
+def while_rising(change, lines=40, broken_from=20):
+    """What a guard says up to its alarm while the ratio rises to 1; `change` spoils the lines from one on."""
+    guard = CollapseGuard(5.0)
+    spoken = []
+    for i in range(lines):
+        ratio = i / (lines - 1)
+        healthy = risen(RISE[1], ratio), risen(SHARES, ratio)
+        loss, share = change(*healthy) if i >= broken_from else healthy
+        spoken.append(guard.observe(50 * i, loss, ratio, [share]))
+        if spoken[-1]:
+            break
+    return spoken, guard
+
+
+def test_a_healthy_rise_of_the_ratio_is_no_collapse():
+    spoken, guard = while_rising(lambda loss, share: (loss, share))
+    assert not any(spoken)
+    assert guard.good_step == 50 * 39
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda loss, share: (math.nan, share),
+        lambda loss, share: (loss, 0.95),
+        lambda loss, share: (math.nan, 0.95),
+        lambda loss, share: (20.0 * loss, share),
+    ],
+    ids=["nan", "clamped", "nan and clamped", "jump"],
+)
+def test_a_collapse_is_noticed_while_the_ratio_rises(change):
+    spoken, guard = while_rising(change)
+    assert spoken == [False] * 21 + [True]  # with the second of the spoilt lines
+    assert guard.good_step == 50 * 19
+
+
 def test_a_guard_goes_on_from_its_state():
     first, second = CollapseGuard(4.0), CollapseGuard(4.0)
     observed(first, 1.0, 1.0, 1.0, 9.0)

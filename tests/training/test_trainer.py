@@ -3,6 +3,8 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +12,11 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from diffusers import DiTTransformer2DModel
 from torch import nn
 
+from diffusers_ucgm import Teacher
 from diffusers_ucgm.training.batches import sample_order
 from diffusers_ucgm.training.config import UCGMTrainingConfig
 from diffusers_ucgm.training.data import LatentDataset
+from diffusers_ucgm.training.denoisers import adapter_for
 from diffusers_ucgm.training.trainer import MAX_BAD_STEPS, UCGMTrainer
 
 
@@ -151,8 +155,53 @@ def test_two_runs_are_bitwise_equal_whatever_the_global_seed(tmp_path, recipe):
         assert torch.equal(torch.get_rng_state(), state)
         results.append(everything(trainer))
     assert_equal(*results)
-    first, second = ((tmp_path / str(run) / "log.jsonl").read_text() for run in range(2))
+    first, second = (log(tmp_path / str(run)) for run in range(2))
+    for line in (*first, *second):
+        del line["images_per_second"]  # which is the machine's
     assert first == second
+
+
+@pytest.mark.parametrize("recipe", [MULTI_STEP, FEW_STEP], ids=["multi-step", "few-step"])
+def test_the_loop_gives_the_losses_and_weights_of_the_loss_function_to_the_bit(tmp_path, recipe):
+    config = settings(tmp_path, max_train_steps=3, ema_decay=0.0, lr_scheduler="constant", lr_warmup_steps=0, **recipe)
+    trainer = UCGMTrainer(config, dit(dropout=0.0), mixture())
+    steps = []
+    for batches in trainer._batches():
+        steps.append(batches)
+    losses = [trainer.training_step(batches) for batches in steps]
+    # The same by hand, from the loss and torch alone.
+    model = dit(dropout=0.0).train()
+    adapter = adapter_for(model)
+    teacher = Teacher(model, config.teacher_decay)
+    settings_of = {"lr": 1e-3, "betas": (0.9, 0.95)}
+    optimizer = (
+        torch.optim.AdamW(model.parameters(), weight_decay=0.0, **settings_of)
+        if recipe["optimizer"] == "adamw"
+        else torch.optim.RAdam(model.parameters(), decoupled_weight_decay=True, **settings_of)
+    )
+    expected = []
+    for batches in steps:
+        teacher.update(model)
+        optimizer.zero_grad()
+        total = torch.zeros(())
+        for batch in batches:
+            output = config.loss()(
+                partial(adapter, model),
+                batch["latents"],
+                batch["condition"],
+                adapter.null_condition,
+                teacher=partial(adapter, teacher.model),
+                t=batch["t"],
+                noise=batch["noise"],
+                dropped=batch["dropped"],
+            )
+            (output.loss / 2).backward()
+            total += output.loss.detach() / 2
+        nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+        optimizer.step()
+        expected.append(total)
+    assert_equal(losses, expected)
+    assert_equal(weights(trainer.transformer), weights(model))
 
 
 def test_another_seed_gives_another_run(tmp_path):
@@ -271,6 +320,36 @@ def test_a_write_that_fails_leaves_the_last_checkpoint_to_resume_from(tmp_path, 
     whole = UCGMTrainer(replace(config, output_dir=str(tmp_path / "whole")), dit(), mixture())
     whole.train()
     assert_equal(everything(resumed), everything(whole))
+
+
+def test_a_full_disk_costs_a_line_of_the_log_and_not_the_run(tmp_path, monkeypatch):
+    opened = Path.open
+
+    class Full:
+        """A file that takes half of what is written."""
+
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def write(self, line):
+            self.file.write(line[: len(line) // 2])
+            self.file.flush()
+            raise OSError("No space left on device")
+
+    def open_(path, mode="r", **options):
+        file = opened(path, mode, **options)
+        return Full(file) if mode == "a" and trainer.step == 4 else file
+
+    monkeypatch.setattr(Path, "open", open_)
+    trainer = UCGMTrainer(settings(tmp_path), dit(), mixture())
+    assert trainer.train() == tmp_path / "transformer"
+    assert [line["step"] for line in log(tmp_path)] == [2, 6, 8]
 
 
 def test_resume_with_other_settings_lists_them(tmp_path):

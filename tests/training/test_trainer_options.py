@@ -10,6 +10,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from distributed_run import data, network
 
 from diffusers_ucgm import UCGMPipeline
+from diffusers_ucgm.training import results
+from diffusers_ucgm.training import trainer as trainer_module
 from diffusers_ucgm.training.config import UCGMTrainingConfig
 from diffusers_ucgm.training.data import LatentDataset
 from diffusers_ucgm.training.denoisers import family_of_scheduler
@@ -115,6 +117,12 @@ def test_an_adapter_over_a_half_precision_base_is_trained_in_float32(tmp_path):
     assert any(value.abs().max() > 0 for name, value in trainer.trainable.items() if "lora_B" in name)
 
 
+def test_a_piecewise_constant_rate_follows_its_rules(tmp_path):
+    trained(tmp_path, lr_scheduler="piecewise_constant", lr_step_rules="1:1,0.1:3,0.01", logging_steps=1)
+    rates = [json.loads(line)["learning_rate"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rates == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5])
+
+
 # --- optimizers ------------------------------------------------------------------------------------------------------
 
 
@@ -204,6 +212,49 @@ def test_a_tuned_pipeline_is_saved_whole_and_draws_in_few_steps(tmp_path):
     assert '"consistency_ratio": 1.0' in (folder / "README.md").read_text()
 
 
+def classes(folder, **options):
+    """A trainer of a bundled pipeline that draws a grid."""
+    pipe = UCGMPipeline.from_pretrained("fashion-mnist")
+    items = LatentDataset(torch.randn(4, 4, 8, 8), torch.arange(4))
+    drawn = {"validation_inputs": ("Sneaker",), "validation_num_inference_steps": (1,), "max_train_steps": 1}
+    return UCGMTrainer.from_pipeline(settings(folder, **drawn, **options), pipe, items)
+
+
+def test_a_grid_is_drawn_with_the_whole_pipeline_on_the_networks_device(tmp_path, monkeypatch):
+    trainer = classes(tmp_path)
+    moves = []
+    monkeypatch.setattr(trainer.pipeline.vae, "to", lambda place: moves.append(str(place)))
+    monkeypatch.setattr(type(trainer.accelerator), "device", torch.device("cuda", 0))
+    monkeypatch.setattr(results, "validation_grid", lambda *_, **__: moves.append("drawn"))
+    trainer._grid()
+    assert moves == ["cuda:0", "drawn", "cpu"]
+    assert {value.device.type for value in trainer.transformer.parameters()} == {"cpu"}  # it alone is there already
+
+
+def test_a_grid_that_fails_costs_neither_the_run_nor_the_weights(tmp_path, monkeypatch):
+    trainer = classes(tmp_path, validation_steps=1)
+
+    def fail(*_, **__):
+        raise TypeError("this pipeline wants an image")
+
+    monkeypatch.setattr(results, "validation_grid", fail)
+    assert trainer.train() == tmp_path / "transformer"
+    folder = trainer.save_pipeline()
+    assert UCGMPipeline.from_pretrained(folder).num_classes == 10
+    assert not (folder / "validation.png").exists()
+
+
+def test_grids_and_losses_reach_tensorboard(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    trainer = classes(tmp_path, validation_steps=1, report_to="tensorboard")
+    trainer.train()
+    assert (tmp_path / "validation" / "step-0000001.png").is_file()
+    events = accumulator.EventAccumulator(str(tmp_path / "ucgm"))
+    events.Reload()
+    assert events.Images("validation/0" if "validation/0" in events.Tags()["images"] else "validation")[0].step == 1
+    assert {"loss", "images_per_second"} <= set(events.Tags()["scalars"])
+
+
 def test_validation_changes_no_bit_of_the_run(tmp_path):
     def run(folder, **options):
         pipe = UCGMPipeline.from_pretrained("fashion-mnist")
@@ -224,6 +275,16 @@ def test_results_that_need_a_pipeline_say_so(tmp_path):
         trainer.save_pipeline()
     with pytest.raises(ValueError, match="`validation_steps` needs a pipeline and `validation_inputs`"):
         trainer.validate()
+    with pytest.raises(ValueError, match="`validation_steps` needs a pipeline and `validation_inputs`"):
+        UCGMTrainer(settings(tmp_path, validation_steps=1), network(), data())
+
+
+def test_the_bar_shows_loss_and_images_per_second(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(trainer_module.tqdm, "set_postfix", lambda _, values, **__: shown.append(values))
+    trained(tmp_path)
+    assert [set(each) for each in shown] == [{"loss", "images/s"}] * 2
+    assert float(shown[0]["images/s"]) > 0.0
 
 
 def test_a_tracker_is_given_settings_and_losses(tmp_path, monkeypatch):
@@ -251,6 +312,8 @@ def test_a_tracker_is_given_settings_and_losses(tmp_path, monkeypatch):
     trainer.train()
     assert logged[0]["consistency_ratio"] == 1.0
     assert [entry[0] for entry in logged[1:-1]] == [2, 4]
-    assert set(logged[1][1]) == {"loss", "learning_rate", "consistency_ratio", "nonfinite_steps"}
+    names = {"loss", "learning_rate", "consistency_ratio", "nonfinite_steps", "images_per_second"}
+    assert set(logged[1][1]) == names
+    assert logged[1][1]["images_per_second"] > 0.0
     assert logged[-1] == "finished"
     assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["step"] == 2

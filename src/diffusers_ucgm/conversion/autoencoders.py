@@ -1,10 +1,12 @@
 """The autoencoders of the paper's models: `AutoencoderKL` and `AutoencoderDC` of diffusers, and their latents.
 
 Around each of them the network's input is `(encoded - mean) / std * scaling_factor`. diffusers' own converter leaves
-out VA-VAE's attention outside the middle block; the map here has it.
+out VA-VAE's attention outside the middle block, and names what is missing as diffusers does; the maps here do neither.
 """
 
+import json
 import re
+from collections import Counter
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +15,18 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderDC, AutoencoderKL, AutoModel, ModelMixin
-from diffusers.loaders.single_file_utils import convert_autoencoder_dc_checkpoint_to_diffusers
+from diffusers.utils import logging
 from torch import Tensor
 
+from diffusers_ucgm.loading import DTYPE
+
 from .files import read_state_dict
-from .key_maps import Entry, apply_map, check_map
+from .key_maps import Entry, agreed_size, apply_map, check_map, described
 
 
-__all__ = ["AUTOENCODERS", "Autoencoder", "convert_autoencoder", "load_autoencoder"]
+__all__ = ["AUTOENCODERS", "Autoencoder", "convert_autoencoder", "describe_autoencoder", "load_autoencoder"]
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,6 +102,26 @@ KL_NAMES = (
     (r"\.to_([qkv])\.", r".\1."),
     (r"\.to_out\.0\.", ".proj_out."),
 )
+# And to those of DC-AE's own code.
+DC_NAMES = (
+    (r"^encoder\.conv_in\.conv\.", "encoder.project_in.main.conv.conv."),
+    (r"^encoder\.conv_out\.", "encoder.project_out.main.op_list.0.conv."),
+    (r"^decoder\.conv_in\.", "decoder.project_in.main.conv."),
+    (r"^decoder\.norm_out\.", "decoder.project_out.op_list.0."),
+    (r"^decoder\.conv_out\.conv\.", "decoder.project_out.op_list.2.main.conv.conv."),
+    (r"^encoder\.down_blocks\.(\d+)\.(\d+)\.", r"encoder.stages.\1.op_list.\2."),
+    (r"^decoder\.up_blocks\.(\d+)\.(\d+)\.", r"decoder.stages.\1.op_list.\2."),
+    (r"(op_list\.\d+)\.conv([12])\.", r"\1.main.conv\2.conv."),
+    (r"(stages\.\d+\.op_list\.\d+)\.norm\.", r"\1.main.conv2.norm."),
+    (r"(stages\.\d+\.op_list\.\d+)\.conv\.", r"\1.main.conv.conv."),
+    (r"\.attn\.to_q\.", ".context_module.main.qkv.conv."),
+    (r"\.attn\.to_out\.", ".context_module.main.proj.conv."),
+    (r"\.attn\.norm_out\.", ".context_module.main.proj.norm."),
+    (r"\.conv_out\.conv_(inverted|depth|point)\.", r".local_module.main.\1_conv.conv."),
+    (r"\.conv_out\.norm\.", ".local_module.main.point_conv.norm."),
+)
+# What VA-VAE's release holds besides the autoencoder: its training's losses, and the model that it was aligned with.
+LEFT_OUT = ("loss", "foundation_model", "linear_proj", "reverse_proj")
 
 
 def load_autoencoder(
@@ -105,6 +131,7 @@ def load_autoencoder(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     scaling_factor: float | None = None,
+    norm_num_groups: int | None = None,
 ) -> ModelMixin:
     """An autoencoder from its original file, or as diffusers has it.
 
@@ -115,15 +142,17 @@ def load_autoencoder(
             it, so the pipeline keeps it.
         std: Likewise.
         scaling_factor: Likewise, in place of the configuration's.
+        norm_num_groups: Of a VA-VAE's group norms, for an original file, whose keys do not tell; None is 32.
 
     Raises:
         OSError: If there is nothing under that name.
         ValueError: If a file is not of an autoencoder that is known.
     """
     if Path(source).is_file():
-        vae = convert_autoencoder(read_state_dict(source), dtype)
+        vae = convert_autoencoder(read_state_dict(source), dtype, **_given(norm_num_groups))
     else:
-        vae = AutoModel.from_pretrained(source, torch_dtype=dtype, use_safetensors=True)
+        _refuse_groups(norm_num_groups, str(source))
+        vae = AutoModel.from_pretrained(source, **{DTYPE: dtype}, use_safetensors=True)
     settings: dict[str, Any] = {} if scaling_factor is None else {"scaling_factor": scaling_factor}
     if isinstance(vae, AutoencoderKL) and mean is not None and std is not None:
         settings |= {"latents_mean": list(mean), "latents_std": list(std)}
@@ -136,6 +165,8 @@ def convert_autoencoder(
 ) -> ModelMixin:
     """`AutoencoderKL` from VA-VAE's or E2E-VAVAE's checkpoint, `AutoencoderDC` from DC-AE's.
 
+    What VA-VAE's release holds for its training is left out, which is logged.
+
     Args:
         state_dict: The checkpoint; empty afterwards.
         dtype: Of the weights; None keeps them.
@@ -144,33 +175,99 @@ def convert_autoencoder(
     Raises:
         ValueError: If the keys are those of neither, or one is missing, extra or misshapen.
     """
-    if any(key.startswith("encoder.project_in.") for key in state_dict):
-        return _convert_dc(state_dict, dtype, settings)
-    if "encoder.down.0.block.0.conv1.weight" not in state_dict:
+    if left_out := _pop_left_out(state_dict):
+        logger.warning(left_out)
+    model, entries = _plan(state_dict, settings)
+    model.load_state_dict(apply_map(entries, state_dict, dtype), strict=True, assign=True)
+    return model.eval()
+
+
+def describe_autoencoder(source: str | Path, *, norm_num_groups: int | None = None) -> str:
+    """What `load_autoencoder` would do, as text: the configuration and, for an original file, where tensors go.
+
+    Raises:
+        OSError: If there is nothing under that name.
+        ValueError: See `load_autoencoder`.
+    """
+    if not Path(source).is_file():
+        _refuse_groups(norm_num_groups, str(source))
+        config: Any = AutoModel.load_config(source)
+        return f"autoencoder: {config['_class_name']} of diffusers, from {source}"
+    state_dict = read_state_dict(source)
+    left_out = _pop_left_out(state_dict)
+    model, entries = _plan(state_dict, _given(norm_num_groups))
+    config = {name: value for name, value in model.config.items() if name != "_use_default_values"}
+    head = f"autoencoder: {json.dumps({'_class_name': type(model).__name__, **config}, indent=2)}"
+    return "\n".join([head, described(entries, state_dict), *([left_out] if left_out else [])])
+
+
+def _given(norm_num_groups: int | None) -> dict[str, int]:
+    return {} if norm_num_groups is None else {"norm_num_groups": norm_num_groups}
+
+
+def _refuse_groups(norm_num_groups: int | None, source: str) -> None:
+    if norm_num_groups is not None:
+        raise ValueError(
+            f"`norm_num_groups` must be left out but for the original file of a VA-VAE, got {norm_num_groups} with "
+            f"{source!r}."
+        )
+
+
+def _pop_left_out(state_dict: MutableMapping[str, Tensor]) -> str:
+    """Take out what is no part of the autoencoder; a line that names it."""
+    found = Counter(key.split(".")[0] for key in state_dict if key.split(".")[0] in LEFT_OUT)
+    for key in [key for key in state_dict if key.split(".")[0] in found]:
+        del state_dict[key]
+    names = ", ".join(f"{name}.* ({number} tensors)" for name, number in found.items())
+    return f"Left out of the autoencoder, as they are for its training: {names}." if found else ""
+
+
+def _plan(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> tuple[ModelMixin, list[Entry]]:
+    """The model, without weights, and the key map that a checkpoint was checked with."""
+    if any(".project_in." in key or ".stages." in key for key in state_dict):
+        if "norm_num_groups" in settings:
+            _refuse_groups(settings["norm_num_groups"], "DC-AE")
+        with init_empty_weights():
+            model: ModelMixin = AutoencoderDC(**{**DC_AE, **settings})
+    elif any(key.startswith(("encoder.down.", "decoder.up.")) for key in state_dict):
+        config = {**_kl_config(state_dict), **settings}
+        groups, widths = config["norm_num_groups"], config["block_out_channels"]
+        if groups < 1 or any(width % groups for width in widths):
+            raise ValueError(
+                f"`norm_num_groups` must divide the widths {list(widths)} of this autoencoder, got {groups}. Give the "
+                "number that it was trained with, which its keys do not tell."
+            )
+        with init_empty_weights():
+            model = AutoencoderKL(**config)
+    else:
         raise ValueError(
             f"`state_dict` must be of VA-VAE, E2E-VAVAE or DC-AE, got keys such as {list(state_dict)[:5]}. An "
             "autoencoder of diffusers is given as its folder or its name on the Hub."
         )
-    with init_empty_weights():
-        model = AutoencoderKL(**{**_kl_config(state_dict), **settings})
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    entries = [_kl_entry(key, shape, len(model.config.block_out_channels)) for key, shape in shapes.items()]
+    if isinstance(model, AutoencoderDC):
+        entries = [_dc_entry(key) for key in shapes if not re.search(r"\.attn\.to_[kv]\.", key)]
+    else:
+        entries = [_kl_entry(key, shape, len(model.config.block_out_channels)) for key, shape in shapes.items()]
     check_map(entries, state_dict, shapes)
-    model.load_state_dict(apply_map(entries, state_dict, dtype), strict=True, assign=True)
-    return model.eval()
+    return model, entries
 
 
 def _kl_config(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     numbers = [re.match(r"encoder\.down\.(\d+)\.(block|attn)\.(\d+)\.", key) for key in state_dict]
     found = [(int(match[1]), match[2], int(match[3])) for match in numbers if match]
-    levels = max(level for level, _, _ in found) + 1
+    levels = max((level for level, _, _ in found), default=0) + 1
     attends = [(level, "attn", 0) in found for level in range(levels)]
-    widths = [state_dict[f"encoder.down.{level}.block.0.conv1.weight"].shape[0] for level in range(levels)]
-    shape = state_dict["post_quant_conv.weight"].shape if "post_quant_conv.weight" in state_dict else (0, 32)
+    parts = ("conv1.weight", "conv1.bias", "conv2.bias")
+    widths = [
+        agreed_size(state_dict, *((f"encoder.down.{level}.block.0.{part}", 0, 1) for part in parts))
+        for level in range(levels)
+    ]
+    latents = (("post_quant_conv.weight", 1, 1), ("post_quant_conv.bias", 0, 1), ("decoder.conv_in.weight", 1, 1))
     return {
         "block_out_channels": tuple(widths),
         "layers_per_block": max(j for level, kind, j in found if level == 0 and kind == "block") + 1,
-        "latent_channels": shape[1],
+        "latent_channels": agreed_size(state_dict, *latents),
         "norm_num_groups": 32,
         "sample_size": 256,
         "down_block_types": tuple("AttnDownEncoderBlock2D" if each else "DownEncoderBlock2D" for each in attends),
@@ -180,26 +277,23 @@ def _kl_config(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _kl_entry(key: str, shape: tuple[int, ...], levels: int) -> Entry:
-    source = key
-    for pattern, replacement in KL_NAMES:
-        source = re.sub(pattern, replacement, source)
+    source = _renamed(key, KL_NAMES)
     # The original counts the decoder's levels from the highest resolution, diffusers from the lowest.
     source = re.sub(r"^decoder\.up\.(\d+)", lambda match: f"decoder.up.{levels - 1 - int(match[1])}", source)
     is_projection = re.search(r"\.attn(_1|\.\d+)\.(q|k|v|proj_out)\.weight$", source) is not None
     return Entry((source,), (key,), "linear" if is_projection and len(shape) == 2 else "same")
 
 
-def _convert_dc(
-    state_dict: MutableMapping[str, Tensor], dtype: torch.dtype | None, settings: Mapping[str, Any]
-) -> ModelMixin:
-    with init_empty_weights():
-        model = AutoencoderDC(**{**DC_AE, **settings})
-    converted = convert_autoencoder_dc_checkpoint_to_diffusers(state_dict)
-    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    check_map([Entry((key,), (key,)) for key in shapes], converted, shapes)
-    tensors = {
-        key: (value.to(dtype) if dtype is not None and value.is_floating_point() else value).contiguous()
-        for key, value in converted.items()
-    }
-    model.load_state_dict(tensors, strict=True, assign=True)
-    return model.eval()
+def _dc_entry(key: str) -> Entry:
+    source = _renamed(key, DC_NAMES)
+    if ".attn.to_q." in key:
+        return Entry(
+            (source,), tuple(key.replace("to_q", name) for name in ("to_q", "to_k", "to_v")), "thirds, linear"
+        )
+    return Entry((source,), (key,), "linear" if ".attn.to_out." in key else "same")
+
+
+def _renamed(key: str, names: Sequence[tuple[str, str]]) -> str:
+    for pattern, replacement in names:
+        key = re.sub(pattern, replacement, key)
+    return key

@@ -4,10 +4,10 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
 from huggingface_hub import hf_hub_download
 
-from diffusers_ucgm.pipeline import UCGMPipeline
+from diffusers_ucgm.hub import push_folder_to_hub
+from diffusers_ucgm.loading import DTYPES
 from diffusers_ucgm.presets import PRESETS
 
 from .convert import TRAINING_FILE, convert_checkpoint, describe_checkpoint, recipe_from, save_recipe
@@ -15,12 +15,12 @@ from .convert import TRAINING_FILE, convert_checkpoint, describe_checkpoint, rec
 
 __all__ = ["COMMANDS"]
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NETWORK_OPTIONS = {
-    "sample_size": "side of the latents, for DDT without a preset",
+    "sample_size": "side of the latents, for a DDT of no published size, or of 512 pixels without a preset",
+    "patch_size": "for a DDT of no published size",
+    "num_encoder_layers": "for a DDT of no published size",
     "num_attention_heads": "for a SiT of no published width",
-    "num_encoder_layers": "for a DDT of no published depth",
-    "attention_head_dim": "for an EDM2 with other heads than 64 wide",
+    "attention_head_dim": "for an EDM2 of no published width",
 }
 
 
@@ -33,6 +33,7 @@ def add_convert_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference-config", help="the reference's YAML file, in place of a preset")
     parser.add_argument("--vae", help="the autoencoder: original file, folder, or Hub repository; none draws latents")
     parser.add_argument("--latent-statistics", help="file with mean and std of the latents")
+    parser.add_argument("--norm-num-groups", type=int, help="of a VA-VAE's group norms, if not 32")
     parser.add_argument("--weights", choices=("ema", "model"), help="of a training checkpoint; ema where there is one")
     parser.add_argument("--torch-dtype", choices=sorted(DTYPES), help="of the weights that are written")
     parser.add_argument("--id2label", help="JSON file with the name of each class: a list, a mapping or a config.json")
@@ -58,17 +59,20 @@ def convert(args: argparse.Namespace) -> int:
         _print_call(recipe.call)
         return 0
     settings = {name: getattr(args, name) for name in NETWORK_OPTIONS}
+    settings |= {
+        "vae": None if args.vae is None else _local(args.vae),
+        "latent_statistics": None if args.latent_statistics is None else _local(args.latent_statistics),
+        "norm_num_groups": args.norm_num_groups,
+        "weights": args.weights,
+    }
     checkpoint = _local(args.checkpoint)
     if args.dry_run:
-        print(describe_checkpoint(checkpoint, recipe, weights=args.weights, **settings))
+        print(describe_checkpoint(checkpoint, recipe, **settings))
         return 0
     folder = convert_checkpoint(
         checkpoint,
         args.output,
         recipe,
-        vae=args.vae if args.vae is None or Path(args.vae).exists() else _local(args.vae),
-        latent_statistics=None if args.latent_statistics is None else _local(args.latent_statistics),
-        weights=args.weights,
         dtype=None if args.torch_dtype is None else DTYPES[args.torch_dtype],
         id2label=None if args.id2label is None else read_id2label(args.id2label),
         **settings,
@@ -80,8 +84,7 @@ def convert(args: argparse.Namespace) -> int:
     if recipe.training:
         print(f"  ucgm train --config {folder / TRAINING_FILE} --pipeline {folder} ...")
     if args.push_to_hub:
-        UCGMPipeline.from_pretrained(folder).push_to_hub(args.push_to_hub)
-        print(f"Pushed: {args.push_to_hub}")
+        print(f"Hub: {push_folder_to_hub(folder, args.push_to_hub)}")
     return 0
 
 

@@ -14,17 +14,20 @@ from diffusers_ucgm.pipeline import UCGMPipeline
 from diffusers_ucgm.presets import get_preset
 from diffusers_ucgm.scheduler import UCGMScheduler
 
-from .autoencoders import AUTOENCODERS, load_autoencoder
+from .autoencoders import AUTOENCODERS, describe_autoencoder, load_autoencoder
 from .files import read_latent_statistics, read_state_dict
 from .key_maps import described
-from .networks import Architecture, convert_network, network_plan, published_settings
+from .networks import Architecture, convert_network, network_plan
 from .reference import Recipe, read_reference_config
+from .sizes import published_settings
 
 
-__all__ = ["TRAINING_FILE", "convert_checkpoint", "describe_checkpoint", "recipe_from", "save_recipe"]
+__all__ = ["CALL_FILE", "TRAINING_FILE", "convert_checkpoint", "describe_checkpoint", "recipe_from", "save_recipe"]
 
 # Beside a converted pipeline: what the reference trained or tuned it with, as `ucgm train --config` reads it.
 TRAINING_FILE = "training.yaml"
+# Beside a scheduler without a pipeline: steps and guidance, the `call_defaults` of `UCGMPipeline`.
+CALL_FILE = "call_defaults.json"
 
 
 def recipe_from(preset: str | None = None, reference_config: str | Path | None = None) -> Recipe:
@@ -50,19 +53,37 @@ def recipe_from(preset: str | None = None, reference_config: str | Path | None =
 
 
 def describe_checkpoint(
-    checkpoint: str | Path, recipe: Recipe | None = None, *, weights: str | None = None, **settings: Any
+    checkpoint: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    vae: str | Path | None = None,
+    latent_statistics: str | Path | None = None,
+    norm_num_groups: int | None = None,
+    weights: str | None = None,
+    **settings: Any,
 ) -> str:
-    """What a conversion would do, as text: the configuration and where every tensor goes.
+    """What a conversion would do, as text: the configurations and where every tensor goes.
+
+    Arguments as in `convert_checkpoint`.
 
     Raises:
+        OSError: If there is no such autoencoder.
         ValueError: See `convert_checkpoint`.
     """
+    _check_groups(norm_num_groups, vae)
+    mean, std = _statistics(recipe or Recipe(), vae, latent_statistics)
     state_dict = read_state_dict(checkpoint, weights)
     settings = _network_settings(recipe or Recipe(), settings)
     architecture, config, entries = network_plan(state_dict, **settings)
     _check_network(architecture, recipe or Recipe())
     head = {"_class_name": architecture.model.__name__, **config}
-    return f"{architecture.name}: {json.dumps(head, indent=2)}\n{described(entries, state_dict)}"
+    parts = [f"{architecture.name}: {json.dumps(head, indent=2)}", described(entries, state_dict)]
+    if vae is not None:
+        parts.append(describe_autoencoder(vae, norm_num_groups=norm_num_groups))
+    if mean is not None:
+        _check_statistics(mean, config["in_channels"])
+        parts.append(f"latents: mean {mean}, std {std}")
+    return "\n".join(parts)
 
 
 def convert_checkpoint(
@@ -72,6 +93,7 @@ def convert_checkpoint(
     *,
     vae: str | Path | None = None,
     latent_statistics: str | Path | None = None,
+    norm_num_groups: int | None = None,
     weights: str | None = None,
     dtype: torch.dtype | None = None,
     id2label: Mapping[int, str] | None = None,
@@ -87,8 +109,9 @@ def convert_checkpoint(
         vae: The autoencoder's original file, a folder of diffusers or a repository of the Hub; None writes a pipeline
             without one, which draws latents.
         latent_statistics: File with mean and standard deviation of the latents.
+        norm_num_groups: Of a VA-VAE's group norms, see `load_autoencoder`.
         weights: "ema" or "model" of a training checkpoint; None takes "ema" where there is one.
-        dtype: Of all weights; None keeps them.
+        dtype: Of all weights but those that the model keeps in float32; None keeps them.
         id2label: The name of each class.
         settings: Entries of the network's configuration that its keys do not tell, see `network_plan`.
 
@@ -101,32 +124,25 @@ def convert_checkpoint(
         raise FileExistsError(f"`output` must be a new folder, got {str(output)!r}, which exists.")
     recipe = recipe or Recipe()
     known = AUTOENCODERS.get(recipe.autoencoder or "")
-    mean = std = None
-    if latent_statistics is not None:
-        mean, std = read_latent_statistics(latent_statistics)
-    elif known is not None and known.latents_mean is not None and known.latents_std is not None:
-        mean, std = list(known.latents_mean), list(known.latents_std)
-    elif known is not None and known.needs_statistics and vae is not None:
-        raise ValueError(
-            f"`latent_statistics` must be given for {recipe.autoencoder}, whose latents the model saw normalised. "
-            f"It is published as stat/{recipe.autoencoder}_{recipe.image_size}.pt beside the autoencoders."
-        )
+    _check_groups(norm_num_groups, vae)
+    mean, std = _statistics(recipe, vae, latent_statistics)
     state_dict = read_state_dict(checkpoint, weights)
     settings = _network_settings(recipe, settings)
     architecture = network_plan(state_dict, **settings)[0]
     _check_network(architecture, recipe)
     network = convert_network(state_dict, dtype, **settings)
     channels = network.config.in_channels
-    if mean is not None and len(mean) not in (1, channels):
-        raise ValueError(f"`latent_statistics` must have {channels} channels, as the network does, got {len(mean)}.")
     if mean is not None and std is not None:
+        _check_statistics(mean, channels)
         mean, std = (value * channels if len(value) == 1 else value for value in (mean, std))
     autoencoder = None
     if vae is not None:
         scaling_factor = recipe.scaling_factor
         if scaling_factor is None and known is not None:
             scaling_factor = known.scaling_factor
-        autoencoder = load_autoencoder(vae, dtype, mean=mean, std=std, scaling_factor=scaling_factor)
+        autoencoder = load_autoencoder(
+            vae, dtype, mean=mean, std=std, scaling_factor=scaling_factor, norm_num_groups=norm_num_groups
+        )
     # `AutoencoderKL` keeps the statistics in its own configuration.
     kept_here = autoencoder is not None and not isinstance(autoencoder, AutoencoderKL)
     pipe = UCGMPipeline(
@@ -152,7 +168,7 @@ def convert_checkpoint(
 
 
 def save_recipe(recipe: Recipe, output: str | Path) -> Path:
-    """Write what is known without a checkpoint: `scheduler/scheduler_config.json` and `training.yaml`.
+    """Write what is known without a checkpoint: the scheduler, `call_defaults.json` and `training.yaml`.
 
     Raises:
         FileExistsError: If the folder exists and is not empty.
@@ -161,8 +177,37 @@ def save_recipe(recipe: Recipe, output: str | Path) -> Path:
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"`output` must be a new folder, got {str(output)!r}, which exists.")
     UCGMScheduler(**recipe.scheduler).save_pretrained(output / "scheduler")
+    if recipe.call:
+        (output / CALL_FILE).write_text(json.dumps(recipe.call, indent=2) + "\n")
     _save_training(recipe, output)
     return output
+
+
+def _check_groups(norm_num_groups: int | None, vae: str | Path | None) -> None:
+    if norm_num_groups is not None and vae is None:
+        raise ValueError(f"`norm_num_groups` must be left out without `vae`, got {norm_num_groups}.")
+
+
+def _statistics(
+    recipe: Recipe, vae: str | Path | None, latent_statistics: str | Path | None
+) -> tuple[list[float], list[float]] | tuple[None, None]:
+    """Mean and standard deviation of the latents, from the file or as they are known."""
+    known = AUTOENCODERS.get(recipe.autoencoder or "")
+    if latent_statistics is not None:
+        return read_latent_statistics(latent_statistics)
+    if known is not None and known.latents_mean is not None and known.latents_std is not None:
+        return list(known.latents_mean), list(known.latents_std)
+    if known is not None and known.needs_statistics and vae is not None:
+        raise ValueError(
+            f"`latent_statistics` must be given for {recipe.autoencoder}, whose latents the model saw normalised. "
+            f"It is published as stat/{recipe.autoencoder}_{recipe.image_size}.pt beside the autoencoders."
+        )
+    return None, None
+
+
+def _check_statistics(mean: list[float], channels: int) -> None:
+    if len(mean) not in (1, channels):
+        raise ValueError(f"`latent_statistics` must have {channels} channels, as the network does, got {len(mean)}.")
 
 
 def _save_training(recipe: Recipe, folder: Path) -> None:

@@ -4,7 +4,8 @@ A map is a list of `Entry`; the operations are few, and each knows the shapes th
 checked as a whole, in its own key names, before anything is converted.
 """
 
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-__all__ = ["OPERATIONS", "Entry", "apply_map", "check_map", "described"]
+__all__ = ["OPERATIONS", "Entry", "agreed_size", "apply_map", "check_map", "described"]
 
 Shapes = list[tuple[int, ...]]
 
@@ -96,13 +97,38 @@ OPERATIONS: dict[str, Operation] = {
     "channel last": Operation(
         lambda tensors, patch: [_patch_rows_last(tensors[0], patch)], lambda shapes, patch: shapes
     ),
-    # A 1x1 convolution as a linear layer, and its query, key and value, which alternate row by row.
+    # A 1x1 convolution as a linear layer, and its query, key and value, one after the other or row by row.
     "linear": Operation(lambda tensors, size: [tensors[0].flatten(1)], _as_convolution),
+    "thirds, linear": Operation(
+        lambda tensors, size: list(tensors[0].flatten(1).chunk(3)),
+        lambda shapes, size: _as_convolution(_tripled(shapes, size), size),
+    ),
     "every third": Operation(
         lambda tensors, size: [tensors[0].flatten(1)[i::3].contiguous() for i in range(3)],
         lambda shapes, size: _as_convolution(_tripled(shapes, size), size),
     ),
 }
+
+
+def agreed_size(state_dict: Mapping[str, Tensor], *places: tuple[str, int, int]) -> int:
+    """A size that shows in several tensors, as most have it: so it is a misshapen one that is blamed for it.
+
+    Args:
+        state_dict: The checkpoint.
+        places: Key, axis, and how many times the size that axis is long. A tensor that is missing has no say.
+
+    Raises:
+        ValueError: If all are missing.
+    """
+    found = [
+        state_dict[key].shape[axis] // times
+        for key, axis, times in places
+        if key in state_dict and state_dict[key].ndim > axis
+    ]
+    if not found:
+        keys = " or ".join(key for key, _, _ in places)
+        raise ValueError(f"`checkpoint` must have the key {keys}, from which a size is read.")
+    return Counter(found).most_common(1)[0][0]
 
 
 def check_map(
@@ -143,7 +169,10 @@ def check_map(
 
 
 def apply_map(
-    entries: Iterable[Entry], state_dict: MutableMapping[str, Tensor], dtype: torch.dtype | None = None
+    entries: Iterable[Entry],
+    state_dict: MutableMapping[str, Tensor],
+    dtype: torch.dtype | None = None,
+    kept_in_fp32: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Our tensors from a checkpoint's, which are taken out of it one by one so that they can be freed.
 
@@ -151,6 +180,7 @@ def apply_map(
         entries: The map, checked by `check_map`.
         state_dict: The checkpoint; empty afterwards.
         dtype: Of floating point tensors; None keeps them.
+        kept_in_fp32: Names of modules whose tensors are float32 in any case.
     """
     converted: dict[str, Tensor] = {}
     for entry in entries:
@@ -159,7 +189,8 @@ def apply_map(
             continue
         results = OPERATIONS[entry.operation].convert(sources, entry.size)
         for key, value in zip(entry.targets, results, strict=True):
-            converted[key] = value.to(dtype) if dtype is not None and value.is_floating_point() else value
+            kind = torch.float32 if dtype is not None and set(kept_in_fp32) & set(key.split(".")) else dtype
+            converted[key] = value.to(kind) if kind is not None and value.is_floating_point() else value
     return converted
 
 

@@ -3,8 +3,6 @@
 TiT, SiT, LightningDiT and DDT become `UCGMTransformer2DModel`, EDM2 `EDM2UNet2DModel`.
 """
 
-import math
-import re
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
@@ -18,6 +16,7 @@ from diffusers_ucgm.models.layers import rotary_table
 from diffusers_ucgm.models.transformer_2d import ROTARY_POSITIONS, UCGMTransformer2DModel
 
 from .key_maps import Entry, apply_map, check_map
+from .sizes import ROTARY_TABLES, WEIGHT_AND_BIAS, ddt_config, edm2_config, lightningdit_config, sit_config, tit_config
 
 
 __all__ = [
@@ -25,26 +24,8 @@ __all__ = [
     "Architecture",
     "convert_network",
     "network_plan",
-    "published_settings",
     "recognize",
 ]
-
-# Layers, width and heads of the published sizes; the paper's own models are XL.
-PUBLISHED_SIZES = {
-    "S": (12, 384, 6),
-    "B": (12, 768, 12),
-    "L": (24, 1024, 16),
-    "XL": (28, 1152, 16),
-    "1p0B": (24, 1536, 24),
-    "1p6B": (28, 1792, 28),
-}
-# Widths of EDM2's highest level.
-EDM2_WIDTHS = {"XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
-# For checkpoints whose keys do not tell.
-PUBLISHED_HEADS = {width: heads for _, width, heads in PUBLISHED_SIZES.values()}
-# DDT's encoder layers by layers.
-PUBLISHED_ENCODER_LAYERS = {28: 22}
-WEIGHT_AND_BIAS = ("weight", "bias")
 
 
 class Architecture(NamedTuple):
@@ -52,8 +33,7 @@ class Architecture(NamedTuple):
 
     Attributes:
         name: As the paper calls it.
-        marks: Keys that it has.
-        lacks: Keys that it does not have.
+        marks: Parts of keys, one of which is enough if no network before it in `ARCHITECTURES` has one of its own.
         config: The configuration of our model from the checkpoint, as far as it tells, and what was given.
         entries: The key map of a configuration.
         model: Our class.
@@ -63,7 +43,6 @@ class Architecture(NamedTuple):
 
     name: str
     marks: tuple[str, ...]
-    lacks: tuple[str, ...]
     config: Callable[[Mapping[str, Tensor], Mapping[str, Any]], dict[str, Any]]
     entries: Callable[[Mapping[str, Any]], list[Entry]]
     model: type[ModelMixin]
@@ -78,32 +57,11 @@ def recognize(state_dict: Mapping[str, Tensor]) -> Architecture:
         ValueError: If its keys are those of none.
     """
     for each in ARCHITECTURES.values():
-        if all(key in state_dict for key in each.marks) and not any(key in state_dict for key in each.lacks):
+        if any(mark in key for key in state_dict for mark in each.marks):
             return each
     raise ValueError(
         f"`checkpoint` must be of one of {list(ARCHITECTURES)}, got keys such as {list(state_dict)[:5]}. "
-        "Each is recognised by keys of its first block."
-    )
-
-
-def published_settings(name: str) -> dict[str, Any]:
-    """Entries of our configuration for a published network, such as "SiT-XL/1" or "EDM2-L".
-
-    Raises:
-        ValueError: If there is no such network.
-    """
-    match = re.fullmatch(r"(TiT|SiT|LightningDiT|DDT)-(\w+)/(\d+)", name)
-    if match and match[2] in PUBLISHED_SIZES:
-        layers, width, heads = PUBLISHED_SIZES[match[2]]
-        sizes = {"num_layers": layers, "num_attention_heads": heads, "attention_head_dim": width // heads}
-        return {"patch_size": int(match[3]), **sizes}
-    match = re.fullmatch(r"EDM2-(\w+)", name)
-    if match and match[1] in EDM2_WIDTHS:
-        width = EDM2_WIDTHS[match[1]]
-        return {"block_out_channels": tuple(width * factor for factor in (1, 2, 3, 4))}
-    raise ValueError(
-        f"`network` must be TiT, SiT, LightningDiT or DDT with a size of {list(PUBLISHED_SIZES)} and a patch, such as "
-        f"'SiT-XL/2', or EDM2 with one of {list(EDM2_WIDTHS)}, got {name!r}."
+        f"Each is recognised by parts of its keys: { {name: each.marks for name, each in ARCHITECTURES.items()} }."
     )
 
 
@@ -115,7 +73,8 @@ def network_plan(
     Args:
         state_dict: The checkpoint.
         settings: Entries of the configuration that keys and shapes do not tell, such as `num_attention_heads` of SiT,
-            `num_encoder_layers` of DDT, `attention_head_dim` of EDM2; for the published sizes they are known.
+            `num_encoder_layers`, `patch_size` and `sample_size` of DDT, `attention_head_dim` of EDM2; they are known
+            for the published sizes.
 
     Raises:
         ValueError: If the network is unknown, a setting contradicts the checkpoint or is not known of, or a key is
@@ -151,115 +110,14 @@ def convert_network(
     """
     architecture, config, entries = network_plan(state_dict, **settings)
     model = _empty(architecture, config)
-    model.load_state_dict(apply_map(entries, state_dict, dtype), strict=True, assign=True)
+    kept = model._keep_in_fp32_modules or ()
+    model.load_state_dict(apply_map(entries, state_dict, dtype, kept), strict=True, assign=True)
     return model.eval()
 
 
 def _empty(architecture: Architecture, config: Mapping[str, Any]) -> ModelMixin:
     with init_empty_weights(include_buffers=True):
         return architecture.model(**config)
-
-
-def _shape(state_dict: Mapping[str, Tensor], key: str, ndim: int) -> tuple[int, ...]:
-    if key not in state_dict:
-        raise ValueError(f"`checkpoint` must have the key {key}, from which sizes are read.")
-    shape = tuple(state_dict[key].shape)
-    if len(shape) != ndim:
-        raise ValueError(f"`checkpoint` must have {ndim} axes in {key}, got shape {list(shape)}.")
-    return shape
-
-
-def _count(state_dict: Mapping[str, Tensor], pattern: str) -> int:
-    numbers = [int(match[1]) for key in state_dict if (match := re.match(pattern, key))]
-    return max(numbers, default=-1) + 1
-
-
-def _asked(settings: Mapping[str, Any], name: str, published: Any, why: str) -> Any:
-    """A setting that was given, or the published one."""
-    value = settings.get(name, published)
-    if value is None:
-        raise ValueError(f"`{name}` must be given: {why}.")
-    return value
-
-
-def _transformer_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What TiT, SiT and LightningDiT have in common."""
-    dim, channels, patch, _ = _shape(state_dict, "x_embedder.proj.weight", 4)
-    _, tokens, _ = _shape(state_dict, "pos_embed", 3)
-    rows, _ = _shape(state_dict, "final_layer.linear.weight", 2)
-    classes, _ = _shape(state_dict, "y_embedder.embedding_table.weight", 2)
-    side = math.isqrt(tokens)
-    if side * side != tokens:
-        raise ValueError(f"`checkpoint` must have a square position table, got {tokens} tokens.")
-    return {
-        "sample_size": side * patch,
-        "patch_size": patch,
-        "in_channels": channels,
-        "out_channels": rows // patch**2,
-        "num_layers": _count(state_dict, r"blocks\.(\d+)\."),
-        "num_classes": classes - 1,
-        **_heads(state_dict, settings, dim),
-    }
-
-
-def _heads(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any], dim: int) -> dict[str, int]:
-    width = None
-    for key, axis in (("feat_rope.freqs_cos", 1), ("blocks.0.attn.q_norm.weight", 0)):
-        if key in state_dict:
-            width = state_dict[key].shape[axis]
-    if width is None:
-        why = f"the keys do not tell the heads of a width of {dim}, which is not a published one"
-        width = dim // _asked(settings, "num_attention_heads", PUBLISHED_HEADS.get(dim), why)
-    return {"num_attention_heads": dim // width, "attention_head_dim": width}
-
-
-def _tit_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
-    width, _ = _shape(state_dict, "blocks.0.mlp.w12.weight", 2)
-    return _transformer_config(state_dict, settings) | {"ff_inner_dim": width // 2}
-
-
-def _sit_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
-    width, _ = _shape(state_dict, "blocks.0.mlp.fc1.weight", 2)
-    return _transformer_config(state_dict, settings) | {
-        "ff_inner_dim": width,
-        "activation_fn": "gelu-approximate",
-        "norm_type": "layer_norm",
-        "qk_norm": None,
-        "rotary_embedding": None,
-    }
-
-
-def _lightningdit_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
-    return _tit_config(state_dict, settings) | {"norm_type": "rms_norm", "qk_norm": None}
-
-
-def _ddt_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
-    dim, values = _shape(state_dict, "x_embedder.proj.weight", 2)
-    rows, _ = _shape(state_dict, "final_layer.linear.weight", 2)
-    classes, _ = _shape(state_dict, "y_embedder.embedding_table.weight", 2)
-    width, _ = _shape(state_dict, "blocks.0.mlp.w1.weight", 2)
-    layers = _count(state_dict, r"blocks\.(\d+)\.")
-    patch = settings.get("patch_size", 2)
-    why = f"the keys do not tell which of {layers} layers are the encoder"
-    return {
-        "sample_size": settings.get("sample_size", 32),
-        "patch_size": patch,
-        "in_channels": values // patch**2,
-        "out_channels": rows // patch**2,
-        "num_layers": layers,
-        "num_encoder_layers": _asked(settings, "num_encoder_layers", PUBLISHED_ENCODER_LAYERS.get(layers), why),
-        "num_classes": classes - 1,
-        **_heads(state_dict, settings, dim),
-        "ff_inner_dim": width,
-        "norm_type": "rms_norm",
-        "norm_out_type": "layer_norm",
-        "qk_norm": "rms_norm",
-        "attention_bias": False,
-        "ff_bias": False,
-        "position_embedding": False,
-        "rotary_embedding": "linspace",
-        "time_max_period": 10.0,
-    }
 
 
 def _with_bias(source: str, *targets: str, operation: str = "same", size: int = 0) -> list[Entry]:
@@ -284,7 +142,7 @@ def _transformer_entries(config: Mapping[str, Any]) -> list[Entry]:
     if not is_ddt:
         entries.append(Entry(("pos_embed",), ("pos_embed",)))
         if config.get("rotary_embedding", "index") is not None:
-            entries.append(Entry(("feat_rope.freqs_cos", "feat_rope.freqs_sin"), ()))
+            entries.append(Entry(ROTARY_TABLES, ()))
     entries += _with_bias("t_embedder.mlp.0", "time_embedder.linear_1")
     entries += _with_bias("t_embedder.mlp.2", "time_embedder.linear_2")
     entries.append(Entry(("y_embedder.embedding_table.weight",), ("class_embedder.weight",)))
@@ -325,7 +183,7 @@ def _check_rotation(state_dict: Mapping[str, Tensor], config: Mapping[str, Any])
     side = config["sample_size"] // config["patch_size"]
     positions = ROTARY_POSITIONS["index"](side, torch.device("cpu"))
     for key, table in zip(
-        ("feat_rope.freqs_cos", "feat_rope.freqs_sin"),
+        ROTARY_TABLES,
         rotary_table(positions, positions, config["attention_head_dim"]),
         strict=True,
     ):
@@ -336,28 +194,6 @@ def _check_rotation(state_dict: Mapping[str, Tensor], config: Mapping[str, Any])
                 f"`checkpoint` must have the rotation of the published networks in {key}, got another table of shape "
                 f"{list(stored.shape)}."
             )
-
-
-def _edm2_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
-    sides = sorted({int(match[1]) for key in state_dict if (match := re.match(r"enc\.(\d+)x\d+_", key))}, reverse=True)
-    if not sides:
-        raise ValueError("`checkpoint` must have keys such as enc.64x64_conv.weight, from which sizes are read.")
-    names = [f"enc.{side}x{side}" for side in sides]
-    _, channels, _, _ = _shape(state_dict, f"{names[0]}_conv.weight", 4)
-    _, classes = _shape(state_dict, "emb_label.weight", 2)
-    outputs = _shape(state_dict, "out_conv.weight", 4)[0]
-    return {
-        "sample_size": sides[0],
-        "in_channels": channels - 1,
-        "out_channels": outputs,
-        "num_classes": classes,
-        "block_out_channels": tuple(_shape(state_dict, f"{name}_block0.conv_res0.weight", 4)[0] for name in names),
-        "layers_per_block": _count(state_dict, rf"{re.escape(names[0])}_block(\d+)\."),
-        "attention_levels": tuple(
-            level for level, name in enumerate(names) if f"{name}_block0.attn_qkv.weight" in state_dict
-        ),
-        "attention_head_dim": settings.get("attention_head_dim", 64),
-    }
 
 
 def _edm2_entries(config: Mapping[str, Any]) -> list[Entry]:
@@ -414,30 +250,29 @@ def _edm2_entries(config: Mapping[str, Any]) -> list[Entry]:
 ARCHITECTURES: dict[str, Architecture] = {
     each.name: each
     for each in (
-        Architecture("edm2", ("emb_fourier.freqs",), (), _edm2_config, _edm2_entries, EDM2UNet2DModel, "edm"),
+        Architecture(
+            "edm2", ("emb_fourier.", "emb_noise.", "emb_label."), edm2_config, _edm2_entries, EDM2UNet2DModel, "edm"
+        ),
         Architecture(
             "ddt",
-            ("s_embedder.proj.weight", "blocks.0.mlp.w1.weight"),
-            (),
-            _ddt_config,
+            ("s_embedder.", ".mlp.w1."),
+            ddt_config,
             _transformer_entries,
             UCGMTransformer2DModel,
             "relinear",
         ),
         Architecture(
             "sit",
-            ("blocks.0.mlp.fc1.weight",),
-            (),
-            _sit_config,
+            (".mlp.fc1.", ".mlp.fc2."),
+            sit_config,
             _transformer_entries,
             UCGMTransformer2DModel,
             "linear",
         ),
         Architecture(
             "lightningdit",
-            ("blocks.0.mlp.w12.weight", "blocks.0.norm1.weight"),
-            (),
-            _lightningdit_config,
+            (".norm1.", ".norm2.", ".norm_final."),
+            lightningdit_config,
             _transformer_entries,
             UCGMTransformer2DModel,
             "relinear",
@@ -445,9 +280,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         Architecture(
             "tit",
-            ("blocks.0.mlp.w12.weight",),
-            ("blocks.0.norm1.weight",),
-            _tit_config,
+            (".mlp.w12.", "feat_rope."),
+            tit_config,
             _transformer_entries,
             UCGMTransformer2DModel,
             "linear",

@@ -80,6 +80,19 @@ class EDM2Conv2d(nn.Conv2d):
         return F.conv2d(input, _unit_weight(self.weight), padding=self.padding)
 
 
+class EDM2Embedding(nn.Module):
+    """A linear layer of one-hot vectors of magnitude 1: columns of a weight whose rows count by direction alone."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(embedding_dim, num_embeddings))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Shape `(B, embedding_dim)` for ids of shape `(B,)`."""
+        # A one-hot vector times sqrt(number of embeddings) picks a column of the normalised weight.
+        return F.embedding(input, _normalized(self.weight.float(), 1).to(self.weight.dtype).T)
+
+
 class EDM2Norm(nn.Module):
     """Root mean square of 1 over the last axis."""
 
@@ -204,7 +217,7 @@ class EDM2UNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin)
         width, embedding_dim = block_out_channels[0], max(block_out_channels)
         self.time_proj = EDM2TimeFeatures(width)
         self.time_embedding = EDM2Linear(width, embedding_dim)
-        self.class_embedding = EDM2Linear(num_classes, embedding_dim)
+        self.class_embedding = EDM2Embedding(num_classes, embedding_dim)
         # A channel of ones stands in for biases.
         self.conv_in = EDM2Conv2d(in_channels + 1, width, 3)
         block = partial(EDM2Block, embedding_dim=embedding_dim)
@@ -236,7 +249,7 @@ class EDM2UNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin)
         self.out_gain = nn.Parameter(torch.zeros([]))
         self.gradient_checkpointing = False
         for module in self.modules():
-            if isinstance(module, EDM2Linear | EDM2Conv2d):
+            if isinstance(module, EDM2Linear | EDM2Conv2d | EDM2Embedding):
                 nn.init.normal_(module.weight)
 
     def forward(
@@ -280,13 +293,23 @@ class EDM2UNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin)
         x = self.conv_out(x) * self.out_gain
         return UNet2DOutput(sample=x) if return_dict else (x,)
 
+    def fuse_lora(
+        self, lora_scale: float = 1.0, safe_fusing: bool = False, adapter_names: list[str] | None = None
+    ) -> None:
+        """Not for this model: a merged weight would be normalised together with the adapter.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError(
+            "`fuse_lora` must be left out for EDM2UNet2DModel, whose layers normalise their weights at every call: a "
+            "merged weight gives other outputs than the weight and the adapter beside it. Keep the adapter loaded."
+        )
+
     def _with_class(self, embedding: Tensor, class_labels: Tensor) -> Tensor:
         """Time and class mixed; the time alone, at its full weight, where the class is left out."""
-        weight = self.class_embedding.weight
-        # A one-hot vector times sqrt(number of classes) picks a column of the normalised weight.
-        columns = _normalized(weight.float(), 1).to(weight.dtype)
         left_out = class_labels == self.config.num_classes
-        label = F.embedding(class_labels.masked_fill(left_out, 0), columns.T)
+        label = self.class_embedding(class_labels.masked_fill(left_out, 0))
         return torch.where(left_out[:, None], embedding, _mixed(embedding, label, CLASS_SHARE))
 
     def _run(self, block: nn.Module, x: Tensor, embedding: Tensor, skip: Tensor | None) -> Tensor:

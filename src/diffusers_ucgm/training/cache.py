@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from .images import ImageItems
+from diffusers_ucgm.images import ImageItems
 
 
 __all__ = ["CachedLatents", "cache_latents", "finish_cache"]

@@ -22,8 +22,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 __all__ = [
+    "check_names",
     "checkpoints_in",
     "copy_tensors",
+    "drop_checkpoints",
     "gathered",
     "latest_checkpoint",
     "load_checkpoint",
@@ -43,6 +45,18 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: whole(value.detach()).cpu() for name, value in tensors.items()}
 
 
+def check_names(mine: Iterable[str], saved: Iterable[str]) -> None:
+    """Check that a checkpoint has the tensors of a model.
+
+    Raises:
+        ValueError: If a name is on one side only.
+    """
+    if unequal := sorted(set(mine) ^ set(saved)):
+        raise ValueError(
+            f"The checkpoint must be of this model, got {len(unequal)} names on one side only: {unequal[:4]}."
+        )
+
+
 @torch.no_grad()
 def copy_tensors(mine: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
     """Copy saved tensors into those of a model, which may be sharded.
@@ -50,10 +64,7 @@ def copy_tensors(mine: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> Non
     Raises:
         ValueError: If names or shapes differ.
     """
-    if unequal := sorted(set(mine) ^ set(saved)):
-        raise ValueError(
-            f"The checkpoint must be of this model, got {len(unequal)} names on one side only: {unequal[:4]}."
-        )
+    check_names(mine, saved)
     for name, value in mine.items():
         if value.shape != saved[name].shape:
             raise ValueError(
@@ -233,6 +244,13 @@ def latest_checkpoint(root: str | Path, before: int | None = None) -> Path | Non
         if _damage(folder) is None:
             return folder
     return None
+
+
+def drop_checkpoints(root: str | Path, after: int) -> None:
+    """Delete the checkpoints of a run's folder that have more than `after` steps."""
+    for folder in checkpoints_in(root):
+        if int(folder.name[len(PREFIX) :]) > after:
+            shutil.rmtree(folder)
 
 
 def prune_checkpoints(root: str | Path, keep: int) -> None:

@@ -2,28 +2,27 @@
 
 import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import diffusers
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from diffusers.utils.import_utils import compare_versions
 from safetensors.torch import load_file, save_file
 
+from diffusers_ucgm.images import ImageItems, load_image_dataset
+from diffusers_ucgm.loading import DTYPE, DTYPES, load_pipeline
 from diffusers_ucgm.models.edm2_unet_2d import EDM2UNet2DModel
 from diffusers_ucgm.models.transformer_2d import UCGMTransformer2DModel
+from diffusers_ucgm.processes import check_launch
 
 from .cache import CachedLatents, cache_latents, finish_cache
-from .config import UCGMTrainingConfig
+from .config import UCGMTrainingConfig, read_setting, takes_several
 from .data import LatentDataset
 from .denoisers import adapter_for_pipeline, denoiser_of
 from .encoding import encode_null, encode_pixels, encode_prompts
-from .images import ImageItems, load_image_dataset
-from .processes import check_launch
 
 
 __all__ = ["COMMANDS"]
@@ -31,9 +30,6 @@ __all__ = ["COMMANDS"]
 # `AutoModel` of diffusers finds its own classes alone.
 OWN_MODELS: dict[str, Any] = {each.__name__: each for each in (UCGMTransformer2DModel, EDM2UNet2DModel)}
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# diffusers 0.42 renamed the argument of `from_pretrained` and warns of the old name.
-DTYPE = "dtype" if compare_versions("diffusers", ">=", "0.42.0") else "torch_dtype"
 NULL_CONDITION = "null_condition.safetensors"
 
 
@@ -46,57 +42,21 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", help="JSON or YAML file of settings; the options below win over it")
     parser.add_argument("--torch-dtype", choices=sorted(DTYPES), default="fp32", help="of the loaded weights")
     settings = parser.add_argument_group("settings", "see UCGMTrainingConfig; sequences are several words or JSON")
-    types = get_type_hints(UCGMTrainingConfig)
     for field in fields(UCGMTrainingConfig):
         flags = sorted({f"--{field.name.replace('_', '-')}", f"--{field.name}"}, reverse=True)
-        is_sequence = field.name == "consistency_ratio" or _is_sequence(types[field.name])
-        settings.add_argument(
-            *flags, dest=f"setting_{field.name}", metavar="VALUE", nargs="+" if is_sequence else None
-        )
-
-
-def _is_sequence(hint: Any) -> bool:
-    return any(get_origin(each) in (tuple, Sequence) for each in (hint, *get_args(hint)))
-
-
-def _value(words: str | list[str]) -> Any:
-    """The words of an option as YAML reads them, but with numbers such as 1e-4."""
-    import yaml
-
-    if isinstance(words, list):
-        values = [_value(word) for word in words]
-        # One word may be a number, a name or the whole sequence.
-        return values[0] if len(values) == 1 and isinstance(values[0], list | int | float) else values
-    try:
-        return float(words) if "." in words or "e" in words.lower() else yaml.safe_load(words)
-    except (ValueError, yaml.YAMLError):
-        return yaml.safe_load(words) if words in ("true", "false", "null") else words
+        number = "+" if takes_several(field.name) else None
+        settings.add_argument(*flags, dest=f"setting_{field.name}", metavar="VALUE", nargs=number)
 
 
 def _config(args: argparse.Namespace, **defaults: Any) -> UCGMTrainingConfig:
-    given = defaults | {
-        name.removeprefix("setting_"): _value(value)
-        for name, value in vars(args).items()
-        if name.startswith("setting_") and value is not None
-    }
-    for name in ("validation_inputs", "validation_num_inference_steps", "lora_target_modules"):
-        if name in given and not isinstance(given[name], list):
-            given[name] = [given[name]]
+    options = {name.removeprefix("setting_"): value for name, value in vars(args).items() if value is not None}
+    names = [field.name for field in fields(UCGMTrainingConfig) if field.name in options]
+    given = defaults | {name: read_setting(name, options[name]) for name in names}
     if args.config:
         return UCGMTrainingConfig.from_file(args.config, **given)
     if "output_dir" not in given:
         raise ValueError("`--output-dir` must be given, here or in the file of `--config`.")
     return UCGMTrainingConfig(**given)
-
-
-def _pipeline(name: str, dtype: torch.dtype) -> diffusers.DiffusionPipeline:
-    from diffusers_ucgm.pipeline import BUNDLED, UCGMPipeline
-
-    folder = Path(name)
-    index = folder / "model_index.json"
-    is_ours = name in BUNDLED or (index.is_file() and json.loads(index.read_text())["_class_name"] == "UCGMPipeline")
-    cls = UCGMPipeline if is_ours else diffusers.DiffusionPipeline
-    return cls.from_pretrained(name, **{DTYPE: dtype}, use_safetensors=True)
 
 
 def _network(name: str, dtype: torch.dtype) -> Any:
@@ -142,7 +102,7 @@ def train(args: argparse.Namespace) -> int:
     config = _config(args)
     dataset, null = _data(args.data)
     if args.pipeline:
-        pipeline = _pipeline(args.pipeline, DTYPES[args.torch_dtype])
+        pipeline = load_pipeline(args.pipeline, DTYPES[args.torch_dtype])
         trainer = UCGMTrainer.from_pipeline(config, pipeline, dataset, null_condition=null)
     else:
         trainer = UCGMTrainer(config, _network(args.model, DTYPES[args.torch_dtype]), dataset)
@@ -176,7 +136,7 @@ def doctor(args: argparse.Namespace) -> int:
     if args.pipeline:
         from .denoisers import family_of_scheduler
 
-        pipeline = _pipeline(args.pipeline, dtype)
+        pipeline = load_pipeline(args.pipeline, dtype)
         network, adapter = denoiser_of(pipeline), adapter_for_pipeline(pipeline)
         if null is not None:
             adapter.null_condition = null
@@ -206,6 +166,7 @@ def add_cache_options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{column}-column", help="by default found by its name")
     parser.add_argument("--crop", choices=("center", "random"), default="center")
     parser.add_argument("--flip", action="store_true", help="mirror half of the pictures")
+    parser.add_argument("--posterior-mean", action="store_true", help="no draw from the autoencoder's posterior")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--shard-size", type=int, default=1024, help="samples in a file")
     parser.add_argument("--max-sequence-length", type=int, help="tokens of a prompt")
@@ -218,7 +179,7 @@ def cache(args: argparse.Namespace) -> int:
     # Only Accelerator reads this variable by itself.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     check_launch(state.num_processes)
-    pipeline = _pipeline(args.pipeline, DTYPES[args.torch_dtype]).to(state.device)
+    pipeline = load_pipeline(args.pipeline, DTYPES[args.torch_dtype]).to(state.device)
     adapter = adapter_for_pipeline(pipeline)
     source = load_image_dataset(
         args.source,
@@ -236,14 +197,17 @@ def cache(args: argparse.Namespace) -> int:
         raise ValueError("`--caption-column` must name the prompts of this pipeline, got a source without captions.")
     text = {} if args.max_sequence_length is None else {"max_sequence_length": args.max_sequence_length}
     names = ("pipeline", "source", "split", "size", "crop", "flip", "seed", "torch_dtype", "max_sequence_length")
+    columns = {name: getattr(source, name) for name in ("image_column", "label_column", "caption_column")}
+    # Caches from before this option go on.
+    posterior = {"posterior_mean": True} if args.posterior_mean else {}
     folder = cache_latents(
         items,
-        lambda pixels, generator: encode_pixels(pipeline, pixels, generator),
+        lambda pixels, generator: encode_pixels(pipeline, pixels, generator, args.posterior_mean),
         args.output,
         encode_captions=(lambda texts: encode_prompts(pipeline, adapter, texts, **text)) if takes_prompts else None,
         batch_size=args.batch_size,
         shard_size=args.shard_size,
-        fingerprint={name: getattr(args, name) for name in names},
+        fingerprint={name: getattr(args, name) for name in names} | columns | posterior,
         process_index=state.process_index,
         num_processes=state.num_processes,
         progress=state.is_local_main_process,

@@ -4,7 +4,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from diffusers.optimization import SchedulerType
 
@@ -15,7 +16,7 @@ from .optimizers import OPTIMIZERS
 from .stability import check_schedule, ratio_at
 
 
-__all__ = ["UCGMTrainingConfig"]
+__all__ = ["UCGMTrainingConfig", "read_setting", "takes_several"]
 
 LOSS_FIELDS = tuple(field.name for field in fields(UCGMLoss))
 # What may change when a run is resumed, because it does not enter the weights at a given step.
@@ -89,6 +90,8 @@ class UCGMTrainingConfig:
         adam_weight_decay: Decoupled weight decay.
         lr_scheduler: A name that `diffusers.optimization.get_scheduler` knows.
         lr_warmup_steps: Optimizer steps until the learning rate is reached.
+        lr_step_rules: For "piecewise_constant" alone: factors of the learning rate with the steps until which they
+            hold, and the last one, such as "1:1000,0.1:2000,0.01".
         max_grad_norm: Gradients are scaled down to this norm; 0 leaves them.
         ema_decay: Decay of the averaged weights that are saved, apart from the loss's teacher; 0 saves the last
             weights.
@@ -147,6 +150,7 @@ class UCGMTrainingConfig:
     adam_weight_decay: float = 0.0
     lr_scheduler: str = "constant"
     lr_warmup_steps: int = 0
+    lr_step_rules: str | None = None
     max_grad_norm: float = 1.0
     ema_decay: float = 0.9999
     mixed_precision: str = "no"
@@ -189,6 +193,11 @@ class UCGMTrainingConfig:
         for name in (*not_negative, "validation_steps", "dataloader_num_workers"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        if (self.lr_scheduler == "piecewise_constant") != (self.lr_step_rules is not None):
+            raise ValueError(
+                "`lr_step_rules` must go with `lr_scheduler='piecewise_constant'`, and only with it, got "
+                f"{self.lr_step_rules!r} with {self.lr_scheduler!r}."
+            )
         if not self.collapse_factor > 1.0:
             raise ValueError(f"`collapse_factor` must be above 1, got {self.collapse_factor}.")
         if self.lora_rank and 0.0 < self.teacher_decay < 1.0:
@@ -261,14 +270,74 @@ class UCGMTrainingConfig:
         else:
             import yaml
 
-            values = yaml.safe_load(path.read_text())
+            # Every scalar as it is written: YAML 1.1 takes `no` for False, and 1e-4 for text.
+            values = yaml.load(path.read_text(), yaml.BaseLoader)
         if not isinstance(values, dict):
             raise ValueError(f"`path` must hold a mapping of settings, got {type(values).__name__} in {str(path)!r}.")
-        types = get_type_hints(cls)
         if unknown := sorted(set(values) - {field.name for field in fields(cls)}):
             raise ValueError(f"`path` must name settings of UCGMTrainingConfig, got {unknown} in {str(path)!r}.")
         if "output_dir" not in {**values, **overrides}:
             raise ValueError(f"`output_dir` must be given, in {str(path)!r} or beside it (`--output-dir`).")
-        # YAML 1.1 reads 1e-4, without a dot, as text.
-        values = {name: float(v) if types[name] is float and isinstance(v, str) else v for name, v in values.items()}
+        if path.suffix != ".json":
+            values = {name: read_setting(name, value) for name, value in values.items()}
         return cls(**{**values, **overrides})
+
+
+TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+# In this order: a word is a number if it can be, where a setting takes numbers and texts.
+READERS: dict[Any, Any] = {bool: lambda word: TRUTHS[word.lower()], int: int, float: float, str: str}
+
+
+def takes_several(name: str) -> bool:
+    """Whether a setting may be a sequence."""
+    return _items_of(_kinds(get_type_hints(UCGMTrainingConfig)[name])) is not None
+
+
+def read_setting(name: str, words: Any) -> Any:
+    """A setting's value from text, as the setting's type has it.
+
+    Args:
+        name: Of the setting.
+        words: A word, or a list of words or of such lists; a word may be a list in JSON. "null" is None.
+
+    Raises:
+        ValueError: If the text is none of the type.
+    """
+    hint = get_type_hints(UCGMTrainingConfig)[name]
+    # An option of several words may be given one: the whole list in JSON, or the only number of a schedule.
+    single = isinstance(words, list) and len(words) == 1 and isinstance(words[0], str)
+    try:
+        if single and (words[0].startswith("[") or float in _kinds(hint)):
+            return _read(hint, words[0])
+        return _read(hint, words)
+    except (ValueError, KeyError, TypeError) as error:
+        kind = hint.__name__ if isinstance(hint, type) else str(hint).replace("collections.abc.", "")
+        raise ValueError(f"`{name}` must be of type {kind}, got {words!r}. Quote texts with a colon.") from error
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
+def _items_of(kinds: tuple[Any, ...]) -> Any:
+    """The type of a sequence's items, or None where no sequence is allowed."""
+    return next((get_args(kind)[0] for kind in kinds if get_origin(kind) in (tuple, Sequence)), None)
+
+
+def _read(hint: Any, words: Any) -> Any:
+    kinds = _kinds(hint)
+    if isinstance(words, str):
+        if NoneType in kinds and words.lower() in ("null", "none", "~", ""):
+            return None
+        for kind in (each for each in READERS if each in kinds):
+            try:
+                return READERS[kind](words)
+            except (ValueError, KeyError):
+                continue
+        words = json.loads(words)
+    elif isinstance(words, int | float) and set(kinds) & {int, float}:
+        return words
+    items = _items_of(kinds)
+    if not isinstance(words, list) or items is None:
+        raise TypeError
+    return [_read(items, each) for each in words]

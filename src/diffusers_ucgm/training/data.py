@@ -3,9 +3,6 @@
 Images are kept as unsigned bytes and become floats in [-1, 1] one batch at a time.
 """
 
-import gzip
-import math
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from diffusers_ucgm.idx import IDX_PREFIXES, load_idx_images
 
-__all__ = ["LabelledImages", "LatentDataset", "load_images", "pixels", "read_idx"]
 
-IDX_PREFIXES = {"train": "train", "test": "t10k"}
+__all__ = ["LabelledImages", "LatentDataset", "load_images", "pixels"]
 
 
 @dataclass(frozen=True)
@@ -64,46 +61,6 @@ class LatentDataset(Dataset[dict[str, Tensor]]):
         return {"latents": self.latents[index], "class_labels": self.class_labels[index]}
 
 
-def read_idx(path: str | Path) -> Tensor:
-    """Array of unsigned bytes in an IDX file (the format of MNIST), gzipped or plain.
-
-    Args:
-        path: The file. A name that ends in `.gz` is decompressed.
-
-    Returns:
-        The array as `torch.uint8`, of the shape that the file's header names.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is not an IDX file of unsigned bytes, or is shorter than its header says.
-    """
-    path = Path(path)
-    data = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(
-                f"`path` must be a whole gzip file, got {str(path)!r}: {error}. Fetch it again."
-            ) from error
-    if len(data) < 4 or data[:3] != b"\x00\x00\x08":
-        raise ValueError(f"`path` must be an IDX file of unsigned bytes, got {str(path)!r} with start {data[:4]!r}.")
-    rank = data[3]
-    shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank)]
-    content = data[4 + 4 * rank :]
-    if len(data) <= 4 + 4 * rank:
-        raise ValueError(
-            f"`path` must hold data after its header, got none in {str(path)!r}. The file is truncated: "
-            "fetch it again."
-        )
-    if len(content) != math.prod(shape):
-        raise ValueError(
-            f"`path` must hold {math.prod(shape)} bytes after its header, got {len(content)} in {str(path)!r}. "
-            "The file is truncated: fetch it again."
-        )
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8).reshape(shape)
-
-
 def load_images(source: str | Path, split: str = "train") -> LabelledImages:
     """Images and labels of a local folder of IDX files, or else of a data set of the Hub.
 
@@ -119,26 +76,8 @@ def load_images(source: str | Path, split: str = "train") -> LabelledImages:
     if split not in IDX_PREFIXES:
         raise ValueError(f"`split` must be one of {sorted(IDX_PREFIXES)}, got {split!r}.")
     if Path(source).is_dir():
-        return _load_idx_folder(Path(source), split)
+        return LabelledImages(*load_idx_images(source, split))
     return _load_hub_dataset(str(source), split)
-
-
-def _load_idx_folder(folder: Path, split: str) -> LabelledImages:
-    images = read_idx(_idx_file(folder, f"{IDX_PREFIXES[split]}-images-idx3-ubyte"))
-    labels = read_idx(_idx_file(folder, f"{IDX_PREFIXES[split]}-labels-idx1-ubyte"))
-    if len(images) != len(labels):
-        raise ValueError(f"`source` must hold as many labels as images, got {len(images)} and {len(labels)}.")
-    return LabelledImages(images.unsqueeze(1), labels.long())
-
-
-def _idx_file(folder: Path, name: str) -> Path:
-    for candidate in (folder / name, folder / f"{name}.gz"):
-        if candidate.is_file():
-            return candidate
-    raise FileNotFoundError(
-        f"`source` must hold {name!r} or {name + '.gz'!r}, got {str(folder)!r} without either. "
-        "On Debian, `apt-get install dataset-fashion-mnist` puts them in /usr/share/datasets/fashion-mnist."
-    )
 
 
 def _load_hub_dataset(name: str, split: str) -> LabelledImages:

@@ -66,7 +66,9 @@ def encode_null(pipe: DiffusionPipeline, adapter: NetworkAdapter, **arguments: A
 
 
 @torch.no_grad()
-def encode_pixels(pipe: DiffusionPipeline, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def encode_pixels(
+    pipe: DiffusionPipeline, pixels: Tensor, generator: torch.Generator | None = None, posterior_mean: bool = False
+) -> Tensor:
     """Latents as the pipeline's network sees them, drawn from the autoencoder's posterior.
 
     Args:
@@ -74,6 +76,8 @@ def encode_pixels(pipe: DiffusionPipeline, pixels: Tensor, generator: torch.Gene
         pixels: In [-1, 1], shape `(B, 3, H, W)`, or `(B, 3, frames, H, W)` for videos. An autoencoder of videos takes
             pictures as videos of one frame.
         generator: Source of the posterior's noise.
+        posterior_mean: Whether the posterior's mean is taken in place of a draw: the paper's models of SD-VAE and
+            E2E-VAVAE were trained on means, those of VA-VAE on draws.
 
     Returns:
         Normalised latents, shape `(B, C, h, w)` or `(B, C, frames, h, w)`, float32.
@@ -90,7 +94,10 @@ def encode_pixels(pipe: DiffusionPipeline, pixels: Tensor, generator: torch.Gene
     if not getattr(getattr(pipe, "image_processor", None), "config", {}).get("do_normalize", True):
         pixels = (pixels + 1.0) / 2.0
     encoded = vae.encode(pixels.to(vae.device, vae.dtype))
-    z = encoded.latent_dist.sample(generator) if hasattr(encoded, "latent_dist") else encoded.latent
+    if not hasattr(encoded, "latent_dist"):
+        z = encoded.latent
+    else:
+        z = encoded.latent_dist.mode() if posterior_mean else encoded.latent_dist.sample(generator)
     return normalize_latents(vae, z.float())
 
 

@@ -1,9 +1,8 @@
-"""What a run shows: grids at fixed seeds, model cards, and folders on the Hub."""
+"""What a run shows: grids at fixed seeds, and model cards."""
 
 import inspect
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from diffusers_ucgm.evaluation.drawing import as_found
 from diffusers_ucgm.evaluation.plots import picture_table, save_image
 from diffusers_ucgm.pipeline import BUNDLED, UCGMPipeline
 from diffusers_ucgm.presets import get_preset
@@ -23,7 +23,7 @@ from diffusers_ucgm.scheduler import UCGMScheduler
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
-__all__ = ["FEW_STEP_SAMPLER", "push_folder_to_hub", "save_model_card", "validation_grid"]
+__all__ = ["FEW_STEP_SAMPLER", "save_model_card", "validation_grid"]
 
 # A few-step model is drawn with fresh noise at every step and without extrapolation (UCGM, section 3.3), and its
 # last step starts half-way: with a multi-step model's gap the second of two starts next to the data and does nothing.
@@ -57,7 +57,7 @@ def validation_grid(
         if not value:
             raise ValueError(f"`{name}` must not be empty, got {value!r}.")
     blocks: dict[str, list[list[Image.Image]]] = {}
-    with _as_found(pipe):
+    with as_found(pipe):
         stock = pipe.scheduler
         for number in steps:
             rows = blocks[f"{number} step{'s' if number > 1 else ''}"] = []
@@ -83,33 +83,11 @@ def _drawn(pipe: Any, given: str | int, **call: Any) -> Image.Image:
     if "class_labels" in inspect.signature(type(pipe).__call__).parameters:
         output = pipe([given], **call)
     else:
-        output = pipe(**call) if "prompt_embeds" in call else pipe(prompt=given, **call)
+        output = pipe(**call) if "prompt_embeds" in call else pipe(prompt=str(given), **call)
     first = next(iter(output.values()))[0]
     while isinstance(first, list):  # the frames of a video
         first = first[0]
     return first if isinstance(first, Image.Image) else pipe.numpy_to_pil(first)[0]
-
-
-@contextmanager
-def _as_found(pipe: Any) -> Iterator[None]:
-    """Put scheduler, progress bar and the modules' modes back."""
-    components = [value for value in pipe.components.values() if isinstance(value, torch.nn.Module)]
-    # Parts may be in another mode than the whole, such as frozen ones.
-    modes = {module: module.training for component in components for module in component.modules()}
-    scheduler, bar = pipe.scheduler, getattr(pipe, "_progress_bar_config", None)
-    for component in components:
-        component.eval()
-    pipe.set_progress_bar_config(disable=True)
-    try:
-        yield
-    finally:
-        pipe.scheduler = scheduler
-        if bar is None:
-            del pipe._progress_bar_config
-        else:
-            pipe._progress_bar_config = bar
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def save_model_card(
@@ -218,32 +196,3 @@ def _example(folder: Path, kind: str, pipeline_class: str | None, base_model: st
     name = "unet" if file.is_file() and "UNet" in json.loads(file.read_text())["_class_name"] else "transformer"
     network = f'{name} = AutoModel.from_pretrained("this/repository")'
     return f"from diffusers import AutoModel\n{load}\n\n{network}\n{base}, {name}={name})\n{swap}\n{draw}"
-
-
-def push_folder_to_hub(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    token: str | None = None,
-    commit_message: str = "Upload with diffusers-ucgm",
-) -> str:
-    """Upload a folder with weights; gives the address of the commit.
-
-    Args:
-        folder: Of a pipeline, a network or a LoRA.
-        repo_id: `owner/name`, made if it is missing.
-        private: Whether a new repository is private; None is the owner's default.
-        token: None takes the one of `hf auth login`.
-        commit_message: Of the one commit.
-
-    Raises:
-        ValueError: If the folder holds no weights.
-    """
-    from huggingface_hub import HfApi
-
-    if not any(Path(folder).rglob("*.safetensors")):
-        raise ValueError(f"`folder` must hold safetensors files, got {str(folder)!r} without any.")
-    api = HfApi(token=token)
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message))

@@ -3,7 +3,8 @@
 import json
 import shutil
 from abc import abstractmethod
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 from diffusers import ModelMixin
+from diffusers.utils import logging
 
 from diffusers_ucgm.evaluation.plots import plot_by_time, plot_loss, save_image
+from diffusers_ucgm.hub import push_folder_to_hub
 from diffusers_ucgm.lora import save_lora
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 from . import checkpoints
 from .config import UCGMTrainingConfig
 from .denoisers import denoiser_of
-from .report import FEW_STEP_SAMPLER, push_folder_to_hub, save_model_card, validation_grid
+from .report import FEW_STEP_SAMPLER, save_model_card, validation_grid
 from .stability import ratio_at
 
 
@@ -27,10 +30,16 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from PIL.Image import Image
 
-__all__ = ["Results"]
+__all__ = ["NOTHING_TO_DRAW", "Results"]
+
+logger = logging.get_logger(__name__)
 
 # A model of this consistency ratio and above is drawn in few steps.
 FEW_STEP_RATIO = 0.5
+NOTHING_TO_DRAW = (
+    "`validation_steps` needs a pipeline and `validation_inputs`. Make the trainer by `UCGMTrainer.from_pipeline` and "
+    "name prompts or classes to draw."
+)
 
 
 class Results:
@@ -47,6 +56,10 @@ class Results:
     @abstractmethod
     def transformer(self) -> ModelMixin:
         """The student without accelerate's wrappers."""
+
+    @abstractmethod
+    def whole_weights(self) -> dict[str, torch.Tensor]:
+        """The student's weights, of a LoRA the adapter's, on the CPU and gathered; every process must call it."""
 
     @abstractmethod
     def averaged_weights(self) -> AbstractContextManager[None]:
@@ -83,7 +96,7 @@ class Results:
         folder = Path(self.config.output_dir) / name
         temporary = folder.with_name(f".{name}.tmp")
         with self.averaged_weights():
-            whole = checkpoints.gathered(self.transformer.state_dict()) if self.is_sharded else None
+            whole = self.whole_weights() if self.is_sharded else None
             if self.accelerator.is_main_process:
                 shutil.rmtree(temporary, ignore_errors=True)
                 if self.config.lora_rank:
@@ -111,10 +124,15 @@ class Results:
             )
         folder = Path(self.config.output_dir) / "pipeline" if folder is None else Path(folder)
         temporary = folder.with_name(f".{folder.name}.tmp")
-        grid = self._grid()
+        try:
+            grid = self._grid()
+        except Exception as error:
+            # The weights are worth more than their picture.
+            logger.warning(f"No grid was drawn for {str(folder)!r}: {error}")
+            grid = None
         stock = self.pipeline.scheduler
         with self.averaged_weights():
-            whole = checkpoints.gathered(self.transformer.state_dict()) if self.is_sharded else None
+            whole = self.whole_weights() if self.is_sharded else None
             if self.accelerator.is_main_process:
                 shutil.rmtree(temporary, ignore_errors=True)
                 changed = {
@@ -157,10 +175,7 @@ class Results:
             ValueError: If the trainer has no pipeline or the settings name nothing to draw.
         """
         if self.pipeline is None or not self.config.validation_inputs:
-            raise ValueError(
-                "`validation_steps` needs a pipeline and `validation_inputs`. Make the trainer by "
-                "`UCGMTrainer.from_pipeline` and name prompts or classes to draw."
-            )
+            raise ValueError(NOTHING_TO_DRAW)
         grid = self._grid()
         if grid is None or not self.accelerator.is_main_process:
             return None
@@ -169,7 +184,9 @@ class Results:
             if hasattr(tracker, "log_images"):
                 import numpy as np
 
-                tracker.log_images({"validation": np.asarray(grid)[None]}, step=self.step)
+                # W&B takes any layout as it is, and no word about it.
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({"validation": np.asarray(grid)[None]}, step=self.step, **layout)
         return path
 
     def save_plots(self) -> list[Path]:
@@ -191,7 +208,8 @@ class Results:
         # Every process must take part in the calls of a sharded network.
         if not (self.accelerator.is_main_process or self.is_sharded):
             return None
-        with self.averaged_weights(), self.accelerator.autocast():
+        device = self.accelerator.device
+        with self.averaged_weights(), self.accelerator.autocast(), _placed(self.pipeline, device):
             return validation_grid(
                 self.pipeline,
                 self.config.validation_inputs,
@@ -211,6 +229,27 @@ class Results:
             grid=grid,
             few_step=self.is_few_step,
         )
+
+
+@contextmanager
+def _placed(pipeline: "DiffusionPipeline", device: torch.device) -> Iterator[None]:
+    """A pipeline's encoders and decoders on a device while entered: training leaves them where they were."""
+    network = denoiser_of(pipeline)
+    modules = [
+        value for value in pipeline.components.values() if isinstance(value, torch.nn.Module) and value is not network
+    ]
+    places = [(module, place) for module in modules if (place := _device_of(module)) not in (None, device)]
+    try:
+        for module, _ in places:
+            module.to(device)
+        yield
+    finally:
+        for module, place in places:
+            module.to(place)
+
+
+def _device_of(module: torch.nn.Module) -> torch.device | None:
+    return next((value.device for value in module.parameters()), None)
 
 
 def _with_weights(network: ModelMixin, whole: dict[str, torch.Tensor] | None) -> ModelMixin:

@@ -19,7 +19,9 @@ PATIENCE = 2
 # Healthy runs on Fashion-MNIST had 0.42 to 0.57 of the derivative's entries at the clamp, collapsed ones 0.8 and more.
 SATURATION, SATURATION_RISE = 0.7, 1.2
 ORDINARY, ORDINARY_RISE = 0.5, 1.1
-GUARD_STATE = ("losses", "shares", "ratio", "high", "collapses", "good_step")
+# While the ratio rises, the level of the loss moves with it: a healthy model's by at most 2.2 times over so much.
+NEAR_RATIO = 0.2
+GUARD_STATE = ("losses", "shares", "high", "collapses", "good_step")
 
 
 def check_schedule(schedule: float | Sequence[Sequence[float]]) -> float | list[list[float]]:
@@ -111,9 +113,8 @@ class CollapseGuard:
             factor: How many times the median of the history counts as a jump of the loss.
         """
         self.factor = factor
-        self.losses: list[float] = []
+        self.losses: list[list[float]] = []  # pairs of a ratio and a loss
         self.shares: list[float] = []
-        self.ratio: float | None = None
         self.high = 0
         self.collapses = 0
         self.good_step = 0
@@ -124,22 +125,21 @@ class CollapseGuard:
         Args:
             step: Of the line.
             loss: The smoothed loss.
-            ratio: The consistency ratio: the loss of another one has another level, so its history starts anew.
+            ratio: The consistency ratio. The loss is compared with lines of nearly the same one.
             clamped: The share of clamped entries by time, None where none fell.
         """
         known = [share for share in clamped if share is not None]
         share = sum(known) / len(known) if known and ratio > 0.0 else 0.0
-        if ratio != self.ratio:
-            self.losses, self.ratio, self.high = [], ratio, 0
-        is_settled = len(self.losses) >= SETTLED
+        losses = [value for at, value in self.losses if abs(at - ratio) <= NEAR_RATIO]
+        is_settled = len(losses) >= SETTLED
         lowest = min(self.shares, default=share)
-        jumps = not math.isfinite(loss) or (is_settled and loss > self.factor * median(self.losses))
+        jumps = not math.isfinite(loss) or (is_settled and loss > self.factor * median(losses))
         saturates = share > SATURATION and share > SATURATION_RISE * lowest
         if jumps or saturates:
             self.high += 1
         else:
             self.high = 0
-            self.losses = [*self.losses, loss][-HISTORY:]
+            self.losses = [*self.losses, [ratio, loss]][-HISTORY:]
             self.shares = [*self.shares, share][-HISTORY:]
             if share <= ORDINARY_RISE * lowest or share < ORDINARY:
                 self.good_step = step

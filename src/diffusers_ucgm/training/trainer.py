@@ -5,13 +5,15 @@ uninterrupted one without any random state in its checkpoints.
 """
 
 import json
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -26,15 +28,15 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from diffusers_ucgm.lora import add_lora, without_lora
+from diffusers_ucgm.processes import check_launch
 from diffusers_ucgm.teacher import Teacher
 
-from . import checkpoints
+from . import checkpoints, zero
 from .batches import DrawnSamples, StepSampler, batches_from, generator_of, length_of
 from .config import UCGMTrainingConfig
 from .denoisers import DenoiserAdapter, adapter_for, family_of_scheduler
 from .optimizers import make_optimizer
-from .processes import check_launch
-from .results import Results
+from .results import NOTHING_TO_DRAW, Results
 from .stability import CollapseGuard, TimeStatistics, ratio_at
 
 
@@ -95,10 +97,13 @@ class UCGMTrainer(Results):
             pipeline: What draws the validation grids and is saved with the trained weights; `from_pipeline` sets it.
 
         Raises:
-            ValueError: If the data set is empty, no weight is trainable, or the model cannot be called.
+            ValueError: If the data set is empty, no weight is trainable, the model cannot be called, or there is
+                nothing to draw in validation grids.
             RuntimeError: If this is one of several processes that do not know of each other.
         """
         length_of(dataset)
+        if config.validation_steps and (pipeline is None or not config.validation_inputs):
+            raise ValueError(NOTHING_TO_DRAW)
         self.config = config
         self.dataset = dataset
         self.pipeline = pipeline
@@ -113,6 +118,9 @@ class UCGMTrainer(Results):
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.find_unused_parameters)],
         )
         check_launch(self.accelerator.num_processes)
+        self.uses_zero = zero.uses_zero(self.accelerator)
+        if self.uses_zero:
+            zero.configure(self.accelerator, config)
         device = self.accelerator.device
         if config.lora_rank:
             # Each process must start from the same adapter, and torch's global state is the caller's.
@@ -139,6 +147,7 @@ class UCGMTrainer(Results):
             optimizer,
             num_warmup_steps=config.lr_warmup_steps,
             num_training_steps=config.max_train_steps,
+            step_rules=config.lr_step_rules,
         )
         self.model, self.optimizer = self.accelerator.prepare(transformer, optimizer)
         if isinstance(self.model, DistributedDataParallel):
@@ -146,7 +155,7 @@ class UCGMTrainer(Results):
             self.model.broadcast_buffers = False
         if config.optimizer == "adamw_schedule_free":
             self.optimizer.train()
-        self.is_sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        self.is_sharded = self.uses_zero or self.accelerator.distributed_type == DistributedType.FSDP
         if self.is_sharded and 0.0 < config.teacher_decay < 1.0:
             raise ValueError(
                 "`teacher_decay` must be 0 or 1 where the weights are sharded over processes, got "
@@ -156,6 +165,8 @@ class UCGMTrainer(Results):
         self.statistics = TimeStatistics(device)
         self.guard = CollapseGuard(config.collapse_factor)
         self.step = self.bad_steps = self.nonfinite_steps = 0
+        # Since the last line of the log.
+        self.timed_steps, self.timed_seconds = 0, 0.0
         self.mean_loss: Tensor | None = None
         self.interrupted_by: signal.Signals | None = None
 
@@ -230,12 +241,16 @@ class UCGMTrainer(Results):
         ):
             batches = self._batches()
             while self.step < config.max_train_steps:
+                started = time.perf_counter()
                 self._note(self.training_step(next(batches)))
+                self.timed_steps += 1
+                self.timed_seconds += time.perf_counter() - started
                 bar.update(self.step - bar.n)
                 is_last = self.step == config.max_train_steps
                 if self.step % config.logging_steps == 0 or is_last:
                     line = self._log()
-                    bar.set_postfix(loss=f"{line['loss']:.4f}", refresh=False)
+                    shown = {"loss": f"{line['loss']:.4f}", "images/s": f"{line['images_per_second']:.1f}"}
+                    bar.set_postfix(shown, refresh=False)
                     if self._has_collapsed(line["loss"], line["by_time"]["clamped"]):
                         batches = self._batches()
                 if config.validation_steps and (self.step % config.validation_steps == 0 or is_last):
@@ -274,7 +289,8 @@ class UCGMTrainer(Results):
                     clipped = self.accelerator.clip_grad_norm_(
                         list(self.trainable.values()), config.max_grad_norm or float("inf")
                     )
-                    norm = clipped if norm is None else norm
+                    # DeepSpeed, which has clipped and stepped by itself, gives a number.
+                    norm = torch.as_tensor(clipped) if norm is None else norm
             total += loss.detach() / len(batches)
         self._optimizer_step(norm)
         return total
@@ -283,13 +299,15 @@ class UCGMTrainer(Results):
         """Write all that a resumed run needs; every process must call it.
 
         Raises:
-            OSError: If the disk is full; older checkpoints stay.
+            OSError: In every process, if the disk is full; older checkpoints stay.
         """
-        optimizer_tensors, optimizer_values = checkpoints.optimizer_state(self.optimizer)
+        if self.uses_zero:
+            optimizer_tensors, optimizer_values = zero.optimizer_state(self.transformer, self.optimizer)
+        else:
+            optimizer_tensors, optimizer_values = checkpoints.optimizer_state(self.optimizer)
         teacher_tensors, teacher_values = self.teacher.state_dict()
         tensors = {
-            # With LoRA the base is the pretrained model's own file, which no checkpoint repeats.
-            "model": self.trainable if self.config.lora_rank else self.transformer.state_dict(),
+            "model": self.whole_weights(),
             "optimizer": optimizer_tensors,
             "teacher": teacher_tensors,
             "ema": {} if self.ema is None else {str(i): value for i, value in enumerate(self.ema.shadow_params)},
@@ -304,17 +322,30 @@ class UCGMTrainer(Results):
             "teacher": teacher_values,
             "ema": None if self.ema is None else {"optimization_step": self.ema.optimization_step},
             "guard": self.guard.state_dict(),
-            "statistics": self.statistics.sums.tolist(),
+            "statistics": self._reduced(self.statistics.sums, "sum").tolist(),
             "nonfinite_steps": self.nonfinite_steps,
-            "mean_loss": None if self.mean_loss is None else float(self.mean_loss),
+            "mean_loss": None if self.mean_loss is None else float(self._reduced(self.mean_loss, "mean")),
             "loss_scale": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
         }
-        folder = None
+        folder, failure = None, None
         if self.accelerator.is_main_process:
-            folder = checkpoints.save_checkpoint(self.config.output_dir, self.step, tensors, values)
-            checkpoints.prune_checkpoints(self.config.output_dir, self.config.checkpoints_total_limit)
-        self.accelerator.wait_for_everyone()
+            try:
+                folder = checkpoints.save_checkpoint(self.config.output_dir, self.step, tensors, values)
+                checkpoints.prune_checkpoints(self.config.output_dir, self.config.checkpoints_total_limit)
+            except OSError as error:
+                failure = error
+        # The others must hear of it: they would wait for one that has gone on without them.
+        if self._is_true_of_any(failure is not None):
+            raise failure or OSError(f"The main process could not write the checkpoint of step {self.step}.")
         return folder
+
+    def whole_weights(self) -> dict[str, Tensor]:
+        """The student's weights, of a LoRA the adapter's, on the CPU and gathered; every process must call it."""
+        # With LoRA the base is the pretrained model's own file, which nothing repeats.
+        is_adapter = bool(self.config.lora_rank)
+        if self.uses_zero:
+            return zero.whole_weights(self.transformer, is_adapter)
+        return checkpoints.gathered(self.trainable if is_adapter else self.transformer.state_dict())
 
     def load_checkpoint(self, folder: str | Path) -> None:
         """Go on from a checkpoint; every process must call it.
@@ -330,9 +361,14 @@ class UCGMTrainer(Results):
                 f"`resume_from_checkpoint` must be a run with {self.samples_per_step} samples per step, got {samples}."
                 " Choose `train_batch_size`, `gradient_accumulation_steps` and processes with this product."
             )
-        mine = self.trainable if self.config.lora_rank else self.transformer.state_dict()
-        checkpoints.copy_tensors(mine, tensors["model"])
-        checkpoints.load_optimizer_state(self.optimizer, tensors.get("optimizer", {}), values["optimizer"])
+        moments = tensors.get("optimizer", {}), values["optimizer"]
+        if self.uses_zero:
+            zero.load_weights(self.transformer, tensors["model"], bool(self.config.lora_rank))
+            zero.load_optimizer_state(self.transformer, self.optimizer, *moments)
+        else:
+            mine = self.trainable if self.config.lora_rank else self.transformer.state_dict()
+            checkpoints.copy_tensors(mine, tensors["model"])
+            checkpoints.load_optimizer_state(self.optimizer, *moments)
         self.lr_scheduler.load_state_dict({**self.lr_scheduler.state_dict(), **values["lr_scheduler"]})
         self.teacher.load_state_dict(tensors.get("teacher", {}), values["teacher"])
         if self.ema is not None:
@@ -341,7 +377,9 @@ class UCGMTrainer(Results):
             self.ema.optimization_step = values["ema"]["optimization_step"]
         if "guard" in values:
             self.guard.load_state_dict(values["guard"])
-            self.statistics.sums.copy_(torch.tensor(values["statistics"]))
+            # The sums are of all processes, and are added up again.
+            sums = torch.tensor(values["statistics"])
+            self.statistics.sums.copy_(sums if self.accelerator.is_main_process else torch.zeros_like(sums))
         self.nonfinite_steps = values.get("nonfinite_steps", 0)
         mean_loss = values.get("mean_loss")
         self.mean_loss = None if mean_loss is None else torch.tensor(mean_loss, device=self.accelerator.device)
@@ -419,8 +457,8 @@ class UCGMTrainer(Results):
     def _validate_or_warn(self) -> None:
         try:
             self.validate()
-        except (RuntimeError, OSError, ArithmeticError) as error:
-            # A picture that some pipeline cannot draw must not end hours of training.
+        except Exception as error:
+            # A picture that some pipeline cannot draw, or some tracker take, must not end hours of training.
             logger.warning(f"No validation grid was drawn at step {self.step}: {error}")
 
     def _batches(self) -> Iterator[list[dict[str, Any]]]:
@@ -464,6 +502,9 @@ class UCGMTrainer(Results):
                 collapses = self.guard.collapses
                 self.load_checkpoint(source)
                 self.guard.collapses = collapses
+                if self.accelerator.is_main_process:
+                    # Another run would resume from them, and rotation would keep them.
+                    checkpoints.drop_checkpoints(config.output_dir, after=self.step)
         if config.on_collapse != "warn":
             rate = config.learning_rate * 0.5**self.guard.collapses
             for i, group in enumerate(self.optimizer.param_groups):
@@ -489,12 +530,18 @@ class UCGMTrainer(Results):
                 signal.signal(number, handler)
 
     def _is_interrupted(self) -> bool:
-        told = self.interrupted_by is not None
-        if self.accelerator.num_processes == 1:
-            return told
         # All must stop at the same step, whichever was told first.
-        flags = torch.tensor(float(told), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flags, "sum"))  # pyright: ignore[reportArgumentType]
+        return self._is_true_of_any(self.interrupted_by is not None)
+
+    def _is_true_of_any(self, fact: bool) -> bool:
+        """Whether a fact is true of one process at least; all must ask."""
+        return bool(self._reduced(torch.tensor(float(fact), device=self.accelerator.device), "sum"))
+
+    def _reduced(self, value: Tensor, how: str) -> Tensor:
+        """The "sum" or "mean" of all processes' tensors; all must call it."""
+        if self.accelerator.num_processes == 1:
+            return value
+        return cast(Tensor, self.accelerator.reduce(value, how))
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -505,24 +552,27 @@ class UCGMTrainer(Results):
     def _log(self) -> dict[str, Any]:
         # Reading the loss waits for the device.
         assert self.mean_loss is not None
-        if self.accelerator.num_processes > 1:
-            self.mean_loss = self.accelerator.reduce(self.mean_loss, "mean")  # pyright: ignore[reportAttributeAccessIssue]
-            self.statistics.sums = self.accelerator.reduce(self.statistics.sums, "sum")  # pyright: ignore
+        self.mean_loss = self._reduced(self.mean_loss, "mean")
+        self.statistics.sums = self._reduced(self.statistics.sums, "sum")
+        images = self.timed_steps * self.samples_per_step
         line = {
             "step": self.step,
-            "loss": float(self.mean_loss),  # pyright: ignore[reportArgumentType]
+            "loss": float(self.mean_loss),
             "learning_rate": self.lr_scheduler.get_last_lr()[0],
             "consistency_ratio": ratio_at(self.config.consistency_ratio, self.step),
             "nonfinite_steps": self.nonfinite_steps,
+            "images_per_second": images / self.timed_seconds if self.timed_seconds else 0.0,
         }
-        if self.config.report_to:
-            self.accelerator.log({name: value for name, value in line.items() if name != "step"}, step=self.step)
+        self.timed_steps, self.timed_seconds = 0, 0.0
+        tracked = {name: value for name, value in line.items() if name != "step"}
         line["by_time"] = self.statistics.read()
-        if self.accelerator.is_main_process:
-            folder = Path(self.config.output_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            with (folder / "log.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
+        try:
+            if self.config.report_to:
+                self.accelerator.log(tracked, step=self.step)
+            if self.accelerator.is_main_process:
+                _append(Path(self.config.output_dir) / "log.jsonl", json.dumps(line) + "\n")
+        except OSError as error:
+            logger.warning(f"No line of the log was written at step {self.step}: {error}")
         return line
 
     def _forget_later_lines(self) -> None:
@@ -530,11 +580,24 @@ class UCGMTrainer(Results):
         log = Path(self.config.output_dir) / "log.jsonl"
         if log.is_file():
             # A line that was being written when the run was killed has no end.
-            lines = [line for line in log.read_text().splitlines() if line.endswith("}")]
+            lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
             kept = [line for line in lines if json.loads(line)["step"] <= self.step]
             temporary = log.with_name(".log.tmp")
-            temporary.write_text("".join(f"{line}\n" for line in kept))
+            temporary.write_text("".join(kept))
             temporary.replace(log)
+
+
+def _append(file: Path, line: str) -> None:
+    """Write a whole line or nothing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    size = file.stat().st_size if file.exists() else 0
+    try:
+        with file.open("a") as opened:
+            opened.write(line)
+    except OSError:
+        if file.exists():
+            os.truncate(file, size)
+        raise
 
 
 @contextmanager
