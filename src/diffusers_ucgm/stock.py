@@ -77,7 +77,7 @@ MULTISTEP: dict[str, Any] = {
     "time_gaps": (0.0, 0.0),
 }
 # The steps of a chain are coarse at the data, EDM's at the noise.
-MULTISTEP_ON_CHAIN = MULTISTEP | {"time_warp": (1.0, 1.3, 1.0)}
+MULTISTEP_ON_CHAIN = MULTISTEP | {"time_warp": (1.0, 1.6, 1.0)}
 MULTISTEP_IN_SIGMA_SPACE = MULTISTEP | {"time_warp": (0.85, 1.0, 1.0), "extrapolation_ratio": 0.3}
 # Noise levels that have a spacing of their own run on to the least one.
 LEAST_GAP = 0.001
