@@ -205,8 +205,8 @@ MUTANTS = [
     Mutant(
         "resume forgets the loss's statistics",
         "training/trainer.py",
-        "            self.statistics.sums.copy_(sums if self.accelerator.is_main_process else torch.zeros_like(sums))\n",
-        "",
+        "self.statistics.sums.copy_(sums if self.accelerator.is_main_process else torch.zeros_like(sums))",
+        "pass",
         TRAINER_TESTS,
     ),
     Mutant(

@@ -151,6 +151,18 @@ def test_a_stopped_comparison_goes_on_to_the_same_numbers(tmp_path, drawn):
     assert {entry.name for entry in tmp_path.iterdir()} == {"comparison.json", "solutions"}
 
 
+def test_what_diffusers_notes_for_itself_does_not_begin_a_comparison_anew(tmp_path, drawn):
+    """It lists the defaults of a config in another order in every process."""
+    pipe = exact()
+    own = UCGMScheduler.from_config(pipe.scheduler.config)
+    compared(pipe, {"own": own}, (2,), output=tmp_path)
+    for scheduler in (pipe.scheduler, own):
+        listed = scheduler.config.get("_use_default_values", [])
+        scheduler.register_to_config(_use_default_values=[*reversed(listed), "num_train_timesteps"])
+    compared(pipe, {"own": own}, (2,), output=tmp_path)
+    assert drawn["cells"] == 1
+
+
 def test_only_what_is_new_is_measured(tmp_path, drawn):
     pipe = exact()
     config = pipe.scheduler.config

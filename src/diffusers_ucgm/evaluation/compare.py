@@ -24,7 +24,7 @@ from diffusers_ucgm.scheduler import UCGMScheduler
 from .drawing import draw
 from .measurements import Measurement
 from .objectives import Objective
-from .solutions import distances, fingerprint, reference_solutions, solution_scheduler, summary
+from .solutions import distances, fingerprint, reference_solutions, solution_scheduler, summary, told
 from .stock_solvers import unwarned
 from .trajectories import decoded
 
@@ -80,7 +80,7 @@ def compare_solvers(
     _check(pipe, conditions, seeds, solvers, calls)
     schedulers = {(name, budget): _scheduler(solver, budget) for name, solver in solvers.items() for budget in calls}
     plan = {
-        "model": fingerprint(pipe, solution=dict(solution_scheduler(pipe.scheduler.config).config), **call),
+        "model": fingerprint(pipe, solution=told(solution_scheduler(pipe.scheduler.config).config), **call),
         "samples": fingerprint(pipe, conditions=list(conditions), seeds=list(seeds)),
         "num_samples": len(seeds),
         "num_solution_calls": num_solution_calls,
@@ -277,4 +277,4 @@ def _settings(scheduler: Any) -> dict[str, Any] | None:
     if scheduler is None:
         return None
     config = json.loads(scheduler.to_json_string())
-    return {name: value for name, value in config.items() if name != "_diffusers_version"}
+    return told(config)

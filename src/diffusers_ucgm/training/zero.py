@@ -132,11 +132,13 @@ def load_optimizer_state(
     keys = [name.removeprefix("0.") for name in tensors if name.startswith("0.")]
     for group in base.param_groups:
         group.update(settings)
-        for part in group["params"]:
-            # The state of a part is made in its first step, and has to be there for what follows.
-            base.state[part] = {
-                key: tensors["0.step"].clone() if key == "step" else torch.zeros_like(part) for key in keys
-            }
+    # Stage 3 hands the optimizer its parts in the step alone.
+    held = [part for group in base.param_groups for part in group["params"]]
+    for part in getattr(optimizer.optimizer, "fp32_partitioned_groups_flat", held):
+        # The state of a part is made in its first step, and has to be there for what follows.
+        base.state[part] = {
+            key: tensors["0.step"].clone() if key == "step" else torch.zeros_like(part) for key in keys
+        }
     if hasattr(optimizer.optimizer, "_lazy_init_hp_params_optimizer_state"):  # stages 1 and 2
         optimizer.optimizer._lazy_init_hp_params_optimizer_state()
     for i, parameter in _trained(network):
