@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from diffusers_ucgm import UCGMPipeline
+from diffusers_ucgm.evaluation.features import load_features
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -124,3 +125,15 @@ def test_two_processes_tune_a_pipeline_together(tmp_path):
     lines = (tmp_path / "run" / "run" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
     assert size_of(tmp_path / "run" / "two-step.png")[0] > 100
+
+
+def test_a_classifier_is_trained_and_measures(data, tmp_path):
+    images = torch.randint(0, 256, (8, 28, 28), generator=torch.Generator().manual_seed(1))
+    for kind, array in (("images-idx3", images), ("labels-idx1", torch.arange(8))):
+        write_idx(data / f"t10k-{kind}-ubyte", array)
+    output = tmp_path / "classifier"
+    printed = run_example("train_classifier.py", "--data", data, "--epochs", 1, "--output", output, tmp_path=tmp_path)
+    assert "accuracy on the real test images: " in printed
+    found = load_features(str(output))(images[:, None].to(torch.uint8))
+    assert found.logits.shape == (8, 10)
+    assert found.features.isfinite().all()
