@@ -36,7 +36,6 @@ def launch(output, processes, **settings):
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **ENVIRONMENT},
         capture_output=True,
         text=True,
-        timeout=200,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     kind, number = json.loads((output / "how.json").read_text())
