@@ -273,7 +273,9 @@ def test_command_prints_and_writes_everything(given, tmp_path, capsys):
     assert main(["evaluate", "--output", str(tmp_path / "out"), *words(given, reference=reference)]) == 0
     assert "precision" in (printed := capsys.readouterr().out)
     assert "left out, the reference has statistics only" in printed
-    second = json.loads((tmp_path / "out" / "results.json").read_text())["metrics"]
+    saved = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert saved["reference"]["split"] is None
+    second = saved["metrics"]
     assert second == {name: value for name, value in first.items() if name not in ("precision", "recall")}
 
 

@@ -142,7 +142,9 @@ def evaluate_pipeline(
         return None
     described: dict[str, Any] = {"source": "given"}
     if not isinstance(reference, Reference):
-        described = {"source": str(reference), "split": split, "size": size, "image_column": image_column}
+        # A statistics file has no splits.
+        known_split = None if str(reference).endswith(".npz") else split
+        described = {"source": str(reference), "split": known_split, "size": size, "image_column": image_column}
         reference = load_reference(
             reference,
             network,
