@@ -29,15 +29,24 @@ def main():
     kills, output = int(sys.argv[1]), Path(sys.argv[2])
     words = ["evaluate", "--output", str(output), *sys.argv[3:]]
     import diffusers_ucgm.evaluation.commands  # noqa: F401
+    from diffusers_ucgm.evaluation import evaluate
 
+    draw = evaluate.draw
+
+    def slow_draw(*args, **options):
+        time.sleep(0.1)  # no attempt is to be done before it is killed
+        return draw(*args, **options)
+
+    evaluate.draw = slow_draw
     chance = random.Random(0)
     found = []
     for _ in range(kills):
         found.append(len(list(output.glob("samples/*.safetensors"))))
         child = attempt(words)
         while len(list(output.glob("samples/*.safetensors"))) == found[-1]:
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), "the evaluation ended before it got further"
             time.sleep(0.001)
-        time.sleep(chance.uniform(0.0, 0.05))
+        time.sleep(chance.uniform(0.0, 0.12))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status), "the evaluation ended before it was killed"

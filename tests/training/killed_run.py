@@ -50,6 +50,7 @@ def main():
         child = attempt(output)
         # Not before the attempt has got further, so that ten kills are spread over the run.
         while latest_checkpoint(output) == before:
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), "the run ended before it got further"
             time.sleep(0.001)
         time.sleep(chance.uniform(0.0, 0.15))
         os.kill(child, signal.SIGKILL)
