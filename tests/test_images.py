@@ -206,6 +206,19 @@ def test_crops_and_mirroring_follow_the_generator():
     assert 8 < sum(flipped) < 32
 
 
+def test_another_seed_crops_the_same_pictures_elsewhere(tmp_path):
+    for i in range(6):
+        Image.effect_noise((64, 40), 50).save(tmp_path / f"{i}.png")
+    source = load_image_dataset(tmp_path)
+
+    def pixels(seed):
+        items = all_items(ImageItems(source, 16, crop="random", flip=True, seed=seed))
+        return torch.stack([item["pixels"] for _, item in items])
+
+    assert torch.equal(pixels(0), pixels(0))
+    assert not torch.equal(pixels(0), pixels(1))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

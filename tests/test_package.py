@@ -21,8 +21,8 @@ SCRIPTS = sorted(file for folder in ("benchmarks", "examples", "tools") for file
 
 # From the core outwards; a module imports only from the sets above its own.
 LAYERS = [
-    {"transports", "time_grids", "presets", "stock", "models", "images", "idx", "processes"},
-    {"families"},
+    {"transports", "time_grids", "presets", "seeds", "stock", "models", "idx", "processes"},
+    {"families", "images"},
     {"solver", "schedules"},
     {"published"},
     {"scheduler", "loss", "oracles", "lora"},
@@ -45,6 +45,7 @@ THIRD_PARTY = {
     "oracles": {"torch"},
     "teacher": {"torch"},
     "presets": set(),
+    "seeds": set(),
 }
 BANNED = {
     "pickle",

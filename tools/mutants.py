@@ -896,10 +896,10 @@ MUTANTS = [
     ),
     Mutant(
         "seeds that differ above 32 bits, which torch does not look at",
-        "evaluation/evaluate.py",
-        "(seed * SEED_STRIDE + i) % 2**32",
-        "seed * 2**32 + i",
-        ("tests/evaluation/test_evaluate.py",),
+        "seeds.py",
+        "return (seed * STRIDE + number) % 2**32",
+        "return seed * 2**32 + number",
+        ("tests/evaluation/test_evaluate.py", "tests/test_images.py"),
     ),
     Mutant(
         "torn files of samples taken for whole",

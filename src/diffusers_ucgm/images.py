@@ -16,6 +16,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from .seeds import numbered_seed
+
 
 __all__ = ["ImageItems", "ImageSource", "load_image_dataset", "prepare_image"]
 
@@ -212,7 +214,7 @@ class ImageItems:
                     f"{self.seen}: {self.skipped[:3]}."
                 ) from error
             return None
-        generator = torch.Generator().manual_seed(self.seed * 2**32 + row)
+        generator = torch.Generator().manual_seed(numbered_seed(self.seed, row))
         pixels = prepare_image(
             image, self.size, crop=self.crop, flip=self.flip, channels=self.channels, generator=generator
         )

@@ -22,6 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from diffusers_ucgm.seeds import numbered_seed
+
 from .drawing import conditions_for, draw
 from .features import FeatureNetwork, ImageFeatures, features_of, load_features
 from .metrics import FeatureStatistics, frechet_distance, inception_score, precision_recall
@@ -34,8 +36,6 @@ __all__ = ["EvaluationResult", "draw_samples", "drawn_pictures", "evaluate_pipel
 PLAN, RESULTS, GRID = "plan.json", "results.json", "samples.png"
 # Of the grid. Pictures are shrunk to this many pixels, very small ones enlarged, and long prompts cut.
 ROWS, COLUMNS, LARGEST, SMALL, LETTERS = 10, 8, 256, 64, 24
-# The golden ratio's share of 2^32, odd: the seeds of neighbouring evaluations lie far from each other.
-SEED_STRIDE = 2654435769
 
 
 @dataclass(frozen=True)
@@ -230,8 +230,8 @@ def draw_samples(
 
 
 def sample_seeds(seed: int, numbers: Sequence[int]) -> list[int]:
-    """The seed of each sample's noise, below 2^32: torch's generator on the CPU looks at no further bits."""
-    return [(seed * SEED_STRIDE + i) % 2**32 for i in numbers]
+    """The seed of each sample's noise."""
+    return [numbered_seed(seed, i) for i in numbers]
 
 
 def drawn_pictures(output: str | Path, num_samples: int | None = None) -> Iterator[Tensor]:

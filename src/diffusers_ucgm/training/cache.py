@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from diffusers_ucgm.images import ImageItems
+from diffusers_ucgm.seeds import numbered_seed
 
 
 __all__ = ["CachedLatents", "cache_latents", "finish_cache"]
@@ -121,7 +122,7 @@ class _Encoder:
 
     def __call__(self, number: int, rows: list[tuple[int, Any]]) -> tuple[dict[str, Tensor], dict[str, str]]:
         # Of this shard alone, so that no other decides what it draws.
-        generator = torch.Generator().manual_seed(self.items.seed * 2**32 + number)
+        generator = torch.Generator().manual_seed(numbered_seed(self.items.seed, number))
         known = len(self.items.skipped)
         parts: list[dict[str, Tensor]] = []
         batch: list[tuple[int, dict[str, Any]]] = []
