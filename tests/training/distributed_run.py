@@ -119,6 +119,8 @@ def main():
         )
         kind = str(trainer.accelerator.distributed_type)
         (Path(output) / "how.json").write_text(json.dumps([kind, trainer.accelerator.num_processes]))
+    # gloo may wait for ever in a process whose peer is busy while it leaves the group.
+    trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 
 

@@ -122,6 +122,8 @@ def train(args: argparse.Namespace) -> int:
         address = trainer.push_to_hub(args.push_to_hub)
         if is_main:
             print(f"Hub: {address}")
+    # gloo may wait for ever in a process whose peer is busy while it leaves the group.
+    trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
     return 0
 
