@@ -18,7 +18,8 @@ from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteSc
 
 from diffusers_ucgm import UCGMPipeline
 from diffusers_ucgm.evaluation.commands import named_scheduler
-from diffusers_ucgm.evaluation.compare import CALLS, compare_solvers
+from diffusers_ucgm.evaluation.compare import compare_solvers
+from diffusers_ucgm.evaluation.defaults import CALLS
 from diffusers_ucgm.evaluation.drawing import conditions_for
 from diffusers_ucgm.evaluation.exact_fields import exact_pipeline, random_mixture
 from diffusers_ucgm.evaluation.features import load_features

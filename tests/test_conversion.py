@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from test_pipeline import autoencoder
 
 from diffusers_ucgm import PRESETS, UCGMPipeline, UCGMScheduler, UCGMTrainingConfig
-from diffusers_ucgm.cli import _parser, main
+from diffusers_ucgm.cli import main, parser_for
 from diffusers_ucgm.conversion import autoencoders, networks, sizes
 from diffusers_ucgm.conversion.autoencoders import AUTOENCODERS, DC_AE, convert_autoencoder, load_autoencoder
 from diffusers_ucgm.conversion.convert import convert_checkpoint, recipe_from
@@ -650,7 +650,7 @@ def test_the_docs_have_a_command_for_each_published_checkpoint():
     commands = re.findall(r"^\| .* \| `ucgm (convert [^`]*)` \| ([^|]*) \|", text, re.MULTILINE)
     told = {}
     for words, figures in commands:
-        args = _parser("convert").parse_args(words.split())
+        args = parser_for(words.split()).parse_args(words.split())
         recipe = recipe_from(args.preset)
         assert AUTOENCODERS[recipe.autoencoder].origin == args.vae
         assert AUTOENCODERS[recipe.autoencoder].needs_statistics == (args.latent_statistics is not None)

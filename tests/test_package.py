@@ -21,7 +21,7 @@ SCRIPTS = sorted(file for folder in ("benchmarks", "examples", "tools") for file
 
 # From the core outwards; a module imports only from the sets above its own.
 LAYERS = [
-    {"transports", "time_grids", "presets", "seeds", "stock", "models", "idx", "processes"},
+    {"transports", "time_grids", "names", "presets", "seeds", "stock", "models", "idx", "processes"},
     {"families", "images"},
     {"solver", "schedules"},
     {"published"},
@@ -30,6 +30,7 @@ LAYERS = [
     {"loading", "hub"},
     {"evaluation", "conversion"},
     {"training"},
+    {"info"},
     {"cli"},
 ]
 # What the core may import besides the standard library and the layers above.
@@ -45,6 +46,7 @@ THIRD_PARTY = {
     "oracles": {"torch"},
     "teacher": {"torch"},
     "presets": set(),
+    "names": set(),
     "seeds": set(),
 }
 BANNED = {

@@ -39,6 +39,7 @@ MULTISTEP_TESTS = ("tests/test_multistep.py",)
 FAMILY_TESTS = ("tests/test_families.py", "tests/test_stock_configs.py")
 LOSS_TESTS = ("tests/test_loss.py",)
 METRIC_TESTS = ("tests/evaluation/test_metrics.py",)
+HELP_TESTS = ("tests/test_help.py",)
 CONVERSION_TESTS = ("tests/test_conversion.py",)
 TRAINER_TESTS = ("tests/training",)
 PIPELINE_TESTS = ("tests/test_pipeline.py", "tests/test_pipeline_loading.py")
@@ -907,6 +908,14 @@ MUTANTS = [
         "if _rows_in(file) < len(part):",
         "if not file.is_file():",
         ("tests/evaluation/test_evaluate.py",),
+    ),
+    # The command line
+    Mutant(
+        "help loads torch",
+        "training/ratios.py",
+        "from collections.abc import Sequence\n",
+        "from collections.abc import Sequence\n\nimport torch  # noqa: F401\n",
+        HELP_TESTS,
     ),
 ]
 

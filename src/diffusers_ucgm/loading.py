@@ -6,7 +6,8 @@ import diffusers
 import torch
 from diffusers.utils.import_utils import compare_versions
 
-from .pipeline import BUNDLED, UCGMPipeline
+from .names import BUNDLED
+from .pipeline import UCGMPipeline
 
 
 __all__ = ["DTYPE", "DTYPES", "load_pipeline"]

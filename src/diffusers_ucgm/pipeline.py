@@ -21,12 +21,10 @@ from torch import Tensor
 from . import scheduler as _scheduler  # noqa: F401
 from .models import edm2_unet_2d as _edm2_unet_2d  # noqa: F401
 from .models import transformer_2d as _transformer_2d  # noqa: F401
+from .names import BUNDLED
 
 
 __all__ = ["BUNDLED", "UCGMPipeline", "UCGMPipelineOutput", "denormalize_latents", "guided", "normalize_latents"]
-
-# The models inside the package, by the name that `from_pretrained` takes.
-BUNDLED = {name: Path(__file__).parent / "bundled" / name for name in ("fashion-mnist", "fashion-mnist-2-step")}
 
 # What a pipeline's `call_defaults` may name.
 CALL_DEFAULTS = ("num_inference_steps", "guidance_scale", "guidance_interval")

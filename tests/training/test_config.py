@@ -4,9 +4,11 @@ import json
 from dataclasses import fields
 
 import pytest
+from diffusers.optimization import SchedulerType
 
 from diffusers_ucgm.loss import UCGMLoss
-from diffusers_ucgm.training.config import FREE_ON_RESUME, UCGMTrainingConfig, read_setting
+from diffusers_ucgm.training.config import CHOICES, FREE_ON_RESUME, UCGMTrainingConfig, read_setting
+from diffusers_ucgm.training.optimizers import OPTIMIZERS
 
 
 def test_loss_takes_every_setting_of_the_config():
@@ -27,6 +29,12 @@ def test_loss_takes_every_setting_of_the_config():
     }
     assert set(settings) == {field.name for field in fields(UCGMLoss)}
     assert UCGMTrainingConfig("run", **settings).loss() == UCGMLoss(**settings)
+
+
+def test_choices_are_those_of_diffusers_and_of_the_optimizers():
+    # The settings are read without torch, so these names stand twice.
+    assert set(CHOICES["lr_scheduler"]) == {each.value for each in SchedulerType}
+    assert set(CHOICES["optimizer"]) == set(OPTIMIZERS)
 
 
 def test_defaults_of_the_loss_and_the_config_agree():

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from diffusers_ucgm.training.config import UCGMTrainingConfig
-from diffusers_ucgm.training.stability import CollapseGuard, TimeStatistics, check_schedule, ratio_at
+from diffusers_ucgm.training.ratios import check_schedule, ratio_at
+from diffusers_ucgm.training.stability import CollapseGuard, TimeStatistics
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`ucgm convert`: options, the conversion, and what is printed."""
+"""What `ucgm convert` does: the conversion, and what is printed."""
 
 import argparse
 import json
@@ -8,39 +8,12 @@ from huggingface_hub import hf_hub_download
 
 from diffusers_ucgm.hub import push_folder_to_hub
 from diffusers_ucgm.loading import DTYPES
-from diffusers_ucgm.presets import PRESETS
 
 from .convert import TRAINING_FILE, convert_checkpoint, describe_checkpoint, recipe_from, save_recipe
+from .options import NETWORK_OPTIONS
 
 
 __all__ = ["COMMANDS"]
-
-NETWORK_OPTIONS = {
-    "sample_size": "side of the latents, for a DDT of no published size, or of 512 pixels without a preset",
-    "patch_size": "for a DDT of no published size",
-    "num_encoder_layers": "for a DDT of no published size",
-    "num_attention_heads": "for a SiT of no published width",
-    "attention_head_dim": "for an EDM2 of no published width",
-}
-
-
-def add_convert_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `ucgm convert`."""
-    published = [name for name, preset in PRESETS.items() if preset.network is not None]
-    parser.add_argument("--checkpoint", help="the network's file, or owner/repository/path/file.pt of the Hub")
-    parser.add_argument("--output", help="the folder to write")
-    parser.add_argument("--preset", choices=published, metavar="NAME", help="whose model it is, see `ucgm presets`")
-    parser.add_argument("--reference-config", help="the reference's YAML file, in place of a preset")
-    parser.add_argument("--vae", help="the autoencoder: original file, folder, or Hub repository; none draws latents")
-    parser.add_argument("--latent-statistics", help="file with mean and std of the latents")
-    parser.add_argument("--norm-num-groups", type=int, help="of a VA-VAE's group norms, if not 32")
-    parser.add_argument("--weights", choices=("ema", "model"), help="of a training checkpoint; ema where there is one")
-    parser.add_argument("--torch-dtype", choices=sorted(DTYPES), help="of the weights that are written")
-    parser.add_argument("--id2label", help="JSON file with the name of each class: a list, a mapping or a config.json")
-    for name, text in NETWORK_OPTIONS.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=text)
-    parser.add_argument("--dry-run", action="store_true", help="print what goes where, write nothing")
-    parser.add_argument("--push-to-hub", metavar="REPOSITORY", help="where the converted pipeline is pushed to")
 
 
 def convert(args: argparse.Namespace) -> int:
@@ -119,4 +92,4 @@ def _local(name: str) -> str:
     return hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]))
 
 
-COMMANDS = {"convert": (add_convert_options, convert)}
+COMMANDS = {"convert": convert}

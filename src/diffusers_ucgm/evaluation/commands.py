@@ -1,4 +1,4 @@
-"""The commands of `ucgm` that measure. Each parses, calls the public API and prints."""
+"""What the commands of `ucgm` that measure do. Each calls the public API and prints."""
 
 import argparse
 import json
@@ -17,33 +17,8 @@ from diffusers_ucgm.loading import DTYPES, load_pipeline
 from diffusers_ucgm.processes import check_launch
 from diffusers_ucgm.scheduler import UCGMScheduler
 
-from .features import BUNDLED_FEATURES
-
 
 __all__ = ["COMMANDS", "named_scheduler"]
-
-
-def add_model_options(parser: argparse.ArgumentParser, output: str) -> None:
-    """What every command here takes: a pipeline, what it draws, and where the results go.
-
-    Args:
-        parser: Of the command.
-        output: The default folder of the results.
-    """
-    parser.add_argument("--model", required=True, help="pipeline: bundled name, folder or Hub repository")
-    conditions = parser.add_mutually_exclusive_group()
-    conditions.add_argument(
-        "--labels", nargs="+", metavar="LABEL", help="ids or names in turn; all classes by default"
-    )
-    conditions.add_argument(
-        "--prompts", nargs="+", metavar="PROMPT", help="prompts in turn, or a text file with one on each line"
-    )
-    parser.add_argument("--batch-size", type=int, default=64, help="samples in a call (%(default)s)")
-    parser.add_argument("--device", help="an accelerator where there is one, by default")
-    parser.add_argument("--torch-dtype", choices=sorted(DTYPES), default="fp32", help="of the loaded weights")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--guidance-scale", type=float, help="the pipeline's own by default")
-    parser.add_argument("--output", default=output, help="folder of the results (%(default)s)")
 
 
 def load_model(args: argparse.Namespace, device: str | torch.device | None = None) -> DiffusionPipeline:
@@ -83,39 +58,6 @@ def given_conditions(args: argparse.Namespace) -> list[int | str] | None:
 def call_arguments(args: argparse.Namespace) -> dict[str, float]:
     """What the options say about a call of the pipeline, besides steps and conditions."""
     return {} if args.guidance_scale is None else {"guidance_scale": args.guidance_scale}
-
-
-def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `ucgm evaluate`."""
-    add_model_options(parser, "ucgm-evaluation")
-    parser.add_argument("--steps", type=int, help="network calls; the pipeline's own number by default")
-    parser.add_argument("--scheduler", help="folder with a scheduler to draw with, in place of the pipeline's")
-    parser.add_argument(
-        "--call",
-        nargs="+",
-        default=[],
-        metavar="NAME=VALUE",
-        help="further arguments of the pipeline, such as height=512",
-    )
-    parser.add_argument("--num-samples", type=int, default=5000, help="pictures to draw (%(default)s)")
-    parser.add_argument(
-        "--reference", required=True, help="folder of pictures, data set of the Hub, or .npz file of statistics"
-    )
-    parser.add_argument("--split", default="train", help="of the reference (%(default)s)")
-    parser.add_argument("--image-column", help="of the reference, by default found by its name")
-    parser.add_argument(
-        "--size", type=int, help="scale and crop the reference's pictures to a square of so many pixels"
-    )
-    parser.add_argument(
-        "--features",
-        default="inception",
-        help=f"inception (FID), {', '.join(BUNDLED_FEATURES)}, folder or Hub name of an image model of transformers, "
-        "or package.module:function (%(default)s)",
-    )
-    parser.add_argument("--save-reference", metavar="FILE", help="write the reference's statistics to an .npz file")
-    parser.add_argument(
-        "--update-model-card", action="store_true", help="write the metrics into the README.md of the model's folder"
-    )
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -195,31 +137,6 @@ def _argument(word: str) -> tuple[str, Any]:
         return name, value
 
 
-def add_tune_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `ucgm tune-sampler`."""
-    from .objectives import OBJECTIVES
-    from .tune import FIRST_SEED
-
-    add_model_options(parser, "ucgm-tuned")
-    parser.set_defaults(seed=FIRST_SEED)
-    parser.add_argument("--steps", type=int, required=True, help="network calls that the settings are for")
-    parser.add_argument("--num-trials", type=int, default=100, help="settings to try (%(default)s)")
-    parser.add_argument("--num-seeds", type=int, default=64, help="samples on which they are tried (%(default)s)")
-    parser.add_argument("--num-held-out", type=int, default=128, help="other samples, to judge by (%(default)s)")
-    parser.add_argument("--solution-calls", type=int, default=1000, help="network calls of a solution (%(default)s)")
-    parser.add_argument(
-        "--objective",
-        choices=[*OBJECTIVES, "frechet"],
-        default="median",
-        help="distance to the many-step solution, or Frechet distance to a reference (%(default)s)",
-    )
-    parser.add_argument("--reference", help="for frechet: as `ucgm evaluate` takes it, as the next three")
-    parser.add_argument("--split", default="train", help="of the reference (%(default)s)")
-    parser.add_argument("--size", type=int, help="of the reference's pictures")
-    parser.add_argument("--features", default="inception", help="the feature network (%(default)s)")
-    parser.add_argument("--save-pipeline", action="store_true", help="also save the whole pipeline, tuned")
-
-
 def tune(args: argparse.Namespace) -> int:
     """Search a sampler's settings, show before and after, and say what was gained."""
     from .objectives import OBJECTIVES, Objective
@@ -275,28 +192,6 @@ def _frechet(args: argparse.Namespace, pipe: DiffusionPipeline) -> Any:
     )
     identity = f"{args.features} {args.reference} {args.split} {args.size}"
     return frechet_objective(network, found.statistics, identity=identity, batch_size=args.batch_size)
-
-
-def add_compare_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `ucgm compare`."""
-    from .compare import CALLS
-
-    add_model_options(parser, "ucgm-comparison")
-    parser.add_argument("--calls", type=int, nargs="+", default=list(CALLS), help="budgets of network calls")
-    parser.add_argument("--num-samples", type=int, default=256, help="seeds, the same for all solvers (%(default)s)")
-    parser.add_argument("--only", nargs="+", metavar="SOLVER", help="solvers by name, such as UCGM-S; all by default")
-    parser.add_argument(
-        "--scheduler",
-        action="append",
-        default=[],
-        metavar="NAME=FOLDER",
-        help="a saved scheduler to compare too; '{calls}' in the folder's name stands for each budget; repeatable",
-    )
-    parser.add_argument("--solution-calls", type=int, default=1000, help="network calls of a solution (%(default)s)")
-    parser.add_argument("--reference", help="real pictures, for a Frechet distance, as for `ucgm evaluate`")
-    parser.add_argument("--split", default="train", help="of the reference (%(default)s)")
-    parser.add_argument("--size", type=int, help="of the reference's pictures")
-    parser.add_argument("--features", default="inception", help="the feature network (%(default)s)")
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -357,8 +252,4 @@ def named_scheduler(word: str, calls: list[int]) -> tuple[str, Any]:
     return name, found
 
 
-COMMANDS = {
-    "compare": (add_compare_options, compare),
-    "evaluate": (add_evaluate_options, evaluate),
-    "tune-sampler": (add_tune_options, tune),
-}
+COMMANDS = {"compare": compare, "evaluate": evaluate, "tune-sampler": tune}

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from diffusers_ucgm.scheduler import UCGMScheduler
 
+from .defaults import CALLS
 from .drawing import draw
 from .measurements import Measurement
 from .objectives import Objective
@@ -29,9 +30,8 @@ from .stock_solvers import unwarned
 from .trajectories import decoded
 
 
-__all__ = ["CALLS", "compare_solvers"]
+__all__ = ["compare_solvers"]
 
-CALLS = (1, 2, 4, 5, 8, 10, 15, 20, 30, 40, 100, 250)
 RESULT, SOLUTIONS = "comparison.json", "solutions"
 # What schedulers and pipelines raise where there is no such number of steps, and how much of it is kept.
 MAX_REASON = 200

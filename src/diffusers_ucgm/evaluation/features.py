@@ -18,6 +18,8 @@ from torch import Tensor
 
 from diffusers_ucgm.models.image_classifier_2d import ImageClassifier2DModel
 
+from .defaults import BUNDLED_CLASSIFIERS
+
 
 __all__ = [
     "BUNDLED_FEATURES",
@@ -32,9 +34,7 @@ __all__ = [
 ]
 
 # By the name that `load_features` takes.
-BUNDLED_FEATURES = {
-    "fashion-mnist-classifier": Path(__file__).parents[1] / "bundled" / "fashion-mnist-classifier",
-}
+BUNDLED_FEATURES = {name: Path(__file__).parents[1] / "bundled" / name for name in BUNDLED_CLASSIFIERS}
 # As the evaluation code of ADM (arXiv 2105.05233) has it, whose reference files hold `mu_s` and `sigma_s` of them.
 SPATIAL_CHANNELS = 7
 # Of grey in red, green and blue, as Pillow has it.

@@ -20,6 +20,7 @@ from torch import Tensor
 from diffusers_ucgm.pipeline import UCGMPipeline
 from diffusers_ucgm.scheduler import UCGMScheduler
 
+from .defaults import FIRST_SEED
 from .drawing import conditions_for, draw
 from .objectives import OBJECTIVES, Gain, Objective, gain_of
 from .plots import picture_table, save_image
@@ -38,10 +39,8 @@ from .search import (
 from .solutions import fingerprint, reference_solutions, solution_scheduler, told
 
 
-__all__ = ["FIRST_SEED", "TuningResult", "report", "save_pictures", "save_pipeline", "tune_sampler"]
+__all__ = ["TuningResult", "report", "save_pictures", "save_pipeline", "tune_sampler"]
 
-# Far from the seeds that people look at and that `ucgm evaluate` and `ucgm compare` take.
-FIRST_SEED = 1_000_000
 JOURNAL, PLAN, RESULT, SOLUTIONS, PICTURE = "trials.jsonl", "plan.json", "tuning.json", "solutions", "before-after.png"
 # Held-out seeds in the picture, and the calls of the solutions there.
 NUM_SHOWN, SHOWN_CALLS = 10, 200

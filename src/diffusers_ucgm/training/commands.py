@@ -1,4 +1,4 @@
-"""The commands of `ucgm` that train: `train`, `doctor` and `cache`. Each parses, calls the public API and prints."""
+"""What the commands of `ucgm` that train do: `train`, `doctor` and `cache`. Each calls the public API and prints."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ from diffusers_ucgm.models.transformer_2d import UCGMTransformer2DModel
 from diffusers_ucgm.processes import check_launch
 
 from .cache import CachedLatents, cache_latents, finish_cache
-from .config import UCGMTrainingConfig, read_setting, takes_several
+from .config import UCGMTrainingConfig, read_setting
 from .data import LatentDataset
 from .denoisers import adapter_for_pipeline, denoiser_of
 from .encoding import encode_null, encode_pixels, encode_prompts
@@ -31,21 +31,6 @@ __all__ = ["COMMANDS"]
 OWN_MODELS: dict[str, Any] = {each.__name__: each for each in (UCGMTransformer2DModel, EDM2UNet2DModel)}
 
 NULL_CONDITION = "null_condition.safetensors"
-
-
-def add_training_options(parser: argparse.ArgumentParser) -> None:
-    """What `train` and `doctor` take: a model, data, and every setting of `UCGMTrainingConfig`."""
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--pipeline", help="pipeline to train: bundled name, folder or Hub repository")
-    source.add_argument("--model", help="network's folder to tune, or a config.json to start anew")
-    parser.add_argument("--data", required=True, help="folder of `ucgm cache`, or safetensors file with `latents`")
-    parser.add_argument("--config", help="JSON or YAML file of settings; the options below win over it")
-    parser.add_argument("--torch-dtype", choices=sorted(DTYPES), default="fp32", help="of the loaded weights")
-    settings = parser.add_argument_group("settings", "see UCGMTrainingConfig; sequences are several words or JSON")
-    for field in fields(UCGMTrainingConfig):
-        flags = sorted({f"--{field.name.replace('_', '-')}", f"--{field.name}"}, reverse=True)
-        number = "+" if takes_several(field.name) else None
-        settings.add_argument(*flags, dest=f"setting_{field.name}", metavar="VALUE", nargs=number)
 
 
 def _config(args: argparse.Namespace, **defaults: Any) -> UCGMTrainingConfig:
@@ -87,12 +72,6 @@ def _data(name: str) -> tuple[Any, dict[str, torch.Tensor] | None]:
     if missing := {"latents", "class_labels"} - set(tensors):
         raise ValueError(f"`--data` must hold 'latents' and 'class_labels', got a file without {sorted(missing)}.")
     return LatentDataset(tensors["latents"], tensors["class_labels"].long()), None
-
-
-def add_train_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `ucgm train`."""
-    add_training_options(parser)
-    parser.add_argument("--push-to-hub", metavar="REPOSITORY", help="owner/name to upload the result to")
 
 
 def train(args: argparse.Namespace) -> int:
@@ -154,28 +133,6 @@ def doctor(args: argparse.Namespace) -> int:
     return 1 if errors else 0
 
 
-def add_cache_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `ucgm cache`."""
-    parser.add_argument("--pipeline", required=True, help="whose encoders are used: bundled name, folder or Hub name")
-    parser.add_argument(
-        "--source", required=True, help="folder of images, of .tar shards or of a saved data set, or Hub name"
-    )
-    parser.add_argument("--output", required=True, help="the cache's folder; a stopped run goes on in it")
-    parser.add_argument("--size", type=int, required=True, help="pixels of the square pictures")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--streaming", action="store_true", help="do not download the data set first")
-    for column in ("image", "label", "caption"):
-        parser.add_argument(f"--{column}-column", help="by default found by its name")
-    parser.add_argument("--crop", choices=("center", "random"), default="center")
-    parser.add_argument("--flip", action="store_true", help="mirror half of the pictures")
-    parser.add_argument("--posterior-mean", action="store_true", help="no draw from the autoencoder's posterior")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--shard-size", type=int, default=1024, help="samples in a file")
-    parser.add_argument("--max-sequence-length", type=int, help="tokens of a prompt")
-    parser.add_argument("--torch-dtype", choices=sorted(DTYPES), default="fp32", help="of the encoders")
-    parser.add_argument("--seed", type=int, default=0)
-
-
 def cache(args: argparse.Namespace) -> int:
     """Encode images and captions; under `accelerate launch` in several processes."""
     # Only Accelerator reads this variable by itself.
@@ -228,8 +185,4 @@ def cache(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {
-    "train": (add_train_options, train),
-    "cache": (add_cache_options, cache),
-    "doctor": (add_training_options, doctor),
-}
+COMMANDS = {"cache": cache, "doctor": doctor, "train": train}

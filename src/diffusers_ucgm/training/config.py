@@ -5,20 +5,17 @@ from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
 
-from diffusers.optimization import SchedulerType
+from .ratios import check_schedule, ratio_at
 
-from diffusers_ucgm.loss import UCGMLoss
-from diffusers_ucgm.transports import Transport
 
-from .optimizers import OPTIMIZERS
-from .stability import check_schedule, ratio_at
-
+if TYPE_CHECKING:
+    from diffusers_ucgm.loss import UCGMLoss
+    from diffusers_ucgm.transports import Transport
 
 __all__ = ["UCGMTrainingConfig", "read_setting", "takes_several"]
 
-LOSS_FIELDS = tuple(field.name for field in fields(UCGMLoss))
 # What may change when a run is resumed, because it does not enter the weights at a given step.
 FREE_ON_RESUME = {
     "output_dir",
@@ -40,9 +37,18 @@ FREE_ON_RESUME = {
 }
 # Learning rates that do not depend on the length of the run, which may then be raised.
 ENDLESS_SCHEDULES = ("constant", "constant_with_warmup")
-CHOICES = {
-    "optimizer": tuple(sorted(OPTIMIZERS)),
-    "lr_scheduler": tuple(sorted(each.value for each in SchedulerType)),
+# Written out, because this module serves the help of the command line, which does without torch and diffusers.
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "optimizer": ("adamw", "adamw_8bit", "adamw_schedule_free", "radam"),
+    "lr_scheduler": (
+        "constant",
+        "constant_with_warmup",
+        "cosine",
+        "cosine_with_restarts",
+        "linear",
+        "piecewise_constant",
+        "polynomial",
+    ),
     "mixed_precision": ("no", "bf16", "fp16"),
     "nonfinite_gradients": ("skip", "zero", "stop"),
     "on_collapse": ("ignore", "warn", "back_off", "roll_back"),
@@ -220,14 +226,16 @@ class UCGMTrainingConfig:
         for step, _ in ends:
             self.loss(int(step))
 
-    def loss(self, step: int = 0, transport: Transport | None = None) -> UCGMLoss:
+    def loss(self, step: int = 0, transport: "Transport | None" = None) -> "UCGMLoss":
         """The loss of an optimizer step.
 
         Args:
             step: Counted from 0; a schedule of the consistency ratio depends on it.
             transport: What the model's scheduler says, where the settings name none.
         """
-        settings: dict[str, Any] = {name: getattr(self, name) for name in LOSS_FIELDS}
+        from diffusers_ucgm.loss import UCGMLoss
+
+        settings: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(UCGMLoss)}
         settings["consistency_ratio"] = ratio_at(self.consistency_ratio, step)
         settings["transport"] = self.transport or transport or "linear"
         return UCGMLoss(**settings)

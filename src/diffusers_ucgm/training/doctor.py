@@ -21,7 +21,7 @@ from diffusers_ucgm.transports import PREDICTIONS, Transport, get_transport
 from .batches import length_of
 from .config import UCGMTrainingConfig
 from .denoisers import DenoiserAdapter, adapter_for
-from .stability import ratio_at
+from .ratios import ratio_at
 
 
 __all__ = ["Finding", "examine"]

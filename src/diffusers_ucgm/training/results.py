@@ -22,8 +22,8 @@ from diffusers_ucgm.scheduler import UCGMScheduler
 from . import checkpoints
 from .config import UCGMTrainingConfig
 from .denoisers import denoiser_of
+from .ratios import ratio_at
 from .report import FEW_STEP_SAMPLER, save_model_card, validation_grid
-from .stability import ratio_at
 
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What keeps few-step training from failing unseen: a ratio that rises, statistics by time, a guard."""
+"""What keeps few-step training from failing unseen: statistics by time and a guard."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-__all__ = ["CollapseGuard", "TimeStatistics", "check_schedule", "ratio_at"]
+__all__ = ["CollapseGuard", "TimeStatistics"]
 
 NUM_BINS = 10
 # The guard compares with so many lines of the log, and says nothing before it has seen a few.
@@ -22,41 +22,6 @@ ORDINARY, ORDINARY_RISE = 0.5, 1.1
 # While the ratio rises, the level of the loss moves with it: a healthy model's by at most 2.2 times over so much.
 NEAR_RATIO = 0.2
 GUARD_STATE = ("losses", "shares", "high", "collapses", "good_step")
-
-
-def check_schedule(schedule: float | Sequence[Sequence[float]]) -> float | list[list[float]]:
-    """A consistency ratio as a number, or its schedule as a list of `[step, ratio]`.
-
-    Raises:
-        ValueError: If the steps do not rise from 0 up, or an entry is no pair.
-    """
-    if isinstance(schedule, int | float):
-        return schedule
-    pairs = [list(pair) for pair in schedule]
-    steps = [pair[0] for pair in pairs if len(pair) == 2]
-    if not pairs or len(steps) != len(pairs) or steps != sorted(set(steps)) or steps[0] < 0:
-        raise ValueError(
-            f"`consistency_ratio` must be a number or pairs of a rising step and a ratio, got {schedule!r}. For "
-            "example [[0, 0.0], [2000, 1.0]]."
-        )
-    return pairs
-
-
-def ratio_at(schedule: float | Sequence[Sequence[float]], step: int) -> float:
-    """The consistency ratio of an optimizer step: linear between the schedule's pairs, constant outside them.
-
-    Args:
-        schedule: As `check_schedule` gives it.
-        step: Counted from 0.
-    """
-    if isinstance(schedule, int | float):
-        return schedule
-    if step <= schedule[0][0]:
-        return schedule[0][1]
-    for (start, low), (stop, high) in zip(schedule, schedule[1:], strict=False):
-        if step <= stop:
-            return low + (high - low) * (step - start) / (stop - start)
-    return schedule[-1][1]
 
 
 class TimeStatistics:

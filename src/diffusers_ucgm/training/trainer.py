@@ -36,8 +36,9 @@ from .batches import DrawnSamples, StepSampler, batches_from, generator_of, leng
 from .config import UCGMTrainingConfig
 from .denoisers import DenoiserAdapter, adapter_for, family_of_scheduler
 from .optimizers import make_optimizer
+from .ratios import ratio_at
 from .results import NOTHING_TO_DRAW, Results
-from .stability import CollapseGuard, TimeStatistics, ratio_at
+from .stability import CollapseGuard, TimeStatistics
 
 
 if TYPE_CHECKING:

@@ -1,0 +1,168 @@
+"""The options of the commands that sample and measure; what they do is in `commands.py` and `sample.py`."""
+
+import argparse
+
+from diffusers_ucgm.names import DTYPE_NAMES
+
+from .defaults import BUNDLED_CLASSIFIERS, CALLS, FIRST_SEED, OBJECTIVE_NAMES
+
+
+__all__ = ["OPTIONS", "SCHEDULER_OPTIONS"]
+
+SCHEDULER_OPTIONS = (
+    "transport",
+    "solver_order",
+    "solver_type",
+    "extrapolation_ratio",
+    "extrapolation_order",
+    "stochasticity",
+    "time_warp",
+    "time_gaps",
+)
+
+
+def add_model_options(parser: argparse.ArgumentParser, output: str) -> None:
+    """What every command here takes: a pipeline, what it draws, and where the results go.
+
+    Args:
+        parser: Of the command.
+        output: The default folder of the results.
+    """
+    parser.add_argument("--model", required=True, help="pipeline: bundled name, folder or Hub repository")
+    conditions = parser.add_mutually_exclusive_group()
+    conditions.add_argument(
+        "--labels", nargs="+", metavar="LABEL", help="ids or names in turn; all classes by default"
+    )
+    conditions.add_argument(
+        "--prompts", nargs="+", metavar="PROMPT", help="prompts in turn, or a text file with one on each line"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="samples in a call (%(default)s)")
+    parser.add_argument("--device", help="an accelerator where there is one, by default")
+    parser.add_argument("--torch-dtype", choices=DTYPE_NAMES, default="fp32", help="of the loaded weights")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--guidance-scale", type=float, help="the pipeline's own by default")
+    parser.add_argument("--output", default=output, help="folder of the results (%(default)s)")
+
+
+def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `ucgm evaluate`."""
+    add_model_options(parser, "ucgm-evaluation")
+    parser.add_argument("--steps", type=int, help="network calls; the pipeline's own number by default")
+    parser.add_argument("--scheduler", help="folder with a scheduler to draw with, in place of the pipeline's")
+    parser.add_argument(
+        "--call",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="further arguments of the pipeline, such as height=512",
+    )
+    parser.add_argument("--num-samples", type=int, default=5000, help="pictures to draw (%(default)s)")
+    parser.add_argument(
+        "--reference", required=True, help="folder of pictures, data set of the Hub, or .npz file of statistics"
+    )
+    parser.add_argument("--split", default="train", help="of the reference (%(default)s)")
+    parser.add_argument("--image-column", help="of the reference, by default found by its name")
+    parser.add_argument(
+        "--size", type=int, help="scale and crop the reference's pictures to a square of so many pixels"
+    )
+    parser.add_argument(
+        "--features",
+        default="inception",
+        help=f"inception (FID), {', '.join(BUNDLED_CLASSIFIERS)}, folder or Hub name of an image model of "
+        "transformers, or package.module:function (%(default)s)",
+    )
+    parser.add_argument("--save-reference", metavar="FILE", help="write the reference's statistics to an .npz file")
+    parser.add_argument(
+        "--update-model-card", action="store_true", help="write the metrics into the README.md of the model's folder"
+    )
+
+
+def add_tune_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `ucgm tune-sampler`."""
+    add_model_options(parser, "ucgm-tuned")
+    parser.set_defaults(seed=FIRST_SEED)
+    parser.add_argument("--steps", type=int, required=True, help="network calls that the settings are for")
+    parser.add_argument("--num-trials", type=int, default=100, help="settings to try (%(default)s)")
+    parser.add_argument("--num-seeds", type=int, default=64, help="samples on which they are tried (%(default)s)")
+    parser.add_argument("--num-held-out", type=int, default=128, help="other samples, to judge by (%(default)s)")
+    parser.add_argument("--solution-calls", type=int, default=1000, help="network calls of a solution (%(default)s)")
+    parser.add_argument(
+        "--objective",
+        choices=[*OBJECTIVE_NAMES, "frechet"],
+        default="median",
+        help="distance to the many-step solution, or Frechet distance to a reference (%(default)s)",
+    )
+    parser.add_argument("--reference", help="for frechet: as `ucgm evaluate` takes it, as the next three")
+    parser.add_argument("--split", default="train", help="of the reference (%(default)s)")
+    parser.add_argument("--size", type=int, help="of the reference's pictures")
+    parser.add_argument("--features", default="inception", help="the feature network (%(default)s)")
+    parser.add_argument("--save-pipeline", action="store_true", help="also save the whole pipeline, tuned")
+
+
+def add_compare_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `ucgm compare`."""
+    add_model_options(parser, "ucgm-comparison")
+    parser.add_argument("--calls", type=int, nargs="+", default=list(CALLS), help="budgets of network calls")
+    parser.add_argument("--num-samples", type=int, default=256, help="seeds, the same for all solvers (%(default)s)")
+    parser.add_argument("--only", nargs="+", metavar="SOLVER", help="solvers by name, such as UCGM-S; all by default")
+    parser.add_argument(
+        "--scheduler",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="a saved scheduler to compare too; '{calls}' in the folder's name stands for each budget; repeatable",
+    )
+    parser.add_argument("--solution-calls", type=int, default=1000, help="network calls of a solution (%(default)s)")
+    parser.add_argument("--reference", help="real pictures, for a Frechet distance, as for `ucgm evaluate`")
+    parser.add_argument("--split", default="train", help="of the reference (%(default)s)")
+    parser.add_argument("--size", type=int, help="of the reference's pictures")
+    parser.add_argument("--features", default="inception", help="the feature network (%(default)s)")
+
+
+def add_demo_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `ucgm demo`."""
+    parser.add_argument("--samples-per-label", type=int, default=8)
+    _add_picture_options(parser, "ucgm-demo.png")
+
+
+def add_sample_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `ucgm sample`."""
+    parser.add_argument(
+        "--model", default="fashion-mnist", help="bundled name, folder or Hub repository (%(default)s)"
+    )
+    parser.add_argument("--labels", nargs="+", metavar="LABEL", help="ids or names; all classes by default")
+    parser.add_argument("--samples-per-label", type=int, default=8)
+    parser.add_argument("--steps", type=int, help="network calls; 40, or 2 for a few-step model")
+    parser.add_argument("--preset", help="published settings, see `ucgm presets`")
+    parser.add_argument("--guidance-scale", type=float)
+    parser.add_argument("--guidance-interval", type=float, nargs=2, metavar=("FROM", "TO"))
+    parser.add_argument("--transport")
+    parser.add_argument("--solver-order", type=int)
+    parser.add_argument("--solver-type")
+    parser.add_argument("--extrapolation-ratio", type=_number_or_auto)
+    parser.add_argument("--extrapolation-order", type=int)
+    parser.add_argument("--stochasticity", type=_number_or_auto)
+    parser.add_argument("--time-warp", type=float, nargs=3, metavar=("A", "B", "C"))
+    parser.add_argument("--time-gaps", type=float, nargs=2, metavar=("NOISE", "DATA"))
+    parser.add_argument("--trajectory", metavar="FILE", help="also draw what each call takes the picture for")
+    _add_picture_options(parser, "ucgm-sample.png")
+
+
+def _add_picture_options(parser: argparse.ArgumentParser, output: str) -> None:
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=int, default=2, help="how many times pictures are enlarged (%(default)s)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--output", default=output, help="the picture's file (%(default)s)")
+
+
+def _number_or_auto(word: str) -> float | str:
+    return word if word == "auto" else float(word)
+
+
+OPTIONS = {
+    "compare": add_compare_options,
+    "demo": add_demo_options,
+    "evaluate": add_evaluate_options,
+    "sample": add_sample_options,
+    "tune-sampler": add_tune_options,
+}

@@ -1,0 +1,57 @@
+"""The options of the commands that train; what they do is in `commands.py`, which is imported when one runs."""
+
+import argparse
+from dataclasses import fields
+
+from diffusers_ucgm.names import DTYPE_NAMES
+
+from .config import UCGMTrainingConfig, takes_several
+
+
+__all__ = ["OPTIONS"]
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """What `train` and `doctor` take: a model, data, and every setting of `UCGMTrainingConfig`."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--pipeline", help="pipeline to train: bundled name, folder or Hub repository")
+    source.add_argument("--model", help="network's folder to tune, or a config.json to start anew")
+    parser.add_argument("--data", required=True, help="folder of `ucgm cache`, or safetensors file with `latents`")
+    parser.add_argument("--config", help="JSON or YAML file of settings; the options below win over it")
+    parser.add_argument("--torch-dtype", choices=DTYPE_NAMES, default="fp32", help="of the loaded weights")
+    settings = parser.add_argument_group("settings", "see UCGMTrainingConfig; sequences are several words or JSON")
+    for field in fields(UCGMTrainingConfig):
+        flags = sorted({f"--{field.name.replace('_', '-')}", f"--{field.name}"}, reverse=True)
+        number = "+" if takes_several(field.name) else None
+        settings.add_argument(*flags, dest=f"setting_{field.name}", metavar="VALUE", nargs=number)
+
+
+def add_train_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `ucgm train`."""
+    add_training_options(parser)
+    parser.add_argument("--push-to-hub", metavar="REPOSITORY", help="owner/name to upload the result to")
+
+
+def add_cache_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `ucgm cache`."""
+    parser.add_argument("--pipeline", required=True, help="whose encoders are used: bundled name, folder or Hub name")
+    parser.add_argument(
+        "--source", required=True, help="folder of images, of .tar shards or of a saved data set, or Hub name"
+    )
+    parser.add_argument("--output", required=True, help="the cache's folder; a stopped run goes on in it")
+    parser.add_argument("--size", type=int, required=True, help="pixels of the square pictures")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--streaming", action="store_true", help="do not download the data set first")
+    for column in ("image", "label", "caption"):
+        parser.add_argument(f"--{column}-column", help="by default found by its name")
+    parser.add_argument("--crop", choices=("center", "random"), default="center")
+    parser.add_argument("--flip", action="store_true", help="mirror half of the pictures")
+    parser.add_argument("--posterior-mean", action="store_true", help="no draw from the autoencoder's posterior")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--shard-size", type=int, default=1024, help="samples in a file")
+    parser.add_argument("--max-sequence-length", type=int, help="tokens of a prompt")
+    parser.add_argument("--torch-dtype", choices=DTYPE_NAMES, default="fp32", help="of the encoders")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+OPTIONS = {"cache": add_cache_options, "doctor": add_training_options, "train": add_train_options}
