@@ -1,0 +1,211 @@
+"""Run the commands and the Python of README and `docs/`, in their order, and say what happened to each command.
+
+    python tools/run_docs.py --work runs/docs                     # all pages
+    python tools/run_docs.py --work runs/docs --only README.md    # some
+
+Each page has a folder of its own, in which `photos/` holds real images of Fashion-MNIST by class and `examples/` and
+`benchmarks/` are those of the repository. A command that needs a hub, a GPU or an hour is listed in `NOT_RUN` with the
+reason, and is printed as such. The exit code is 1 if any command failed.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from diffusers_ucgm.idx import load_idx_images
+
+
+ROOT = Path(__file__).resolve().parents[1]
+FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
+CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
+)  # fmt: skip
+IMAGES_PER_CLASS = 60
+# The commands of a page that contain the words are not run, for the reason.
+NOT_RUN = {
+    "README.md": {"make demo": "runs in a fresh clone: see CI", "make test": "runs in a fresh clone: see CI"},
+    "CONTRIBUTING.md": {
+        "make test": "runs in a fresh clone: see CI",
+        "make check": "runs in a fresh clone: see CI",
+        "pre-commit": "changes the checkout",
+        "/tmp/oldest": "installs a second environment",
+    },
+    "docs/compare-solvers.md": {
+        "runs/family_models": "a benchmark of several hours",
+        "runs/solvers": "a benchmark of several hours",
+        "ucgm compare --model fashion-mnist --output": "half an hour: the short command below it is run",
+    },
+    "docs/evaluate.md": {
+        "num_processes 8": "an ellipsis, and eight processes",
+        "load_my_model": "the reader's own model",
+    },
+    "docs/many-gpus.md": {
+        "num_processes 8": "an ellipsis, and eight GPUs",
+        "RANK=0 LOCAL_RANK": "an ellipsis, and two machines",
+    },
+    "docs/paper-models.md": {"0000000.pt": "a published checkpoint", '"repa-e"': "a published checkpoint"},
+    "docs/pipelines.md": {"StableDiffusionXLPipeline": "a checkpoint of the Hub; tests load such folders"},
+    "docs/resume-and-recover.md": {"ucgm train ...": "an ellipsis; tests/training resumes"},
+    "docs/sampling.md": {"0000000.pt": "a published checkpoint", "custom_pipeline": "a folder of the Hub's layout"},
+    "docs/text-to-image-lora.md": {"stable-diffusion-3.5": "a checkpoint of the Hub"},
+    "docs/train-from-scratch.md": {"train_fashion_mnist.py": "an hour of training"},
+    "docs/training.md": {"path/to/transformer": "a placeholder"},
+    "docs/tune-the-sampler.md": {"--reference ...": "an ellipsis"},
+}
+# What the Python of a page takes for granted.
+TINY_NETWORK = """
+import torch
+from diffusers import DiTTransformer2DModel
+transformer = DiTTransformer2DModel(
+    num_attention_heads=2, attention_head_dim=8, in_channels=4, num_layers=1, sample_size=8, num_embeds_ada_norm=10,
+)
+latents, labels, null_class = torch.randn(4, 4, 8, 8), torch.tensor([0, 1, 2, 3]), torch.tensor(10)
+denoiser = teacher = lambda x_t, t, class_labels: transformer(x_t, timestep=t, class_labels=class_labels).sample
+batches = [(latents, labels)]
+"""
+GIVEN = {
+    "README.md": TINY_NETWORK,
+    "docs/concepts.md": "import torch",
+    "docs/pipelines.md": """
+from diffusers_ucgm import UCGMPipeline
+pipe, prompt = UCGMPipeline.from_pretrained("fashion-mnist"), "Bag"
+""",
+    "docs/sampling.md": """
+import torch
+network, sample = lambda x_t, t: torch.zeros_like(x_t), torch.randn(1, 4, 8, 8)
+""",
+    "docs/train-from-scratch.md": TINY_NETWORK
+    + """
+transformer.save_config(".")
+from safetensors.torch import save_file
+save_file({"latents": torch.randn(512, 4, 8, 8), "class_labels": torch.arange(512) % 10}, "latents.safetensors")
+dataset = [{"latents": torch.randn(4, 8, 8), "class_labels": i % 10} for i in range(512)]
+""",
+    "docs/training.md": TINY_NETWORK + 'import pathlib; pathlib.Path("run.yaml").write_text("max_train_steps: 2")\n',
+    "docs/tune-the-sampler.md": """
+from diffusers_ucgm import UCGMPipeline, UCGMScheduler
+pipe = UCGMPipeline.from_pretrained("fashion-mnist")
+""",
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page.
+
+    Attributes:
+        page: Its path in the repository.
+        line: The line of its fence.
+        language: "bash" or "python".
+        text: What it holds.
+    """
+
+    page: str
+    line: int
+    language: str
+    text: str
+
+    @property
+    def commands(self) -> list[str]:
+        """What can be skipped by itself: the commands of a block of bash, and a block of Python as a whole."""
+        return re.findall(r"(?:[^\n]*\\\n)*[^\n]+", self.text) if self.language == "bash" else [self.text]
+
+    def reason_not_run(self, command: str) -> str | None:
+        """Why a command is not run here; None where it is."""
+        return next((why for words, why in NOT_RUN.get(self.page, {}).items() if words in command), None)
+
+
+def blocks_of(page: str) -> list[Block]:
+    """The fenced blocks of bash and Python of a page."""
+    text = (ROOT / page).read_text()
+    return [
+        Block(page, text[: found.start()].count("\n") + 1, found[1], found[2])
+        for found in re.finditer(r"^```(bash|python)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    ]
+
+
+def prepare(folder: Path) -> None:
+    """Give a page's folder the images and the scripts that its commands name."""
+    folder.mkdir(parents=True)
+    for name in ("examples", "benchmarks", "tools"):
+        (folder / name).symlink_to(ROOT / name)
+    images, labels = load_idx_images(FASHION_MNIST, "train")
+    counts = dict.fromkeys(range(len(CLASSES)), 0)
+    for image, label in zip(images, labels.tolist(), strict=True):
+        if counts[label] < IMAGES_PER_CLASS:
+            target = folder / "photos" / CLASSES[label].replace("/", "-") / f"{counts[label]:03d}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0].numpy()).save(target)
+            counts[label] += 1
+        elif all(count == IMAGES_PER_CLASS for count in counts.values()):
+            return
+
+
+def failure_of(block: Block, command: str, folder: Path, names: dict[str, Any]) -> str | None:
+    """Run a command in its page's folder: the end of what it printed if it failed, or None."""
+    if block.language == "python":
+        try:
+            exec(compile(command, f"{block.page}:{block.line}", "exec"), names)  # the page's own code
+        except Exception:
+            return traceback.format_exc(limit=-1)
+        return None
+    ended = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command], cwd=folder, capture_output=True, text=True, check=False
+    )
+    print(ended.stdout[-3000:])
+    return None if ended.returncode == 0 else (ended.stdout + ended.stderr)[-2000:]
+
+
+def run_page(page: str, work: Path) -> list[tuple[Block, str, float]]:
+    """Run a page's blocks in their order: each with "ran", "failed" or "not run: reason", and its seconds."""
+    folder = work / page.replace("/", "-")
+    prepare(folder)
+    os.chdir(folder)
+    names: dict[str, Any] = {}
+    exec(GIVEN.get(page, ""), names)
+    rows = []
+    for block in blocks_of(page):
+        for command in block.commands:
+            if (reason := block.reason_not_run(command)) is not None:
+                rows.append((block, f"not run: {reason}", 0.0))
+                continue
+            started = time.perf_counter()
+            print(f"== {page}:{block.line}\n{command}", flush=True)
+            failure = failure_of(block, command, folder, names)
+            if failure is not None:
+                print(f"FAILED {page}:{block.line}\n{failure}", flush=True)
+            rows.append((block, "ran" if failure is None else "failed", time.perf_counter() - started))
+    return rows
+
+
+def main() -> int:
+    """Run the pages and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the pages' files; must not exist")
+    parser.add_argument("--only", nargs="+", metavar="PAGE", help="such as README.md docs/evaluate.md")
+    args = parser.parse_args()
+    pages = args.only or [
+        "README.md",
+        "CONTRIBUTING.md",
+        *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
+    ]
+    args.work.mkdir(parents=True)
+    work = args.work.resolve()
+    rows = [row for page in pages for row in run_page(page, work)]
+    print("| place | language | result | seconds |\n| --- | --- | --- | ---: |")
+    for block, result, seconds in rows:
+        print(f"| {block.page}:{block.line} | {block.language} | {result} | {seconds:.0f} |")
+    return int(any(result == "failed" for _, result, _ in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
