@@ -121,8 +121,8 @@ MUTANTS = [
     Mutant(
         "times in the dtype of the latents",
         "loss.py",
-        "transport.model_time(time).float()",
-        "transport.model_time(time).to(x.dtype)",
+        "self.transport.model_time(t).float()",
+        "self.transport.model_time(t).to(self.network_dtype)",
         LOSS_TESTS,
     ),
     Mutant(
@@ -135,8 +135,8 @@ MUTANTS = [
     Mutant(
         "consistency loss of a reversed transport in the network's own time",
         "loss.py",
-        "transport.model_time(time).float()",
-        "time.float()",
+        "self.transport.model_time(t).float()",
+        "t.float()",
         LOSS_TESTS,
     ),
     Mutant(
@@ -149,8 +149,8 @@ MUTANTS = [
     Mutant(
         "derivative not clamped",
         "loss.py",
-        "student, x_star, z_star, t).clamp(-1.0, 1.0)",
-        "student, x_star, z_star, t)",
+        "student, batch.t).clamp(-1.0, 1.0)",
+        "student, batch.t)",
         LOSS_TESTS,
     ),
     Mutant(
@@ -163,14 +163,14 @@ MUTANTS = [
     Mutant(
         "teacher ignored by the enhanced target",
         "loss.py",
-        "guide = student if teacher is None else predict(teacher, x_t, t, mixed)",
+        "guide = student if teacher is None else predict(teacher, x_t, t, batch.condition)",
         "guide = student",
         LOSS_TESTS,
     ),
     Mutant(
         "dropped samples enhanced like the others",
         "loss.py",
-        "return _select(dropped, 0.5 * (value + without), kept)",
+        "return _select(dropped, 0.5 * (value + reference), kept)",
         "return kept",
         LOSS_TESTS,
     ),
@@ -304,8 +304,8 @@ MUTANTS = [
     Mutant(
         "doubled calls in the wrong order",
         "loss.py",
-        "predict(denoiser, torch.cat(points), torch.cat(times), repeated).chunk(number)",
-        "predict(denoiser, torch.cat(points), torch.cat(times), repeated).chunk(number)[::-1]",
+        "self.predict(self.denoiser, torch.cat(points), torch.cat(times), condition).chunk(number)",
+        "self.predict(self.denoiser, torch.cat(points), torch.cat(times), condition).chunk(number)[::-1]",
         ("tests/test_loss_speed.py",),
     ),
     Mutant(

@@ -35,7 +35,7 @@ from .time_grids import beta_times
 from .transports import QUARTER_TURN, Transport, get_transport
 
 
-__all__ = ["Denoiser", "UCGMLoss", "UCGMLossOutput", "pseudo_huber"]
+__all__ = ["Denoiser", "UCGMLoss", "UCGMLossOutput", "consistency_target", "enhanced", "pseudo_huber"]
 
 # A network as the loss calls it: `denoiser(x_t, t, **condition) -> F`, with the network's own time in [0, 1].
 Denoiser = Callable[..., Tensor]
@@ -184,9 +184,32 @@ class UCGMLoss:
         Raises:
             ValueError: If a shape does not fit, a time is outside [0, 1], or the null condition is needed and missing.
         """
+        batch = self._batch(x, condition, null_condition, t, noise, dropped, generator)
+        predict = _Predictor(self._transport, x.dtype, batch.x.dtype, _draw_seed(generator))
+        prediction = predict(denoiser, batch.x_t, batch.t, batch.condition)
+        student = prediction.detach()
+        with torch.no_grad():
+            target, slope = self._target(batch, predict, student, denoiser, teacher)
+        per_sample = pseudo_huber(prediction, target, self.huber_c)
+        if self.cosine_term:
+            per_sample = per_sample + _mean_rows(1.0 - F.cosine_similarity(prediction, target, dim=self.channel_dim))
+        weight = torch.cos(QUARTER_TURN * batch.t) if self.cosine_weighting else 1.0
+        loss = (per_sample * weight).mean()
+        return UCGMLossOutput(loss, per_sample.detach(), student, target, batch.t, batch.z, batch.dropped, slope)
+
+    def _batch(
+        self,
+        x: Tensor,
+        condition: Mapping[str, Any] | None,
+        null_condition: Mapping[str, Any] | None,
+        t: Tensor | None,
+        noise: Tensor | None,
+        dropped: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> "_Batch":
+        """The checked inputs with what is drawn, in the dtype of the computation."""
         if not x.is_floating_point():
             raise ValueError(f"`x` must be floating point, got {x.dtype}. Scale bytes to [-1, 1] first.")
-        transport = self._transport
         dtype = torch.promote_types(x.dtype, torch.float32)
         condition = dict(condition or {})
         self._check_null_condition(condition, null_condition, dropped)
@@ -194,56 +217,40 @@ class UCGMLoss:
         clean = x.to(dtype)
         null = {name: _rows(value, condition[name]) for name, value in (null_condition or {}).items()}
         mixed = {name: _select(dropped, null[name], value) if null else value for name, value in condition.items()}
-        seed = _draw_seed(generator)
+        return _Batch(clean, noise, t, self._transport.sample(clean, noise, t), dropped, mixed, null)
 
-        def predict(network: Denoiser, point: Tensor, time: Tensor, given: Mapping[str, Any]) -> Tensor:
-            # One seed for all calls: the networks are compared under the same dropout.
-            with _seeded(seed, point.device):
-                output = network(point.to(x.dtype), transport.model_time(time).float(), **given)
-            if output.shape != point.shape:
-                raise ValueError(f"The denoiser must return shape {tuple(point.shape)}, got {tuple(output.shape)}.")
-            return output.to(dtype)
+    def _target(
+        self, batch: "_Batch", predict: "_Predictor", student: Tensor, denoiser: Denoiser, teacher: Denoiser | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The target F* and, at a positive consistency ratio, the clamped slope that it holds."""
+        transport = predict.transport
+        x_star, z_star = batch.x, batch.z
+        if self.enhancement_ratio != 0.0:
+            x_star, z_star = self._enhanced_ends(batch, predict, student, denoiser, teacher)
+        if self.consistency_ratio == 0.0:
+            return transport.target(x_star, z_star, batch.t), None
+        path = _Path(x_star, z_star, batch.condition, predict, denoiser, self.batched_calls)
+        slope = self._slope(path, student, batch.t).clamp(-1.0, 1.0)
+        return consistency_target(transport, student, slope, batch.t), slope
 
-        x_t = transport.sample(clean, noise, t)
-        prediction = predict(denoiser, x_t, t, mixed)
-        student = prediction.detach()
-        with torch.no_grad():
-            x_star, z_star = clean, noise
-            if self.enhancement_ratio != 0.0:
-                if self.consistency_ratio == 0.0:
-                    teacher = denoiser if teacher is None else teacher
-                    conditional = transport.estimate(student, x_t, t)
-                    reference = transport.estimate(predict(teacher, x_t, t, null), x_t, t)
-                else:
-                    # The student itself has answered already.
-                    guide = student if teacher is None else predict(teacher, x_t, t, mixed)
-                    conditional = transport.estimate(guide, x_t, t)
-                    reference = clean, noise
-                x_star, z_star = (
-                    self._enhance(value, given, without, t, dropped)
-                    for value, given, without in zip((clean, noise), conditional, reference, strict=True)
-                )
-            slope = None
-            if self.consistency_ratio == 0.0:
-                target = transport.target(x_star, z_star, t)
-            else:
-
-                def on_path(*times: Tensor) -> tuple[Tensor, ...]:
-                    points = [transport.sample(x_star, z_star, time) for time in times]
-                    if not self.batched_calls or len(times) == 1:
-                        return tuple(predict(denoiser, *each, mixed) for each in zip(points, times, strict=True))
-                    number = len(times)
-                    repeated = {name: _repeated(value, number) for name, value in mixed.items()}
-                    return predict(denoiser, torch.cat(points), torch.cat(times), repeated).chunk(number)
-
-                slope = self._slope(transport, on_path, student, x_star, z_star, t).clamp(-1.0, 1.0)
-                target = student - self._consistency_weight(transport, t, x) * slope
-        per_sample = pseudo_huber(prediction, target, self.huber_c)
-        if self.cosine_term:
-            per_sample = per_sample + _mean_rows(1.0 - F.cosine_similarity(prediction, target, dim=self.channel_dim))
-        weight = torch.cos(QUARTER_TURN * t) if self.cosine_weighting else 1.0
-        return UCGMLossOutput(
-            (per_sample * weight).mean(), per_sample.detach(), student, target, t, noise, dropped, slope
+    def _enhanced_ends(
+        self, batch: "_Batch", predict: "_Predictor", student: Tensor, denoiser: Denoiser, teacher: Denoiser | None
+    ) -> tuple[Tensor, ...]:
+        """Data and noise, moved by the enhanced target: by guidance, or at a positive ratio towards the teacher."""
+        transport, x_t, t = predict.transport, batch.x_t, batch.t
+        if self.consistency_ratio == 0.0:
+            teacher = denoiser if teacher is None else teacher
+            conditional = transport.estimate(student, x_t, t)
+            reference = transport.estimate(predict(teacher, x_t, t, batch.null_condition), x_t, t)
+        else:
+            # The student itself has answered already.
+            guide = student if teacher is None else predict(teacher, x_t, t, batch.condition)
+            conditional = transport.estimate(guide, x_t, t)
+            reference = batch.x, batch.z
+        ratio, interval = self.effective_enhancement_ratio, self.enhancement_range
+        return tuple(
+            enhanced(value, given, without, t, batch.dropped, ratio, interval)
+            for value, given, without in zip((batch.x, batch.z), conditional, reference, strict=True)
         )
 
     def _draw(
@@ -312,49 +319,137 @@ class UCGMLoss:
                     f"samples can be dropped, got {type(condition[unequal[0]]).__name__} under {unequal[0]!r}."
                 )
 
-    def _enhance(self, value: Tensor, given: Tensor, without: Tensor, t: Tensor, dropped: Tensor) -> Tensor:
-        """`v + zeta (v_c - v_u)` inside the range, half-way to the estimate elsewhere (UCGM, section 3.2)."""
-        start, stop = self.enhancement_range
-        inside = (t > start) & (t < stop)
-        pushed = value + self.effective_enhancement_ratio * (given - without)
-        kept = _select(inside, pushed, 0.5 * (value + given))
-        return _select(dropped, 0.5 * (value + without), kept)
-
-    def _slope(
-        self,
-        transport: Transport,
-        on_path: Callable[..., tuple[Tensor, ...]],
-        student: Tensor,
-        x_star: Tensor,
-        z_star: Tensor,
-        t: Tensor,
-    ) -> Tensor:
+    def _slope(self, path: "_Path", student: Tensor, t: Tensor) -> Tensor:
         """df/dt of the data estimate along the path: at `t` for consistency ratio 1, else back to `lambda t`."""
-
-        def data_estimate(output: Tensor, time: Tensor) -> Tensor:
-            return transport.estimate(output, transport.sample(x_star, z_star, time), time)[0]
-
         if self.consistency_ratio < 1.0:
-            t = t.clamp(min=MIN_TIME)
-            past = self.consistency_ratio * t
-            rise = data_estimate(student, t) - data_estimate(on_path(past)[0], past)
-            return rise / _column(t - past, student)
+            return _slope_to_past(path, student, t.clamp(min=MIN_TIME), self.consistency_ratio)
         if self.derivative == "forward":
             t = t.clamp(MIN_TIME, 1.0 - MIN_TIME)
-            return _forward_derivative(lambda time: data_estimate(on_path(time)[0], time), t)
-        ends = t - DIFFERENCE_STEP, t + DIFFERENCE_STEP
-        inside = ends[0].clamp(min=0.0), ends[1].clamp(max=1.0)
-        start, stop = on_path(*inside)
-        # Within a step of t = 0 or 1 the network is asked at the end itself, and its output continued in a line.
-        before, after = (
-            data_estimate(torch.lerp(start, stop, _column((r - inside[0]) / (inside[1] - inside[0]), student)), r)
-            for r in ends
-        )
-        return (after - before) / (2.0 * DIFFERENCE_STEP)
+            return _forward_derivative(lambda time: path.data_estimate(path.outputs(time)[0], time), t)
+        return _central_slope(path, t)
 
-    def _consistency_weight(self, transport: Transport, t: Tensor, like: Tensor) -> Tensor:
-        t = t.clamp(min=MIN_TIME)
-        return _column(transport.alpha(t) / transport.determinant(t) * 4.0 / torch.sin(QUARTER_TURN * t), like)
+
+@dataclass(frozen=True)
+class _Batch:
+    """What one evaluation works on: data `x`, noise `z`, times, the point `x_t` of the path, and conditions."""
+
+    x: Tensor
+    z: Tensor
+    t: Tensor
+    x_t: Tensor
+    dropped: Tensor
+    condition: dict[str, Any]
+    null_condition: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Predictor:
+    """How one evaluation calls a network: in the dtype of the latents, and always under the same dropout."""
+
+    transport: Transport
+    network_dtype: torch.dtype
+    dtype: torch.dtype
+    seed: int
+
+    def __call__(self, network: Denoiser, x_t: Tensor, t: Tensor, condition: Mapping[str, Any]) -> Tensor:
+        with _seeded(self.seed, x_t.device):
+            output = network(x_t.to(self.network_dtype), self.transport.model_time(t).float(), **condition)
+        if output.shape != x_t.shape:
+            raise ValueError(f"The denoiser must return shape {tuple(x_t.shape)}, got {tuple(output.shape)}.")
+        return output.to(self.dtype)
+
+
+@dataclass(frozen=True)
+class _Path:
+    """The path between data `x` and noise `z`, with the student's predictions on it."""
+
+    x: Tensor
+    z: Tensor
+    condition: dict[str, Any]
+    predict: _Predictor
+    denoiser: Denoiser
+    batched_calls: bool
+
+    def outputs(self, *times: Tensor) -> tuple[Tensor, ...]:
+        """The student's F at each of the times, by one call each or by one call of all."""
+        points = [self.predict.transport.sample(self.x, self.z, t) for t in times]
+        if not self.batched_calls or len(times) == 1:
+            calls = zip(points, times, strict=True)
+            return tuple(self.predict(self.denoiser, x_t, t, self.condition) for x_t, t in calls)
+        number = len(times)
+        condition = {name: _repeated(value, number) for name, value in self.condition.items()}
+        return self.predict(self.denoiser, torch.cat(points), torch.cat(times), condition).chunk(number)
+
+    def data_estimate(self, output: Tensor, t: Tensor) -> Tensor:
+        """f(t) from an output at the path's point."""
+        return self.predict.transport.estimate(output, self.predict.transport.sample(self.x, self.z, t), t)[0]
+
+
+def _slope_to_past(path: _Path, student: Tensor, t: Tensor, ratio: float) -> Tensor:
+    """`(f(t) - f(lambda t)) / (t - lambda t)`."""
+    past = ratio * t
+    rise = path.data_estimate(student, t) - path.data_estimate(path.outputs(past)[0], past)
+    return rise / _column(t - past, student)
+
+
+def _central_slope(path: _Path, t: Tensor) -> Tensor:
+    """`(f(t + step) - f(t - step)) / (2 step)`."""
+    ends = t - DIFFERENCE_STEP, t + DIFFERENCE_STEP
+    inside = ends[0].clamp(min=0.0), ends[1].clamp(max=1.0)
+    start, stop = path.outputs(*inside)
+    # Within a step of t = 0 or 1 the network is asked at the end itself, and its output is continued linearly.
+    before, after = (
+        path.data_estimate(torch.lerp(start, stop, _column((r - inside[0]) / (inside[1] - inside[0]), start)), r)
+        for r in ends
+    )
+    return (after - before) / (2.0 * DIFFERENCE_STEP)
+
+
+def enhanced(
+    value: Tensor,
+    conditional: Tensor,
+    reference: Tensor,
+    t: Tensor,
+    dropped: Tensor,
+    ratio: float,
+    interval: Sequence[float],
+) -> Tensor:
+    """`v + zeta (v_c - v_r)` inside the interval, half-way to the estimate elsewhere (UCGM, section 3.2).
+
+    Args:
+        value: Data or noise `v`, shape `(B, C, ...)`.
+        conditional: Its estimate `v_c` under the condition, same shape.
+        reference: What that is compared with, `v_r`: the estimate under no condition, or `v` itself. Same shape.
+        t: Canonical times, shape `(B,)`.
+        dropped: Which samples have no condition, shape `(B,)`, boolean; they move half-way to the reference.
+        ratio: zeta.
+        interval: The times strictly between which the value is enhanced.
+
+    Returns:
+        Shape `(B, C, ...)`.
+    """
+    start, stop = interval
+    inside = (t > start) & (t < stop)
+    pushed = value + ratio * (conditional - reference)
+    kept = _select(inside, pushed, 0.5 * (value + conditional))
+    return _select(dropped, 0.5 * (value + reference), kept)
+
+
+def consistency_target(transport: Transport, student: Tensor, slope: Tensor, t: Tensor) -> Tensor:
+    """`F - alpha(t) / D(t) * 4 / sin(1.57 t) * df/dt` (UCGM, section 3.2).
+
+    Args:
+        transport: The path and the prediction.
+        student: The student's F without gradient, shape `(B, C, ...)`.
+        slope: The clamped derivative of the data estimate, same shape.
+        t: Canonical times, shape `(B,)`.
+
+    Returns:
+        The target F*, shape `(B, C, ...)`.
+    """
+    t = t.clamp(min=MIN_TIME)
+    weight = transport.alpha(t) / transport.determinant(t) * 4.0 / torch.sin(QUARTER_TURN * t)
+    return student - _column(weight, student) * slope
 
 
 def pseudo_huber(prediction: Tensor, target: Tensor, c: float) -> Tensor:
