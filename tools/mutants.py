@@ -42,6 +42,7 @@ METRIC_TESTS = ("tests/evaluation/test_metrics.py",)
 HELP_TESTS = ("tests/test_help.py",)
 CONVERSION_TESTS = ("tests/test_conversion.py",)
 TRAINER_TESTS = ("tests/training",)
+AUTOENCODER_TESTS = ("tests/test_autoencoders.py",)
 PIPELINE_TESTS = ("tests/test_pipeline.py", "tests/test_pipeline_loading.py")
 
 MUTANTS = [
@@ -590,6 +591,35 @@ MUTANTS = [
         '        kwargs.setdefault("use_safetensors", True)\n',
         "",
         PIPELINE_TESTS,
+    ),
+    # Autoencoders
+    Mutant(
+        "latents of AutoencoderTiny and VQModel looked for under one name",
+        "autoencoders.py",
+        'LATENT_NAMES = ("latents", "latent")',
+        'LATENT_NAMES = ("latent",)',
+        AUTOENCODER_TESTS,
+    ),
+    Mutant(
+        "latents of AutoencoderRAE scaled twice",
+        "autoencoders.py",
+        'SCALED_INSIDE, UNIT_RANGE = {"AutoencoderRAE"}',
+        'SCALED_INSIDE, UNIT_RANGE = {""}',
+        AUTOENCODER_TESTS,
+    ),
+    Mutant(
+        "a decoder's noise from the global state",
+        "autoencoders.py",
+        '"generator": generator, "num_frames"',
+        '"generator": None, "num_frames"',
+        AUTOENCODER_TESTS,
+    ),
+    Mutant(
+        "FLUX.2's latents without the batch norm's statistics",
+        "autoencoders.py",
+        "mean, (module.bn.running_var.to(like) + config.batch_norm_eps).rsqrt()",
+        "mean, torch.ones_like(module.bn.running_var.to(like))",
+        AUTOENCODER_TESTS,
     ),
     # Families and stock configs
     Mutant(

@@ -19,6 +19,7 @@ from torch import Tensor
 
 # diffusers loads a component of another package only if its module is imported already.
 from . import scheduler as _scheduler  # noqa: F401
+from .autoencoders import decode_latents, denormalize_latents, normalize_latents, takes_unit_range
 from .models import edm2_unet_2d as _edm2_unet_2d  # noqa: F401
 from .models import transformer_2d as _transformer_2d  # noqa: F401
 from .names import BUNDLED
@@ -49,24 +50,6 @@ class UCGMPipelineOutput(BaseOutput):
     num_network_calls: int
 
 
-def normalize_latents(vae: ModelMixin, z: Tensor) -> Tensor:
-    """Latents as the transformer sees them, from what the autoencoder's encoder gave.
-
-    Args:
-        vae: An autoencoder of diffusers. `latents_mean` and `latents_std` in its config, or else its attributes, count
-            first, by channel, then `shift_factor`; `scaling_factor` always.
-        z: Shape `(B, C, ...)`.
-    """
-    mean, factor = _latent_statistics(vae, z)
-    return (z - mean) * factor
-
-
-def denormalize_latents(vae: ModelMixin, latents: Tensor) -> Tensor:
-    """The inverse of `normalize_latents`: what the autoencoder's decoder takes."""
-    mean, factor = _latent_statistics(vae, latents)
-    return latents / factor + mean
-
-
 def guided(conditional: Tensor, unconditional: Tensor, scale: float, channels: int | None = None) -> Tensor:
     """Classifier-free guidance: `unconditional + scale (conditional - unconditional)`.
 
@@ -78,22 +61,6 @@ def guided(conditional: Tensor, unconditional: Tensor, scale: float, channels: i
     """
     output = unconditional + scale * (conditional - unconditional)
     return output if channels is None else torch.cat([output[:, :channels], conditional[:, channels:]], dim=1)
-
-
-def _latent_statistics(vae: ModelMixin, like: Tensor) -> tuple[Tensor, Tensor]:
-    config = vae.config
-    scale = getattr(config, "scaling_factor", None) or 1.0
-    attributes = {**vars(vae), **dict(vae.named_buffers(recurse=False))}
-    mean, std = (
-        attributes.get(name) if (value := getattr(config, name, None)) is None else value
-        for name in ("latents_mean", "latents_std")
-    )
-    if mean is None or std is None:
-        shift = getattr(config, "shift_factor", None) or 0.0
-        return like.new_tensor(shift), like.new_tensor(scale)
-    shape = (1, -1, *(1,) * (like.ndim - 2))
-    mean, std = (torch.as_tensor(value).to(like).reshape(shape) for value in (mean, std))
-    return mean, scale / std
 
 
 class UCGMPipeline(DiffusionPipeline):
@@ -404,7 +371,7 @@ class UCGMPipeline(DiffusionPipeline):
                 f"The transformer's output was not finite, in {self.transformer.dtype} on {device}. Use torch.float32 "
                 "or torch.bfloat16, check the weights, or lower `guidance_scale`."
             )
-        images = self._decode(x_t, output_type)
+        images = self._decode(x_t, output_type, generator)
         self.maybe_free_model_hooks()
         if not return_dict:
             return (images,)
@@ -475,12 +442,16 @@ class UCGMPipeline(DiffusionPipeline):
         output = self.transformer(sample.to(self.transformer.dtype), **told, class_labels=labels, return_dict=False)[0]
         return output[:, : sample.shape[1]].float()
 
-    def _decode(self, latents: Tensor, output_type: str) -> Any:
+    def _decode(
+        self, latents: Tensor, output_type: str, generator: torch.Generator | list[torch.Generator] | None = None
+    ) -> Any:
         if output_type == "latent":
             return latents
         images = latents
         if self.vae is not None:
-            images = self.vae.decode(denormalize_latents(self.vae, latents).to(self.vae.dtype), return_dict=False)[0]
+            images = decode_latents(self.vae, latents, generator)
+            if takes_unit_range(self.vae) and self.config.do_normalize:
+                images = images * 2.0 - 1.0
         if not self.config.do_normalize:
             # diffusers clips only what it brings to [0, 1] itself.
             images = images.clamp(0.0, 1.0)

@@ -10,7 +10,8 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from diffusers_ucgm.pipeline import UCGMPipeline, denormalize_latents
+from diffusers_ucgm.autoencoders import decode_latents, takes_unit_range
+from diffusers_ucgm.pipeline import UCGMPipeline
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 from .drawing import as_found, draw
@@ -84,7 +85,7 @@ def decoded(pipe: Any, latents: Tensor) -> Tensor:
     """
     with as_found(pipe):
         if isinstance(pipe, UCGMPipeline):
-            return pipe._decode(latents.to(pipe.device), "pt").float().cpu()
+            return pipe._decode(latents.to(pipe.device), "pt", torch.Generator().manual_seed(0)).float().cpu()
         vae = getattr(pipe, "vae", None)
         channels = getattr(getattr(vae, "config", None), "latent_channels", None)
         if vae is None or latents.ndim != 4 or latents.shape[1] != channels:
@@ -92,9 +93,9 @@ def decoded(pipe: Any, latents: Tensor) -> Tensor:
                 "`latents` must be those of the pipeline's autoencoder, shape `(B, C, H, W)`, got "
                 f"{tuple(latents.shape)} of {type(pipe).__name__}. Decode them as that pipeline does."
             )
-        latents = denormalize_latents(vae, latents.to(vae.device)).to(vae.dtype)
-        images = vae.decode(latents, return_dict=False)[0]
-        return (images.float() / 2.0 + 0.5).clamp(0.0, 1.0).cpu()
+        images = decode_latents(vae, latents, torch.Generator().manual_seed(0)).float()
+        images = images if takes_unit_range(vae) else images / 2.0 + 0.5
+        return images.clamp(0.0, 1.0).cpu()
 
 
 def trajectory_strip(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from diffusers_ucgm.pipeline import normalize_latents
+from diffusers_ucgm.autoencoders import autoencoder_of, encode_images, takes_unit_range
 
 from .denoisers import NetworkAdapter
 
@@ -85,20 +85,13 @@ def encode_pixels(
     Raises:
         ValueError: If the pipeline has no autoencoder.
     """
-    vae = getattr(pipe, "vae", None)
+    vae = autoencoder_of(pipe)
     if vae is None:
         raise ValueError(f"`pipe` must have a `vae` to encode pixels, got {type(pipe).__name__} without one.")
-    takes_videos = any(isinstance(module, torch.nn.Conv3d) for module in vae.modules())
-    if takes_videos and pixels.ndim == 4:
-        pixels = pixels.unsqueeze(2)
-    if not getattr(getattr(pipe, "image_processor", None), "config", {}).get("do_normalize", True):
+    is_normalized = getattr(getattr(pipe, "image_processor", None), "config", {}).get("do_normalize", True)
+    if not is_normalized or takes_unit_range(vae):
         pixels = (pixels + 1.0) / 2.0
-    encoded = vae.encode(pixels.to(vae.device, vae.dtype))
-    if not hasattr(encoded, "latent_dist"):
-        z = encoded.latent
-    else:
-        z = encoded.latent_dist.mode() if posterior_mean else encoded.latent_dist.sample(generator)
-    return normalize_latents(vae, z.float())
+    return encode_images(vae, pixels, generator, posterior_mean)
 
 
 def _encoded(pipe: Any, adapter: NetworkAdapter, prompts: Sequence[str], given: Mapping[str, Any]) -> tuple[Any, ...]:
