@@ -132,24 +132,8 @@ class UCGMTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
         time_max_period: float = 10_000.0,
     ) -> None:
         super().__init__()
-        choices = {
-            "norm_type": (norm_type, tuple(NORMS)),
-            "norm_out_type": (norm_out_type, (None, *NORMS)),
-            "qk_norm": (qk_norm, (None, *NORMS)),
-            "activation_fn": (activation_fn, ACTIVATIONS),
-            "rotary_embedding": (rotary_embedding, (None, *ROTARY_POSITIONS)),
-        }
-        for name, (value, allowed) in choices.items():
-            if value not in allowed:
-                raise ValueError(f"`{name}` must be one of {list(allowed)}, got {value!r}.")
-        if rotary_embedding is not None and attention_head_dim % 4:
-            raise ValueError(
-                f"`attention_head_dim` must be a multiple of 4 with `rotary_embedding`, got {attention_head_dim}."
-            )
-        if not 0 <= num_encoder_layers < num_layers:
-            raise ValueError(f"`num_encoder_layers` must be in [0, {num_layers - 1}], got {num_encoder_layers}.")
-        if sample_size % patch_size:
-            raise ValueError(f"`sample_size` must be a multiple of `patch_size`, got {sample_size} and {patch_size}.")
+        self._check_settings()
+        heads = num_attention_heads, attention_head_dim
         dim = num_attention_heads * attention_head_dim
         self.out_channels = in_channels if out_channels is None else out_channels
         inner_dim = ff_inner_dim or (int(2 / 3 * 4 * dim) if activation_fn == "swiglu" else 4 * dim)
@@ -161,26 +145,14 @@ class UCGMTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
         self.encoder_proj_in = (
             nn.Conv2d(in_channels, dim, patch_size, stride=patch_size) if num_encoder_layers else None
         )
-        table = None
-        if position_embedding:
-            side = sample_size // patch_size
-            table = get_2d_sincos_pos_embed(dim, side, base_size=side, output_type="pt").float().unsqueeze(0)
         # With the weights: averaging moved the published models' tables by up to 1.7e-4.
-        self.register_buffer("pos_embed", table)
+        self.register_buffer(
+            "pos_embed", _position_table(dim, sample_size // patch_size) if position_embedding else None
+        )
         self.time_embedder = TimestepEmbedding(TIME_FEATURES, dim)
         self.class_embedder = nn.Embedding(num_classes + 1, dim)
         self.transformer_blocks = nn.ModuleList(
-            UCGMTransformerBlock(
-                dim,
-                num_attention_heads,
-                attention_head_dim,
-                inner_dim,
-                norm,
-                norm_qk,
-                activation_fn,
-                attention_bias,
-                ff_bias,
-            )
+            UCGMTransformerBlock(dim, *heads, inner_dim, norm, norm_qk, activation_fn, attention_bias, ff_bias)
             for _ in range(num_layers)
         )
         self.norm_out = norm_out(dim)
@@ -188,6 +160,28 @@ class UCGMTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
         self.proj_out = nn.Linear(dim, patch_size**2 * self.out_channels)
         self.gradient_checkpointing = False
         self._initialize()
+
+    def _check_settings(self) -> None:
+        config = self.config
+        choices = {
+            "norm_type": tuple(NORMS),
+            "norm_out_type": (None, *NORMS),
+            "qk_norm": (None, *NORMS),
+            "activation_fn": ACTIVATIONS,
+            "rotary_embedding": (None, *ROTARY_POSITIONS),
+        }
+        for name, allowed in choices.items():
+            if config[name] not in allowed:
+                raise ValueError(f"`{name}` must be one of {list(allowed)}, got {config[name]!r}.")
+        head, encoder, size, patch = (
+            config[name] for name in ("attention_head_dim", "num_encoder_layers", "sample_size", "patch_size")
+        )
+        if config["rotary_embedding"] is not None and head % 4:
+            raise ValueError(f"`attention_head_dim` must be a multiple of 4 with `rotary_embedding`, got {head}.")
+        if not 0 <= encoder < config["num_layers"]:
+            raise ValueError(f"`num_encoder_layers` must be in [0, {config['num_layers'] - 1}], got {encoder}.")
+        if size % patch:
+            raise ValueError(f"`sample_size` must be a multiple of `patch_size`, got {size} and {patch}.")
 
     def _initialize(self) -> None:
         """Start from a network whose blocks and output are zero (DiT, arXiv 2212.09748)."""
@@ -272,3 +266,8 @@ class UCGMTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return cast(Any, self)._gradient_checkpointing_func(block, tokens, condition, rotary)
         return block(tokens, condition, rotary)
+
+
+def _position_table(dim: int, side: int) -> Tensor:
+    """Sines and cosines of row and column, shape `(1, side**2, dim)`."""
+    return get_2d_sincos_pos_embed(dim, side, base_size=side, output_type="pt").float().unsqueeze(0)
