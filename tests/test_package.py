@@ -22,7 +22,7 @@ SCRIPTS = sorted(file for folder in ("benchmarks", "examples", "tools") for file
 # From the core outwards; a module imports only from the sets above its own.
 LAYERS = [
     {"transports", "time_grids", "names", "presets", "seeds", "stock", "models", "idx", "processes", "files"},
-    {"autoencoders"},
+    {"autoencoders", "labels"},
     {"families", "images"},
     {"solver", "schedules"},
     {"published"},
@@ -47,6 +47,7 @@ THIRD_PARTY = {
     "oracles": {"torch"},
     "teacher": {"torch"},
     "presets": set(),
+    "labels": set(),
     "names": set(),
     "seeds": set(),
 }

@@ -43,6 +43,7 @@ HELP_TESTS = ("tests/test_help.py",)
 CONVERSION_TESTS = ("tests/test_conversion.py",)
 TRAINER_TESTS = ("tests/training",)
 AUTOENCODER_TESTS = ("tests/test_autoencoders.py",)
+LABEL_TESTS = ("tests/test_labels.py",)
 PIPELINE_TESTS = ("tests/test_pipeline.py", "tests/test_pipeline_loading.py")
 
 MUTANTS = [
@@ -620,6 +621,43 @@ MUTANTS = [
         "mean, (module.bn.running_var.to(like) + config.batch_norm_eps).rsqrt()",
         "mean, torch.ones_like(module.bn.running_var.to(like))",
         AUTOENCODER_TESTS,
+    ),
+    # Labels
+    Mutant(
+        "folders numbered by the alphabet",
+        "labels.py",
+        "self._by_name(labels) if model.names else self._by_order(labels)",
+        "self._by_order(labels)",
+        LABEL_TESTS,
+    ),
+    Mutant(
+        "a name of two classes taken for the first",
+        "labels.py",
+        "if len(ids) == 1:",
+        "if ids:",
+        LABEL_TESTS,
+    ),
+    Mutant(
+        "two folders of one class merged without a word",
+        "labels.py",
+        "        self._check_distinct(found)\n",
+        "",
+        LABEL_TESTS,
+    ),
+    Mutant(
+        "a label that is no class counted as a corrupt image",
+        "images.py",
+        '            labels["class_labels"] = self.class_of(labels["class_labels"])\n        return {"pixels"',
+        '            try:\n                labels["class_labels"] = self.class_of(labels["class_labels"])\n'
+        '            except ValueError:\n                return None\n        return {"pixels"',
+        ("tests/training/test_cache.py",),
+    ),
+    Mutant(
+        "labels left out of the cache's identity",
+        "training/cache.py",
+        '"fingerprint": dict(fingerprint), **_labels_of(items)}',
+        '"fingerprint": dict(fingerprint)}',
+        ("tests/training/test_cache.py",),
     ),
     # Families and stock configs
     Mutant(

@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from .labels import LabelMapping
 from .seeds import numbered_seed
 
 
@@ -177,6 +178,7 @@ class ImageItems:
         flip: Whether half of the pictures are mirrored.
         channels: 3 or 1.
         seed: Crop and mirroring of an image follow from it and the image's row.
+        labels: The model's class of each label of the source; None keeps the source's own numbers.
         skipped: Row and reason of every image that could not be read, or has no class or caption.
         seen: Rows that were looked at.
         streamed_rows: Rows of a streamed source, once it was read to its end.
@@ -188,6 +190,7 @@ class ImageItems:
     flip: bool = False
     channels: int = 3
     seed: int = 0
+    labels: LabelMapping | None = None
     skipped: list[str] = field(default_factory=list)
     seen: int = 0
     streamed_rows: int | None = None
@@ -218,6 +221,8 @@ class ImageItems:
         pixels = prepare_image(
             image, self.size, crop=self.crop, flip=self.flip, channels=self.channels, generator=generator
         )
+        if "class_labels" in labels:
+            labels["class_labels"] = self.class_of(labels["class_labels"])
         return {"pixels": pixels, **labels}
 
     def _labels(self, sample: dict[str, Any]) -> dict[str, Any]:
@@ -233,10 +238,22 @@ class ImageItems:
             labels["caption"] = str(caption)
         if self.source.label_column is not None:
             # -1 is how `datasets` writes a class that is not known.
-            if (label := _entry(sample, self.source.label_column)) is None or int(label) < 0:
+            if (label := _entry(sample, self.source.label_column)) is None or label == -1:
                 raise ValueError("no class")
-            labels["class_labels"] = int(label)
+            labels["class_labels"] = label
         return labels
+
+    def class_of(self, label: Any) -> int:
+        """The class of a row's label.
+
+        Raises:
+            ValueError: If it is no class. Such an image is not left out: all labels would be in doubt.
+        """
+        if self.labels is None:
+            if isinstance(label, str):
+                raise ValueError(f"`labels` must map the source's texts to classes, got none for {label!r}.")
+            return int(label)
+        return self.labels(self.source.names[label] if self.source.names else label)
 
     @property
     def num_rows(self) -> int | None:

@@ -20,6 +20,7 @@ from torch import Tensor
 # diffusers loads a component of another package only if its module is imported already.
 from . import scheduler as _scheduler  # noqa: F401
 from .autoencoders import decode_latents, denormalize_latents, normalize_latents, takes_unit_range
+from .labels import ModelClasses
 from .models import edm2_unet_2d as _edm2_unet_2d  # noqa: F401
 from .models import transformer_2d as _transformer_2d  # noqa: F401
 from .names import BUNDLED
@@ -231,10 +232,11 @@ class UCGMPipeline(DiffusionPipeline):
         """Class ids of labels.
 
         Args:
-            class_labels: An id, a name of `id2label` (in any case), a list of both, or a tensor of ids.
+            class_labels: An id, a name of `id2label` (in any case, with `_` or `-` for spaces, or an id in digits), a
+                list of both, or a tensor of ids.
 
         Raises:
-            ValueError: If a name is unknown or an id is out of range.
+            ValueError: If a name is unknown or may be several classes, or an id is out of range.
         """
         if isinstance(class_labels, Tensor | np.ndarray):
             class_labels = class_labels.reshape(-1).tolist()
@@ -242,14 +244,17 @@ class UCGMPipeline(DiffusionPipeline):
             class_labels = [class_labels]
         if len(class_labels) == 0:
             raise ValueError("`class_labels` must not be empty, got [].")
-        names = {name.lower(): key for key, name in (self.config.id2label or {}).items()}
+        classes = ModelClasses.of(self.config.id2label, self.num_classes)
         ids = []
         for label in class_labels:
             if isinstance(label, str):
-                if label.lower() not in names:
-                    known = sorted((self.config.id2label or {}).values())
-                    raise ValueError(f"`class_labels` must be ids or names of `id2label`, {known}, got {label!r}.")
-                ids.append(int(names[label.lower()]))
+                try:
+                    ids.append(classes.id_of(label))
+                except ValueError as error:
+                    known = sorted(classes.names.values())
+                    raise ValueError(
+                        f"`class_labels` must be ids or names of `id2label`, {known}, got {label!r}: {error}"
+                    ) from error
             elif not isinstance(label, int | np.integer) or isinstance(label, bool):
                 raise ValueError(f"`class_labels` must be ids or names, got {label!r}.")
             elif not 0 <= label < self.num_classes:

@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from diffusers_ucgm.images import ImageItems, load_image_dataset
+from diffusers_ucgm.labels import LabelMapping, ModelClasses
 from diffusers_ucgm.training.cache import CachedLatents, cache_latents, finish_cache
 
 
@@ -193,3 +194,68 @@ def test_indices_outside_are_refused_and_workers_get_their_own_files(whole):
     assert not data.__getstate__()["_opened"]
     loader = torch.utils.data.DataLoader(data, batch_size=22, num_workers=1)
     assert torch.equal(next(iter(loader))["latents"][0], first)
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+MODEL = ModelClasses({0: "zebra", 1: "ant", 2: "Great Dane"}, 3)
+
+
+def labelled(folder, labels, feature):
+    """A saved data set of images with these labels."""
+    buffer = io.BytesIO()
+    Image.effect_noise((16, 16), 40).save(buffer, "PNG")
+    features = datasets.Features({"image": datasets.Image(), "label": feature})
+    rows = {"image": [buffer.getvalue()] * len(labels), "label": labels}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(folder))
+    return folder
+
+
+def cached_classes(source, output, mapping, **options):
+    items = ImageItems(source, 16, labels=mapping)
+    options = {"fingerprint": {}, "progress": False, "shard_size": 2, **options}
+    cache_latents(items, encode_images, output, **options)
+    index = finish_cache(output)
+    return index, [each["class_labels"].item() for each in CachedLatents(output)]
+
+
+def test_names_of_a_source_are_cached_as_the_models_classes(tmp_path):
+    names = ["ant", "great_dane", "zebra"]
+    source = load_image_dataset(labelled(tmp_path / "saved", [0, 1, 2, 1], datasets.ClassLabel(names=names)))
+    index, classes = cached_classes(source, tmp_path / "cache", LabelMapping(MODEL, names))
+    assert classes == [1, 2, 0, 2]
+    assert index["labels"] == {
+        "classes": {"ant": 1, "great_dane": 2, "zebra": 0},
+        "names": {"0": "zebra", "1": "ant", "2": "Great Dane"},
+    }
+    assert index["class_counts"] == {"0": 1, "1": 1, "2": 2}
+    with pytest.raises(ValueError, match="must be empty or of the same cache"):
+        cached_classes(source, tmp_path / "cache", LabelMapping(MODEL, names, {"zebra": 1, "ant": 0}))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_texts_are_matched_too_even_where_they_come_late(tmp_path, streaming):
+    labels = ["zebra", "ANT", "zebra", "Great-Dane", None]
+    folder = labelled(tmp_path / "saved", labels, datasets.Value("string"))
+    source = load_image_dataset(folder, streaming=streaming)
+    index, classes = cached_classes(source, tmp_path / "cache", LabelMapping(MODEL))
+    assert classes == [0, 1, 0, 2]
+    assert [each.split(": ")[1] for each in index["skipped"]] == ["no class"]
+    assert index["labels"]["classes"] == {"ANT": 1, "Great-Dane": 2, "zebra": 0}
+    # A shard's bytes follow from its own rows, whatever was met before.
+    cached_classes(source, tmp_path / "other", LabelMapping(MODEL, ["Great-Dane", "ANT"]))
+    names = [f"shard-0000{i}.safetensors" for i in range(3)]
+    assert [digests(tmp_path / "cache")[name] for name in names] == [
+        digests(tmp_path / "other")[name] for name in names
+    ]
+
+
+def test_a_label_that_is_no_class_ends_the_run_and_is_no_corrupt_image(tmp_path):
+    folder = labelled(tmp_path / "saved", ["zebra", "horse"], datasets.Value("string"))
+    with pytest.raises(ValueError, match="'horse' is no class"):
+        cached_classes(load_image_dataset(folder), tmp_path / "cache", LabelMapping(MODEL))
+    folder = labelled(tmp_path / "numbers", [0, 3], datasets.Value("int64"))
+    with pytest.raises(ValueError, match="must be ids from 0 to 2, the classes of the model, got 3"):
+        cached_classes(load_image_dataset(folder), tmp_path / "cache", LabelMapping(MODEL))
+    with pytest.raises(ValueError, match="`labels` must map the source's texts to classes, got none for 'zebra'"):
+        cached_classes(load_image_dataset(tmp_path / "saved"), tmp_path / "cache", None)

@@ -7,7 +7,8 @@ shards that are missing, and any number of processes writes the same files.
 import bisect
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def cache_latents(
     """Encode what is not yet encoded.
 
     Args:
-        items: The images.
+        items: The images. Their `labels`, the model's class of each label, become part of the cache.
         encode_images: From pixels in [-1, 1], shape `(B, C, H, W)`, and a generator to latents, shape `(B, c, ...)`.
         folder: The cache's; made if it is missing.
         encode_captions: From B captions to the network's keywords, tensors with B rows.
@@ -86,7 +87,7 @@ def cache_latents(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     plan = {"shard_size": shard_size, "batch_size": batch_size, "num_rows": items.num_rows}
-    plan = json.loads(json.dumps({**plan, "fingerprint": dict(fingerprint)}))
+    plan = json.loads(json.dumps({**plan, "fingerprint": dict(fingerprint), **_labels_of(items)}))
     if (folder / PLAN).is_file() and (found := json.loads((folder / PLAN).read_text())) != plan:
         raise ValueError(
             f"`folder` must be empty or of the same cache, got {str(folder)!r} made with {found}, now {plan}. "
@@ -134,7 +135,10 @@ class _Encoder:
                 batch = []
         tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in (parts or [{}])[0]}
         # One entry: safetensors writes several in any order, and a shard's bytes must follow from its rows.
-        return tensors, {"block": json.dumps({"rows": len(rows), "skipped": self.items.skipped[known:]})}
+        # Names of a streamed source are known only when they come. Those of this shard alone, as its bytes do.
+        classes = set(tensors.get("class_labels", torch.zeros(0, dtype=torch.int64)).tolist())
+        block = {"rows": len(rows), "skipped": self.items.skipped[known:], **_labels_of(self.items, classes)}
+        return tensors, {"block": json.dumps(block)}
 
     def _encoded(self, batch: list[tuple[int, dict[str, Any]]], generator: torch.Generator) -> dict[str, Tensor]:
         rows, items = zip(*batch, strict=True)
@@ -153,8 +157,21 @@ class _Encoder:
         return part
 
 
+def _labels_of(items: ImageItems, classes: Collection[int] | None = None) -> dict[str, Any]:
+    """The mapping of labels to these classes, or to all; nothing where labels are the classes themselves."""
+    if items.labels is None:
+        return {}
+    found = items.labels.to_dict()
+    if classes is not None:
+        found = {
+            "classes": {label: index for label, index in found["classes"].items() if index in classes},
+            "names": {index: name for index, name in found["names"].items() if int(index) in classes},
+        }
+    return {"labels": found} if found["classes"] else {}
+
+
 def finish_cache(folder: str | Path) -> dict[str, Any]:
-    """Write `cache.json`: sizes, what was left out, and mean and deviation of every latent channel.
+    """Write `cache.json`: sizes, classes, what was left out, mean and standard deviation of every latent channel.
 
     Args:
         folder: With all shards; once is enough, again does no harm.
@@ -172,12 +189,16 @@ def finish_cache(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"`folder` must hold shards without a gap, got {names[:5]}. Run `ucgm cache` to its end.")
     plan = json.loads((folder / PLAN).read_text())
     counts, skipped, shapes, rows = [], [], {}, 0
+    labels: dict[str, Any] = plan.get("labels", {"classes": {}, "names": {}})
+    of_classes: Counter[int] = Counter()
     total = square = torch.zeros(0)
     values = 0
     for file in files:
         with safe_open(file, "pt") as opened:
             block = json.loads(opened.metadata()["block"])
         skipped += block["skipped"]
+        for name, found in block.get("labels", {}).items():
+            labels[name] = {**labels[name], **found}
         rows += block["rows"]
         tensors = load_file(file)
         latents = tensors.get("latents")
@@ -185,6 +206,7 @@ def finish_cache(folder: str | Path) -> dict[str, Any]:
         if latents is None:
             continue
         shapes = {name: [str(value.dtype).removeprefix("torch."), *value.shape[1:]] for name, value in tensors.items()}
+        of_classes.update(tensors.get("class_labels", torch.zeros(0, dtype=torch.int64)).tolist())
         channels = latents.double().transpose(0, 1).flatten(1)
         values += channels.shape[1]
         total = channels.sum(1) + (total if len(total) else 0.0)
@@ -207,6 +229,10 @@ def finish_cache(folder: str | Path) -> dict[str, Any]:
         "latents_std": (square / values - mean.square()).clamp(min=0.0).sqrt().tolist(),
         "skipped": skipped,
     }
+    if of_classes:
+        index["class_counts"] = {str(each): of_classes[each] for each in sorted(of_classes)}
+    if labels["classes"]:
+        index["labels"] = labels
     _write_json(folder / INDEX, index)
     return index
 

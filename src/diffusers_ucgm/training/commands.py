@@ -13,12 +13,14 @@ from accelerate.utils import parse_flag_from_env
 from safetensors.torch import load_file, save_file
 
 from diffusers_ucgm.images import ImageItems, load_image_dataset
+from diffusers_ucgm.labels import read_label_map
 from diffusers_ucgm.loading import DTYPE, DTYPES, load_pipeline
 from diffusers_ucgm.models.edm2_unet_2d import EDM2UNet2DModel
 from diffusers_ucgm.models.transformer_2d import UCGMTransformer2DModel
 from diffusers_ucgm.processes import check_launch
 
 from .cache import CachedLatents, cache_latents, finish_cache
+from .classes import matched_source
 from .config import UCGMTrainingConfig, read_setting
 from .data import LatentDataset
 from .denoisers import adapter_for_pipeline, denoiser_of
@@ -140,6 +142,7 @@ def cache(args: argparse.Namespace) -> int:
     check_launch(state.num_processes)
     pipeline = load_pipeline(args.pipeline, DTYPES[args.torch_dtype]).to(state.device)
     adapter = adapter_for_pipeline(pipeline)
+    label_map = None if args.label_map is None else read_label_map(args.label_map)
     source = load_image_dataset(
         args.source,
         args.split,
@@ -150,10 +153,11 @@ def cache(args: argparse.Namespace) -> int:
     )
     vae = getattr(pipeline, "vae", None)
     channels = getattr(vae.config, "in_channels", 3) if vae is not None else 3
-    items = ImageItems(source, args.size, args.crop, args.flip, channels, args.seed)
+    source, labels = matched_source(source, pipeline, adapter, label_map)
+    items = ImageItems(source, args.size, args.crop, args.flip, channels, args.seed, labels)
     takes_prompts = bool(adapter.prompt_outputs)
-    if takes_prompts and source.caption_column is None:
-        raise ValueError("`--caption-column` must name the prompts of this pipeline, got a source without captions.")
+    if labels is not None and state.is_main_process:
+        print("\n".join(["Classes:", *(f"  {line}" for line in labels.lines())]))
     text = {} if args.max_sequence_length is None else {"max_sequence_length": args.max_sequence_length}
     names = ("pipeline", "source", "split", "size", "crop", "flip", "seed", "torch_dtype", "max_sequence_length")
     columns = {name: getattr(source, name) for name in ("image_column", "label_column", "caption_column")}

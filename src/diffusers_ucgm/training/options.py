@@ -44,6 +44,9 @@ def add_cache_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--streaming", action="store_true", help="do not download the data set first")
     for column in ("image", "label", "caption"):
         parser.add_argument(f"--{column}-column", help="by default found by its name")
+    parser.add_argument(
+        "--label-map", metavar="FILE", help="JSON file {label of the source: model's class or id}, for other names"
+    )
     parser.add_argument("--crop", choices=("center", "random"), default="center")
     parser.add_argument("--flip", action="store_true", help="mirror half of the pictures")
     parser.add_argument("--posterior-mean", action="store_true", help="no draw from the autoencoder's posterior")
