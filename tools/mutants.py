@@ -45,8 +45,38 @@ TRAINER_TESTS = ("tests/training",)
 AUTOENCODER_TESTS = ("tests/test_autoencoders.py",)
 LABEL_TESTS = ("tests/test_labels.py",)
 PIPELINE_TESTS = ("tests/test_pipeline.py", "tests/test_pipeline_loading.py")
+LORA_TESTS = ("tests/training/test_lora_loading.py",)
 
 MUTANTS = [
+    # LoRAs, drawing and two networks
+    Mutant(
+        "a LoRA's scale is not part of a model's identity",
+        "lora.py",
+        "(name, adapter, float(module.scaling[adapter]))",
+        "(name, adapter, 1.0)",
+        LORA_TESTS,
+    ),
+    Mutant(
+        "a LoRA with more modules than the network is taken",
+        "loading.py",
+        "if found < expected:",
+        "if not found:",
+        LORA_TESTS,
+    ),
+    Mutant(
+        "a few-step LoRA leaves the multi-step sampler",
+        "loading.py",
+        'if sampler := notes.get("sampler"):',
+        'if sampler := notes.get("scheduler"):',
+        LORA_TESTS,
+    ),
+    Mutant(
+        "a negative prompt that the pipeline ignores is taken",
+        "evaluation/generation.py",
+        "value <= 1.0:",
+        "value <= 0.0:",
+        ("tests/evaluation/test_generation.py",),
+    ),
     # Transports and grids
     Mutant(
         "data estimate with the wrong sign",

@@ -1,12 +1,13 @@
 """LoRA by peft on any network: added, switched off for the teacher, saved as the stock pipelines load it."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from diffusers.utils import recurse_remove_peft_layers
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
@@ -15,9 +16,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 
-__all__ = ["LORA_WEIGHTS_NAME", "add_lora", "load_lora", "save_lora", "without_lora"]
+__all__ = [
+    "LORA_WEIGHTS_NAME",
+    "active_adapters",
+    "add_lora",
+    "load_lora",
+    "lora_notes",
+    "remove_lora",
+    "save_lora",
+    "set_lora_scale",
+    "without_lora",
+]
 
 LORA_WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
+# Where a file's metadata has what else its use needs: the sampler, and a network that its names do not tell of.
+NOTES = "diffusers_ucgm"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 ADAPTER = "default"
 
@@ -82,6 +95,7 @@ def save_lora(
     folder: str | Path,
     prefix: str = "transformer",
     state_dict: dict[str, Tensor] | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the adapter as `pytorch_lora_weights.safetensors`, as a pipeline's `load_lora_weights` reads it.
 
@@ -90,6 +104,7 @@ def save_lora(
         folder: Made if it is missing.
         prefix: The name of the pipeline's component, "transformer" or "unet".
         state_dict: The network's tensors where they are not whole in itself; None takes its own.
+        notes: What else belongs to the adapter, as `lora_notes` reads it.
 
     Returns:
         The file, which is whole whenever it has its name.
@@ -103,20 +118,31 @@ def save_lora(
     }
     settings = {f"{prefix}.{name}": _plain(value) for name, value in config.to_dict().items()}
     temporary = folder / f".{LORA_WEIGHTS_NAME}.tmp"
-    save_file(tensors, temporary, {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(settings, sort_keys=True)})
+    metadata = {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(settings, sort_keys=True)}
+    if notes:
+        metadata[NOTES] = json.dumps(dict(notes), sort_keys=True)
+    save_file(tensors, temporary, metadata)
     return temporary.rename(folder / LORA_WEIGHTS_NAME)
 
 
 def load_lora(network: nn.Module, folder: str | Path, prefix: str = "transformer") -> None:
     """Give a network the adapter that `save_lora` wrote; stock pipelines do the same by `load_lora_weights`.
 
+    Args:
+        network: Changed in place, unless the adapter is refused.
+        folder: With the file that `save_lora` wrote, or a file of that form.
+        prefix: As `save_lora` was given it.
+
     Raises:
         FileNotFoundError: If the folder has no adapter.
-        ValueError: If the adapter is for another component, or for a network with other modules.
+        ValueError: If the adapter is for another component, or for a network with other modules, or the network has
+            an adapter already.
     """
-    file = Path(folder) / LORA_WEIGHTS_NAME
+    file = Path(folder) if Path(folder).is_file() else Path(folder) / LORA_WEIGHTS_NAME
     if not file.is_file():
         raise FileNotFoundError(f"`folder` must hold {LORA_WEIGHTS_NAME!r}, got {str(folder)!r}.")
+    if any(isinstance(module, BaseTunerLayer) for module in network.modules()):
+        raise ValueError(f"`network` must not have an adapter yet, got {type(network).__name__} with one.")
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata() or {}
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
@@ -125,11 +151,54 @@ def load_lora(network: nn.Module, folder: str | Path, prefix: str = "transformer
     settings = {name.removeprefix(start): value for name, value in settings.items() if name.startswith(start)}
     if not settings:
         raise ValueError(f"`folder` must hold an adapter for {prefix!r} with its settings, got {str(file)!r}.")
-    inject_adapter_in_model(LoraConfig(**settings), network, ADAPTER)
     state = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
-    outcome = set_peft_model_state_dict(network, state, ADAPTER)
-    if outcome.unexpected_keys:
-        raise ValueError(f"`folder` must hold an adapter for this network, got unknown {outcome.unexpected_keys[:4]}.")
+    try:
+        inject_adapter_in_model(LoraConfig(**settings), network, ADAPTER)
+        wanted = get_peft_model_state_dict(network, adapter_name=ADAPTER)
+        if differing := sorted({*wanted} ^ {*state}):
+            raise ValueError(f"it has other modules, such as {differing[0]!r}")
+        set_peft_model_state_dict(network, state, ADAPTER)
+    except (RuntimeError, ValueError) as error:
+        remove_lora(network)
+        raise ValueError(
+            f"`folder` must hold an adapter for this {type(network).__name__}, got {str(file)!r}: {error}."
+        ) from error
+
+
+def remove_lora(network: nn.Module) -> None:
+    """Take every adapter off again."""
+    if any(isinstance(module, BaseTunerLayer) for module in network.modules()):
+        recurse_remove_peft_layers(network)
+    vars(network).pop("peft_config", None)
+    # diffusers keeps its own note of it.
+    vars(network).pop("_hf_peft_config_loaded", None)
+
+
+def set_lora_scale(network: nn.Module, scale: float) -> int:
+    """Scale the active adapters of a network and count their layers; 1 is the scale of the training."""
+    layers: list[Any] = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        for adapter in layer.active_adapters:
+            layer.set_scale(adapter, scale)
+    return len(layers)
+
+
+def active_adapters(network: nn.Module) -> list[tuple[str, str, float]]:
+    """What the weights of a network do not tell of its adapters: module, adapter and scale of each that has effect."""
+    return [
+        (name, adapter, float(module.scaling[adapter]))
+        for name, module in network.named_modules()
+        if isinstance(module, BaseTunerLayer) and not module.disable_adapters and hasattr(module, "scaling")
+        for adapter in module.active_adapters
+        if adapter in module.scaling
+    ]
+
+
+def lora_notes(file: str | Path) -> dict[str, Any]:
+    """What `save_lora` was given as `notes`; nothing for a file of another origin."""
+    with safe_open(file, "pt") as opened:
+        found = json.loads((opened.metadata() or {}).get(NOTES, "{}"))
+    return found if isinstance(found, dict) else {}
 
 
 def _plain(value: object) -> object:

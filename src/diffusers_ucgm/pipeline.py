@@ -177,30 +177,36 @@ class UCGMPipeline(DiffusionPipeline):
         (folder / "pipeline.py").write_text(HUB_MODULE)
         super().save_pretrained(save_directory, *args, **kwargs)
 
-    def load_lora_weights(self, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> None:
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        weight_name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Give the transformer a LoRA that `UCGMTrainer` saved.
 
         Args:
             pretrained_model_name_or_path: Folder, or repository of the Hub.
+            weight_name: The file in it; None is the name that `UCGMTrainer` gives it.
             kwargs: As in `huggingface_hub.hf_hub_download`, such as `revision` or `token`.
 
         Raises:
             FileNotFoundError: If a folder holds no adapter.
-            ValueError: If the adapter is for another network.
+            ValueError: If the adapter is for another network, or there is one already.
         """
         from .lora import LORA_WEIGHTS_NAME, load_lora
 
+        name = LORA_WEIGHTS_NAME if weight_name is None else weight_name
         folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            file = hf_hub_download(str(pretrained_model_name_or_path), LORA_WEIGHTS_NAME, **kwargs)
-            folder = Path(file).parent
-        load_lora(self.transformer, folder)
+        file = folder / name if folder.is_dir() else hf_hub_download(str(folder), name, **kwargs)
+        load_lora(self.transformer, file)
 
     def unload_lora_weights(self) -> None:
         """Take the LoRA off again."""
-        from diffusers.utils import recurse_remove_peft_layers
+        from .lora import remove_lora
 
-        recurse_remove_peft_layers(self.transformer)
+        remove_lora(self.transformer)
 
     @property
     def guidance_scale(self) -> float:

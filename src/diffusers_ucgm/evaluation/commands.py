@@ -13,7 +13,7 @@ from accelerate.utils import parse_flag_from_env
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import logging
 
-from diffusers_ucgm.loading import DTYPES, load_pipeline
+from diffusers_ucgm.loading import DTYPES, load_pipeline, load_pipeline_lora
 from diffusers_ucgm.processes import check_launch
 from diffusers_ucgm.scheduler import UCGMScheduler
 
@@ -30,7 +30,10 @@ def load_model(args: argparse.Namespace, device: str | torch.device | None = Non
     """
     device = args.device or device or ("cuda" if torch.cuda.is_available() else "cpu")
     logging.disable_progress_bar()
-    pipe = load_pipeline(args.model, DTYPES[args.torch_dtype]).to(device)
+    pipe = load_pipeline(args.model, DTYPES[args.torch_dtype])
+    if args.lora is not None:
+        load_pipeline_lora(pipe, args.lora, args.lora_scale)
+    pipe = pipe.to(device)
     logging.enable_progress_bar()
     return pipe
 

@@ -8,21 +8,20 @@ import inspect
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 from .defaults import CALLS
-from .drawing import draw
+from .drawing import counted_calls, draw
 from .measurements import Measurement
 from .objectives import Objective
 from .solutions import distances, fingerprint, reference_solutions, solution_scheduler, summary, told
@@ -157,7 +156,7 @@ def _measured(
         with unwarned():
             steps = _steps_within(scheduler, blank.calls)
         started = time.perf_counter()
-        with _counted_calls(pipe) as counted, unwarned():
+        with counted_calls(pipe) as counted, unwarned():
             samples = draw(pipe, conditions, seeds, steps, scheduler=scheduler, batch_size=batch_size, **call)
         seconds = time.perf_counter() - started
         if not bool(samples.isfinite().all()):
@@ -197,31 +196,6 @@ def _steps_within(scheduler: Any, budget: int) -> int:
         if len(scheduler.timesteps if own_times is None else own_times) <= budget:
             return steps
     raise ValueError(f"One step makes more than {budget} network calls.")
-
-
-@contextmanager
-def _counted_calls(pipe: DiffusionPipeline) -> Iterator[list[int]]:
-    """The number of calls of the pipeline's network, as the one entry of a list."""
-    network = next(
-        (
-            each
-            for name in ("transformer", "unet", "prior")
-            if isinstance(each := getattr(pipe, name, None), nn.Module)
-        ),
-        None,
-    )
-    if network is None:
-        raise ValueError(f"`pipe` must have a `transformer` or `unet`, got {type(pipe).__name__} with neither.")
-    counted = [0]
-
-    def count(*_: Any) -> None:
-        counted[0] += 1
-
-    hook = network.register_forward_hook(count)
-    try:
-        yield counted
-    finally:
-        hook.remove()
 
 
 @dataclass(frozen=True)

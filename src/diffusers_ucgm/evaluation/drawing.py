@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
@@ -13,7 +14,11 @@ from torch import Tensor
 from diffusers_ucgm.pipeline import UCGMPipeline
 
 
-__all__ = ["as_found", "conditions_for", "draw", "generators_of"]
+__all__ = ["as_found", "conditions_for", "counted_calls", "draw", "generators_of", "networks_of"]
+
+# The names that pipelines have for the networks whose predictions their scheduler takes. Some have two, one for each
+# part of the times.
+NETWORKS = ("transformer", "transformer_2", "unet", "unet_2", "prior")
 
 
 def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
@@ -22,29 +27,34 @@ def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
 
 
 def conditions_for(
-    pipe: DiffusionPipeline, num_samples: int, conditions: Sequence[int | str] | None = None
+    pipe: DiffusionPipeline, num_samples: int | None, conditions: Sequence[int | str] | None = None
 ) -> list[int | str]:
     """What each sample shows: the given classes or prompts in turn, or every class equally often.
 
     Args:
         pipe: A `UCGMPipeline`, or a stock pipeline that takes a `prompt` or `class_labels`.
-        num_samples: At least 1.
+        num_samples: At least 1; None is one for each condition.
         conditions: Class ids, class names or prompts; None is all classes of a class-conditional pipeline.
 
     Raises:
-        ValueError: If there is nothing to draw, or a pipeline of prompts is given none.
+        ValueError: If there is nothing to draw, a pipeline of prompts is given none or something else, or the pipeline
+            takes neither prompts nor classes.
     """
-    if num_samples < 1:
+    if num_samples is not None and num_samples < 1:
         raise ValueError(f"`num_samples` must be at least 1, got {num_samples}.")
+    takes_classes, name = _condition_name(pipe) == "class_labels", type(pipe).__name__
     if conditions is None:
-        if not isinstance(pipe, UCGMPipeline) and not _takes_classes(pipe):
-            raise ValueError(f"`conditions` must name prompts for {type(pipe).__name__}, got None.")
+        if not takes_classes:
+            raise ValueError(f"`conditions` must name prompts for {name}, got None.")
         conditions = list(range(_number_of_classes(pipe)))
     if len(conditions) == 0:
         raise ValueError("`conditions` must not be empty, got [].")
-    if isinstance(pipe, UCGMPipeline):
-        conditions = pipe.get_label_ids(list(conditions))
-    return [conditions[i % len(conditions)] for i in range(num_samples)]
+    if takes_classes:
+        conditions = _class_ids(pipe, conditions)
+    elif others := [each for each in conditions if not isinstance(each, str)]:
+        raise ValueError(f"`conditions` must be prompts for {name}, which takes text, got {others[0]!r}.")
+    number = len(conditions) if num_samples is None else num_samples
+    return [conditions[i % len(conditions)] for i in range(number)]
 
 
 @torch.no_grad()
@@ -69,20 +79,22 @@ def draw(
         scheduler: Takes the place of the pipeline's for this call.
         output_type: "latent" for what the network drew, or "pt" for pictures in [0, 1].
         batch_size: Samples in a call of the pipeline. Times and results are the same for every size, but for rounding.
-        call: Further arguments of the pipeline, such as `guidance_scale` or `height`.
+        call: Further arguments of the pipeline, such as `guidance_scale` or `height`. A `negative_prompt` that is one
+            text holds for all samples.
 
     Returns:
-        float32 on the CPU, shape `(B, ...)` as the pipeline gives it.
+        float32 on the CPU, shape `(B, ...)` as the pipeline gives it, with the channels before the sides.
 
     Raises:
-        ValueError: If there are not as many seeds as conditions, or none.
+        ValueError: If there are not as many seeds as conditions, or none, or the pipeline takes no conditions.
     """
     if len(conditions) != len(seeds) or not seeds:
         raise ValueError(f"`seeds` must be one for each of {len(conditions)} conditions, got {len(seeds)}.")
     if num_inference_steps is not None:
         call["num_inference_steps"] = num_inference_steps
     drawn: list[Tensor] = []
-    name = "class_labels" if _takes_classes(pipe) else "prompt"
+    name = _condition_name(pipe)
+    negative = call.pop("negative_prompt", None)
     called: Any = pipe
     with as_found(pipe):
         pipe.scheduler = pipe.scheduler if scheduler is None else scheduler
@@ -95,9 +107,13 @@ def draw(
                 # Most pipelines of flow models do not hand their generator on, and global noise would be drawn.
                 if takes_generator:
                     pipe.scheduler.step = partial(step, generator=generators)
-                given = {name: list(conditions[start:stop])}
+                given: dict[str, Any] = {name: list(conditions[start:stop])}
+                if negative is not None:
+                    # Several pipelines refuse one text beside a list of prompts.
+                    texts = [negative] * len(seeds) if isinstance(negative, str) else list(negative)
+                    given["negative_prompt"] = texts[start:stop]
                 output = called(**given, generator=generators, output_type=output_type, return_dict=False, **call)
-                drawn.append(torch.as_tensor(output[0]).float().cpu())
+                drawn.append(_as_tensor(output[0]))
         finally:
             pipe.scheduler.__dict__.pop("step", None)
     return torch.cat(drawn)
@@ -125,9 +141,66 @@ def as_found(pipe: Any) -> Iterator[None]:
             module.training = mode
 
 
-def _takes_classes(pipe: DiffusionPipeline) -> bool:
-    return "class_labels" in inspect.signature(type(pipe).__call__).parameters
+def networks_of(pipe: DiffusionPipeline) -> dict[str, torch.nn.Module]:
+    """The networks that a pipeline's scheduler solves with, by name: two where each has its own part of the times.
+
+    Raises:
+        ValueError: If the pipeline has none under a name of diffusers.
+    """
+    named = {name: getattr(pipe, name, None) for name in NETWORKS}
+    found = {name: each for name, each in named.items() if isinstance(each, torch.nn.Module)}
+    if not found:
+        raise ValueError(f"`pipe` must have a `transformer` or `unet`, got {type(pipe).__name__} with neither.")
+    return found
+
+
+@contextmanager
+def counted_calls(pipe: DiffusionPipeline) -> Iterator[list[int]]:
+    """The number of calls of the pipeline's networks while entered, as the one entry of a list.
+
+    Raises:
+        ValueError: See `networks_of`.
+    """
+    counted = [0]
+
+    def count(*_: Any) -> None:
+        counted[0] += 1
+
+    hooks = [network.register_forward_hook(count) for network in networks_of(pipe).values()]
+    try:
+        yield counted
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _condition_name(pipe: DiffusionPipeline) -> str:
+    """What a pipeline calls its conditions."""
+    accepted = inspect.signature(type(pipe).__call__).parameters
+    for name in ("class_labels", "prompt"):
+        if name in accepted:
+            return name
+    raise ValueError(f"`pipe` must take a `prompt` or `class_labels`, got {type(pipe).__name__}, which takes neither.")
+
+
+def _class_ids(pipe: Any, conditions: Sequence[int | str]) -> list[int]:
+    if isinstance(pipe, UCGMPipeline):
+        return pipe.get_label_ids(list(conditions))
+    # `DiTPipeline` knows its classes' names, and takes ids only.
+    ids = [pipe.get_label_ids([each])[0] if isinstance(each, str) else each for each in conditions]
+    number = _number_of_classes(pipe)
+    if wrong := [each for each in ids if not 0 <= each < number]:
+        raise ValueError(f"`conditions` must be classes in [0, {number - 1}], got {wrong[0]!r}.")
+    return ids
 
 
 def _number_of_classes(pipe: Any) -> int:
     return pipe.num_classes if isinstance(pipe, UCGMPipeline) else pipe.transformer.config.num_embeds_ada_norm
+
+
+def _as_tensor(output: Any) -> Tensor:
+    """What a pipeline gave; `DiTPipeline` gives arrays with the channels last, whatever is asked for."""
+    if isinstance(output, list):
+        return torch.stack([_as_tensor(each) for each in output])
+    tensor = torch.as_tensor(output).float().cpu()
+    return tensor.movedim(-1, -3) if isinstance(output, np.ndarray) and tensor.ndim >= 3 else tensor

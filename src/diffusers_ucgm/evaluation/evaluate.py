@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from diffusers_ucgm.lora import active_adapters
 from diffusers_ucgm.seeds import numbered_seed
 
 from .drawing import conditions_for, draw
@@ -320,6 +321,8 @@ def _digest(pipe: DiffusionPipeline) -> str:
             if not value.is_meta:
                 flat = value.detach().flatten()
                 digest.update(flat[:: max(1, flat.numel() // 64)].float().cpu().numpy().tobytes())
+        if adapters := active_adapters(component):
+            digest.update(repr(adapters).encode())
     return digest.hexdigest()
 
 

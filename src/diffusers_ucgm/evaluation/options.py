@@ -41,7 +41,16 @@ def add_model_options(parser: argparse.ArgumentParser, output: str) -> None:
     parser.add_argument("--torch-dtype", choices=DTYPE_NAMES, default="fp32", help="of the loaded weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--guidance-scale", type=float, help="the pipeline's own by default")
+    add_lora_options(parser)
     parser.add_argument("--output", default=output, help="folder of the results (%(default)s)")
+
+
+def add_lora_options(parser: argparse.ArgumentParser) -> None:
+    """A LoRA for the pipeline, and how strong it is."""
+    parser.add_argument(
+        "--lora", help="for the pipeline: what `ucgm train` made of it, a folder, a file or a Hub repository"
+    )
+    parser.add_argument("--lora-scale", type=float, default=1.0, help="1 is as it was trained (%(default)s)")
 
 
 def add_evaluate_options(parser: argparse.ArgumentParser) -> None:

@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from diffusers_ucgm.lora import active_adapters
 from diffusers_ucgm.scheduler import UCGMScheduler
 from diffusers_ucgm.solver import Point
 
@@ -198,6 +199,8 @@ def fingerprint(pipe: DiffusionPipeline, **settings: Any) -> str:
             for key, value in sorted(component.state_dict().items()):
                 networks.update(f"{name}.{key} {value.dtype} {tuple(value.shape)}".encode())
                 networks.update(_bytes(value.flatten()[:: max(1, value.numel() // MAX_READ)]))
+            if adapters := active_adapters(component):
+                networks.update(repr(adapters).encode())
     defaults = pipe.config.get("call_defaults")
     return _digest(VERSION, type(pipe).__name__, networks.hexdigest(), defaults, settings)
 

@@ -100,7 +100,7 @@ class Results:
             if self.accelerator.is_main_process:
                 shutil.rmtree(temporary, ignore_errors=True)
                 if self.config.lora_rank:
-                    save_lora(self.transformer, temporary, self.component, whole)
+                    save_lora(self.transformer, temporary, self.component, whole, self._lora_notes())
                 else:
                     _with_weights(self.transformer, whole).save_pretrained(temporary)
                 self._write_card(temporary, "lora" if self.config.lora_rank else "network", None)
@@ -216,6 +216,10 @@ class Results:
                 steps=self.config.validation_num_inference_steps,
                 seed=self.config.seed,
             )
+
+    def _lora_notes(self) -> dict[str, Any]:
+        """What a LoRA's file says beside its weights: the sampler of a few-step model."""
+        return {"sampler": FEW_STEP_SAMPLER} if self.is_few_step else {}
 
     def _write_card(self, folder: Path, kind: str, grid: "Image | None") -> None:
         source = self.transformer if self.pipeline is None else self.pipeline
