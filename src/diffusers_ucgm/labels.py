@@ -175,7 +175,7 @@ class LabelMapping:
 
         Args:
             model: The classes of the model.
-            labels: The source's names, in the source's own order. Integers without names need no mapping: they are ids.
+            labels: The source's names, in its own order. Integers without names need no mapping: they are ids.
             given: The classes of some labels, a name or an id each, as `read_label_map` reads them.
 
         Raises:
@@ -209,8 +209,8 @@ class LabelMapping:
             return self._given[str(label)]
         if isinstance(label, bool) or not isinstance(label, Integral) or int(label) not in self.model:
             raise ValueError(
-                f"`class_labels` must be ids from 0 to {len(self.model) - 1}, the classes of the model, got {label!r}. "
-                f"{REMEDY}"
+                f"`class_labels` must be ids from 0 to {len(self.model) - 1}, the classes of the model, "
+                f"got {label!r}. {REMEDY}"
             )
         return int(label)
 
