@@ -713,13 +713,13 @@ TINY = {
 }
 # What cannot be trained as it is, and why.
 FAILURES = {
-    "AnyFlowTransformer3DModel": "asks for two times of every frame, where a step begins and where it ends",
-    "AnyFlowFARTransformer3DModel": "asks for two times of every frame, where a step begins and where it ends",
-    "Kandinsky6SRTransformer3DModel": "gives pictures of another size than it is given",
-    "SanaWMTransformer3DModel": "asks for the camera's path in several tables",
-    "SanaWMLTX2RefinerTransformer3DModel": "asks for a rotary table that its own pipeline makes",
+    "AnyFlowTransformer3DModel": "needs two times for every frame, the start and the end of a step",
+    "AnyFlowFARTransformer3DModel": "needs two times for every frame, the start and the end of a step",
+    "Kandinsky6SRTransformer3DModel": "returns images of another size than its input",
+    "SanaWMTransformer3DModel": "needs the camera's path in several tables",
+    "SanaWMLTX2RefinerTransformer3DModel": "needs a rotary table that its own pipeline computes",
     "WanAnimate2Transformer3DModel": "works on lists with a cache between two kinds of calls",
-    "TransformerTemporalModel": "is a block of other networks and is told no time",
+    "TransformerTemporalModel": "is a block of other networks and takes no time",
 }
 # Built by their stock pipelines; the test's own table says how the named adapters call them.
 FROM_PIPELINES = {
