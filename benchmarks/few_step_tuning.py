@@ -32,7 +32,8 @@ FEW_STEP = {
     "time_warp": (1.0, 1.0, 1.0),
     "time_gaps": (0.001, 0.5),
 }
-SETTINGS = Path(__file__).parents[1] / "examples" / "two-step.yaml"
+# Rounded as in the runs that the table is of; the recipe says fractions of the run.
+SETTINGS = {"ema_decay": 0.95, "lr_warmup_steps": 10, "logging_steps": 20}
 # All linear layers of a block: attention alone leaves 2 steps at 1.4 times the teacher.
 LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "norm1.linear"]
 LORA = {"lora_rank": 32, "learning_rate": 3e-3}
@@ -112,15 +113,10 @@ def main() -> None:
             continue
         settings = {"train_batch_size": batch_size, **settings, **changes}
         steps = round(share * TEACHER_SAMPLES) // settings["train_batch_size"]
-        config = UCGMTrainingConfig.from_file(
-            SETTINGS,
-            **{
-                "output_dir": args.output / name.replace(" ", "-"),
-                "max_train_steps": steps,
-                "consistency_ratio": [[0, 0.5], [steps // 2, 1.0]],
-                "checkpointing_steps": steps,
-                **settings,
-            },
+        config = UCGMTrainingConfig.from_recipe(
+            "two-step",
+            args.output / name.replace(" ", "-"),
+            **{"max_train_steps": steps, "checkpointing_steps": steps, **SETTINGS, **settings},
         )
         pipe = UCGMPipeline.from_pretrained(TEACHER)
         started = time.perf_counter()

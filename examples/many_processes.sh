@@ -12,7 +12,6 @@ source=$1
 output=$2
 shift 2
 pipeline=${PIPELINE:-fashion-mnist}
-settings=$(dirname "$0")/two-step.yaml
 # accelerate makes no group of processes on CPUs unless it is told that there is nothing else.
 ACCELERATE_USE_CPU=${ACCELERATE_USE_CPU:-$(python -c "import torch; print(not torch.accelerator.is_available())")}
 export ACCELERATE_USE_CPU
@@ -20,6 +19,6 @@ launch=(torchrun --standalone --nproc_per_node "${PROCESSES:-2}" -m diffusers_uc
 
 "${launch[@]}" cache --pipeline "$pipeline" --source "$source" --output "$output/cache" "$@"
 # shellcheck disable=SC2086
-"${launch[@]}" train --pipeline "$pipeline" --data "$output/cache" --config "$settings" --output-dir "$output/run" \
+"${launch[@]}" train --pipeline "$pipeline" --data "$output/cache" --recipe two-step --output-dir "$output/run" \
     --resume-from-checkpoint latest ${TRAIN_OPTIONS:-}
 ucgm sample --model "$output/run/pipeline" --steps 2 --output "$output/two-step.png"

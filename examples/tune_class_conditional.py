@@ -3,7 +3,7 @@
     python examples/tune_class_conditional.py --source photos --size 32 --output runs/two-step
 
 `--source` is a folder with a folder of images for each class, in the order of the pipeline's classes. The settings are
-those of `two-step.yaml`; `benchmarks/few_step_tuning.py` measures what they reach on the bundled model.
+those of the recipe `two-step`; `benchmarks/few_step_tuning.py` measures what they reach on the bundled model.
 """
 
 import argparse
@@ -33,11 +33,9 @@ def main() -> None:
         fingerprint={"pipeline": args.pipeline, "source": args.source, "size": args.size},
     )
     finish_cache(args.output / "cache")
-    config = UCGMTrainingConfig.from_file(
-        Path(__file__).with_name("two-step.yaml"),
-        output_dir=args.output / "run",
-        consistency_ratio=[[0, 0.5], [max(1, args.steps // 2), 1.0]],
-        lr_warmup_steps=min(10, args.steps // 10),
+    config = UCGMTrainingConfig.from_recipe(
+        "two-step",
+        args.output / "run",
         train_batch_size=args.batch_size,
         max_train_steps=args.steps,
         validation_inputs=list(range(min(4, pipe.num_classes))),

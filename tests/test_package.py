@@ -31,7 +31,7 @@ LAYERS = [
     {"loading", "hub"},
     {"evaluation", "conversion"},
     {"training"},
-    {"info"},
+    {"info", "tables"},
     {"cli"},
 ]
 # What the core may import besides the standard library and the layers above.

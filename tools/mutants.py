@@ -1009,6 +1009,27 @@ MUTANTS = [
     ),
     # The command line
     Mutant(
+        "schedules of a recipe in steps of the recipe's own length",
+        "training/recipes.py",
+        'steps = self.settings["max_train_steps"] if max_train_steps is None else max_train_steps',
+        'steps = self.settings["max_train_steps"]',
+        ("tests/training/test_recipes.py",),
+    ),
+    Mutant(
+        "the recipe wins over what is given",
+        "training/settings.py",
+        "{**get_recipe(name).settings_for(steps), **given}",
+        "{**given, **get_recipe(name).settings_for(steps)}",
+        ("tests/training/test_recipes.py",),
+    ),
+    Mutant(
+        "an adapter trained against an averaged teacher",
+        "training/config.py",
+        "self.teacher_decay = 1.0 if self.lora_rank else 0.999",
+        "self.teacher_decay = 0.999",
+        ("tests/training/test_recipes.py",),
+    ),
+    Mutant(
         "help loads torch",
         "training/ratios.py",
         "from collections.abc import Sequence\n",

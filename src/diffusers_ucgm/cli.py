@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
+
+from .names import did_you_mean
 
 
 __all__ = ["COMMANDS", "main"]
@@ -55,8 +57,36 @@ COMMANDS = {
         "evaluation.commands",
         "search the sampler's settings for a model and a number of network calls",
     ),
-    "presets": Command("info", "info", "the paper's settings and results"),
+    "presets": Command("tables", "tables", "the paper's settings of the sampler, and results"),
+    "recipes": Command("tables", "tables", "named settings of `ucgm train`"),
 }
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are short and name the nearest option, command or choice."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n`{self.prog} --help` lists what there is.\n")
+
+    def check_options(self, words: Sequence[str]) -> None:
+        """Name a mistyped option, before argparse says that the option is missing.
+
+        Args:
+            words: What this parser is about to read.
+        """
+        for word in words:
+            name = word.partition("=")[0]
+            if word == "--":
+                return
+            is_option = name.startswith("--") and " " not in name
+            if is_option and not any(option.startswith(name) for option in self._option_string_actions):
+                self.error(f"there is no option {name}.{did_you_mean(name, self._option_string_actions)}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = list(action.choices)
+            hint = did_you_mean(value, known)
+            raise argparse.ArgumentError(action, f"must be one of {', '.join(map(str, known))}, got {value!r}.{hint}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,13 +98,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 after a mistake of the user's, which is printed without a traceback.
     """
-    words = sys.argv[1:] if argv is None else list(argv)
+    words = [_with_dashes(word) for word in (sys.argv[1:] if argv is None else argv)]
     args = parser_for(words).parse_args(words)
     try:
         return args.run(args)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"ucgm: error: {error}", file=sys.stderr)
         return 2
+
+
+def _with_dashes(word: str) -> str:
+    """`--learning_rate` as `--learning-rate`: both spellings of an option are known."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") and " " not in name else word
 
 
 def parser_for(words: Sequence[str]) -> argparse.ArgumentParser:
@@ -85,7 +121,7 @@ def parser_for(words: Sequence[str]) -> argparse.ArgumentParser:
     """
     from importlib.metadata import version
 
-    parser = argparse.ArgumentParser(prog="ucgm", description="Unified Continuous Generative Models for diffusers.")
+    parser = Parser(prog="ucgm", description="Unified Continuous Generative Models for diffusers.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('diffusers-ucgm')}")
     commands = parser.add_subparsers(required=True, metavar="command")
     given = next((word for word in words if not word.startswith("-")), None)
@@ -94,6 +130,7 @@ def parser_for(words: Sequence[str]) -> argparse.ArgumentParser:
         if name == given:
             _module(command.options).OPTIONS[name](own)
             own.set_defaults(run=partial(_run, name))
+            own.check_options(words[words.index(name) + 1 :])
     return parser
 
 

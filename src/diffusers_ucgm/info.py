@@ -1,4 +1,4 @@
-"""`ucgm info` and `ucgm presets`: what a folder holds, and the published settings. torch is imported on demand."""
+"""`ucgm info`: what a folder holds. torch is imported on demand."""
 
 import argparse
 import json
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .names import BUNDLED
-from .presets import PRESETS
 
 
 if TYPE_CHECKING:
@@ -127,21 +126,5 @@ def _describe_scheduler(folder: Path, steps: int) -> None:
         )
 
 
-def presets(args: argparse.Namespace) -> int:
-    """The table of `PRESETS`."""
-    print(
-        f"{'name':24} {'calls':>5} {'kappa':>5} {'rho':>4} {'warp':18} {'gaps':14} {'guidance':>8} {'FID':>5}  model"
-    )
-    for name, preset in PRESETS.items():
-        settings = preset.scheduler
-        print(
-            f"{name:24} {preset.num_inference_steps:5d} {settings['extrapolation_ratio']:5.2f} "
-            f"{settings['stochasticity']:4.1f} {settings['time_warp']!s:18} {settings['time_gaps']!s:14} "
-            f"{preset.guidance_scale:8.1f} {'' if preset.fid is None else f'{preset.fid:.2f}':>5}  {preset.model}"
-            f"{f' (was {preset.fid_before})' if preset.fid_before else ''}"
-        )
-    return 0
-
-
-OPTIONS = {"info": add_info_options, "presets": lambda parser: None}
-COMMANDS = {"info": info, "presets": presets}
+OPTIONS = {"info": add_info_options}
+COMMANDS = {"info": info}

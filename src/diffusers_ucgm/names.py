@@ -21,5 +21,7 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
         known: What could have been given.
     """
     words = {str(each).lower(): str(each) for each in known}
-    near = get_close_matches(str(name).lower(), words, 1)
+    given = str(name).lower()
+    begun = sorted((word for word in words if len(given) > 2 and word.startswith(given)), key=len)
+    near = begun or get_close_matches(given, words, 1)
     return f" Did you mean {words[near[0]]!r}?" if near else ""

@@ -3,7 +3,12 @@
 import os
 
 
-__all__ = ["check_launch"]
+__all__ = ["check_launch", "is_first_process"]
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one of its launch that prints."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def check_launch(num_processes: int) -> None:

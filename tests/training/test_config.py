@@ -6,9 +6,11 @@ from dataclasses import fields
 import pytest
 from diffusers.optimization import SchedulerType
 
-from diffusers_ucgm.loss import UCGMLoss
-from diffusers_ucgm.training.config import CHOICES, FREE_ON_RESUME, UCGMTrainingConfig, read_setting
+from diffusers_ucgm.loss import DERIVATIVES, UCGMLoss
+from diffusers_ucgm.training.config import CHOICES, FREE_ON_RESUME, UCGMTrainingConfig
 from diffusers_ucgm.training.optimizers import OPTIMIZERS
+from diffusers_ucgm.training.settings import read_setting
+from diffusers_ucgm.transports import PREDICTIONS
 
 
 def test_loss_takes_every_setting_of_the_config():
@@ -35,6 +37,8 @@ def test_choices_are_those_of_diffusers_and_of_the_optimizers():
     # The settings are read without torch, so these names stand twice.
     assert set(CHOICES["lr_scheduler"]) == {each.value for each in SchedulerType}
     assert set(CHOICES["optimizer"]) == set(OPTIMIZERS)
+    assert set(CHOICES["prediction_type"]) == {None, *PREDICTIONS}
+    assert CHOICES["derivative"] == DERIVATIVES
 
 
 def test_defaults_of_the_loss_and_the_config_agree():

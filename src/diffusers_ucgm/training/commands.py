@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,16 @@ from diffusers_ucgm.labels import read_label_map
 from diffusers_ucgm.loading import DTYPE, DTYPES, load_pipeline
 from diffusers_ucgm.models.edm2_unet_2d import EDM2UNet2DModel
 from diffusers_ucgm.models.transformer_2d import UCGMTransformer2DModel
-from diffusers_ucgm.processes import check_launch
+from diffusers_ucgm.processes import check_launch, is_first_process
 
 from .cache import CachedLatents, cache_latents, finish_cache
 from .classes import matched_source
-from .config import UCGMTrainingConfig, read_setting
+from .config import UCGMTrainingConfig
 from .data import LatentDataset
 from .denoisers import adapter_for_pipeline, denoiser_of
 from .encoding import encode_null, encode_pixels, encode_prompts
+from .recipes import default_recipe, get_recipe
+from .settings import read_setting, read_settings_file, recipe_settings
 
 
 __all__ = ["COMMANDS"]
@@ -36,14 +37,30 @@ NULL_CONDITION = "null_condition.safetensors"
 
 
 def _config(args: argparse.Namespace, **defaults: Any) -> UCGMTrainingConfig:
-    options = {name.removeprefix("setting_"): value for name, value in vars(args).items() if value is not None}
-    names = [field.name for field in fields(UCGMTrainingConfig) if field.name in options]
-    given = defaults | {name: read_setting(name, options[name]) for name in names}
+    """The settings in force: the options win over `--config`, and the file wins over `--recipe`."""
+    words = {
+        name.removeprefix("setting_"): value
+        for name, value in vars(args).items()
+        if name.startswith("setting_") and value is not None
+    }
+    given = {name: read_setting(name, value) for name, value in words.items()}
     if args.config:
-        return UCGMTrainingConfig.from_file(args.config, **given)
+        given = {**read_settings_file(args.config), **given}
+    given = {**defaults, **given}
     if "output_dir" not in given:
         raise ValueError("`--output-dir` must be given, here or in the file of `--config`.")
-    return UCGMTrainingConfig(**given)
+    recipe, reason = args.recipe, "as `--recipe` names it"
+    if recipe is None and not args.config:
+        is_pretrained = args.pipeline is not None or not Path(args.model).is_file()
+        has_prompts = (Path(args.data) / NULL_CONDITION).is_file()
+        recipe, reason = default_recipe(given, is_pretrained=is_pretrained, has_prompts=has_prompts)
+    if recipe is not None:
+        given = recipe_settings(recipe, given)
+    config = UCGMTrainingConfig(**given)
+    if is_first_process():
+        known = None if recipe is None else get_recipe(recipe)
+        print(f"Settings: {args.config}" if known is None else f"Recipe: {recipe}, {reason}. {known.summary}")
+    return config
 
 
 def _network(name: str, dtype: torch.dtype) -> Any:

@@ -1,20 +1,23 @@
 """Settings of a training run: the loss's, the optimizer's and the run's own, under diffusers' names."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from diffusers_ucgm.names import did_you_mean
 
 from .ratios import check_schedule, ratio_at
+from .setting_types import is_of, shown
 
 
 if TYPE_CHECKING:
     from diffusers_ucgm.loss import UCGMLoss
     from diffusers_ucgm.transports import Transport
 
-__all__ = ["UCGMTrainingConfig", "read_setting", "takes_several"]
+__all__ = ["CHOICES", "UCGMTrainingConfig"]
 
 # What may change when a run is resumed, because it does not enter the weights at a given step.
 FREE_ON_RESUME = {
@@ -53,75 +56,99 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "nonfinite_gradients": ("skip", "zero", "stop"),
     "on_collapse": ("ignore", "warn", "back_off", "roll_back"),
     "teacher_dtype": (None, "bf16", "fp16"),
+    "prediction_type": (None, "epsilon", "flow_prediction", "sample", "v_prediction"),
+    "derivative": ("difference", "forward"),
 }
+AT_LEAST_ONE = (
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "max_train_steps",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "logging_steps",
+)
+FRACTIONS = ("teacher_decay", "ema_decay", "lora_dropout")
+NOT_NEGATIVE = (
+    "learning_rate",
+    "max_grad_norm",
+    "lr_warmup_steps",
+    "adam_weight_decay",
+    "adam_epsilon",
+    "lora_rank",
+    "validation_steps",
+    "dataloader_num_workers",
+)
 
 
 @dataclass
 class UCGMTrainingConfig:
-    """All settings of a `UCGMTrainer`.
+    """All settings of a `UCGMTrainer`; `ucgm train --help` shows these texts.
 
     Attributes:
         output_dir: The run's folder: checkpoints, log and the trained weights.
-        transport: What the network sees and predicts, as in `UCGMLoss`; None takes it from the scheduler that the
-            trainer is given, and is "linear" without one.
-        prediction_type: As in `UCGMLoss`, like every setting down to `derivative`.
-        consistency_ratio: A number as in `UCGMLoss`, or a schedule: pairs of a step and a ratio, linear between them,
-            such as `[[0, 0.0], [2000, 1.0]]`.
-        enhancement_ratio: See `UCGMLoss`.
-        enhancement_range: See `UCGMLoss`.
-        huber_c: See `UCGMLoss`.
-        cosine_term: See `UCGMLoss`.
-        cosine_weighting: See `UCGMLoss`.
-        label_dropout: See `UCGMLoss`.
-        time_distribution: See `UCGMLoss`.
-        channel_dim: See `UCGMLoss`.
-        batched_calls: See `UCGMLoss`.
-        derivative: See `UCGMLoss`.
-        teacher_decay: As in `Teacher`: 1 freezes the initial weights, for tuning a pretrained model. With LoRA 1 is
-            the base model itself, with the adapter switched off.
-        teacher_dtype: "bf16" or "fp16" keeps a frozen copy in half precision; None in the student's.
-        teacher_offload: Whether a frozen copy stays in the CPU's memory and is on the device only while it is called.
+        transport: What the network sees and predicts: linear, relinear, trigflow, triglinear, edm, random or a
+            registered name; null takes it from the scheduler that the trainer is given, and is linear without one.
+        prediction_type: What the network predicts, in place of the transport's own prediction; null keeps that.
+        consistency_ratio: A number in [0, 1], where 0 trains a multi-step model and 1 a few-step model, or a schedule:
+            pairs of a step and a ratio, linear between them, such as [[0, 0.0], [2000, 1.0]].
+        enhancement_ratio: Strength of the enhanced target, which takes the place of classifier-free guidance; 0 is
+            off. The paper uses 0.57 to 0.67 at consistency ratio 0 and 1.3 to 2 at 1.
+        enhancement_range: Canonical times (0 is data, 1 is noise) between which the target is enhanced.
+        huber_c: Constant of the pseudo-Huber distance: 0 for multi-step models, 5 to 9 for few-step models.
+        cosine_term: Whether the cosine distance over the channels is added to the loss; for multi-step models.
+        cosine_weighting: Whether a sample at time t has the weight cos(1.57 t).
+        label_dropout: Fraction of the samples that are trained under the null condition; few-step models take 0.
+        time_distribution: a, b and c of the distribution that times are sampled from; 1 1 1 is uniform, 0.8 1 1 has a
+            little more noise.
+        channel_dim: The dimension of the channels in a batch: 1 for images and videos, -1 for packed tokens.
+        batched_calls: Whether the two network calls of a difference are one call of a doubled batch.
+        derivative: How the derivative along the path is computed at consistency ratio 1: as the published difference,
+            or by exact forward-mode differentiation, which every operation of the network must support.
+        teacher_decay: Decay of the averaged teacher of the loss; 1 freezes the initial weights, for tuning a
+            pretrained model, and 0 is the student itself. By default 0.999, and with LoRA 1: the base model, with the
+            adapter switched off.
+        teacher_dtype: Precision of a frozen teacher's weights; null is the student's.
+        teacher_offload: Whether a frozen teacher stays in the CPU's memory and is on the device only during its calls.
         lora_rank: Rank of a LoRA adapter, which alone is then trained; 0 trains all weights.
-        lora_alpha: Scale of the adapter; None is the rank.
+        lora_alpha: The adapter is scaled by lora_alpha / lora_rank; null is the rank.
         lora_dropout: Dropout before the adapter.
-        lora_target_modules: Names of the modules that get an adapter; None takes those of attention.
+        lora_target_modules: Names of the modules that get an adapter; null takes those of attention.
         train_batch_size: Samples per process and network call.
         gradient_accumulation_steps: Network calls per optimizer step.
-        max_train_steps: Optimizer steps in all.
-        optimizer: "adamw", "radam", "adamw_8bit" (needs bitsandbytes) or "adamw_schedule_free" (needs schedulefree).
+        max_train_steps: Optimizer steps of the whole run.
+        optimizer: The optimizer; adamw_8bit needs bitsandbytes and adamw_schedule_free needs schedulefree.
         learning_rate: Highest learning rate.
-        adam_beta1: First moment's decay.
-        adam_beta2: Second moment's decay.
+        adam_beta1: Decay of the first moment.
+        adam_beta2: Decay of the second moment.
         adam_epsilon: What is added to the root of the second moment.
         adam_weight_decay: Decoupled weight decay.
-        lr_scheduler: A name that `diffusers.optimization.get_scheduler` knows.
+        lr_scheduler: How the learning rate changes over the run.
         lr_warmup_steps: Optimizer steps until the learning rate is reached.
-        lr_step_rules: For "piecewise_constant" alone: factors of the learning rate with the steps until which they
-            hold, and the last one, such as "1:1000,0.1:2000,0.01".
+        lr_step_rules: For piecewise_constant alone: factors of the learning rate with the steps until which they
+            hold, and the last factor, such as "1:1000,0.1:2000,0.01".
         max_grad_norm: Gradients are scaled down to this norm; 0 leaves them.
         ema_decay: Decay of the averaged weights that are saved, apart from the loss's teacher; 0 saves the last
             weights.
-        mixed_precision: "no", "bf16" or "fp16", as in accelerate. Times and the loss stay float32.
+        mixed_precision: Precision of the network calls, as in accelerate; times and the loss stay float32.
         gradient_checkpointing: Whether activations are computed again in the backward pass, to save memory.
         torch_compile: Whether the network is compiled.
-        find_unused_parameters: As in torch's `DistributedDataParallel`, for networks that leave weights out.
+        find_unused_parameters: As in torch's DistributedDataParallel, for networks that leave weights out.
         seed: Decides order, noise, times and dropout of every step.
         dataloader_num_workers: Processes that load the data ahead; 0 loads it in the training process.
-        nonfinite_gradients: What is done about gradients with NaN or infinity: "skip" leaves the step out, "zero"
-            takes such entries as 0, "stop" ends the run. They are counted, and ten steps in a row always end it.
-        on_collapse: What is done when the smoothed loss jumps or the derivative runs into its clamp (`CollapseGuard`):
-            "ignore", "warn", "back_off" halves the learning rate, "roll_back" also returns to the last checkpoint from
-            before.
-        collapse_factor: A jump is so many times the median of the last lines of the log.
+        nonfinite_gradients: What is done about gradients with NaN or infinity: skip leaves the step out, zero takes
+            these entries as 0, stop ends the run. They are counted, and ten steps in a row always end it.
+        on_collapse: What is done when the smoothed loss jumps or the derivative runs into its clamp: warn prints it,
+            back_off halves the learning rate, roll_back also returns to the last checkpoint from before.
+        collapse_factor: The loss jumps where it exceeds this factor times the median of the last lines of the log.
         checkpointing_steps: Optimizer steps between checkpoints.
-        checkpoints_total_limit: How many of them are kept.
-        resume_from_checkpoint: "latest", a checkpoint's folder, or None to start anew.
+        checkpoints_total_limit: Number of checkpoints that are kept.
+        resume_from_checkpoint: latest, or the folder of a checkpoint; null starts a new run.
         logging_steps: Optimizer steps between lines of the log.
-        report_to: A tracker of accelerate, "tensorboard" or "wandb"; None writes only the log file.
+        report_to: A tracker of accelerate, such as tensorboard or wandb; null writes only the log file.
         tracker_project_name: The tracker's project.
-        validation_steps: Optimizer steps between validation grids; 0 draws none. Needs a pipeline.
-        validation_inputs: Prompts, class names or ids to draw.
-        validation_num_inference_steps: Numbers of sampling steps, a block of the grid for each.
+        validation_steps: Optimizer steps between validation grids, which need a pipeline; 0 makes none.
+        validation_inputs: Prompts, class names or class ids of the grids.
+        validation_num_inference_steps: Numbers of sampling steps; the grid has a block for each.
     """
 
     output_dir: str
@@ -138,7 +165,8 @@ class UCGMTrainingConfig:
     channel_dim: int = 1
     batched_calls: bool = False
     derivative: str = "difference"
-    teacher_decay: float = 0.999
+    # Resolved by `__post_init__`, which knows whether there is an adapter.
+    teacher_decay: float = None  # pyright: ignore[reportAssignmentType]
     teacher_dtype: str | None = None
     teacher_offload: bool = False
     lora_rank: int = 0
@@ -180,32 +208,59 @@ class UCGMTrainingConfig:
 
     def __post_init__(self) -> None:
         # Paths are welcome, but the settings go into checkpoints, which are JSON.
-        self.output_dir = str(self.output_dir)
+        self.output_dir = str(self.output_dir) if isinstance(self.output_dir, Path) else self.output_dir
+        if self.teacher_decay is None:
+            self.teacher_decay = 1.0 if self.lora_rank else 0.999
+        self._check_types()
         self.enhancement_range = tuple(self.enhancement_range)
         self.time_distribution = tuple(self.time_distribution)
         self.validation_inputs = tuple(self.validation_inputs)
         self.validation_num_inference_steps = tuple(self.validation_num_inference_steps)
+        self._check_ranges()
+        self._check_pairs()
+        self.consistency_ratio = check_schedule(self.consistency_ratio)
+        ends = self.consistency_ratio if isinstance(self.consistency_ratio, list) else [[0, 0.0]]
+        for step, _ in ends:
+            self.loss(int(step))
+
+    def _check_types(self) -> None:
+        for name, hint in get_type_hints(type(self)).items():
+            if not is_of(getattr(self, name), hint):
+                raise ValueError(f"`{name}` must be of type {shown(hint)}, got {getattr(self, name)!r}.")
+
+    def _check_ranges(self) -> None:
         for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` must be one of {list(allowed)}, got {getattr(self, name)!r}.")
-        positive = ("train_batch_size", "gradient_accumulation_steps", "max_train_steps", "checkpointing_steps")
-        for name in (*positive, "checkpoints_total_limit", "logging_steps"):
+            if (value := getattr(self, name)) not in allowed:
+                hint = did_you_mean(value, allowed)
+                raise ValueError(f"`{name}` must be one of {list(allowed)}, got {value!r}.{hint}")
+        for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        for name in ("teacher_decay", "ema_decay", "lora_dropout"):
+        if min(self.validation_num_inference_steps, default=1) < 1:
+            raise ValueError(
+                f"`validation_num_inference_steps` must be at least 1, got {self.validation_num_inference_steps}."
+            )
+        for name in FRACTIONS:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")
-        not_negative = ("learning_rate", "max_grad_norm", "lr_warmup_steps", "adam_weight_decay", "lora_rank")
-        for name in (*not_negative, "validation_steps", "dataloader_num_workers"):
-            if not getattr(self, name) >= 0:
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
+        for name in NOT_NEGATIVE:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
+        if self.lora_alpha is not None and not 0.0 < self.lora_alpha < math.inf:
+            raise ValueError(f"`lora_alpha` must be above 0, got {self.lora_alpha}.")
+        if not 1.0 < self.collapse_factor < math.inf:
+            raise ValueError(f"`collapse_factor` must be above 1, got {self.collapse_factor}.")
+
+    def _check_pairs(self) -> None:
+        """Check settings that must go together."""
         if (self.lr_scheduler == "piecewise_constant") != (self.lr_step_rules is not None):
             raise ValueError(
                 "`lr_step_rules` must go with `lr_scheduler='piecewise_constant'`, and only with it, got "
                 f"{self.lr_step_rules!r} with {self.lr_scheduler!r}."
             )
-        if not self.collapse_factor > 1.0:
-            raise ValueError(f"`collapse_factor` must be above 1, got {self.collapse_factor}.")
         if self.lora_rank and 0.0 < self.teacher_decay < 1.0:
             raise ValueError(
                 "`teacher_decay` must be 1, for the base model, or 0, for the student itself, with `lora_rank` above "
@@ -221,10 +276,6 @@ class UCGMTrainingConfig:
                 "`optimizer='adamw_schedule_free'` averages the weights by itself: it must go with `ema_decay=0` and "
                 f"`lr_scheduler='constant'`, got {self.ema_decay} and {self.lr_scheduler!r}."
             )
-        self.consistency_ratio = check_schedule(self.consistency_ratio)
-        ends = self.consistency_ratio if isinstance(self.consistency_ratio, list) else [[0, 0.0]]
-        for step, _ in ends:
-            self.loss(int(step))
 
     def loss(self, step: int = 0, transport: "Transport | None" = None) -> "UCGMLoss":
         """The loss of an optimizer step.
@@ -269,83 +320,28 @@ class UCGMTrainingConfig:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file names a setting that does not exist or is not a mapping, or nothing names
+            ValueError: If the file is torn, names a setting that does not exist or is not a mapping, or nothing names
                 `output_dir`.
         """
-        path = Path(path)
-        if path.suffix == ".json":
-            values = json.loads(path.read_text())
-        else:
-            import yaml
+        from .settings import read_settings_file
 
-            # Every scalar as it is written: YAML 1.1 takes `no` for False, and 1e-4 for text.
-            values = yaml.load(path.read_text(), yaml.BaseLoader)
-        if not isinstance(values, dict):
-            raise ValueError(f"`path` must hold a mapping of settings, got {type(values).__name__} in {str(path)!r}.")
-        if unknown := sorted(set(values) - {field.name for field in fields(cls)}):
-            raise ValueError(f"`path` must name settings of UCGMTrainingConfig, got {unknown} in {str(path)!r}.")
-        if "output_dir" not in {**values, **overrides}:
+        values = {**read_settings_file(path), **overrides}
+        if "output_dir" not in values:
             raise ValueError(f"`output_dir` must be given, in {str(path)!r} or beside it (`--output-dir`).")
-        if path.suffix != ".json":
-            values = {name: read_setting(name, value) for name, value in values.items()}
-        return cls(**{**values, **overrides})
+        return cls(**values)
 
+    @classmethod
+    def from_recipe(cls, name: str, output_dir: str | Path, **overrides: Any) -> "UCGMTrainingConfig":
+        """Settings by name; keyword arguments win over the recipe, whose schedules follow `max_train_steps`.
 
-TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-# In this order: a word is a number if it can be, where a setting takes numbers and texts.
-READERS: dict[Any, Any] = {bool: lambda word: TRUTHS[word.lower()], int: int, float: float, str: str}
+        Args:
+            name: One of `RECIPES`.
+            output_dir: The run's folder.
+            overrides: Other settings.
 
+        Raises:
+            ValueError: If there is no such recipe, or a setting is out of its range.
+        """
+        from .settings import recipe_settings
 
-def takes_several(name: str) -> bool:
-    """Whether a setting may be a sequence."""
-    return _items_of(_kinds(get_type_hints(UCGMTrainingConfig)[name])) is not None
-
-
-def read_setting(name: str, words: Any) -> Any:
-    """A setting's value from text, as the setting's type has it.
-
-    Args:
-        name: Of the setting.
-        words: A word, or a list of words or of such lists; a word may be a list in JSON. "null" is None.
-
-    Raises:
-        ValueError: If the text is none of the type.
-    """
-    hint = get_type_hints(UCGMTrainingConfig)[name]
-    # An option of several words may be given one: the whole list in JSON, or the only number of a schedule.
-    single = isinstance(words, list) and len(words) == 1 and isinstance(words[0], str)
-    try:
-        if single and (words[0].startswith("[") or float in _kinds(hint)):
-            return _read(hint, words[0])
-        return _read(hint, words)
-    except (ValueError, KeyError, TypeError) as error:
-        kind = hint.__name__ if isinstance(hint, type) else str(hint).replace("collections.abc.", "")
-        raise ValueError(f"`{name}` must be of type {kind}, got {words!r}. Quote texts with a colon.") from error
-
-
-def _kinds(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-
-
-def _items_of(kinds: tuple[Any, ...]) -> Any:
-    """The type of a sequence's items, or None where no sequence is allowed."""
-    return next((get_args(kind)[0] for kind in kinds if get_origin(kind) in (tuple, Sequence)), None)
-
-
-def _read(hint: Any, words: Any) -> Any:
-    kinds = _kinds(hint)
-    if isinstance(words, str):
-        if NoneType in kinds and words.lower() in ("null", "none", "~", ""):
-            return None
-        for kind in (each for each in READERS if each in kinds):
-            try:
-                return READERS[kind](words)
-            except (ValueError, KeyError):
-                continue
-        words = json.loads(words)
-    elif isinstance(words, int | float) and set(kinds) & {int, float}:
-        return words
-    items = _items_of(kinds)
-    if not isinstance(words, list) or items is None:
-        raise TypeError
-    return [_read(items, each) for each in words]
+        return cls(output_dir=str(output_dir), **recipe_settings(name, overrides))

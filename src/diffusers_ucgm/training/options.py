@@ -1,11 +1,11 @@
 """The options of the commands that train; what they do is in `commands.py`, which is imported when one runs."""
 
 import argparse
-from dataclasses import fields
 
 from diffusers_ucgm.names import DTYPE_NAMES
 
-from .config import UCGMTrainingConfig, takes_several
+from .recipes import RECIPES
+from .settings import settings_help
 
 
 __all__ = ["OPTIONS"]
@@ -17,13 +17,31 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--pipeline", help="pipeline to train: bundled name, folder or Hub repository")
     source.add_argument("--model", help="network's folder to tune, or a config.json to start anew")
     parser.add_argument("--data", required=True, help="folder of `ucgm cache`, or safetensors file with `latents`")
-    parser.add_argument("--config", help="JSON or YAML file of settings; the options below win over it")
-    parser.add_argument("--torch-dtype", choices=DTYPE_NAMES, default="fp32", help="of the loaded weights")
-    settings = parser.add_argument_group("settings", "see UCGMTrainingConfig; sequences are several words or JSON")
-    for field in fields(UCGMTrainingConfig):
-        flags = sorted({f"--{field.name.replace('_', '-')}", f"--{field.name}"}, reverse=True)
-        number = "+" if takes_several(field.name) else None
-        settings.add_argument(*flags, dest=f"setting_{field.name}", metavar="VALUE", nargs=number)
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help=f"named settings: {', '.join(RECIPES)}; see `ucgm recipes`. Without this option and without --config: "
+        "two-step, with --lora-rank a LoRA recipe, and from-scratch for a config.json",
+    )
+    parser.add_argument(
+        "--config", metavar="FILE", help="JSON or YAML file of settings; it wins over --recipe, options win over both"
+    )
+    parser.add_argument("--torch-dtype", choices=DTYPE_NAMES, default="fp32", help="type of the loaded weights")
+    for group, settings in settings_help().items():
+        shown = parser.add_argument_group(group)
+        for each in settings:
+            shown.add_argument(
+                f"--{each.name.replace('_', '-')}",
+                dest=f"setting_{each.name}",
+                metavar=each.metavar,
+                nargs="+" if each.takes_several else None,
+                help=each.description.replace("%", "%%"),
+            )
+    parser.usage = f"{parser.prog} (--pipeline NAME | --model NAME) --data PATH [--recipe NAME] [options]"
+    parser.epilog = (
+        "Defaults are those of a run without a recipe: a recipe replaces some of them. Settings that take several "
+        "values are several words, or a list in JSON; null is no value."
+    )
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
