@@ -23,7 +23,7 @@ SCRIPTS = sorted(file for folder in ("benchmarks", "examples", "tools") for file
 LAYERS = [
     {"transports", "time_grids", "names", "presets", "seeds", "stock", "models", "idx", "processes", "files"},
     {"autoencoders", "labels"},
-    {"families", "images"},
+    {"families", "images", "swap"},
     {"solver", "schedules"},
     {"published"},
     {"scheduler", "loss", "oracles", "lora"},
@@ -43,6 +43,7 @@ THIRD_PARTY = {
     "schedules": {"numpy", "torch"},
     "published": {"torch"},
     "stock": set(),
+    "swap": set(),
     "loss": {"torch"},
     "oracles": {"torch"},
     "teacher": {"torch"},

@@ -37,6 +37,7 @@ class Mutant:
 SCHEDULER_TESTS = ("tests/test_scheduler.py", "tests/test_scheduler_contract.py")
 MULTISTEP_TESTS = ("tests/test_multistep.py",)
 FAMILY_TESTS = ("tests/test_families.py", "tests/test_stock_configs.py")
+SWAP_TESTS = ("tests/test_swap_keywords.py",)
 LOSS_TESTS = ("tests/test_loss.py",)
 METRIC_TESTS = ("tests/evaluation/test_metrics.py",)
 HELP_TESTS = ("tests/test_help.py",)
@@ -734,10 +735,38 @@ MUTANTS = [
     ),
     Mutant(
         "stock defaults give way to ours",
-        "scheduler.py",
+        "swap.py",
         'if name != "_use_default_values"}',
         'if name not in ["_use_default_values", *config.get("_use_default_values", [])]}',
         FAMILY_TESTS,
+    ),
+    Mutant(
+        "stock settings lost as keywords",
+        "swap.py",
+        "{**stock, **theirs}",
+        "stock",
+        SWAP_TESTS,
+    ),
+    Mutant(
+        "a second swap reads our settings as the stock scheduler's",
+        "swap.py",
+        "_stock_part(config, defaults, own) if is_own",
+        "config if is_own",
+        SWAP_TESTS,
+    ),
+    Mutant(
+        "settings of the sampler lost at a second swap",
+        "swap.py",
+        "ours = said | ours",
+        "ours = ours",
+        SWAP_TESTS,
+    ),
+    Mutant(
+        "typos dropped without a word",
+        "scheduler.py",
+        "        swap.warn_of_unknown()\n",
+        "",
+        SWAP_TESTS,
     ),
     Mutant(
         "our order read as a multistep solver's",

@@ -1,5 +1,6 @@
 """UCGMScheduler: the unified sampler (UCGM-S) behind diffusers' scheduler interface."""
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from .presets import get_preset
 from .published import PublishedCorrection
 from .schedules import Spacing, as_told, given_schedule, grid_of_steps
 from .solver import SAMPLE, Call, Point, Solver, step_of_tokens, thresholded
-from .stock import STOCK_SCHEDULERS, translated
+from .stock import STOCK_SCHEDULERS
+from .swap import swapped
 from .transports import Transport
 
 
@@ -244,7 +246,10 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
                 it says of the model's path, its spacing and its clipping is kept; the rest is carried along, so that
                 the stock scheduler can be made again by its own `from_config(scheduler.config)`.
             return_unused_kwargs: Whether to return `(scheduler, unused)`.
-            kwargs: Settings of `UCGMScheduler`; `preset`, a name in `PRESETS`, sets those of the sampler.
+            kwargs: Settings of the class that the config is of, with the effect that they have in the config, and
+                settings of `UCGMScheduler`. `solver_order` and `solver_type` are always those of `UCGMScheduler`.
+                `preset`, a name in `PRESETS`, sets those of the sampler. A keyword that neither class knows is named
+                in a warning, or returned if that was asked for.
 
         Raises:
             ValueError: If the config is of another kind of model, or the preset is unknown.
@@ -255,13 +260,17 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             config, kwargs = cls.load_config(config, return_unused_kwargs=True, **kwargs)
         if preset := kwargs.pop("preset", None):
             kwargs = {**get_preset(preset).sampler, **kwargs}
-        # A stock config marks its defaults, which would give way to ours.
-        said = {name: value for name, value in config.items() if name != "_use_default_values"}
-        if said.get("_class_name", cls.__name__) != cls.__name__ or "extrapolation_ratio" not in said:
-            shared = cls._get_init_keys(cls) - set(OWN_SETTINGS)
-            settings = translated(said, shared)
-            said = {name: value for name, value in said.items() if name not in OWN_SETTINGS} | settings
-        return super().from_config(said, return_unused_kwargs, **kwargs)
+        classes, name = [each.__name__ for each in cls.__mro__], config.get("_class_name")
+        is_own = name in classes if name else "extrapolation_ratio" in config
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        defaults = {each.name: each.default for each in parameters if each.name != "self"}
+        swap = swapped(config, kwargs, defaults, OWN_SETTINGS, is_own)
+        made: Any = super().from_config(swap.config, return_unused_kwargs=True, **swap.settings)
+        scheduler, unused = made
+        if return_unused_kwargs:
+            return scheduler, {key: value for key, value in unused.items() if key not in swap.read} | swap.unknown
+        swap.warn_of_unknown()
+        return scheduler
 
     @classmethod
     def from_preset(cls, name: str, **kwargs: Any) -> "UCGMScheduler":

@@ -7,13 +7,11 @@ does not name its class, and by the class where it does.
 
 import importlib
 import inspect
-import math
-import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 
-__all__ = ["STOCK_SCHEDULERS", "translated"]
+__all__ = ["STOCK_SCHEDULERS", "stock_settings", "translated"]
 
 # diffusers' schedulers of models on a path that `UCGMScheduler` knows.
 STOCK_SCHEDULERS = [
@@ -85,33 +83,44 @@ LEAST_GAP = 0.001
 OPTIONAL_SCHEDULERS: dict[str, dict[str, Any]] = {
     "CosineDPMSolverMultistepScheduler": {
         "sigma_min": 0.3,
-        "sigma_max": 500.0,
+        "sigma_max": 500,
         "sigma_data": 1.0,
         "sigma_schedule": "exponential",
+        "num_train_timesteps": 1000,
+        "solver_order": 2,
         "prediction_type": "v_prediction",
         "rho": 7.0,
-        "solver_order": 2,
+        "solver_type": "midpoint",
+        "lower_order_final": True,
+        "euler_at_final": False,
+        "final_sigmas_type": "zero",
     },
     "DPMSolverSDEScheduler": {
+        "num_train_timesteps": 1000,
         "beta_start": 0.00085,
         "beta_end": 0.012,
         "beta_schedule": "linear",
         "trained_betas": None,
         "prediction_type": "epsilon",
+        "use_karras_sigmas": False,
+        "use_exponential_sigmas": False,
+        "use_beta_sigmas": False,
+        "noise_sampler_seed": None,
+        "timestep_spacing": "linspace",
+        "steps_offset": 0,
     },
 }
 
 
-def translated(config: Mapping[str, Any], shared: Collection[str] = ()) -> dict[str, Any]:
+def translated(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `UCGMScheduler` for the model of a stock scheduler's config.
 
     Args:
         config: The config of one of `STOCK_SCHEDULERS`, as `scheduler.config` or as read from
             `scheduler_config.json`. Keys that are not there have the default of the class, where it is named.
-        shared: The arguments that mean the same to `UCGMScheduler` under the same name.
 
     Returns:
-        What `UCGMScheduler` needs besides the shared keys that the config has.
+        What `UCGMScheduler` needs besides the settings that mean the same to it under the same name.
 
     Raises:
         ValueError: If the config is of another kind of scheduler, or has a setting without which the pictures would
@@ -124,7 +133,7 @@ def translated(config: Mapping[str, Any], shared: Collection[str] = ()) -> dict[
             "known here, and another path would give wrong pictures. Keep its scheduler, or construct "
             "`UCGMScheduler` with the model's own `transport`."
         )
-    own = _defaults(name)
+    own = stock_settings(name)
     said = {**own, **config}
     if foreign := [key for key in FOREIGN_KEYS if key in said]:
         raise ValueError(
@@ -142,8 +151,6 @@ def translated(config: Mapping[str, Any], shared: Collection[str] = ()) -> dict[
             "`config` must be of a flow or of a model in sigma space, got one with both `shift` and `sigma_data`, as "
             "Cosmos 2 makes it of a flow-matching scheduler. Keep its scheduler."
         )
-    _warn_of_settings_without_meaning(said)
-    left_out = {key: own[key] for key in shared if key not in config and own.get(key) is not None}
     if own:
         # What other schedulers left in the config, the class itself would not read.
         said = {key: value for key, value in said.items() if key in own}
@@ -172,11 +179,11 @@ def translated(config: Mapping[str, Any], shared: Collection[str] = ()) -> dict[
         )
     if any(said.get(f"use_{name}_sigmas") for name in ("karras", "exponential", "beta")):
         settings["time_gaps"] = (settings["time_gaps"][0], LEAST_GAP)
-    return left_out | settings
+    return settings
 
 
-def _defaults(name: str | None) -> dict[str, Any]:
-    """The arguments of a stock scheduler's constructor at their defaults."""
+def stock_settings(name: str | None) -> dict[str, Any]:
+    """The settings of one of `STOCK_SCHEDULERS` at their defaults; none for a class that diffusers does not have."""
     if name is None:
         return {}
     if name in OPTIONAL_SCHEDULERS:
@@ -227,16 +234,3 @@ def _sigma_space(said: Mapping[str, Any]) -> dict[str, Any]:
     if "solver_order" in said and "algorithm_type" not in said:
         settings["sigma_embedding"] = "atan"
     return settings
-
-
-def _warn_of_settings_without_meaning(said: Mapping[str, Any]) -> None:
-    unused = [key for key in ("use_lu_lambdas", "solver_p", "tau_func") if said.get(key)]
-    if said.get("lambda_min_clipped", -math.inf) not in (None, -math.inf, "-Infinity"):
-        unused.append("lambda_min_clipped")
-    if unused:
-        warnings.warn(
-            f"{', '.join(f'`{key}={said[key]!r}`' for key in unused)} of the stock scheduler has no meaning for "
-            "`UCGMScheduler` and is kept only for swapping back.",
-            UserWarning,
-            stacklevel=4,
-        )
