@@ -297,7 +297,7 @@ def test_configs_that_were_saved_before_the_class_was_kept_take_keywords(model):
     ],
 )
 def test_typos_are_named_with_what_was_meant(config, typo, meant):
-    with pytest.warns(UserWarning, match=rf"`{typo}` is neither a setting .* Did you mean `{meant}`\?") as record:
+    with pytest.warns(UserWarning, match=rf"`{typo}` is neither a setting .* Did you mean '{meant}'\?") as record:
         scheduler = UCGMScheduler.from_config(config, **{typo: 1})
     assert len(record) == 1
     assert record[0].filename == __file__
@@ -311,7 +311,7 @@ def test_a_name_like_none_is_named_alone():
 
 def test_typos_in_a_saved_scheduler_are_named(tmp_path):
     DDIMScheduler().save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match="Did you mean `set_alpha_to_one`"):
+    with pytest.warns(UserWarning, match="Did you mean 'set_alpha_to_one'"):
         UCGMScheduler.from_pretrained(tmp_path, set_alpha_to_on=False)
 
 

@@ -5,13 +5,13 @@ The rule is that a setting which the stock class of the config knows means as a 
 Other keywords are settings of `UCGMScheduler`, and what neither knows is named.
 """
 
-import difflib
 import math
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .names import did_you_mean
 from .stock import STOCK_SCHEDULERS, stock_settings, translated
 
 
@@ -29,8 +29,6 @@ FLOW_KEYS = {"shift"}
 ALL_PATH_KEYS = FLOW_KEYS.union(*PATH_KEYS.values())
 # Stock schedulers have two names for the shift of a flow.
 OTHER_NAME = {"shift": "flow_shift", "flow_shift": "shift"}
-# A name that is less alike than this is no help.
-LIKENESS = 0.6
 
 
 @dataclass(frozen=True)
@@ -54,10 +52,9 @@ class Swap:
     def warn_of_unknown(self) -> None:
         """Name the keywords that nobody knows, each with the known name that is most like it."""
         for name in self.unknown:
-            nearest = difflib.get_close_matches(name, sorted(self.known), n=1, cutoff=LIKENESS)
             warnings.warn(
                 f"`{name}` is neither a setting of `UCGMScheduler` nor of the scheduler that the config is of, and "
-                f"has no effect.{f' Did you mean `{nearest[0]}`?' if nearest else ''}",
+                f"has no effect.{did_you_mean(name, sorted(self.known))}",
                 UserWarning,
                 stacklevel=3,
             )
