@@ -18,9 +18,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL, DiTTransformer2DModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler, UCGMTrainer, UCGMTrainingConfig
+from diffusers_ucgm.files import replacing_folder, write_tensors
 from diffusers_ucgm.pipeline import normalize_latents
 from diffusers_ucgm.training.checkpoints import (
     latest_checkpoint,
@@ -28,7 +29,6 @@ from diffusers_ucgm.training.checkpoints import (
     load_optimizer_state,
     optimizer_state,
     prune_checkpoints,
-    replace_folder,
     save_checkpoint,
 )
 from diffusers_ucgm.training.data import LabelledImages, LatentDataset, load_images, pixels
@@ -148,9 +148,8 @@ def train_autoencoder(
             tensors, values = optimizer_state(optimizer)
             save_checkpoint(run, step, {"model": model.state_dict(), "optimizer": tensors}, {"optimizer": values})
             prune_checkpoints(run, keep=1)
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    accelerator.unwrap_model(model).save_pretrained(temporary)
-    replace_folder(temporary, folder)
+    with replacing_folder(folder) as temporary:
+        accelerator.unwrap_model(model).save_pretrained(temporary)
 
 
 @torch.no_grad()
@@ -162,8 +161,7 @@ def encode(folder: Path, vae_folder: Path, data: LabelledImages) -> LatentDatase
         generator = torch.Generator().manual_seed(0)
         batches = data.images.split(500)
         z = torch.cat([vae.encode(pixels(images, SIZE)).latent_dist.sample(generator) for images in batches])
-        save_file({"latents": z, "class_labels": data.labels}, folder / "latents.tmp")
-        (folder / "latents.tmp").rename(file)
+        write_tensors(file, {"latents": z, "class_labels": data.labels})
     tensors = load_file(file)
     z = tensors["latents"]
     vae.register_to_config(latents_mean=z.mean((0, 2, 3)).tolist(), latents_std=z.std((0, 2, 3)).tolist())
@@ -200,10 +198,10 @@ def train_transformer(
         scheduler=UCGMScheduler(**SCHEDULERS[name]),
         id2label=dict(enumerate(CLASS_NAMES)),
     )
-    temporary = output / f".{name}.tmp"
-    # Half the bytes; `from_pretrained` loads float32 from them unless `torch_dtype` says otherwise.
-    pipeline.to(torch.float16).save_pretrained(temporary)
-    return replace_folder(temporary, output / name)
+    with replacing_folder(output / name) as temporary:
+        # Half the bytes; `from_pretrained` loads float32 from them unless `torch_dtype` says otherwise.
+        pipeline.to(torch.float16).save_pretrained(temporary)
+    return output / name
 
 
 def main() -> None:

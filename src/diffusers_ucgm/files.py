@@ -25,6 +25,7 @@ __all__ = [
     "remove_leftovers",
     "replacing",
     "replacing_folder",
+    "write_bytes",
     "write_image",
     "write_json",
     "write_tensors",
@@ -37,7 +38,7 @@ LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<kind>tmp|old)")
 # What version 0.1.0 called them.
 EARLIER_LEFTOVER = re.compile(
     r"\.((shard|samples)-\d{5}|checkpoint-\d+|transformer|unet|prior|lora|pipeline|log|pytorch_lora_weights\.safetensors)"
-    r"\.tmp|\.(samples|loss|by_time|comparison|quality|before-after|step-\d{7})\.tmp\.png"
+    r"\.tmp|\.(?P<name>checkpoint-\d+)\.(?P<kind>old)|\.(samples|loss|by_time|comparison|quality|before-after|step-\d{7})\.tmp\.png"
 )
 KINDS = {dict: "an object", list: "a list", str: "a text"}
 REMEDY = "Bring back a whole copy, or delete the file and make it again."
@@ -115,6 +116,13 @@ def write_text(path: str | Path, text: str) -> Path:
     """Write a text file in UTF-8; see `replacing`."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write a file of bytes; see `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
     return Path(path)
 
 
@@ -237,14 +245,15 @@ def remove_leftovers(folder: str | Path, *, min_age: float = 0.0) -> None:
     folder = Path(folder)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         found = LEFTOVER.fullmatch(path.name)
-        if not (found or EARLIER_LEFTOVER.fullmatch(path.name)):
-            continue
         if found and int(found["pid"]) != os.getpid() and is_alive(int(found["pid"])):
+            continue
+        found = found or EARLIER_LEFTOVER.fullmatch(path.name)
+        if not found:
             continue
         with suppress(OSError):
             if min_age and time.time() - path.stat().st_mtime < min_age:
                 continue
-            if found and found["kind"] == "old" and not (folder / found["name"]).exists():
+            if found["kind"] == "old" and not (folder / found["name"]).exists():
                 os.rename(path, folder / found["name"])
             else:
                 _remove(path)
@@ -302,15 +311,15 @@ def _naming(path: Path) -> Iterator[None]:
     """Turn every failure to write into an OSError that names the file."""
     from safetensors import SafetensorError
 
-    text = f"{str(path)!r} could not be written: "
+    text = " could not be written: "
     try:
         yield
     except SafetensorError as error:
-        raise OSError(f"{text}{error}") from error
+        raise OSError(f"{str(path)!r}{text}{error}") from error
     except OSError as error:
-        if "could not be written: " in str(error):
-            raise
-        raise _with_number(OSError(f"{text}{error.strerror or error}"), error) from error
+        # Of a file in a temporary folder: the folder has the name that people know.
+        reason = str(error).partition(text)[2] or error.strerror or error
+        raise _with_number(OSError(f"{str(path)!r}{text}{reason}"), error) from error
 
 
 def _with_number(error: OSError, source: OSError) -> OSError:

@@ -12,8 +12,9 @@ from peft import LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from diffusers_ucgm import files
 
 
 __all__ = [
@@ -110,19 +111,16 @@ def save_lora(
         The file, which is whole whenever it has its name.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     config: PeftConfig = cast(Any, network).peft_config[ADAPTER]
     tensors = {
         f"{prefix}.{name}": value.detach().cpu().contiguous()
         for name, value in get_peft_model_state_dict(network, state_dict, ADAPTER).items()
     }
     settings = {f"{prefix}.{name}": _plain(value) for name, value in config.to_dict().items()}
-    temporary = folder / f".{LORA_WEIGHTS_NAME}.tmp"
     metadata = {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(settings, sort_keys=True)}
     if notes:
         metadata[NOTES] = json.dumps(dict(notes), sort_keys=True)
-    save_file(tensors, temporary, metadata)
-    return temporary.rename(folder / LORA_WEIGHTS_NAME)
+    return files.write_tensors(folder / LORA_WEIGHTS_NAME, tensors, metadata)
 
 
 def load_lora(network: nn.Module, folder: str | Path, prefix: str = "transformer") -> None:

@@ -17,6 +17,8 @@ from huggingface_hub import hf_hub_download
 from PIL import Image
 from torch import Tensor
 
+from . import files
+
 # diffusers loads a component of another package only if its module is imported already.
 from . import scheduler as _scheduler  # noqa: F401
 from .autoencoders import decode_latents, denormalize_latents, normalize_latents, takes_unit_range
@@ -172,9 +174,7 @@ class UCGMPipeline(DiffusionPipeline):
             args: As `DiffusionPipeline.save_pretrained` takes them.
             kwargs: As `DiffusionPipeline.save_pretrained` takes them.
         """
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "pipeline.py").write_text(HUB_MODULE)
+        files.write_text(Path(save_directory) / "pipeline.py", HUB_MODULE)
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def load_lora_weights(

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from diffusers_ucgm.training import checkpoints
+from diffusers_ucgm import files
 from diffusers_ucgm.training import trainer as trainer_module
 from diffusers_ucgm.training.config import UCGMTrainingConfig
 from diffusers_ucgm.training.data import LatentDataset
@@ -90,7 +90,7 @@ def main():
     if stage := changes.pop("zero_stage", 0):
         use_deepspeed(stage)
     if changes.pop("full_disk", False):
-        checkpoints.save_file = full_disk
+        files.write_tensors = full_disk
     config = UCGMTrainingConfig(
         output,
         **{

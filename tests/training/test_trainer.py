@@ -7,9 +7,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from diffusers import DiTTransformer2DModel
+from safetensors import SafetensorError
 from torch import nn
 
 from diffusers_ucgm import Teacher
@@ -300,18 +302,16 @@ def test_a_half_written_checkpoint_is_ignored(tmp_path):
 
 
 def test_a_write_that_fails_leaves_the_last_checkpoint_to_resume_from(tmp_path, monkeypatch):
-    from diffusers_ucgm.training import checkpoints
-
     config = settings(tmp_path, resume_from_checkpoint="latest", **MULTI_STEP)
-    save_file = checkpoints.save_file
+    save_file = safetensors.torch.save_file
 
-    def full_disk(tensors, path):
-        if path.parent.name == ".checkpoint-6.tmp" and path.stem == "teacher":
-            raise OSError("No space left on device")
-        save_file(tensors, path)
+    def full_disk(tensors, path, metadata=None):
+        if "checkpoint-6" in str(path) and "teacher" in str(path):
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        save_file(tensors, path, metadata)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "save_file", full_disk)
+        patch.setattr(safetensors.torch, "save_file", full_disk)
         # The run goes on: it is worth more than one checkpoint.
         UCGMTrainer(config, dit(), mixture()).train()
     assert [path.name for path in tmp_path.glob("*checkpoint-*")] == ["checkpoint-3"]

@@ -1,7 +1,6 @@
 """From an original checkpoint, an autoencoder and a recipe to a saved `UCGMPipeline`."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 import yaml
 from diffusers import AutoencoderKL
 
+from diffusers_ucgm import files
 from diffusers_ucgm.pipeline import UCGMPipeline
 from diffusers_ucgm.presets import get_preset
 from diffusers_ucgm.scheduler import UCGMScheduler
@@ -156,14 +156,9 @@ def convert_checkpoint(
         do_normalize=known is None or known.do_normalize,
         call_defaults=recipe.call or None,
     )
-    temporary = output.with_name(f".{output.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    pipe.save_pretrained(temporary)
-    _save_training(recipe, temporary)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if output.exists():
-        output.rmdir()
-    temporary.rename(output)
+    with files.replacing_folder(output) as temporary:
+        pipe.save_pretrained(temporary)
+        _save_training(recipe, temporary)
     return output
 
 
@@ -176,10 +171,11 @@ def save_recipe(recipe: Recipe, output: str | Path) -> Path:
     output = Path(output)
     if output.exists() and any(output.iterdir()):
         raise FileExistsError(f"`output` must be a new folder, got {str(output)!r}, which exists.")
-    UCGMScheduler(**recipe.scheduler).save_pretrained(output / "scheduler")
-    if recipe.call:
-        (output / CALL_FILE).write_text(json.dumps(recipe.call, indent=2) + "\n")
-    _save_training(recipe, output)
+    with files.replacing_folder(output) as temporary:
+        UCGMScheduler(**recipe.scheduler).save_pretrained(temporary / "scheduler")
+        if recipe.call:
+            files.write_json(temporary / CALL_FILE, recipe.call)
+        _save_training(recipe, temporary)
     return output
 
 
@@ -213,7 +209,7 @@ def _check_statistics(mean: list[float], channels: int) -> None:
 def _save_training(recipe: Recipe, folder: Path) -> None:
     if recipe.training:
         text = "# Settings of UCGMTrainingConfig; `train_batch_size` is the whole batch, for one process.\n"
-        (folder / TRAINING_FILE).write_text(text + yaml.safe_dump(recipe.training, sort_keys=False))
+        files.write_text(folder / TRAINING_FILE, text + yaml.safe_dump(recipe.training, sort_keys=False))
 
 
 def _scheduler(recipe: Recipe, architecture: Architecture) -> UCGMScheduler:

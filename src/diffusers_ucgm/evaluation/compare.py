@@ -6,7 +6,6 @@ the same seeds for every solver. Network calls are counted at the network, whate
 
 import inspect
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +17,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from diffusers_ucgm import files
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 from .defaults import CALLS
@@ -240,10 +240,7 @@ class _Record:
         if self.file is None:
             return
         rows = [{**asdict(row), "settings": settings} for row, settings in self.rows.values()]
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.file.with_name(f".{self.file.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"plan": self.plan, "measurements": rows}, indent=1))
-        temporary.replace(self.file)
+        files.write_json(self.file, {"plan": self.plan, "measurements": rows})
 
 
 def _settings(scheduler: Any) -> dict[str, Any] | None:

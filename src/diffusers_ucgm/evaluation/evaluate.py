@@ -6,7 +6,6 @@ stopped evaluation goes on with the files that are missing, and any number of pr
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -18,17 +17,18 @@ from accelerate import PartialState
 from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from diffusers_ucgm import files
 from diffusers_ucgm.lora import active_adapters
 from diffusers_ucgm.seeds import numbered_seed
 
 from .drawing import conditions_for, draw
 from .features import FeatureNetwork, ImageFeatures, features_of, load_features
 from .metrics import FeatureStatistics, frechet_distance, inception_score, precision_recall
-from .plots import picture_table, save_image
+from .plots import picture_table
 from .references import Reference, load_reference, save_reference
 
 
@@ -165,8 +165,8 @@ def evaluate_pipeline(
     packages = {each: version(each) for each in ("diffusers-ucgm", "diffusers", "torch", "torchmetrics")}
     result = EvaluationResult(metrics, left_out, num_samples, name, described, settings, packages)
     grid = _grid(pipe, output, conditions_for(pipe, num_samples, conditions), num_inference_steps)
-    save_image(grid, Path(output) / GRID)
-    _write_json(Path(output) / RESULTS, result.to_dict())
+    files.write_image(Path(output) / GRID, grid)
+    files.write_json(Path(output) / RESULTS, result.to_dict())
     return result
 
 
@@ -336,14 +336,7 @@ def _check_plan(folder: Path, settings: dict[str, Any]) -> None:
             f"`output` must be empty or of the same evaluation, got {str(folder)!r}, where {differing} differ. "
             "Choose another folder."
         )
-    _write_json(file, settings)
-
-
-def _write_json(path: Path, values: Any) -> None:
-    # Several processes may write the same at the same time.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(values, indent=2))
-    temporary.replace(path)
+    files.write_json(file, settings)
 
 
 def _file(folder: Path, number: int) -> Path:
@@ -362,9 +355,7 @@ def _rows_in(file: Path) -> int:
 def _save(file: Path, pixels: Tensor) -> None:
     if pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
         raise ValueError(f"`pipe` must draw pictures of shape (B, 1 or 3, H, W), got {tuple(pixels.shape)}.")
-    temporary = file.with_name(f".{file.stem}.tmp")
-    save_file({"images": (pixels.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8).contiguous()}, temporary)
-    temporary.rename(file)
+    files.write_tensors(file, {"images": (pixels.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)})
 
 
 def _grid(pipe: Any, output: str | Path, conditions: list[Any], num_inference_steps: int | None) -> Image.Image:

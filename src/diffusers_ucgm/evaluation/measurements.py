@@ -4,6 +4,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffusers_ucgm import files
+
 from .sampler_plots import plot_quality
 
 
@@ -118,9 +120,10 @@ def save_comparison(
     sections = [f"{MEASURES[measure].capitalize()}, by network calls:\n\n{table}" for measure, table in tables.items()]
     curves = comparison_curves(measurements)
     plot = plot_quality(curves, output / PLOT, measure=MEASURES["median"], title=title, emphasised=emphasised)
-    (output / TABLES).write_text("\n\n".join(filter(None, [f"# {title}" if title else "", *sections, gaps])) + "\n")
-    files = f"Tables: {(output / TABLES).resolve()}\nPlot: {plot}"
-    return "\n".join(filter(None, [sections[0], gaps, files]))
+    parts = [f"# {title}" if title else "", *sections, gaps]
+    files.write_text(output / TABLES, "\n\n".join(filter(None, parts)) + "\n")
+    places = f"Tables: {(output / TABLES).resolve()}\nPlot: {plot}"
+    return "\n".join(filter(None, [sections[0], gaps, places]))
 
 
 def _value(measurement: Measurement | None, measure: str) -> float | None:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from diffusers_ucgm import files
+
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["drawable", "picture_table", "plot_by_time", "plot_loss", "plotted", "save_image"]
+__all__ = ["drawable", "picture_table", "plot_by_time", "plot_loss", "plotted"]
 
 MARGIN, GAP, INK, PAPER = 12, 3, "black", "white"
 FONT_SIZE = 15
@@ -68,16 +70,6 @@ def picture_table(
                 table.paste(enlarged, (left + j * (width + GAP), top + i * (height + GAP)))
         left += columns[title] + MARGIN
     return table
-
-
-def save_image(image: Image.Image, path: str | Path) -> Path:
-    """Save under a temporary name and rename, so that a file of that name is always whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix or '.png'}")
-    image.save(temporary)
-    temporary.rename(path)
-    return path.resolve()
 
 
 def plot_by_time(statistics: Mapping[str, Sequence[float | None]], path: str | Path) -> Path:
@@ -183,4 +175,4 @@ def plotted(
         ax.grid(alpha=0.3)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return save_image(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"), path)
+    return files.write_image(path, Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))

@@ -4,7 +4,7 @@ A statistics file is an `.npz` with `mu` and `sigma`, as pytorch-fid, clean-fid 
 them; ADM's also hold `mu_s` and `sigma_s` of the spatial features and some of the pictures themselves, `arr_0`.
 """
 
-import os
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from diffusers_ucgm import files
 from diffusers_ucgm.idx import is_idx_folder, load_idx_images
 from diffusers_ucgm.images import ImageItems, load_image_dataset, prepare_image
 
@@ -110,11 +111,10 @@ def save_reference(path: str | Path, reference: Reference, feature_name: str | N
         arrays["num_samples"] = np.array(reference.num_samples)
     if feature_name is not None:
         arrays["feature_name"] = np.array(feature_name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        np.savez(file, **arrays)
-    temporary.rename(path)
+    # From a buffer: numpy would give a path its own ending.
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    files.write_bytes(path, buffer.getvalue())
     return path.resolve()
 
 

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from diffusers.utils import logging
 
+from diffusers_ucgm import files
 from diffusers_ucgm.pipeline import UCGMPipeline
 from diffusers_ucgm.presets import get_preset
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 from .options import SCHEDULER_OPTIONS
-from .plots import picture_table, save_image
+from .plots import picture_table
 from .trajectories import trajectory_strip
 
 
@@ -29,7 +30,7 @@ def demo(args: argparse.Namespace) -> int:
         pipe = _load(model, args.device)
         names = [pipe.config.id2label[i] for i in range(pipe.num_classes)]
         blocks[f"{steps} steps ({model})"] = _draw(pipe, names, args, num_inference_steps=steps)
-    print(f"Picture: {save_image(picture_table(blocks, names, args.scale), args.output)}")
+    print(f"Picture: {files.write_image(args.output, picture_table(blocks, names, args.scale))}")
     return 0
 
 
@@ -60,10 +61,10 @@ def sample(args: argparse.Namespace) -> int:
     names = [str(id2label.get(i, i)) for i in pipe.get_label_ids(labels)]
     rows = _draw(pipe, labels, args, **call)
     title = f"{args.model}, {call['num_inference_steps']} steps"
-    print(f"Picture: {save_image(picture_table({title: rows}, names, args.scale), args.output)}")
+    print(f"Picture: {files.write_image(args.output, picture_table({title: rows}, names, args.scale))}")
     if args.trajectory:
         strip = trajectory_strip(pipe, pipe.get_label_ids(labels), seed=args.seed, row_names=names, **call)
-        print(f"Trajectory: {save_image(strip, args.trajectory)}")
+        print(f"Trajectory: {files.write_image(args.trajectory, strip)}")
     return 0
 
 

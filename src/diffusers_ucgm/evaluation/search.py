@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm.auto import tqdm
 
+from diffusers_ucgm import files
+
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -228,7 +230,7 @@ def _mend(journal: Path) -> None:
     # One process at a time has a search; optuna itself would wait for the lock, in early versions for ever.
     journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
     if journal.is_file() and not (lines := journal.read_bytes()).endswith(b"\n"):
-        journal.write_bytes(lines[: lines.rfind(b"\n") + 1])
+        files.write_bytes(journal, lines[: lines.rfind(b"\n") + 1])
 
 
 def _finished(study: "Study") -> list[Any]:

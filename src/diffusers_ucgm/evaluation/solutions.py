@@ -11,7 +11,6 @@ and dominates every mean: hence the median, and the share of seeds that ended el
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +20,11 @@ import numpy as np
 import torch
 from diffusers import ConfigMixin, DiffusionPipeline
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from diffusers_ucgm import files
 from diffusers_ucgm.lora import active_adapters
 from diffusers_ucgm.scheduler import UCGMScheduler
 from diffusers_ucgm.solver import Point
@@ -137,7 +137,7 @@ def reference_solutions(
             if solutions is None:
                 solutions = draw(pipe, *chunk, num_calls, scheduler=scheduler, batch_size=batch_size, **call)
                 if file is not None:
-                    _keep(solutions, file)
+                    files.write_tensors(file, {"solutions": solutions})
             parts.append(solutions)
             bar.update(len(solutions))
     return torch.cat(parts)
@@ -234,11 +234,3 @@ def _kept(file: Path) -> Tensor | None:
         return load_file(file)["solutions"]
     except (OSError, SafetensorError, KeyError):
         return None
-
-
-def _keep(solutions: Tensor, file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    # Several processes may make the same at the same time.
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    save_file({"solutions": solutions.contiguous()}, temporary)
-    temporary.replace(file)

@@ -5,7 +5,6 @@ are searched on some seeds and judged on others; where nothing is gained on thos
 """
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,13 +16,14 @@ from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
+from diffusers_ucgm import files
 from diffusers_ucgm.pipeline import UCGMPipeline
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 from .defaults import FIRST_SEED
 from .drawing import conditions_for, draw
 from .objectives import OBJECTIVES, Gain, Objective, gain_of
-from .plots import picture_table, save_image
+from .plots import picture_table
 from .search import (
     GAPS,
     METHODS,
@@ -161,14 +161,15 @@ def tune_sampler(
     before, after = (draws.rows(scheduler, held_out) for scheduler in (pipe.scheduler, tuned))
     gain = gain_of(goal, before, after, held_out.solutions)
     kept = tuned if gain.is_gain else pipe.scheduler
-    kept.save_pretrained(output / "scheduler")
+    with files.replacing_folder(output / "scheduler") as temporary:
+        kept.save_pretrained(temporary)
     seconds = time.perf_counter() - started
     shown = held_out.conditions[:NUM_SHOWN], held_out.seeds[:NUM_SHOWN]
     rows = (before.tolist(), after.tolist()) if held_out.solutions is not None else None
     result = TuningResult(
         kept, best.settings, gain, own_value, trials, output.resolve(), num_inference_steps, shown, seconds, rows
     )
-    _write_json(output / RESULT, {**plan, "num_held_out": num_held_out, **_recorded(result)})
+    files.write_json(output / RESULT, {**plan, "num_held_out": num_held_out, **_recorded(result)})
     return result
 
 
@@ -217,7 +218,7 @@ def save_pictures(pipe: DiffusionPipeline, result: TuningResult, **call: Any) ->
         blocks[title] = [[image] for image in VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(drawn))]
     names = getattr(pipe.config, "id2label", None) or {}
     rows = [str(names.get(each, each)) for each in conditions]
-    return save_image(picture_table(blocks, rows), result.output / PICTURE)
+    return files.write_image(result.output / PICTURE, picture_table(blocks, rows))
 
 
 def save_pipeline(pipe: DiffusionPipeline, result: TuningResult) -> Path:
@@ -230,10 +231,13 @@ def save_pipeline(pipe: DiffusionPipeline, result: TuningResult) -> Path:
     if isinstance(pipe, UCGMPipeline):
         defaults = {**(config.get("call_defaults") or {}), "num_inference_steps": result.num_inference_steps}
         pipe.register_to_config(call_defaults=defaults)
-    pipe.save_pretrained(folder)
-    pipe.scheduler = scheduler
-    if isinstance(pipe, UCGMPipeline):
-        pipe.register_to_config(call_defaults=config.get("call_defaults"))
+    try:
+        with files.replacing_folder(folder) as temporary:
+            pipe.save_pretrained(temporary)
+    finally:
+        pipe.scheduler = scheduler
+        if isinstance(pipe, UCGMPipeline):
+            pipe.register_to_config(call_defaults=config.get("call_defaults"))
     return folder
 
 
@@ -378,7 +382,7 @@ def _begin(output: Path, plan: dict[str, Any]) -> None:
             f"`output` must be empty or of the same search, got {str(output)!r}, where {sorted(changed)} differ. "
             "Choose another folder."
         )
-    _write_json(file, plan)
+    files.write_json(file, plan)
 
 
 def _recorded(result: TuningResult) -> dict[str, Any]:
@@ -404,9 +408,3 @@ def _rounded(settings: dict[str, Any]) -> list[tuple[str, Any]]:
         return float(f"{value:.4g}") if isinstance(value, float) else value
 
     return [(name, short(value)) for name, value in settings.items()]
-
-
-def _write_json(path: Path, values: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(values, indent=2))
-    temporary.replace(path)

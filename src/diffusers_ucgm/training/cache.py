@@ -6,7 +6,6 @@ shards that are missing, and any number of processes writes the same files.
 
 import bisect
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -15,11 +14,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from diffusers_ucgm import files
 from diffusers_ucgm.images import ImageItems
 from diffusers_ucgm.seeds import numbered_seed
 
@@ -29,13 +29,6 @@ __all__ = ["CachedLatents", "cache_latents", "finish_cache"]
 INDEX = "cache.json"
 PLAN = "plan.json"
 LENGTH = "length.json"
-
-
-def _write_json(path: Path, values: Any) -> None:
-    # Several processes may write the same at the same time.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(values, indent=2))
-    temporary.replace(path)
 
 
 def _shard(folder: Path, number: int) -> Path:
@@ -93,7 +86,7 @@ def cache_latents(
             f"`folder` must be empty or of the same cache, got {str(folder)!r} made with {found}, now {plan}. "
             "Choose another folder."
         )
-    _write_json(folder / PLAN, plan)
+    files.write_json(folder / PLAN, plan)
     encoder = _Encoder(items, encode_images, encode_captions, batch_size)
 
     def is_wanted(number: int) -> bool:
@@ -102,13 +95,11 @@ def cache_latents(
     with tqdm(total=items.num_rows, disable=not progress, unit="image", desc="cache") as bar:
         for number, rows in items.blocks(shard_size, is_wanted):
             tensors, metadata = encoder(number, rows)
-            temporary = folder / f".shard-{number:05d}.tmp"
-            save_file(tensors, temporary, metadata)
-            temporary.rename(_shard(folder, number))
+            files.write_tensors(_shard(folder, number), tensors, metadata)
             bar.update(len(rows))
     if items.num_rows is None:
         # Only who has read a stream to its end knows how long it is.
-        _write_json(folder / LENGTH, items.streamed_rows)
+        files.write_json(folder / LENGTH, items.streamed_rows)
     return folder
 
 
@@ -183,9 +174,9 @@ def finish_cache(folder: str | Path) -> dict[str, Any]:
         ValueError: If a shard is missing or torn, or no image could be read.
     """
     folder = Path(folder)
-    files = sorted(folder.glob("shard-*.safetensors"))
-    if [file.name for file in files] != [_shard(folder, i).name for i in range(len(files))]:
-        names = [file.name for file in files]
+    shards = sorted(folder.glob("shard-*.safetensors"))
+    if [file.name for file in shards] != [_shard(folder, i).name for i in range(len(shards))]:
+        names = [file.name for file in shards]
         raise ValueError(f"`folder` must hold shards without a gap, got {names[:5]}. Run `ucgm cache` to its end.")
     plan = json.loads((folder / PLAN).read_text())
     counts, skipped, shapes, rows = [], [], {}, 0
@@ -193,7 +184,7 @@ def finish_cache(folder: str | Path) -> dict[str, Any]:
     of_classes: Counter[int] = Counter()
     total = square = torch.zeros(0)
     values = 0
-    for file in files:
+    for file in shards:
         with safe_open(file, "pt") as opened:
             block = json.loads(opened.metadata()["block"])
         skipped += block["skipped"]
@@ -218,7 +209,7 @@ def finish_cache(folder: str | Path) -> dict[str, Any]:
         known = "all rows of the stream" if expected is None else f"all {expected} rows"
         raise ValueError(f"`folder` must hold {known}, got {rows}. Run `ucgm cache` to its end.")
     if not values:
-        raise ValueError(f"`folder` must hold latents, got none in {len(files)} shards. Every image was left out.")
+        raise ValueError(f"`folder` must hold latents, got none in {len(shards)} shards. Every image was left out.")
     mean = total / values
     index = {
         **plan,
@@ -233,7 +224,7 @@ def finish_cache(folder: str | Path) -> dict[str, Any]:
         index["class_counts"] = {str(each): of_classes[each] for each in sorted(of_classes)}
     if labels["classes"]:
         index["labels"] = labels
-    _write_json(folder / INDEX, index)
+    files.write_json(folder / INDEX, index)
     return index
 
 

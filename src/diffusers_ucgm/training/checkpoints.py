@@ -8,7 +8,6 @@ when they are loaded, so that a run may go on with another number of processes.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,9 +15,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from diffusers_ucgm import files
 
 
 __all__ = [
@@ -32,7 +33,6 @@ __all__ = [
     "load_optimizer_state",
     "optimizer_state",
     "prune_checkpoints",
-    "replace_folder",
     "save_checkpoint",
     "whole",
 ]
@@ -136,55 +136,11 @@ def save_checkpoint(
         OSError: If the disk is full or cannot be written; nothing of the attempt is left, and nothing older is lost.
     """
     folder = Path(root) / f"{PREFIX}{step}"
-    temporary = Path(root) / f".{folder.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
+    with files.replacing_folder(folder) as temporary:
         for group, entries in tensors.items():
-            save_file(_storable(entries), temporary / f"{group}.safetensors")
+            files.write_tensors(temporary / f"{group}.safetensors", entries)
         sizes = {file.name: file.stat().st_size for file in temporary.glob("*.safetensors")}
-        (temporary / "state.json").write_text(json.dumps({"step": step, "files": sizes, **values}, indent=2))
-        for file in temporary.iterdir():
-            _flush(file)
-        return replace_folder(temporary, folder)
-    except SafetensorError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise OSError(f"The checkpoint {str(folder)!r} could not be written: {error}") from error
-    except OSError:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _storable(entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors on the CPU with a storage each: safetensors refuses shared ones, as tied weights have."""
-    seen: set[int] = set()
-    copies = {}
-    for name, value in entries.items():
-        value = value.detach().cpu().contiguous()
-        start = value.untyped_storage().data_ptr()
-        copies[name] = value.clone() if start in seen else value
-        seen.add(start)
-    return copies
-
-
-def _flush(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def replace_folder(temporary: Path, folder: Path) -> Path:
-    """Give a finished temporary folder its final name, in place of an older folder of that name."""
-    if folder.exists():
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-        temporary.rename(folder)
-        shutil.rmtree(old)
-    else:
-        temporary.rename(folder)
+        files.write_json(temporary / "state.json", {"step": step, "files": sizes, **values})
     return folder
 
 
@@ -221,11 +177,6 @@ def _damage(folder: Path) -> str | None:
 
 def checkpoints_in(root: str | Path) -> list[Path]:
     """The checkpoints of a run's folder, torn ones included, by their steps."""
-    for old in Path(root).glob(f".{PREFIX}*.old"):
-        # A run was killed between the two renames of `replace_folder`.
-        folder = old.with_name(old.name.removeprefix(".").removesuffix(".old"))
-        if not folder.exists():
-            old.rename(folder)
     folders: Iterable[Path] = Path(root).glob(f"{PREFIX}*")
     named = [path for path in folders if path.name[len(PREFIX) :].isdigit()]
     return sorted(named, key=lambda path: int(path.name[len(PREFIX) :]))

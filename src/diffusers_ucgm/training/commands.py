@@ -9,8 +9,9 @@ import diffusers
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from diffusers_ucgm import files
 from diffusers_ucgm.images import ImageItems, load_image_dataset
 from diffusers_ucgm.labels import read_label_map
 from diffusers_ucgm.loading import DTYPE, DTYPES, load_pipeline
@@ -195,7 +196,7 @@ def cache(args: argparse.Namespace) -> int:
     state.wait_for_everyone()
     if state.is_main_process:
         if takes_prompts:
-            save_file(encode_null(pipeline, adapter, **text), folder / NULL_CONDITION)
+            files.write_tensors(folder / NULL_CONDITION, encode_null(pipeline, adapter, **text))
         index = finish_cache(folder)
         print(f"Cache: {folder.resolve()}, {index['num_samples']} samples, {len(index['skipped'])} images left out")
         for each in index["skipped"][:10]:

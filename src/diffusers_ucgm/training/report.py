@@ -13,8 +13,9 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from diffusers_ucgm import files
 from diffusers_ucgm.evaluation.drawing import as_found
-from diffusers_ucgm.evaluation.plots import picture_table, save_image
+from diffusers_ucgm.evaluation.plots import picture_table
 from diffusers_ucgm.pipeline import BUNDLED, UCGMPipeline
 from diffusers_ucgm.presets import get_preset
 from diffusers_ucgm.scheduler import UCGMScheduler
@@ -97,6 +98,7 @@ def save_model_card(
     kind: str,
     steps_done: int,
     few_step: bool,
+    name: str | None = None,
     base_model: str | None = None,
     pipeline_class: str | None = None,
     grid: Image.Image | None = None,
@@ -109,6 +111,7 @@ def save_model_card(
         kind: "pipeline", "network" or "lora".
         steps_done: Optimizer steps.
         few_step: Whether the model is drawn in few steps.
+        name: The card's title; None is the folder's name.
         base_model: What was tuned, a repository of the Hub or a folder, whose place the card does not tell; None where
             training started anew.
         pipeline_class: Of the pipeline that was trained.
@@ -123,12 +126,12 @@ def save_model_card(
     base_model = _public_name(base_model)
     steps = "1 to 4 steps" if few_step else "20 steps and more"
     lines = [
-        f"# {folder.resolve().name.strip('.').removesuffix('.tmp')}",
+        f"# {name or folder.resolve().name}",
         f"A {'LoRA' if kind == 'lora' else kind} for {steps}, {'tuned' if base_model else 'trained'} with "
         f"UCGM-T ({PAPER}) by {PACKAGE} in {steps_done} optimizer steps.",
     ]
     if grid is not None:
-        save_image(grid, folder / PICTURE)
+        files.write_image(folder / PICTURE, grid)
         lines.append(f"![Samples]({PICTURE})")
     lines += [
         "## Use",
@@ -139,8 +142,7 @@ def save_model_card(
         f"```json\n{json.dumps(settings, indent=2)}\n```",
     ]
     header = _card_data(kind, pipeline_class, base_model, few_step).to_yaml()
-    (folder / "README.md").write_text("\n\n".join([f"---\n{header}\n---", *lines]) + "\n")
-    return folder / "README.md"
+    return files.write_text(folder / "README.md", "\n\n".join([f"---\n{header}\n---", *lines]) + "\n")
 
 
 def _public_name(base_model: str | None) -> str | None:

@@ -1,7 +1,6 @@
 """What a trainer leaves behind: weights, pipelines, validation grids, cards and repositories of the Hub."""
 
 import json
-import shutil
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,12 +13,12 @@ from accelerate import Accelerator
 from diffusers import ModelMixin
 from diffusers.utils import logging
 
-from diffusers_ucgm.evaluation.plots import plot_by_time, plot_loss, save_image
+from diffusers_ucgm import files
+from diffusers_ucgm.evaluation.plots import plot_by_time, plot_loss
 from diffusers_ucgm.hub import push_folder_to_hub
 from diffusers_ucgm.lora import save_lora
 from diffusers_ucgm.scheduler import UCGMScheduler
 
-from . import checkpoints
 from .config import UCGMTrainingConfig
 from .denoisers import denoiser_of
 from .ratios import ratio_at
@@ -94,17 +93,15 @@ class Results:
         """
         name = "lora" if self.config.lora_rank else self.component
         folder = Path(self.config.output_dir) / name
-        temporary = folder.with_name(f".{name}.tmp")
         with self.averaged_weights():
             whole = self.whole_weights() if self.is_sharded else None
             if self.accelerator.is_main_process:
-                shutil.rmtree(temporary, ignore_errors=True)
-                if self.config.lora_rank:
-                    save_lora(self.transformer, temporary, self.component, whole, self._lora_notes())
-                else:
-                    _with_weights(self.transformer, whole).save_pretrained(temporary)
-                self._write_card(temporary, "lora" if self.config.lora_rank else "network", None)
-                checkpoints.replace_folder(temporary, folder)
+                with files.replacing_folder(folder) as temporary:
+                    if self.config.lora_rank:
+                        save_lora(self.transformer, temporary, self.component, whole, self._lora_notes())
+                    else:
+                        _with_weights(self.transformer, whole).save_pretrained(temporary)
+                    self._write_card(temporary, "lora" if self.config.lora_rank else "network", None, name)
         self.accelerator.wait_for_everyone()
         return folder
 
@@ -123,7 +120,6 @@ class Results:
                 "`UCGMTrainer.from_pipeline`; a LoRA is saved by `save_model`."
             )
         folder = Path(self.config.output_dir) / "pipeline" if folder is None else Path(folder)
-        temporary = folder.with_name(f".{folder.name}.tmp")
         try:
             grid = self._grid()
         except Exception as error:
@@ -134,7 +130,6 @@ class Results:
         with self.averaged_weights():
             whole = self.whole_weights() if self.is_sharded else None
             if self.accelerator.is_main_process:
-                shutil.rmtree(temporary, ignore_errors=True)
                 changed = {
                     self.component: _with_weights(self.transformer, whole),
                     "scheduler": UCGMScheduler.from_config(
@@ -144,11 +139,11 @@ class Results:
                 before = {name: getattr(self.pipeline, name) for name in changed}
                 try:
                     self.pipeline.register_modules(**changed)
-                    self.pipeline.save_pretrained(temporary)
+                    with files.replacing_folder(folder) as temporary:
+                        self.pipeline.save_pretrained(temporary)
+                        self._write_card(temporary, "pipeline", grid, folder.resolve().name)
                 finally:
                     self.pipeline.register_modules(**before)
-                self._write_card(temporary, "pipeline", grid)
-                checkpoints.replace_folder(temporary, folder)
         self.accelerator.wait_for_everyone()
         return folder
 
@@ -179,7 +174,7 @@ class Results:
         grid = self._grid()
         if grid is None or not self.accelerator.is_main_process:
             return None
-        path = save_image(grid, Path(self.config.output_dir) / "validation" / f"step-{self.step:07d}.png")
+        path = files.write_image(Path(self.config.output_dir) / "validation" / f"step-{self.step:07d}.png", grid)
         for tracker in self.accelerator.trackers:
             if hasattr(tracker, "log_images"):
                 import numpy as np
@@ -221,13 +216,14 @@ class Results:
         """What a LoRA's file says beside its weights: the sampler of a few-step model."""
         return {"sampler": FEW_STEP_SAMPLER} if self.is_few_step else {}
 
-    def _write_card(self, folder: Path, kind: str, grid: "Image | None") -> None:
+    def _write_card(self, folder: Path, kind: str, grid: "Image | None", name: str) -> None:
         source = self.transformer if self.pipeline is None else self.pipeline
         save_model_card(
             folder,
             self.config.to_dict(),
             base_model=source.config.get("_name_or_path") or None,
             kind=kind,
+            name=name,
             pipeline_class=None if self.pipeline is None else type(self.pipeline).__name__,
             steps_done=self.step,
             grid=grid,

@@ -5,7 +5,6 @@ uninterrupted one without any random state in its checkpoints.
 """
 
 import json
-import os
 import signal
 import threading
 import time
@@ -27,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from diffusers_ucgm import files
 from diffusers_ucgm.lora import add_lora, without_lora
 from diffusers_ucgm.processes import check_launch
 from diffusers_ucgm.teacher import Teacher
@@ -571,7 +571,7 @@ class UCGMTrainer(Results):
             if self.config.report_to:
                 self.accelerator.log(tracked, step=self.step)
             if self.accelerator.is_main_process:
-                _append(Path(self.config.output_dir) / "log.jsonl", json.dumps(line) + "\n")
+                files.append_line(Path(self.config.output_dir) / "log.jsonl", json.dumps(line))
         except OSError as error:
             logger.warning(f"No line of the log was written at step {self.step}: {error}")
         return line
@@ -583,22 +583,7 @@ class UCGMTrainer(Results):
             # A line that was being written when the run was killed has no end.
             lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
             kept = [line for line in lines if json.loads(line)["step"] <= self.step]
-            temporary = log.with_name(".log.tmp")
-            temporary.write_text("".join(kept))
-            temporary.replace(log)
-
-
-def _append(file: Path, line: str) -> None:
-    """Write a whole line or nothing."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    size = file.stat().st_size if file.exists() else 0
-    try:
-        with file.open("a") as opened:
-            opened.write(line)
-    except OSError:
-        if file.exists():
-            os.truncate(file, size)
-        raise
+            files.write_text(log, "".join(kept))
 
 
 @contextmanager
