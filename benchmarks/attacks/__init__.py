@@ -1,0 +1,1 @@
+"""Attempts on the package: malformed settings and hostile files, for `benchmarks/robustness.py`."""

@@ -1,0 +1,23 @@
+"""A slice of `benchmarks/robustness.py`: malformed settings and hostile files are refused by name."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "robustness.py"
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="every attempt runs in a forked process")
+
+
+def attack(*words):
+    return subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True)
+
+
+def test_the_judge_finds_deliberate_faults():
+    result = attack("--controls")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "all judged rightly" in result.stdout
