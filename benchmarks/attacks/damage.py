@@ -83,6 +83,8 @@ def changed_header(content: bytes, rng: random.Random) -> tuple[bytes, str]:
     length = struct.unpack("<Q", content[:8])[0]
     header, body = json.loads(content[8 : 8 + length]), content[8 + length :]
     names = [name for name in header if name != "__metadata__"]
+    if not names:
+        return struct.pack("<Q", length + 1) + content[8:], "header's length is wrong"
     name = rng.choice(names)
     entry = header[name]
     kind = rng.choice(
