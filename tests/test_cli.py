@@ -59,7 +59,7 @@ def test_sample_saves_one_row_for_each_label(model, tmp_path, capsys):
     ]
     assert main([*words, "--output", str(output)]) == 0
     printed = capsys.readouterr().out
-    assert "6 pictures, 2 network calls" in printed
+    assert "6 images, 2 network calls" in printed
     assert str(output) in printed
     with Image.open(output) as image:
         assert image.height >= 2 * 16
@@ -115,7 +115,7 @@ def test_demo_draws_both_models_side_by_side(model, tmp_path, capsys, monkeypatc
         (["--transport", "lineer"], "`transport` must be one of"),
         (["--time-gaps", "0.7", "0.7"], "`time_gaps` must be two numbers"),
         (["--preset", "best"], "`preset` must be one of"),
-        (["--samples-per-label", "0"], "`--samples-per-label` must be at least 1"),
+        (["--samples-per-label", "0"], "`num_images` must be at least 1"),
         (["--model", "/nowhere/at-all"], "/nowhere/at-all"),
     ],
 )

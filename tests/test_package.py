@@ -21,7 +21,8 @@ SCRIPTS = sorted(file for folder in ("benchmarks", "examples", "tools") for file
 
 # From the core outwards; a module imports only from the sets above its own.
 LAYERS = [
-    {"transports", "time_grids", "names", "presets", "seeds", "stock", "models", "idx", "processes", "files"},
+    {"names"},
+    {"transports", "time_grids", "presets", "seeds", "stock", "models", "idx", "processes", "files"},
     {"autoencoders", "labels"},
     {"families", "images", "swap"},
     {"solver", "schedules"},

@@ -1038,6 +1038,13 @@ MUTANTS = [
     ),
     # The command line
     Mutant(
+        "guided sampling of a few-step LoRA",
+        "evaluation/sample.py",
+        '{"num_inference_steps": 4, **_unguided(pipe), **call}',
+        '{"num_inference_steps": 4, **call}',
+        ("tests/test_sample.py",),
+    ),
+    Mutant(
         "schedules of a recipe in steps of the recipe's own length",
         "training/recipes.py",
         'steps = self.settings["max_train_steps"] if max_train_steps is None else max_train_steps',

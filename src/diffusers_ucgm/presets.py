@@ -7,6 +7,8 @@ this project's machines.
 from dataclasses import dataclass
 from typing import Any
 
+from .names import did_you_mean
+
 
 __all__ = ["PRESETS", "Preset", "get_preset"]
 
@@ -190,5 +192,5 @@ def get_preset(name: str) -> Preset:
         ValueError: If there is none.
     """
     if name not in PRESETS:
-        raise ValueError(f"`preset` must be one of {sorted(PRESETS)}, got {name!r}.")
+        raise ValueError(f"`preset` must be one of {sorted(PRESETS)}, got {name!r}.{did_you_mean(name, PRESETS)}")
     return PRESETS[name]

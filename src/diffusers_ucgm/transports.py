@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .names import did_you_mean
+
 
 __all__ = ["PATHS", "PREDICTIONS", "TRANSPORTS", "Transport", "get_transport", "register_transport"]
 
@@ -111,7 +113,10 @@ class Transport:
             ValueError: If `prediction_type` is not one of `PREDICTIONS`.
         """
         if prediction_type not in PREDICTIONS:
-            raise ValueError(f"`prediction_type` must be one of {sorted(PREDICTIONS)}, got {prediction_type!r}.")
+            raise ValueError(
+                f"`prediction_type` must be one of {sorted(PREDICTIONS)}, got {prediction_type!r}."
+                + did_you_mean(prediction_type, PREDICTIONS)
+            )
         alpha_hat, gamma_hat = PREDICTIONS[prediction_type](self.alpha, self.gamma)
         return replace(self, alpha_hat=alpha_hat, gamma_hat=gamma_hat)
 
@@ -203,7 +208,8 @@ def get_transport(name: str, prediction_type: str | None = None) -> Transport:
     """
     if name not in TRANSPORTS:
         raise ValueError(
-            f"`transport` must be one of {sorted(TRANSPORTS)}, got {name!r}. Add your own with `register_transport`."
+            f"`transport` must be one of {sorted(TRANSPORTS)}, got {name!r}.{did_you_mean(name, TRANSPORTS)} "
+            "Add your own with `register_transport`."
         )
     transport = TRANSPORTS[name]
     if prediction_type is None:

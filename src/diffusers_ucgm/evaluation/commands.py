@@ -75,7 +75,7 @@ def evaluate(args: argparse.Namespace) -> int:
     pipe = load_model(args, state.device)
     if args.scheduler is not None:
         pipe.scheduler = load_scheduler(args.scheduler)
-    call = {**call_arguments(args), **dict(_argument(word) for word in args.call)}
+    call = {**call_arguments(args), **dict(call_argument(word) for word in args.call)}
     result = evaluate_pipeline(
         pipe,
         args.reference,
@@ -129,8 +129,12 @@ def load_scheduler(folder: str) -> SchedulerMixin:
     return cls.from_pretrained(folder)
 
 
-def _argument(word: str) -> tuple[str, Any]:
-    """Name and value of `NAME=VALUE`, the value as JSON where it is JSON."""
+def call_argument(word: str) -> tuple[str, Any]:
+    """Name and value of `NAME=VALUE`, the value as JSON where it is JSON.
+
+    Raises:
+        ValueError: If the word has another form.
+    """
     name, equals, value = word.partition("=")
     if not equals or not name.isidentifier():
         raise ValueError(f"`--call` must be words of the form NAME=VALUE, got {word!r}.")

@@ -14,7 +14,7 @@ from torch import Tensor
 from diffusers_ucgm.pipeline import UCGMPipeline
 
 
-__all__ = ["as_found", "conditions_for", "counted_calls", "draw", "generators_of", "networks_of"]
+__all__ = ["as_found", "conditions_for", "counted_calls", "draw", "generators_of", "networks_of", "takes_classes"]
 
 # The names that pipelines have for the networks whose predictions their scheduler takes. Some have two, one for each
 # part of the times.
@@ -42,14 +42,14 @@ def conditions_for(
     """
     if num_samples is not None and num_samples < 1:
         raise ValueError(f"`num_samples` must be at least 1, got {num_samples}.")
-    takes_classes, name = _condition_name(pipe) == "class_labels", type(pipe).__name__
+    by_class, name = takes_classes(pipe), type(pipe).__name__
     if conditions is None:
-        if not takes_classes:
+        if not by_class:
             raise ValueError(f"`conditions` must name prompts for {name}, got None.")
         conditions = list(range(_number_of_classes(pipe)))
     if len(conditions) == 0:
         raise ValueError("`conditions` must not be empty, got [].")
-    if takes_classes:
+    if by_class:
         conditions = _class_ids(pipe, conditions)
     elif others := [each for each in conditions if not isinstance(each, str)]:
         raise ValueError(f"`conditions` must be prompts for {name}, which takes text, got {others[0]!r}.")
@@ -172,6 +172,15 @@ def counted_calls(pipe: DiffusionPipeline) -> Iterator[list[int]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def takes_classes(pipe: DiffusionPipeline) -> bool:
+    """Whether a pipeline is conditioned on classes, and not on text.
+
+    Raises:
+        ValueError: If it takes neither.
+    """
+    return _condition_name(pipe) == "class_labels"
 
 
 def _condition_name(pipe: DiffusionPipeline) -> str:
