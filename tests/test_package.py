@@ -21,7 +21,7 @@ SCRIPTS = sorted(file for folder in ("benchmarks", "examples", "tools") for file
 
 # From the core outwards; a module imports only from the sets above its own.
 LAYERS = [
-    {"names"},
+    {"constraints", "names"},
     {"transports", "time_grids", "presets", "seeds", "stock", "models", "idx", "processes", "files"},
     {"autoencoders", "labels"},
     {"families", "images", "swap"},

@@ -18,7 +18,6 @@ Calls of a network in one evaluation, the one with a gradient included; each is 
 With `batched_calls` the two of a difference are one call of a doubled batch.
 """
 
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .constraints import (
+    check,
+    choice,
+    flag,
+    fraction,
+    integer,
+    number,
+    numbers,
+    of_type,
+    optional,
+)
 from .time_grids import beta_times
 from .transports import QUARTER_TURN, Transport, get_transport
 
@@ -45,6 +55,32 @@ MIN_TIME = 1e-4
 # Half the width of the central difference (UCGM, appendix on few-step training).
 DIFFERENCE_STEP = 0.005
 DERIVATIVES = ("difference", "forward")
+LOSS_SETTINGS = {
+    "transport": of_type("a name, such as 'linear', or a Transport", str, Transport),
+    "prediction_type": optional(of_type("a name, such as 'velocity'", str)),
+    "consistency_ratio": fraction(),
+    "enhancement_ratio": number("finite", lambda value: True, (-1e4, 1e4)),
+    "enhancement_range": numbers("two rising times", lambda values: values[0] <= values[1], 2),
+    "huber_c": number("a number from 0 up", lambda value: value >= 0, (0.0, 1e6)),
+    "cosine_term": flag(),
+    "cosine_weighting": flag(),
+    "label_dropout": fraction(),
+    "time_distribution": numbers("three positive numbers", lambda values: min(values) > 0, 3),
+    "channel_dim": integer(),
+    "batched_calls": flag(),
+    "derivative": choice(DERIVATIVES),
+}
+_TENSOR = of_type("a tensor", Tensor)
+_MAPPING = optional(of_type("a mapping of the network's keywords", Mapping))
+LOSS_ARGUMENTS = {
+    "x": _TENSOR,
+    "condition": _MAPPING,
+    "null_condition": _MAPPING,
+    "t": optional(_TENSOR),
+    "noise": optional(_TENSOR),
+    "dropped": optional(_TENSOR),
+    "generator": optional(of_type("a torch.Generator", torch.Generator)),
+}
 # A determinant below this is 0: the prediction does not tell data from noise there.
 SINGULAR = 1e-6
 
@@ -124,17 +160,7 @@ class UCGMLoss:
     derivative: str = "difference"
 
     def __post_init__(self) -> None:
-        if self.derivative not in DERIVATIVES:
-            raise ValueError(f"`derivative` must be one of {list(DERIVATIVES)}, got {self.derivative!r}.")
-        for name in ("consistency_ratio", "label_dropout"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)!r}.")
-        if not 0.0 <= self.huber_c < math.inf:
-            raise ValueError(f"`huber_c` must be a number from 0 up, got {self.huber_c!r}.")
-        if not math.isfinite(self.enhancement_ratio):
-            raise ValueError(f"`enhancement_ratio` must be finite, got {self.enhancement_ratio!r}.")
-        if len(self.enhancement_range) != 2 or not self.enhancement_range[0] <= self.enhancement_range[1]:
-            raise ValueError(f"`enhancement_range` must be two rising times, got {tuple(self.enhancement_range)}.")
+        check(LOSS_SETTINGS, vars(self))
         beta_times(1, self.time_distribution, torch.Generator())
         self._transport.validate()
 
@@ -208,6 +234,8 @@ class UCGMLoss:
         generator: torch.Generator | None,
     ) -> "_Batch":
         """The checked inputs with what is drawn, in the dtype of the computation."""
+        values = (x, condition, null_condition, t, noise, dropped, generator)
+        check(LOSS_ARGUMENTS, dict(zip(LOSS_ARGUMENTS, values, strict=True)))
         if not x.is_floating_point():
             raise ValueError(f"`x` must be floating point, got {x.dtype}. Scale bytes to [-1, 1] first.")
         dtype = torch.promote_types(x.dtype, torch.float32)

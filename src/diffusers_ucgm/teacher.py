@@ -9,8 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from .constraints import check, fraction, of_type, optional
+
 
 __all__ = ["Teacher"]
+
+TEACHER_SETTINGS = {
+    "student": of_type("a module of torch", nn.Module),
+    "teacher_decay": fraction(),
+    "dtype": optional(of_type("a dtype of torch", torch.dtype)),
+}
 
 
 class Teacher:
@@ -47,8 +55,7 @@ class Teacher:
         Raises:
             ValueError: If `teacher_decay` is outside [0, 1], or not 0 or 1 where the student has an adapter.
         """
-        if not 0.0 <= teacher_decay <= 1.0:
-            raise ValueError(f"`teacher_decay` must be in [0, 1], got {teacher_decay!r}.")
+        check(TEACHER_SETTINGS, {"student": student, "teacher_decay": teacher_decay, "dtype": dtype})
         if without_adapter is not None and 0.0 < teacher_decay < 1.0:
             raise ValueError(f"`teacher_decay` must be 0 or 1 for a student with an adapter, got {teacher_decay!r}.")
         self.teacher_decay = teacher_decay

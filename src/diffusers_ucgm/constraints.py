@@ -1,0 +1,256 @@
+"""What settings and arguments must be, in words and as tests: the vocabulary of tables that are checked early.
+
+A `Setting` holds checks in order, each a constraint in words and a test, so that the first that fails is the error's
+text: `` `shift` must be positive, got 0. `` Tests look at types first, since a value may be anything that a file or a
+caller holds.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+__all__ = [
+    "GENERATOR",
+    "PATH",
+    "Setting",
+    "check",
+    "choice",
+    "flag",
+    "fraction",
+    "integer",
+    "is_device",
+    "is_floating",
+    "is_generator",
+    "is_number",
+    "is_sequence",
+    "is_whole",
+    "number",
+    "numbers",
+    "of_type",
+    "one_of_two",
+    "optional",
+    "plain",
+    "shown",
+    "whole",
+]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a value must be.
+
+    Attributes:
+        checks: Constraints in words with their tests, in the order in which they are made.
+    """
+
+    checks: tuple[tuple[str, Callable[[Any], bool]], ...]
+
+    def check(self, name: str, value: object) -> None:
+        """Refuse a value that fails a check.
+
+        Args:
+            name: The setting, for the message.
+            value: Anything.
+
+        Raises:
+            ValueError: If a check fails, with its constraint.
+        """
+        for constraint, accepts in self.checks:
+            if not accepts(value):
+                raise ValueError(f"`{name}` must be {constraint}, got {shown(value)}.")
+
+
+def shown(value: object) -> str:
+    """A value for a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite real number: a Python, numpy or torch scalar, and no bool."""
+    if isinstance(value, Tensor):
+        value = value.item() if value.ndim == 0 else None
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is an integer: a Python, numpy or torch scalar, and no bool."""
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and not value.is_floating_point() and is_number(value)
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def is_sequence(value: object) -> bool:
+    """Whether a value is a list, a tuple, or an array or a tensor of one dimension."""
+    return getattr(value, "ndim", 1) == 1 and isinstance(value, list | tuple | np.ndarray | Tensor)
+
+
+def plain(value: Any) -> Any:
+    """A value as Python's own numbers and lists, which JSON can hold; anything else as it is."""
+    return value.tolist() if isinstance(value, Tensor | np.ndarray | np.generic) else value
+
+
+def is_in(value: object, choices: Iterable[str]) -> bool:
+    """Whether a value is one of some words; a value of another type is not."""
+    return isinstance(value, str) and value in choices
+
+
+def flag() -> Setting:
+    """True or False, and nothing that Python would take for one of them."""
+    return Setting((("True or False", lambda value: isinstance(value, bool)),))
+
+
+def choice(words: Iterable[str]) -> Setting:
+    """One of some words."""
+    known = sorted(words)
+    constraint = " or ".join(map(repr, known)) if len(known) == 2 else f"one of {known}"
+    return Setting(((constraint, lambda value: is_in(value, known)),))
+
+
+def number(constraint: str, accepts: Callable[[Any], bool], limits: tuple[float, float], word: str = "") -> Setting:
+    """A finite number.
+
+    Args:
+        constraint: What it must be, in words.
+        accepts: The test of a number.
+        limits: The least and the largest magnitude within that constraint.
+        word: A word that may stand in its place.
+    """
+    low, high = limits
+
+    def is_accepted(value: Any) -> bool:
+        return (bool(word) and is_in(value, (word,))) or (is_number(value) and bool(accepts(value)))
+
+    def is_within(value: Any) -> bool:
+        return isinstance(value, str) or low <= value <= high
+
+    return Setting(((constraint, is_accepted), (f"from {low:g} to {high:g}", is_within)))
+
+
+def whole(most: int) -> Setting:
+    """A whole number from 1 to `most`."""
+    return Setting(
+        (
+            ("a whole number", is_whole),
+            ("at least 1", lambda value: value >= 1),
+            (f"at most {most}", lambda value: value <= most),
+        )
+    )
+
+
+def numbers(constraint: str, accepts: Callable[[Sequence[float]], bool], length: int | None = None) -> Setting:
+    """A sequence of finite numbers.
+
+    Args:
+        constraint: What it must be, in words.
+        accepts: The test of a sequence of finite numbers.
+        length: How many; None for any number.
+    """
+
+    def is_accepted(value: Any) -> bool:
+        return (
+            is_sequence(value)
+            and (length is None or len(value) == length)
+            and all(is_number(each) for each in plain(value))
+            and accepts([float(each) for each in value])
+        )
+
+    return Setting(((constraint, is_accepted),))
+
+
+def optional(setting: Setting) -> Setting:
+    """The setting, or None."""
+
+    def or_none(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
+        return lambda value: value is None or accepts(value)
+
+    (constraint, accepts), *others = setting.checks
+    return Setting(
+        ((f"{constraint}, or None", or_none(accepts)), *((text, or_none(accepts)) for text, accepts in others))
+    )
+
+
+def one_of_two(constraint: str, *values: int) -> Setting:
+    """One of some whole numbers."""
+    return Setting(((constraint, lambda value: is_whole(value) and value in values),))
+
+
+def fraction() -> Setting:
+    """A number in [0, 1]."""
+    return number("in [0, 1]", lambda value: 0 <= value <= 1, (0.0, 1.0))
+
+
+def integer(least: int | None = None) -> Setting:
+    """A whole number, from `least` up where that is given."""
+    checks: list[tuple[str, Callable[[Any], bool]]] = [("a whole number", is_whole)]
+    if least is not None:
+        checks.append((f"at least {least}", lambda value: value >= least))
+    return Setting(tuple(checks))
+
+
+def of_type(constraint: str, *types: type) -> Setting:
+    """An object of some types.
+
+    Args:
+        constraint: What it must be, in words.
+        types: The types. True and False are whole numbers to Python: use `integer` for numbers.
+    """
+    return Setting(((constraint, lambda value: isinstance(value, types)),))
+
+
+def is_floating(value: object) -> bool:
+    """Whether a value is a tensor of floating-point numbers."""
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def is_generator(value: object) -> bool:
+    """Whether a value is a generator of torch, or a list of them."""
+    several = value if isinstance(value, list | tuple) and value else [value]
+    return all(isinstance(each, torch.Generator) for each in several)
+
+
+def is_device(value: object) -> bool:
+    """Whether tensors can be made on what a value names."""
+    if isinstance(value, bool) or not isinstance(value, str | int | torch.device):
+        return False
+    try:
+        torch.empty(0, device=value)
+    except (RuntimeError, AssertionError, NotImplementedError, ValueError, OverflowError):  # by kind of device
+        return False
+    return True
+
+
+GENERATOR = optional(Setting((("a torch.Generator or a list of them", is_generator),)))
+PATH = Setting(
+    (
+        ("a path", lambda value: isinstance(value, str | os.PathLike)),
+        ("a path that is no empty text", lambda value: str(value).strip() != "" and "\0" not in str(value)),
+    )
+)
+
+
+def check(settings: Mapping[str, Setting], values: Mapping[str, Any]) -> None:
+    """Refuse values that a table does not allow.
+
+    Args:
+        settings: The table.
+        values: Values by name; names that are not in the table are not looked at.
+
+    Raises:
+        ValueError: If a value is not what its setting must be.
+    """
+    for name, setting in settings.items():
+        if name in values:
+            setting.check(name, values[name])
