@@ -23,7 +23,7 @@ SCRIPTS = sorted(file for folder in ("benchmarks", "examples", "tools") for file
 LAYERS = [
     {"constraints", "names"},
     {"transports", "time_grids", "presets", "seeds", "stock", "models", "idx", "processes", "files"},
-    {"autoencoders", "labels"},
+    {"autoencoders", "labels", "checks"},
     {"families", "images", "swap"},
     {"solver", "schedules"},
     {"published"},

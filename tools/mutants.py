@@ -45,6 +45,7 @@ CONVERSION_TESTS = ("tests/test_conversion.py",)
 TRAINER_TESTS = ("tests/training",)
 AUTOENCODER_TESTS = ("tests/test_autoencoders.py",)
 LABEL_TESTS = ("tests/test_labels.py",)
+BAD_VALUE_TESTS = ("tests/evaluation/test_bad_values.py",)
 PIPELINE_TESTS = ("tests/test_pipeline.py", "tests/test_pipeline_loading.py")
 LORA_TESTS = ("tests/training/test_lora_loading.py",)
 
@@ -993,6 +994,41 @@ MUTANTS = [
         "(number - 1) * covariance + number * mean.outer(mean)",
         "(number - 1) * covariance + mean.outer(mean)",
         METRIC_TESTS,
+    ),
+    Mutant(
+        "statistics with NaN go on to LAPACK",
+        "evaluation/metrics.py",
+        '        check_finite("mean", mean)\n        check_finite("covariance", covariance)\n',
+        "",
+        BAD_VALUE_TESTS,
+    ),
+    Mutant(
+        "features with NaN are kept until the metrics",
+        "evaluation/features.py",
+        '        check_finite(field.name, value, remedy="Compute the features in float32.")\n',
+        "",
+        BAD_VALUE_TESTS,
+    ),
+    Mutant(
+        "solutions with NaN are kept",
+        "evaluation/solutions.py",
+        "return found if bool(found.isfinite().all()) else None",
+        "return found",
+        BAD_VALUE_TESTS,
+    ),
+    Mutant(
+        "an image with NaN becomes a black one",
+        "evaluation/evaluate.py",
+        '    check_finite("pixels", pixels, f"the samples of {str(file)!r}", SAMPLING_REMEDY)\n',
+        "",
+        BAD_VALUE_TESTS,
+    ),
+    Mutant(
+        "latents with NaN train for ten steps",
+        "training/batches.py",
+        '                check_finite(name, value, f"item {index} of the data set", "Encode it again, in float32 or bfloat16.")\n',
+        "                pass\n",
+        ("tests/training/test_trainer.py",),
     ),
     Mutant(
         "a picture is its own nearest neighbour",

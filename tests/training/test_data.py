@@ -217,3 +217,14 @@ def test_latents_and_labels_come_as_pairs():
 def test_as_many_labels_as_latents_are_asked_for(shape):
     with pytest.raises(ValueError, match=r"`class_labels` must have shape \(3,\), got"):
         LatentDataset(torch.zeros(3, 2), torch.zeros(shape, dtype=torch.int64))
+
+
+def test_latents_in_memory_must_be_there_finite_and_of_classes():
+    latents, labels = torch.zeros(3, 4, 2, 2), torch.arange(3)
+    for bad in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="`latents` must be finite, got NaN or infinity in 1 of 48 values"):
+            LatentDataset(torch.cat([torch.tensor([bad]), torch.zeros(47)]).view_as(latents), labels)
+    with pytest.raises(ValueError, match="`latents` must be of at least one sample"):
+        LatentDataset(latents[:0], labels[:0])
+    with pytest.raises(ValueError, match="`class_labels` must be whole numbers, got torch.float32"):
+        LatentDataset(latents, labels.float())

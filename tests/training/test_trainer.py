@@ -529,10 +529,10 @@ def test_ten_steps_in_a_row_without_a_finite_gradient_end_the_run(tmp_path):
     assert all(value.isfinite().all() for value in trainer.transformer.parameters())
 
 
-def test_latents_with_nan_end_the_run(tmp_path):
+def test_latents_with_nan_end_the_run_at_their_item(tmp_path):
     data = mixture()
-    data.latents.fill_(torch.nan)
-    with pytest.raises(RuntimeError, match=r"check the latents for NaN"):
+    data.latents[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"`latents` must be finite, got NaN .* in item 0 of the data set"):
         UCGMTrainer(settings(tmp_path, max_train_steps=20), dit(), data).train()
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from diffusers_ucgm import files
+from diffusers_ucgm.checks import SAMPLING_REMEDY, check_finite
 from diffusers_ucgm.lora import active_adapters
 from diffusers_ucgm.seeds import numbered_seed
 
@@ -355,6 +356,7 @@ def _rows_in(file: Path) -> int:
 def _save(file: Path, pixels: Tensor) -> None:
     if pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
         raise ValueError(f"`pipe` must draw pictures of shape (B, 1 or 3, H, W), got {tuple(pixels.shape)}.")
+    check_finite("pixels", pixels, f"the samples of {str(file)!r}", SAMPLING_REMEDY)
     files.write_tensors(file, {"images": (pixels.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8)})
 
 

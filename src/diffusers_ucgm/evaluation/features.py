@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffusers_ucgm.checks import check_finite
 from diffusers_ucgm.models.image_classifier_2d import ImageClassifier2DModel
 
 from .defaults import BUNDLED_CLASSIFIERS
@@ -100,7 +101,8 @@ def features_of(network: FeatureNetwork, pictures: Iterable[Tensor], batch_size:
         batch_size: Pictures in a call.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are none, or the network gives something else than finite features, a row for each.
+        TypeError: If it gives no `ImageFeatures`.
     """
     parts: list[ImageFeatures] = []
     remaining = iter(pictures)
@@ -108,12 +110,30 @@ def features_of(network: FeatureNetwork, pictures: Iterable[Tensor], batch_size:
         by_shape: dict[torch.Size, list[int]] = {}
         for i, picture in enumerate(batch):
             by_shape.setdefault(picture.shape, []).append(i)
-        found = [network(torch.stack([batch[i] for i in rows])) for rows in by_shape.values()]
+        found = [_checked(network(torch.stack([batch[i] for i in rows])), len(rows)) for rows in by_shape.values()]
         order = torch.tensor([i for rows in by_shape.values() for i in rows]).argsort()
         parts.append(_joined(found, order))
     if not parts:
         raise ValueError("`pictures` must be at least one, got none.")
     return _joined(parts)
+
+
+def _checked(found: ImageFeatures, number: int) -> ImageFeatures:
+    """What a feature network gave, if it is features of so many images."""
+    if not isinstance(found, ImageFeatures):
+        raise TypeError(f"`features` must give `ImageFeatures`, got {type(found).__name__}.")
+    for field in fields(ImageFeatures):
+        value = getattr(found, field.name)
+        if value is None and field.name != "features":
+            continue
+        if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != number or not value.is_floating_point():
+            shape = tuple(value.shape) if isinstance(value, Tensor) else None
+            raise ValueError(
+                f"`features` must give `{field.name}` of shape ({number}, D) for {number} images, got "
+                f"{getattr(value, 'dtype', type(value).__name__)} of shape {shape}."
+            )
+        check_finite(field.name, value, remedy="Compute the features in float32.")
+    return found
 
 
 def _joined(parts: list[ImageFeatures], order: Tensor | None = None) -> ImageFeatures:

@@ -8,6 +8,7 @@ FID is this number in the 2048 features of Inception, sFID the same in a map of 
 torchmetrics'; precision and recall (Kynkaanniemi et al., arXiv 1904.06991) are not in it.
 """
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusers_ucgm.checks import check_finite
+
 
 __all__ = ["FeatureStatistics", "frechet_distance", "inception_score", "precision_recall"]
 
 # How many rows of distances are in memory at a time.
 BLOCK = 1000
+# What rounding, of float32 too, makes of a symmetric matrix, as a fraction of its largest entry.
+ASYMMETRY = 1e-3
+# The product of two covariances up to here is finite, whatever their size.
+LARGEST = 1e140
 # torchmetrics would add up the sums of all processes, of which one alone has the features.
 ALONE: dict[str, Any] = {"sync_on_compute": False}
 
@@ -37,11 +44,26 @@ class FeatureStatistics:
     covariance: Tensor
 
     def __post_init__(self) -> None:
-        dim = len(self.mean)
-        if self.mean.shape != (dim,) or self.covariance.shape != (dim, dim):
+        mean, covariance = self.mean, self.covariance
+        if mean.ndim != 1 or not len(mean) or not (mean.is_floating_point() and covariance.is_floating_point()):
             raise ValueError(
-                f"`covariance` must have shape {(dim, dim)} for a mean of shape {tuple(self.mean.shape)}, "
-                f"got {tuple(self.covariance.shape)}."
+                f"`mean` must be numbers of shape (D,), got {mean.dtype} of shape {tuple(mean.shape)}, with a "
+                f"covariance of {covariance.dtype}."
+            )
+        if covariance.shape != (len(mean), len(mean)):
+            raise ValueError(
+                f"`covariance` must have shape {(len(mean), len(mean))} for a mean of shape {tuple(mean.shape)}, "
+                f"got {tuple(covariance.shape)}."
+            )
+        # LAPACK may end the process where a value is not finite.
+        check_finite("mean", mean)
+        check_finite("covariance", covariance)
+        largest = float(covariance.abs().max())
+        if float((covariance - covariance.T).abs().max()) > ASYMMETRY * largest:
+            raise ValueError("`covariance` must be symmetric, got one that differs from its transpose.")
+        if float(covariance.diagonal().min()) < -ASYMMETRY * largest:
+            raise ValueError(
+                f"`covariance` must have no negative variance, got {float(covariance.diagonal().min()):.3g}."
             )
 
     @classmethod
@@ -49,8 +71,9 @@ class FeatureStatistics:
         """Statistics of features, shape `(N, D)`.
 
         Raises:
-            ValueError: If there are fewer than two.
+            ValueError: If there are fewer than two, or a feature is not finite.
         """
+        _check_rows("features", features)
         if len(features) < 2:
             raise ValueError(f"`features` must be of at least 2 pictures, got {len(features)}.")
         values = features.detach().cpu().double()
@@ -65,13 +88,16 @@ def frechet_distance(generated: FeatureStatistics, reference: FeatureStatistics)
         reference: Of the real ones, in the same features.
 
     Raises:
-        ValueError: If the two have different numbers of features.
+        ValueError: If the two have different numbers of features, or values so large that the distance is not finite.
         ImportError: If torchmetrics is not installed.
     """
     if len(generated.mean) != len(reference.mean):
         raise ValueError(
             f"`reference` must have the {len(generated.mean)} features of `generated`, got {len(reference.mean)}."
         )
+    largest = max(float(each.abs().max()) for one in (generated, reference) for each in (one.mean, one.covariance))
+    if largest > LARGEST:
+        raise ValueError(f"`generated` and `reference` must be at most {LARGEST}, got values up to {largest:.3g}.")
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
     except ImportError as error:
@@ -90,7 +116,10 @@ def frechet_distance(generated: FeatureStatistics, reference: FeatureStatistics)
     with warnings.catch_warnings():
         # That `update` was not called.
         warnings.simplefilter("ignore", UserWarning)
-        return float(metric.compute())
+        distance = float(metric.compute())
+    if not math.isfinite(distance):
+        raise ValueError(f"`covariance` must be positive semidefinite in both sets, got the distance {distance}.")
+    return distance
 
 
 def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> tuple[float, float]:
@@ -107,6 +136,7 @@ def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> tuple
     """
     if splits < 2:
         raise ValueError(f"`splits` must be at least 2, got {splits}. The deviation is between them.")
+    _check_rows("logits", logits)
     if len(logits) < 2 * splits:
         raise ValueError(f"`logits` must be of at least {2 * splits} pictures for {splits} splits, got {len(logits)}.")
     try:
@@ -137,8 +167,15 @@ def precision_recall(generated: Tensor, reference: Tensor, *, neighbours: int = 
         neighbours: The paper's k.
 
     Raises:
-        ValueError: If a set has not more pictures than `neighbours`.
+        ValueError: If a set has not more pictures than `neighbours`, the sets have different numbers of features, or a
+            feature is not finite.
     """
+    for name, features in (("generated", generated), ("reference", reference)):
+        _check_rows(name, features)
+    if generated.shape[1] != reference.shape[1]:
+        raise ValueError(
+            f"`reference` must have the {generated.shape[1]} features of `generated`, got {reference.shape[1]}."
+        )
     if min(len(generated), len(reference)) <= neighbours:
         raise ValueError(
             f"`generated` and `reference` must have more than {neighbours} pictures, got {len(generated)} and "
@@ -149,6 +186,19 @@ def precision_recall(generated: Tensor, reference: Tensor, *, neighbours: int = 
     generated, reference = generated.float() - center, reference.float() - center
     precision = _share_inside(generated, reference, _radii(reference, neighbours))
     return precision, _share_inside(reference, generated, _radii(generated, neighbours))
+
+
+def _check_rows(name: str, features: Tensor) -> None:
+    """Features must be one row for each image.
+
+    Raises:
+        ValueError: If they are not, or a value is not finite.
+    """
+    if features.ndim != 2 or not features.shape[1] or not features.is_floating_point():
+        raise ValueError(
+            f"`{name}` must be numbers of shape (N, D), got {features.dtype} of shape {tuple(features.shape)}."
+        )
+    check_finite(name, features)
 
 
 def _radii(features: Tensor, neighbours: int) -> Tensor:

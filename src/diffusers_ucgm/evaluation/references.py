@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffusers_ucgm import files
+from diffusers_ucgm.checks import check_finite
 from diffusers_ucgm.idx import is_idx_folder, load_idx_images
 from diffusers_ucgm.images import ImageItems, load_image_dataset, prepare_image
 
@@ -44,6 +45,10 @@ class Reference:
     features: Tensor | None = None
     num_samples: int | None = None
     skipped: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.features is not None:
+            check_finite("features", self.features, "the reference")
 
 
 def load_reference(
@@ -128,8 +133,7 @@ def _from_file(
 ) -> Reference:
     if not path.is_file():
         raise FileNotFoundError(f"`source` must be a file, a folder or a data set, got {str(path)!r}.")
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+    arrays = _arrays(path)
     if not {"mu", "sigma"} <= set(arrays) and "arr_0" not in arrays:
         raise ValueError(
             f"`source` must hold 'mu' and 'sigma', or pictures as 'arr_0', got {sorted(arrays)} in {path}."
@@ -141,26 +145,68 @@ def _from_file(
         )
     pictures = None
     if "arr_0" in arrays:
-        images = torch.from_numpy(arrays["arr_0"])
-        if images.ndim != 4 or images.dtype != torch.uint8:
+        found = arrays["arr_0"]
+        if found.ndim != 4 or found.dtype != np.uint8 or found.shape[3] not in (1, 3) or 0 in found.shape:
             raise ValueError(
-                f"`source` must hold bytes of shape (N, H, W, C) as 'arr_0', got {images.dtype} of shape "
-                f"{tuple(images.shape)} in {str(path)!r}."
+                f"`source` must hold bytes of shape (N, H, W, C) as 'arr_0', got {found.dtype} of shape "
+                f"{tuple(found.shape)} in {str(path)!r}."
             )
+        images = torch.from_numpy(found)
         shown = _sized(images.permute(0, 3, 1, 2), size)
         pictures = _of_pictures(shown, network, batch_size, progress, len(images))
         if "mu" not in arrays:
             return pictures
     return Reference(
-        _statistics(arrays, "mu", "sigma"),
-        _statistics(arrays, "mu_s", "sigma_s") if {"mu_s", "sigma_s"} <= set(arrays) else None,
+        _statistics(arrays, "mu", "sigma", path),
+        _statistics(arrays, "mu_s", "sigma_s", path) if {"mu_s", "sigma_s"} <= set(arrays) else None,
         None if pictures is None else pictures.features,
-        int(arrays["num_samples"]) if "num_samples" in arrays else None,
+        _number(arrays, path),
     )
 
 
-def _statistics(arrays: dict[str, np.ndarray], mean: str, covariance: str) -> FeatureStatistics:
-    return FeatureStatistics(*(torch.from_numpy(np.atleast_1d(arrays[name])).double() for name in (mean, covariance)))
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an `.npz` file.
+
+    Raises:
+        ValueError: If it is torn, something else, or holds objects.
+    """
+    try:
+        # numpy leaves a torn file open that it has opened itself.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    # An `.npy` array has no context, and a damaged archive raises whatever zipfile, zlib and numpy do.
+    except Exception as error:
+        reason = "an array alone" if isinstance(error, AttributeError | TypeError) else f"{error}".splitlines()[0]
+        raise ValueError(
+            f"`source` must be a whole .npz file of numbers, got {str(path)!r}, which cannot be read: {reason}."
+        ) from error
+
+
+def _statistics(arrays: dict[str, np.ndarray], mean: str, covariance: str, path: Path) -> FeatureStatistics:
+    for name in (mean, covariance):
+        if arrays[name].dtype.kind not in "fiu":
+            raise ValueError(f"`source` must hold numbers as {name!r}, got {arrays[name].dtype} in {str(path)!r}.")
+    values = (np.asarray(arrays[name], np.float64) for name in (mean, covariance))
+    try:
+        return FeatureStatistics(
+            torch.from_numpy(np.atleast_1d(next(values))), torch.from_numpy(np.atleast_2d(next(values)))
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"`source` must hold statistics as {mean!r} and {covariance!r}, got in {str(path)!r}: {error}"
+        ) from error
+
+
+def _number(arrays: dict[str, np.ndarray], path: Path) -> int | None:
+    """How many images the statistics are of, where the file says so."""
+    if "num_samples" not in arrays:
+        return None
+    found = arrays["num_samples"]
+    if found.size != 1 or found.dtype.kind not in "iu" or int(found.reshape(())) < 2:
+        raise ValueError(
+            f"`source` must hold a number from 2 up as 'num_samples', got {found!r:.80} in {str(path)!r}."
+        )
+    return int(found.reshape(()))
 
 
 def _of_pictures(

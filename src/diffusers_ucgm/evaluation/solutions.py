@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffusers_ucgm import files
+from diffusers_ucgm.checks import SAMPLING_REMEDY, check_finite
 from diffusers_ucgm.lora import active_adapters
 from diffusers_ucgm.scheduler import UCGMScheduler
 from diffusers_ucgm.solver import Point
@@ -121,7 +122,8 @@ def reference_solutions(
         Latents, float32 on the CPU, shape `(B, ...)`.
 
     Raises:
-        ValueError: If there are not as many seeds as conditions, or the scheduler is of an unknown kind.
+        ValueError: If there are not as many seeds as conditions, the scheduler is of an unknown kind, or a solution is
+            not finite.
     """
     if len(conditions) != len(seeds) or not seeds:
         raise ValueError(f"`seeds` must be one for each of {len(conditions)} conditions, got {len(seeds)}.")
@@ -136,6 +138,7 @@ def reference_solutions(
             solutions = None if file is None else _kept(file)
             if solutions is None:
                 solutions = draw(pipe, *chunk, num_calls, scheduler=scheduler, batch_size=batch_size, **call)
+                check_finite("solutions", solutions, f"the seeds {chunk[1][0]} to {chunk[1][-1]}", SAMPLING_REMEDY)
                 if file is not None:
                     files.write_tensors(file, {"solutions": solutions})
             parts.append(solutions)
@@ -154,12 +157,14 @@ def distances(samples: Tensor, solutions: Tensor) -> Tensor:
         float32, shape `(B,)`.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes differ, or a value is not finite.
     """
     if samples.shape != solutions.shape:
         raise ValueError(
             f"`samples` must have the shape of `solutions`, {tuple(solutions.shape)}, got {tuple(samples.shape)}."
         )
+    check_finite("samples", samples)
+    check_finite("solutions", solutions)
     return (samples.float() - solutions.float()).flatten(1).square().mean(1).sqrt()
 
 
@@ -229,8 +234,9 @@ def _bytes(values: Tensor) -> bytes:
 
 
 def _kept(file: Path) -> Tensor | None:
-    """What a file holds; None where there is none, or a torn one."""
+    """What a file holds; None where there is none, a torn one, or one with values that are not finite."""
     try:
-        return load_file(file)["solutions"]
+        found = load_file(file)["solutions"]
+        return found if bool(found.isfinite().all()) else None
     except (OSError, SafetensorError, KeyError):
         return None

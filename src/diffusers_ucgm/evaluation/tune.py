@@ -17,6 +17,7 @@ from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from diffusers_ucgm import files
+from diffusers_ucgm.checks import SAMPLING_REMEDY
 from diffusers_ucgm.pipeline import UCGMPipeline
 from diffusers_ucgm.scheduler import UCGMScheduler
 
@@ -290,6 +291,8 @@ class _Draws:
             batch_size=self.batch_size,
             **self.call,
         )
+        if not bool(drawn.isfinite().all()):
+            raise RuntimeError(f"The samples are not finite. {SAMPLING_REMEDY}")
         return self.goal.measured(drawn, part.solutions)
 
     def value(self, settings: dict[str, Any], part: _Part) -> float | None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from diffusers_ucgm.checks import check_finite
 from diffusers_ucgm.time_grids import beta_times
 
 
@@ -66,6 +67,9 @@ class DrawnSamples(Dataset[dict[str, Any]]):
         generator = generator_of(self.seed, step, position)
         condition = dict(self.dataset[index])
         latents = torch.as_tensor(condition.pop("latents"))
+        for name, value in {"latents": latents, **condition}.items():
+            if isinstance(value, Tensor):
+                check_finite(name, value, f"item {index} of the data set", "Encode it again, in float32 or bfloat16.")
         return {
             "latents": latents,
             "condition": condition,

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from diffusers_ucgm import files
+from diffusers_ucgm.checks import check_finite
 from diffusers_ucgm.images import ImageItems
 from diffusers_ucgm.seeds import numbered_seed
 
@@ -143,6 +144,8 @@ class _Encoder:
         if self.encode_captions is not None and "caption" in items[0]:
             encoded = self.encode_captions([item["caption"] for item in items])
             part |= {name: value.cpu() for name, value in encoded.items()}
+            for name in encoded:
+                check_finite(name, part[name], f"rows {min(rows)} to {max(rows)}", "Encode in float32 or bfloat16.")
         elif "class_labels" in items[0]:
             part["class_labels"] = torch.tensor([item["class_labels"] for item in items])
         return part
@@ -252,6 +255,8 @@ class CachedLatents(Dataset[dict[str, Tensor]]):
             )
         self.index: dict[str, Any] = json.loads((self.folder / INDEX).read_text())
         counts = self.index["counts"]
+        for name in ("latents_mean", "latents_std"):
+            check_finite(name, torch.tensor(self.index[name]), str(self.folder / INDEX), "Run `ucgm cache` anew.")
         if torn := [i for i in range(len(counts)) if not _is_whole(_shard(self.folder, i))]:
             raise ValueError(f"`folder` must have all its shards, got {torn} torn or missing. Run `ucgm cache` again.")
         self._ends = torch.tensor(counts).cumsum(0).tolist()

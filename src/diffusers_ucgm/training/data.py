@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from diffusers_ucgm.checks import check_finite
 from diffusers_ucgm.idx import IDX_PREFIXES, load_idx_images
 
 
@@ -47,8 +48,13 @@ class LatentDataset(Dataset[dict[str, Tensor]]):
             class_labels: Class ids, shape `(N,)`, int64.
 
         Raises:
-            ValueError: If there are not as many labels as latents.
+            ValueError: If there are not as many labels as latents, none, or latents that are not finite.
         """
+        if not len(latents):
+            raise ValueError(f"`latents` must be of at least one sample, got shape {tuple(latents.shape)}.")
+        if class_labels.is_floating_point() or class_labels.is_complex():
+            raise ValueError(f"`class_labels` must be whole numbers, got {class_labels.dtype}.")
+        check_finite("latents", latents, remedy="Encode them again, in float32 or bfloat16.")
         if class_labels.shape != (len(latents),):
             raise ValueError(f"`class_labels` must have shape ({len(latents)},), got {tuple(class_labels.shape)}.")
         self.latents = latents

@@ -122,6 +122,9 @@ def examine(
     places = sorted({i * number // num_samples for i in range(num_samples)})
     batch = default_collate([dataset[i] for i in places])
     found += _latents(batch["latents"])
+    for name, value in batch.items():
+        if name != "latents" and isinstance(value, Tensor) and not bool(value.isfinite().all()):
+            found.append(Finding("condition", "error", f"NaN or infinity in `{name}`. Encode the data again."))
     if any(finding.level == "error" for finding in found):
         return _sorted(found)
     if isinstance(transport_name := config.transport, str):
