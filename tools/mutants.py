@@ -1026,7 +1026,8 @@ MUTANTS = [
     Mutant(
         "latents with NaN train for ten steps",
         "training/batches.py",
-        '                check_finite(name, value, f"item {index} of the data set", "Encode it again, in float32 or bfloat16.")\n',
+        '                check_finite(name, value, f"item {index} of the data set", '
+        '"Encode it again, in float32 or bfloat16.")\n',
         "                pass\n",
         ("tests/training/test_trainer.py",),
     ),
