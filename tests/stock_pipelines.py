@@ -469,8 +469,7 @@ def lumina2():
     return Case(pipe, {**embeds, "output_type": "np", "height": 32, "width": 32}, (1, 8, 8, 3))
 
 
-@seeded
-def z_image():
+def z_image_case(cls, **arguments):
     transformer = diffusers.ZImageTransformer2DModel(
         in_channels=4,
         dim=32,
@@ -486,9 +485,24 @@ def z_image():
         for name, parameter in module.named_parameters(recurse=False):
             if "pad_token" in name:
                 torch.nn.init.normal_(parameter)
-    pipe = diffusers.ZImagePipeline(stock("z-image"), vae(shift_factor=0.1), None, None, transformer)
+    pipe = cls(stock("z-image"), vae(shift_factor=0.1), None, None, transformer)
     embeds = {"prompt_embeds": [torch.randn(5, 8)], "negative_prompt_embeds": [torch.randn(5, 8)]}
-    return Case(pipe, {**embeds, "output_type": "np", "height": 16, "width": 16}, (1, 16, 16, 3))
+    return Case(pipe, {**embeds, "output_type": "np", "height": 16, "width": 16, **arguments}, (1, 16, 16, 3))
+
+
+@seeded
+def z_image():
+    return z_image_case(diffusers.ZImagePipeline)
+
+
+@seeded
+def z_image_img2img():
+    return z_image_case(diffusers.ZImageImg2ImgPipeline, image=picture(), strength=0.5)
+
+
+@seeded
+def z_image_inpaint():
+    return z_image_case(diffusers.ZImageInpaintPipeline, image=picture(), mask_image=mask(), strength=0.75)
 
 
 @seeded
@@ -935,6 +949,8 @@ PIPELINES = [
     aura_flow,
     lumina2,
     z_image,
+    z_image_img2img,
+    z_image_inpaint,
     qwen_image,
     ltx,
     ltx_condition,

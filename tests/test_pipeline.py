@@ -278,7 +278,7 @@ def test_bad_labels_are_refused(labels, message):
     ("arguments", "message"),
     [
         ({"output_type": "jpg"}, "`output_type` must be"),
-        ({"guidance_scale": -1.0}, "`guidance_scale` must not be negative"),
+        ({"guidance_scale": -1.0}, "`guidance_scale` must be from 0 up, got -1.0"),
         ({"guidance_interval": (0.7, 0.2)}, "`guidance_interval` must be two rising times"),
         ({"callback_on_step_end_tensor_inputs": ["x"]}, "`callback_on_step_end_tensor_inputs` must be in"),
         ({"generator": [torch.Generator()]}, "`generator` must have one entry for each of 2 samples, got 1"),
@@ -288,6 +288,57 @@ def test_bad_labels_are_refused(labels, message):
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         pipeline()([1, 2], **arguments)
+
+
+NAN, INF = float("nan"), float("inf")
+MALFORMED = {
+    "class_labels": [
+        None,
+        {},
+        {"a": 1},
+        object(),
+        1.0,
+        NAN,
+        True,
+        [True],
+        [None],
+        [[1]],
+        ["1.5"],
+        -1,
+        10**30,
+        torch.ones(2),
+    ],
+    "guidance_scale": [NAN, INF, -INF, "2", True, [2.0], {}, 1e300, 10**400, torch.ones(2)],
+    "guidance_interval": [
+        0.5,
+        "ab",
+        (0.1,),
+        (0.1, 0.2, 0.3),
+        (NAN, 1.0),
+        (0.0, INF),
+        (True, False),
+        {0.1, 0.9},
+        ["0", "1"],
+    ],
+    "num_inference_steps": [-1, 2.0, NAN, "4", True, [4], {}, 10**30],
+    "timesteps": ["abc", 5, [], [NAN], [1e9], [1.0, 900.0], [[1.0]], {}, [True]],
+    "sigmas": ["abc", 5, [], [NAN], [1e9], [0.1, 0.9], [[1.0]], {}, [True]],
+    "generator": [0, "cpu", [], [None, None], [torch.Generator()] * 3, np.random.default_rng(0)],
+    "latents": ["x", 1.0, np.zeros((2, 4, 8, 8)), torch.zeros(2, 4, 8, 8).long(), torch.full((2, 4, 8, 8), NAN)],
+    "output_type": [None, 1, ["pil"], {}, "PIL"],
+    "return_dict": [None, 1, "false"],
+    "callback_on_step_end": [1, "x", []],
+    "callback_on_step_end_tensor_inputs": [None, "latents", 1, [1], ["x"], {}],
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_arguments_are_refused_by_name(name):
+    pipe = pipeline()
+    for value in MALFORMED[name]:
+        arguments = {"class_labels": [1, 2], "num_inference_steps": None if name in ("timesteps", "sigmas") else 2}
+        with pytest.raises((ValueError, TypeError), match=f"`{name}`"):
+            pipe(**{**arguments, name: value})
 
 
 def test_unknown_argument_is_a_type_error():

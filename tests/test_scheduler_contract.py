@@ -255,5 +255,8 @@ def test_wrong_order_of_calls_is_refused():
     scheduler.set_timesteps(2)
     with pytest.raises(ValueError, match=r"`model_output` must have the shape of `sample`, \(1, 2\), got \(1, 3\)"):
         scheduler.step(torch.zeros(1, 3), 1, sample)
-    with pytest.raises(ValueError, match=r"`begin_index` must be in \[0, 1\], got 2"):
-        scheduler.set_begin_index(2)
+    with pytest.raises(ValueError, match=r"`begin_index` must be in \[0, 1\], got 3"):
+        scheduler.set_begin_index(3)
+    scheduler.set_begin_index(2)  # as pipelines do it where `strength` leaves no step, of which they then complain
+    with pytest.raises(RuntimeError, match="`step` was called more than the 2 times"):
+        scheduler.step(sample, None, sample)

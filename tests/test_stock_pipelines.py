@@ -30,6 +30,8 @@ CALLS = {
     "sdxl_img2img": 2,
     "sdxl_inpaint": 2,
     "wan": 8,
+    "z_image_img2img": 2,
+    "z_image_inpaint": 3,
 }
 # A checker and a tokenizer that stand in for downloads have nothing to save; DDIMPipeline makes its own scheduler.
 NOT_SAVED = ("cosmos", "kandinsky_prior", "ddim")

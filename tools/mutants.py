@@ -48,8 +48,125 @@ LABEL_TESTS = ("tests/test_labels.py",)
 BAD_VALUE_TESTS = ("tests/evaluation/test_bad_values.py",)
 PIPELINE_TESTS = ("tests/test_pipeline.py", "tests/test_pipeline_loading.py")
 LORA_TESTS = ("tests/training/test_lora_loading.py",)
+SETTING_TESTS = ("tests/test_settings.py",)
+PRECISION_TESTS = ("tests/test_precision.py",)
+NOISE_TESTS = ("tests/test_run_noise.py",)
+NOISING_TESTS = ("tests/test_noising.py",)
 
 MUTANTS = [
+    # Settings, dtypes, noise of a run and times of the scheduler
+    Mutant(
+        "numbers may be bools",
+        "constraints.py",
+        "if isinstance(value, bool | np.bool_) or not isinstance",
+        "if not isinstance",
+        SETTING_TESTS,
+    ),
+    Mutant(
+        "numbers need not be finite",
+        "constraints.py",
+        "return math.isfinite(float(value))",
+        "return bool(float(value) or True)",
+        SETTING_TESTS,
+    ),
+    Mutant(
+        "settings are not checked against each other",
+        "scheduler.py",
+        "        check_relations(self.config)\n",
+        "",
+        SETTING_TESTS,
+    ),
+    Mutant(
+        "an index of enumerate is taken for a time",
+        "schedules.py",
+        "int(timestep) in whole_times",
+        "True",
+        SETTING_TESTS,
+    ),
+    Mutant(
+        "a chain may lose the data before its end",
+        "families.py",
+        "if not bool((abar.diff() < 0).all()):",
+        "if not bool((abar.diff() <= 0).all()):",
+        SETTING_TESTS,
+    ),
+    Mutant(
+        "results always have the sample's dtype",
+        "precision.py",
+        '"model_output": lambda sample, model_output: model_output,',
+        '"model_output": lambda sample, model_output: sample,',
+        PRECISION_TESTS,
+    ),
+    Mutant(
+        "UniPC's results are promoted",
+        "precision.py",
+        '    "UniPCMultistepScheduler": "sample",\n',
+        "",
+        PRECISION_TESTS,
+    ),
+    Mutant(
+        "a copy in mid run goes on from the rounded sample",
+        "precision.py",
+        "return looks_alike and torch.equal(self.rounded, sample)",
+        "return False",
+        PRECISION_TESTS,
+    ),
+    Mutant(
+        "a copy takes any sample for its own",
+        "precision.py",
+        "return looks_alike and torch.equal(self.rounded, sample)",
+        "return looks_alike",
+        PRECISION_TESTS,
+    ),
+    Mutant(
+        "a copy shares the history that a step writes to",
+        "scheduler.py",
+        '"_history": [each.clone() for each in self._history], ',
+        "",
+        PRECISION_TESTS,
+    ),
+    Mutant(
+        "noise of a run comes from the global generator",
+        "scheduler.py",
+        "if generator is None and self._run_noise is not None:",
+        "if False:",
+        NOISE_TESTS,
+    ),
+    Mutant(
+        "every step of a run has the same noise",
+        "run_noise.py",
+        "numbered_seed(seed, index)",
+        "numbered_seed(seed, 0)",
+        NOISE_TESTS,
+    ),
+    Mutant(
+        "a batch has one seed",
+        "run_noise.py",
+        'self.seeds = [int.from_bytes(digest, "little") for digest in digests]',
+        'self.seeds = [int.from_bytes(digests[0], "little") for digest in digests]',
+        NOISE_TESTS,
+    ),
+    Mutant(
+        "the noise of the run before stays",
+        "scheduler.py",
+        "        self._run_noise: RunNoise | None = None\n",
+        '        self._run_noise = getattr(self, "_run_noise", None)\n',
+        NOISE_TESTS,
+    ),
+    Mutant(
+        "times beyond the path are clamped without a word",
+        "noising.py",
+        "if not bool(((wide >= low - slack) & (wide <= high + slack)).all()):",
+        "if not bool(wide.isfinite().all()):",
+        NOISING_TESTS,
+    ),
+    Mutant(
+        "one latent does not serve for several times",
+        "noising.py",
+        "if any(count not in (1, most)",
+        "if any(count != most",
+        NOISING_TESTS,
+    ),
     # LoRAs, drawing and two networks
     Mutant(
         "a LoRA's scale is not part of a model's identity",
@@ -557,7 +674,7 @@ MUTANTS = [
     Mutant(
         "state rounded to half precision at every step",
         "scheduler.py",
-        "        if last is not None and last[0] is sample and last[1] == sample._version:",
+        "        if last is not None and last.is_behind(sample):",
         "        if False:",
         SCHEDULER_TESTS,
     ),

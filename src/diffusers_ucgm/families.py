@@ -152,7 +152,8 @@ def cumulative_alphas(
         float64, shape `(num_train_timesteps,)`, falling from almost 1.
 
     Raises:
-        ValueError: If the schedule is unknown, or the betas do not have the length of the chain.
+        ValueError: If the schedule is unknown, or the betas do not have the length of the chain or destroy the data
+            before its end.
     """
     # In float32, as diffusers has it: the models were trained with these digits.
     if trained_betas is not None:
@@ -178,6 +179,12 @@ def cumulative_alphas(
     if rescale_betas_zero_snr:
         root = abar.sqrt()
         abar = ((root - root[-1]) * root[0] / (root[0] - root[-1])).square()
+    if not bool((abar.diff() < 0).all()):
+        name = "beta_end" if trained_betas is None else "trained_betas"
+        raise ValueError(
+            f"`{name}` must make every step of the chain noisier than the one before, got {abar[-1]:.3g} as the last "
+            f"of its {num_train_timesteps} shares of the data. Use smaller betas."
+        )
     return abar.double()
 
 

@@ -22,10 +22,12 @@ from . import files
 # diffusers loads a component of another package only if its module is imported already.
 from . import scheduler as _scheduler  # noqa: F401
 from .autoencoders import decode_latents, denormalize_latents, normalize_latents, takes_unit_range
+from .constraints import check, shown
 from .labels import ModelClasses
 from .models import edm2_unet_2d as _edm2_unet_2d  # noqa: F401
 from .models import transformer_2d as _transformer_2d  # noqa: F401
 from .names import BUNDLED
+from .settings import CALL_ARGUMENTS
 
 
 __all__ = ["BUNDLED", "UCGMPipeline", "UCGMPipelineOutput", "denormalize_latents", "guided", "normalize_latents"]
@@ -248,6 +250,8 @@ class UCGMPipeline(DiffusionPipeline):
             class_labels = class_labels.reshape(-1).tolist()
         if isinstance(class_labels, str | int | np.integer):
             class_labels = [class_labels]
+        if not isinstance(class_labels, list | tuple):
+            raise ValueError(f"`class_labels` must be ids or names, or a list of them, got {shown(class_labels)}.")
         if len(class_labels) == 0:
             raise ValueError("`class_labels` must not be empty, got [].")
         classes = ModelClasses.of(self.config.id2label, self.num_classes)
@@ -284,7 +288,7 @@ class UCGMPipeline(DiffusionPipeline):
         size = config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         shape = (batch_size, config.in_channels, height, width)
-        if isinstance(generator, list) and len(generator) != batch_size:
+        if isinstance(generator, list | tuple) and len(generator) != batch_size:
             raise ValueError(
                 f"`generator` must have one entry for each of {batch_size} samples, got {len(generator)}."
             )
@@ -340,11 +344,24 @@ class UCGMPipeline(DiffusionPipeline):
         """
         defaults = self.config.call_defaults or {}
         if guidance_scale is None:
-            guidance_scale = float(defaults.get("guidance_scale", 1.0))
+            guidance_scale = defaults.get("guidance_scale", 1.0)
         if guidance_interval is None:
             guidance_interval = defaults.get("guidance_interval", (0.0, 1.0))
+        given = {
+            "guidance_scale": guidance_scale,
+            "guidance_interval": guidance_interval,
+            "num_inference_steps": num_inference_steps,
+            "generator": generator,
+            "latents": latents,
+            "output_type": output_type,
+            "return_dict": return_dict,
+            "callback_on_step_end": callback_on_step_end,
+            "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs,
+        }
+        check(CALL_ARGUMENTS, given)
+        self._check_tensor_inputs(callback_on_step_end_tensor_inputs)
+        guidance_scale = float(cast(float, guidance_scale))
         interval = tuple(cast(Sequence[float], guidance_interval))
-        self._check_inputs(output_type, guidance_scale, interval, callback_on_step_end_tensor_inputs)
         ids = self.get_label_ids(class_labels)
         self._guidance_scale, self._interrupt = guidance_scale, False
         device = self._execution_device
@@ -388,15 +405,7 @@ class UCGMPipeline(DiffusionPipeline):
             return (images,)
         return UCGMPipelineOutput(images, calls)
 
-    def _check_inputs(
-        self, output_type: str, scale: float, interval: tuple[float, ...], tensor_inputs: Sequence[str]
-    ) -> None:
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"`output_type` must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
-        if not scale >= 0:
-            raise ValueError(f"`guidance_scale` must not be negative, got {scale!r}.")
-        if len(interval) != 2 or not 0.0 <= interval[0] <= interval[1] <= 1.0:
-            raise ValueError(f"`guidance_interval` must be two rising times in [0, 1], got {interval}.")
+    def _check_tensor_inputs(self, tensor_inputs: Sequence[str]) -> None:
         unknown = [name for name in tensor_inputs if name not in self._callback_tensor_inputs]
         if unknown:
             raise ValueError(

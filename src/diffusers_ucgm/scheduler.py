@@ -1,5 +1,6 @@
 """UCGMScheduler: the unified sampler (UCGM-S) behind diffusers' scheduler interface."""
 
+import copy
 import inspect
 import math
 from collections.abc import Mapping, Sequence
@@ -14,19 +15,23 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from .constraints import check, is_whole, plain, shown
 from .families import Family, cumulative_alphas_of, family_of
+from .noising import noised
+from .precision import KeptState, result_dtypes, result_rule
 from .presets import get_preset
 from .published import PublishedCorrection
-from .schedules import Spacing, as_told, given_schedule, grid_of_steps
+from .run_noise import RunNoise
+from .schedules import Spacing, as_told, check_timestep, given_schedule, grid_of_steps, place_of, times_from
+from .settings import SCHEDULE_ARGUMENTS, SCHEDULER_SETTINGS, check_relations, check_step
 from .solver import SAMPLE, Call, Point, Solver, step_of_tokens, thresholded
 from .stock import STOCK_SCHEDULERS
-from .swap import swapped
+from .swap import STOCK_CLASS, swapped
 from .transports import Transport
 
 
 __all__ = ["UCGMScheduler", "UCGMSchedulerOutput"]
 
-SOLVER_TYPES = ("velocity", "data", "noise", "multistep")
 # Settings of the sampler alone. `solver_order` and `solver_type` mean something else to diffusers' multistep solvers.
 OWN_SETTINGS = (
     "transport",
@@ -51,8 +56,11 @@ class UCGMSchedulerOutput(BaseOutput):
     """What a step gives.
 
     Attributes:
-        prev_sample: The next point of the path, shape and dtype of the sample; after the last call the result.
-        pred_original_sample: The data estimate `x_hat` of this call, without extrapolation, same shape and dtype.
+        prev_sample: The next point of the path, shape of the sample; after the last call the result. Its dtype is
+            that of the stock scheduler that this one took the place of, or of the usual one of the path: for flows
+            the dtype of `model_output`, for a chain what sample and output are promoted to.
+        pred_original_sample: The data estimate `x_hat` of this call, without extrapolation, same shape and dtype; in
+            place of Euler's schedulers in float32 or wider.
     """
 
     prev_sample: Tensor
@@ -175,42 +183,12 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             extrapolation_order: Order of `extrapolation_ratio="auto"`, 2 or 3; without effect otherwise.
 
         Raises:
-            ValueError: If a setting is out of its range, or settings contradict each other.
+            ValueError: If a setting is of the wrong type or out of its range, or settings contradict each other.
         """
-        if not num_train_timesteps >= 1:
-            raise ValueError(f"`num_train_timesteps` must be at least 1, got {num_train_timesteps!r}.")
-        if solver_order not in (1, 2):
-            raise ValueError(f"`solver_order` must be 1 or 2, got {solver_order!r}.")
-        if solver_type not in SOLVER_TYPES:
-            raise ValueError(f"`solver_type` must be one of {sorted(SOLVER_TYPES)}, got {solver_type!r}.")
-        if extrapolation_ratio != "auto" and not (
-            isinstance(extrapolation_ratio, int | float) and 0.0 <= extrapolation_ratio < math.inf
-        ):
-            raise ValueError(
-                f"`extrapolation_ratio` must be a number from 0 up or 'auto', got {extrapolation_ratio!r}."
-            )
-        if extrapolation_order not in (2, 3):
-            raise ValueError(f"`extrapolation_order` must be 2 or 3, got {extrapolation_order!r}.")
-        if stochasticity != "auto" and not (isinstance(stochasticity, int | float) and 0.0 <= stochasticity <= 1.0):
-            raise ValueError(f"`stochasticity` must be a number in [0, 1] or 'auto', got {stochasticity!r}.")
-        if solver_order == 2 and solver_type == "noise":
-            if extrapolation_ratio == "auto":
-                raise ValueError(
-                    "`solver_type='noise'` must go with an `extrapolation_ratio` that is a number, as published, got "
-                    "'auto'. Use `solver_type='velocity'`."
-                )
-            if time_gaps[0] == 0:
-                raise ValueError(
-                    "`solver_type='noise'` divides by gamma(t), which is 0 at the noise end, got `time_gaps[0]=0`. "
-                    "Use a gap above 0, such as 0.001, or `solver_type='velocity'`."
-                )
-            changes_samples = divides_samples or ends_at_first_step or clip_sample or thresholding
-            if transport in ("sigma_space", "scm") or changes_samples:
-                raise ValueError(
-                    "`solver_type='noise'` must go with samples that are neither clipped nor divided and with an end "
-                    f"at the data, as the reference has it, got `transport={transport!r}` with {clip_sample=}, "
-                    f"{thresholding=}, {divides_samples=}, {ends_at_first_step=}. Use `solver_type='velocity'`."
-                )
+        check(SCHEDULER_SETTINGS, self.config)
+        check_relations(self.config)
+        # JSON holds no scalars of numpy and torch.
+        self.register_to_config(**{name: plain(self.config[name]) for name in SCHEDULER_SETTINGS})
         Spacing.of(self.config)  # its settings are checked where it is made, as the family's are
         self._family: Family | None = family_of(self.config)
         # A stock scheduler that is made from this config must not read the sampler's settings as its own.
@@ -226,6 +204,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps: int | None = None
         self.timesteps = torch.empty(0)
         self.sigmas = torch.empty(0)
+        self._whole_times: frozenset[int] = frozenset()
         self._points: list[Point] = []
         self._calls: list[Call] = []
         self._reset()
@@ -234,8 +213,10 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         return self.config.num_train_timesteps
 
     def __getstate__(self) -> dict[str, Any]:
-        # A family is made of functions, which cannot be pickled; the config makes it again.
-        return {**self.__dict__, "_family": None}
+        # A family is made of functions, which cannot be pickled; the config makes it again. What a run writes to in
+        # place must not be shared by a copy, and the kept state must know that it is in one.
+        own = {name: copy.copy(self.__dict__[name]) for name in ("_last", "_published")}
+        return {**self.__dict__, "_family": None, "_history": [each.clone() for each in self._history], **own}
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -340,14 +321,17 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
                 nothing, since there is nothing to correct.
 
         Raises:
-            ValueError: If the index is outside the schedule.
+            ValueError: If the index is outside the schedule. Its end is not, where no call of the budget is left:
+                pipelines then say themselves that `strength` leaves no step.
         """
-        if self._calls and not 0 <= begin_index < len(self._calls):
-            raise ValueError(f"`begin_index` must be in [0, {len(self._calls) - 1}], got {begin_index}.")
+        if not is_whole(begin_index):
+            raise ValueError(f"`begin_index` must be a whole number, got {shown(begin_index)}.")
+        if self._calls:
+            self._check_begin(int(begin_index))
         self._reset()
-        self._begin_index = begin_index
+        self._begin_index = int(begin_index)
         if self._points:
-            self._plan(begin_index)
+            self._plan(min(self._begin_index, len(self._calls) - 1))
 
     def set_timesteps(
         self,
@@ -378,18 +362,26 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             intermediate_timesteps: Its second time, when there are two steps.
 
         Raises:
-            ValueError: If neither `timesteps`, `sigmas` nor `num_inference_steps` decides, if given times rise or
-                leave their range, or if `mu` is missing.
+            ValueError: If an argument is of the wrong type or out of its range, if neither `timesteps`, `sigmas` nor
+                `num_inference_steps` decides, if given times rise or leave the path, or if `mu` is missing.
         """
+        given = {
+            "num_inference_steps": num_inference_steps,
+            "device": device,
+            "mu": mu,
+            "original_inference_steps": original_inference_steps,
+            "strength": strength,
+            "max_timesteps": max_timesteps,
+            "intermediate_timesteps": intermediate_timesteps,
+        }
+        check(SCHEDULE_ARGUMENTS, given)
         family, spacing = self.family, self._spacing
         if max_timesteps is not None and timesteps is None and num_inference_steps:
-            timesteps = np.linspace(max_timesteps, 0.0, num_inference_steps + 1)[:-1]
-            if intermediate_timesteps is not None and num_inference_steps == 2:
-                timesteps[1] = intermediate_timesteps
+            timesteps = times_from(max_timesteps, intermediate_timesteps, num_inference_steps, family)
         ladder = original_inference_steps or self.config.original_inference_steps
         if timesteps is not None or sigmas is not None:
             t, told = given_schedule(timesteps, sigmas, spacing, family, mu, num_inference_steps)
-        elif num_inference_steps is None or num_inference_steps < 1:
+        elif num_inference_steps is None:
             raise ValueError(f"`num_inference_steps` must be at least 1, got {num_inference_steps!r}.")
         else:
             num_points = (num_inference_steps + 1) // 2 if self._solver.repeats else num_inference_steps
@@ -403,8 +395,9 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             )
         if self._solver.repeats:
             told, t = _repeated(told), _repeated(t)
-        if self.config.round_timesteps and bool((told % 1 == 0).all()):
-            told = told.long()
+        has_whole_times = self.config.round_timesteps and bool((told % 1 == 0).all())
+        told = told.long() if has_whole_times else told
+        self._whole_times = frozenset(told.tolist() if has_whole_times else ())
         data_time = t.new_zeros(1)
         if family.ends_at_data:
             told = torch.cat([told, family.timestep(data_time).float()])
@@ -420,15 +413,11 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         Args:
             timestep: One of the network's times. An entry of `timesteps` itself is found without reading it.
             schedule_timesteps: Another schedule to look in.
+
+        Raises:
+            ValueError: If the schedule has no such time.
         """
-        schedule = self.timesteps if schedule_timesteps is None else schedule_timesteps
-        if isinstance(timestep, Tensor):
-            if timestep.untyped_storage().data_ptr() == schedule.untyped_storage().data_ptr():
-                return int(timestep.storage_offset() - schedule.storage_offset())
-            timestep = timestep.flatten()[0].item()
-        distances = (schedule.cpu().double() - float(timestep)).abs()
-        nearest = (distances == distances.min()).nonzero().flatten().tolist()
-        return nearest[min(1, len(nearest) - 1)]
+        return place_of(timestep, self.timesteps if schedule_timesteps is None else schedule_timesteps)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The sample as the network takes it: unchanged, or scaled for models in sigma space.
@@ -441,6 +430,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             return sample
         if not self._calls:
             raise RuntimeError("`scale_model_input` was called before `set_timesteps`.")
+        check_timestep(timestep, self._whole_times)
         step = self._solver.step_of(self._start(timestep))
         return sample * self._points[min(step, len(self._points) - 1)].scale
 
@@ -464,9 +454,12 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         Args:
             model_output: The network's prediction F at `sample`, shape `(B, ...)`; with twice the channels from a
                 model that also predicts a variance, which is not used.
-            timestep: The entry of `timesteps` that the network was called with.
+            timestep: The entry of `timesteps` that the network was called with. Integers are taken only where
+                `timesteps` has integers.
             sample: The point of the path, any floating dtype. The step is computed in float32 or wider.
-            generator: Source of the noise where there is stochasticity; a list has one for each sample.
+            generator: Source of the noise where there is stochasticity; a list has one for each sample. Without it
+                the noise is derived from the samples that the run starts with, each sample's from itself alone, so
+                that a pipeline's own generator decides it too; torch's global state is neither used nor changed.
             return_dict: Whether to return a `UCGMSchedulerOutput` or a tuple: `(prev_sample,)` for flows and
                 `(prev_sample, pred_original_sample)` for others, as diffusers' schedulers do.
             eta: DDIM's, which pipelines pass. Only 0: `stochasticity` is the setting here.
@@ -480,22 +473,28 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
 
         Raises:
             RuntimeError: If there is no schedule, or it is used up.
-            ValueError: If `model_output` has another shape than `sample`, or an argument asks for what is not here.
+            ValueError: If an argument is of the wrong type, shape or range, or asks for what is not here.
         """
         if not self._calls:
             raise RuntimeError("`step` was called before `set_timesteps`.")
+        check_step(model_output, sample, generator, return_dict, per_token_timesteps, pred_original_sample)
         if eta:
             raise ValueError(
                 f"`eta` must be 0, got {eta}. Set `stochasticity` in `UCGMScheduler.from_config` instead."
             )
+        if model_output.shape != sample.shape:
+            model_output = self._without_variance(model_output, sample)
+        check_timestep(timestep, self._whole_times)
         index = self._start(timestep)
         if index >= len(self._calls):
             raise RuntimeError(
                 f"`step` was called more than the {len(self._calls)} times of this schedule. Call `set_timesteps`."
             )
-        if model_output.shape != sample.shape:
-            model_output = self._without_variance(model_output, sample)
+        if generator is None and self.config.stochasticity != 0 and not self._has_noise_for(sample):
+            self._run_noise = RunNoise(sample)
         x = self._working_copy(sample)
+        rule = result_rule(self.config.get(STOCK_CLASS), self.config)
+        dtype, x_hat_dtype = result_dtypes(rule, self.family.is_flow, sample.dtype, model_output.dtype, x.dtype)
         if torch.promote_types(model_output.dtype, x.dtype) != x.dtype:
             model_output = model_output.to(x.dtype)
         if pred_original_sample is not None:
@@ -503,12 +502,13 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         if per_token_timesteps is not None:
             result, x_hat = self._step_of_tokens(x, model_output, per_token_timesteps)
             self._step_index = index + 1
-            return self._output(self._returned(result, sample.dtype), lambda: x_hat.to(sample.dtype), return_dict)
+            # `FlowMatchEulerDiscreteScheduler` does not round these.
+            return self._output(self._returned(result, x.dtype), lambda: x_hat, return_dict)
         call = self._calls[index]
         change = self._clipping(call, x, model_output)
         if self._published is not None:
             result = self._published.step(
-                self.transport, index, x, model_output, lambda: self._noise(x.float(), generator)
+                self.transport, index, x, model_output, lambda: self._noise(index, x.float(), generator)
             )
         else:
             # A call that is made again cannot look back: what came before it has given way to its first answer.
@@ -527,14 +527,14 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             if call.corrects and self._base is not None:
                 result.add_(self._base)
             if call.noise:
-                result.add_(self._noise(result, generator), alpha=call.noise)
+                result.add_(self._noise(index, result, generator), alpha=call.noise)
             self._base = None if call.base is None else call.base(x, model_output, change)
             self._remember(call, x, model_output, change)
         self._step_index, self._answered = index + 1, index
-        prev_sample = self._returned(result, sample.dtype)
+        prev_sample = self._returned(result, dtype)
         if call.is_last and self._published is None:
-            return self._output(prev_sample, lambda: prev_sample, return_dict)
-        return self._output(prev_sample, lambda: call.x_hat(x, model_output, change).to(sample.dtype), return_dict)
+            return self._output(prev_sample, lambda: result.to(x_hat_dtype), return_dict)
+        return self._output(prev_sample, lambda: call.x_hat(x, model_output, change).to(x_hat_dtype), return_dict)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor | float, noise: Tensor | None = None) -> Tensor:
         """A point of the path: `x_t = alpha(t) noise + gamma(t) sample`.
@@ -543,16 +543,18 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             sample: Clean data, shape `(B, ...)`.
             timestep: The network's times, any within the range, shape `(B,)` or `()`.
             noise: Standard normal, shape of `sample`; None draws it.
+
+        Returns:
+            Shape `(B, ...)`, where B is the largest of the three: one sample, time or noise serves for all.
+
+        Raises:
+            ValueError: If a time is out of the model's range, or the numbers of samples do not agree.
         """
-        noise = torch.randn_like(sample) if noise is None else noise
-        dtype = torch.promote_types(sample.dtype, torch.float32)
-        t = self.family.time(torch.as_tensor(timestep, device=sample.device).to(dtype))
-        t = t.expand(len(sample)) if t.ndim == 1 else t
-        return self.family.noised(sample.to(dtype), noise.to(sample.device, dtype), t).to(sample.dtype)
+        return noised(self.family, sample, noise, timestep, ("sample", "noise", "timestep"))
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`scale_noise` in the argument order of diffusers' other schedulers."""
-        return self.scale_noise(original_samples, timesteps, noise)
+        return noised(self.family, original_samples, noise, timesteps, ("original_samples", "noise", "timesteps"))
 
     @property
     def _spacing(self) -> Spacing:
@@ -573,13 +575,22 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
     def _is_published(self) -> bool:
         return self.config.solver_order == 2 and self.config.solver_type == "noise"
 
+    def _check_begin(self, index: int) -> None:
+        calls, budget = len(self._calls), self.num_inference_steps or 0
+        if 0 <= index < calls or index == calls >= budget:
+            return
+        unused = f"second order uses {calls} of {budget} calls, and `strength` leaves none of these"
+        reason = f": {unused}. Use a higher `strength` or more steps." if calls <= index <= budget else "."
+        raise ValueError(f"`begin_index` must be in [0, {calls - 1}], got {index}{reason}")
+
     def _reset(self) -> None:
         self._step_index: int | None = None
         self._begin_index: int | None = None
         self._answered: int | None = None
         self._history: list[Tensor] = []
         self._base: Tensor | None = None
-        self._last: tuple[Tensor, int, Tensor] | None = None
+        self._last: KeptState | None = None
+        self._run_noise: RunNoise | None = None
         self._published: PublishedCorrection | None = None
 
     def _plan(self, begin_index: int) -> None:
@@ -644,8 +655,8 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
     def _working_copy(self, sample: Tensor) -> Tensor:
         """The sample in the step's precision: what the last step gave before rounding, if it comes back untouched."""
         last, self._last = self._last, None
-        if last is not None and last[0] is sample and last[1] == sample._version:
-            return last[2]
+        if last is not None and last.is_behind(sample):
+            return last.exact
         return sample.to(self._precision(sample))
 
     def _precision(self, sample: Tensor) -> torch.dtype:
@@ -657,7 +668,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
     def _returned(self, result: Tensor, dtype: torch.dtype) -> Tensor:
         rounded = result.to(dtype)
         if rounded is not result and self._step_index != len(self._calls):
-            self._last = rounded, rounded._version, result
+            self._last = KeptState.of(result, rounded)
         return rounded
 
     def _output(self, prev_sample: Tensor, x_hat: Any, return_dict: bool) -> UCGMSchedulerOutput | tuple[Tensor, ...]:
@@ -665,8 +676,12 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             return UCGMSchedulerOutput(prev_sample, x_hat())
         return (prev_sample,) if self.family.is_flow else (prev_sample, x_hat())
 
-    @staticmethod
-    def _noise(like: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
+    def _has_noise_for(self, sample: Tensor) -> bool:
+        return self._run_noise is not None and self._run_noise.fits(sample)
+
+    def _noise(self, index: int, like: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
+        if generator is None and self._run_noise is not None:
+            return self._run_noise(index, like)
         return randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
 

@@ -4,7 +4,7 @@ The order is that of diffusers' flow-matching schedulers: times, shift, stretch 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .constraints import is_number, is_whole, shown
 from .families import Family
 from .time_grids import distinct_integers, dynamic_shift, respaced, static_shift, stretched, time_grid
 
 
-__all__ = ["Spacing", "as_told", "given_schedule", "grid_of_steps"]
+__all__ = ["Spacing", "as_told", "check_timestep", "given_schedule", "grid_of_steps", "place_of", "times_from"]
 
 
 @dataclass(frozen=True)
@@ -214,9 +215,87 @@ def as_told(t: Tensor, family: Family) -> tuple[Tensor, Tensor]:
     return family.time(told.double()).clamp(family.earliest, 1.0), told
 
 
+def times_from(first: float, second: float | None, number: int, family: Family) -> np.ndarray:
+    """An sCM model's even times.
+
+    Args:
+        first: The first time.
+        second: The second where there are two, or None.
+        number: How many.
+        family: The model's family.
+
+    Raises:
+        ValueError: If the times do not fall within the network's.
+    """
+    most = float(family.timestep(torch.ones((), dtype=torch.float64)))
+    if not first <= most + 1e-4:
+        raise ValueError(f"`max_timesteps` must be at most the network's {most:.6g}, got {first!r}.")
+    times = np.linspace(first, 0.0, number + 1)[:-1]
+    if second is not None and number == 2:
+        if not second < first:
+            raise ValueError(f"`intermediate_timesteps` must be below `max_timesteps`, got {second!r}.")
+        times[1] = second
+    return times
+
+
+def check_timestep(timestep: Tensor | float | None, whole_times: Collection[int]) -> None:
+    """Refuse what cannot be an entry of `timesteps`, above all the index that `enumerate` gives.
+
+    Args:
+        timestep: What a caller gives as the time of a call.
+        whole_times: The times of the schedule where they are integers; empty where they are not.
+
+    Raises:
+        ValueError: If it is no number, or an integer that is not among the times.
+    """
+    if timestep is None or (isinstance(timestep, Tensor) and (timestep.is_floating_point() or not timestep.numel())):
+        return
+    is_tensor = isinstance(timestep, Tensor)
+    if not (is_tensor and timestep.dtype != torch.bool) and not is_number(timestep):
+        raise ValueError(f"`timestep` must be an entry of `scheduler.timesteps`, got {shown(timestep)}.")
+    # What a tensor holds is not looked up at every call: it may be on another device.
+    if is_tensor or is_whole(timestep):
+        is_known = bool(whole_times) if is_tensor else int(timestep) in whole_times
+        if not is_known:
+            raise ValueError(
+                f"`timestep` must be an entry of `scheduler.timesteps`, got the integer {shown(timestep)}, which is "
+                "none, like an index that `enumerate` gives. Pass `scheduler.timesteps[i]` in place of `i`."
+            )
+
+
+def place_of(timestep: Tensor | float, schedule: Tensor) -> int:
+    """The place of a time in a schedule; of a repeated one the second, from which a run goes on.
+
+    Args:
+        timestep: One of the network's times, rounded or not. An entry of the schedule itself is found without reading.
+        schedule: Falling or rising times, shape `(N,)`.
+
+    Raises:
+        ValueError: If the schedule has no time near it.
+    """
+    if isinstance(timestep, Tensor):
+        if timestep.untyped_storage().data_ptr() == schedule.untyped_storage().data_ptr():
+            return int(timestep.storage_offset() - schedule.storage_offset())
+        timestep = timestep.flatten()[0].item() if timestep.numel() else math.nan
+    times = schedule.cpu().double()
+    distances = (times - float(timestep)).abs()
+    # Pipelines may have rounded the time to half precision, which is off by up to 1 / 256 of it.
+    is_rounded = isinstance(timestep, float) and float(distances.min()) <= 0.01 * float(times.abs().max())
+    if not (is_rounded or float(distances.min()) == 0.0):
+        raise ValueError(
+            f"`timestep` must be an entry of `scheduler.timesteps`, {shown(schedule.tolist())}, got {timestep!r}."
+        )
+    nearest = (distances == distances.min()).nonzero().flatten().tolist()
+    return nearest[min(1, len(nearest) - 1)]
+
+
 def _numbers(values: Sequence[float] | np.ndarray | Tensor, name: str) -> Tensor:
     """A caller's list as a float64 tensor on the host."""
-    numbers = torch.as_tensor(np.asarray(values.cpu() if isinstance(values, Tensor) else values, dtype=np.float64))
+    try:
+        given = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+        numbers = torch.as_tensor(given.astype(np.float64) if given.dtype.kind in "iuf" else np.full(1, math.nan))
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise ValueError(f"`{name}` must be a list of finite numbers, got {shown(values)}.") from error
     if numbers.ndim != 1 or len(numbers) == 0 or not bool(numbers.isfinite().all()):
         raise ValueError(f"`{name}` must be a list of finite numbers, got shape {tuple(numbers.shape)}.")
     return numbers
