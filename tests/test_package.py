@@ -21,7 +21,7 @@ SCRIPTS = sorted(file for folder in ("benchmarks", "examples", "tools") for file
 
 # From the core outwards; a module imports only from the sets above its own.
 LAYERS = [
-    {"constraints", "names"},
+    {"constraints", "names", "network_caches"},
     {"transports", "time_grids", "presets", "seeds", "stock", "models", "idx", "processes", "files", "precision"},
     {"autoencoders", "labels", "checks"},
     {"families", "images", "swap", "run_noise"},

@@ -47,6 +47,7 @@ AUTOENCODER_TESTS = ("tests/test_autoencoders.py",)
 LABEL_TESTS = ("tests/test_labels.py",)
 BAD_VALUE_TESTS = ("tests/evaluation/test_bad_values.py",)
 PIPELINE_TESTS = ("tests/test_pipeline.py", "tests/test_pipeline_loading.py")
+CACHE_TESTS = ("tests/test_network_caches.py",)
 LORA_TESTS = ("tests/training/test_lora_loading.py",)
 SETTING_TESTS = ("tests/test_settings.py",)
 PRECISION_TESTS = ("tests/test_precision.py",)
@@ -195,6 +196,27 @@ MUTANTS = [
         "value <= 1.0:",
         "value <= 0.0:",
         ("tests/evaluation/test_generation.py",),
+    ),
+    Mutant(
+        "a cache keeps its state from run to run",
+        "network_caches.py",
+        "HookRegistry.check_if_exists_or_initialize(self.network).reset_stateful_hooks()",
+        "HookRegistry.check_if_exists_or_initialize(self.network)",
+        CACHE_TESTS,
+    ),
+    Mutant(
+        "the cache's batch is conditions before null conditions",
+        "pipeline.py",
+        "both.chunk(2)[:: -1 if run.null_first else 1]",
+        "both.chunk(2)",
+        CACHE_TESTS,
+    ),
+    Mutant(
+        "TaylorSeer matches no module and nobody says so",
+        "network_caches.py",
+        "return replace(config, cache_identifiers=names) if names else config",
+        "return config",
+        CACHE_TESTS,
     ),
     # Transports and grids
     Mutant(

@@ -27,6 +27,7 @@ from .labels import ModelClasses
 from .models import edm2_unet_2d as _edm2_unet_2d  # noqa: F401
 from .models import transformer_2d as _transformer_2d  # noqa: F401
 from .names import BUNDLED
+from .network_caches import CacheRun, disable_cache, enable_cache
 from .settings import CALL_ARGUMENTS
 
 
@@ -145,6 +146,7 @@ class UCGMPipeline(DiffusionPipeline):
         self.image_processor = VaeImageProcessor(do_resize=False, do_normalize=do_normalize)
         self._guidance_scale = 1.0
         self._num_timesteps = 0
+        self._current_timestep: Tensor | None = None
         self._interrupt = False
 
     @classmethod
@@ -219,6 +221,31 @@ class UCGMPipeline(DiffusionPipeline):
     def num_timesteps(self) -> int:
         """The number of network calls of the running call."""
         return self._num_timesteps
+
+    @property
+    def current_timestep(self) -> Tensor | None:
+        """The network's time in the running call; None outside of one."""
+        return self._current_timestep
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the running call guides, at some times at least."""
+        return self._guidance_scale not in (0.0, 1.0)
+
+    def enable_cache(self, config: Any) -> None:
+        """Enable a cache of diffusers on the transformer, whether or not that has a method for it.
+
+        Args:
+            config: Such as `FirstBlockCacheConfig`; `docs/sampling.md` says what composes.
+
+        Raises:
+            ValueError: If the transformer has a cache already, or this one fits none of its modules.
+        """
+        enable_cache(self.transformer, config)
+
+    def disable_cache(self) -> None:
+        """Take the cache off again."""
+        disable_cache(self.transformer)
 
     @property
     def interrupt(self) -> bool:
@@ -376,24 +403,30 @@ class UCGMPipeline(DiffusionPipeline):
         takes = inspect.signature(self.scheduler.step).parameters
         extra = {"generator": generator} if "generator" in takes else {}
         self._num_timesteps = len(times)
+        run = CacheRun(self.transformer, is_guided)
         calls = 0
         with self.progress_bar(total=self._num_timesteps) as bar:  # pyright: ignore[reportCallIssue]
             for i, (t, target) in enumerate(zip(times, targets, strict=True)):
                 if self.interrupt:
                     continue
+                self._current_timestep = t
                 sample = self._scaled(x_t, t)
-                if is_guided[i]:
-                    both = self._predict(torch.cat([sample, sample]), t, target, torch.cat([labels, null]))
-                    conditional, unconditional = both.chunk(2)
-                    output = guided(conditional, unconditional, guidance_scale, self.config.guided_channels)
-                else:
-                    output = self._predict(sample, t, target, labels)
+                with run.call(i, t, self.scheduler):
+                    if is_guided[i]:
+                        pair = [null, labels] if run.null_first else [labels, null]
+                        both = self._predict(torch.cat([sample, sample]), t, target, torch.cat(pair))
+                        conditional, unconditional = both.chunk(2)[:: -1 if run.null_first else 1]
+                        output = guided(conditional, unconditional, guidance_scale, self.config.guided_channels)
+                    else:
+                        output = self._predict(sample, t, target, labels)
                 calls += 1
                 x_t = self.scheduler.step(output, t, x_t, **extra, return_dict=False)[0]
                 if callback_on_step_end is not None:
                     given = {"latents": x_t} if "latents" in callback_on_step_end_tensor_inputs else {}
                     x_t = (callback_on_step_end(self, i, t, given) or {}).get("latents", x_t)
                 bar.update()
+        run.reset()
+        self._current_timestep = None
         if not bool(torch.isfinite(x_t).all()):
             raise RuntimeError(
                 f"The transformer's output was not finite, in {self.transformer.dtype} on {device}. Use torch.float32 "

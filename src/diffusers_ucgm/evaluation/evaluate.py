@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from diffusers_ucgm import files
 from diffusers_ucgm.checks import SAMPLING_REMEDY, check_finite
 from diffusers_ucgm.lora import active_adapters
+from diffusers_ucgm.network_caches import cache_settings
 from diffusers_ucgm.seeds import numbered_seed
 
 from .drawing import conditions_for, draw
@@ -322,8 +323,10 @@ def _digest(pipe: DiffusionPipeline) -> str:
             if not value.is_meta:
                 flat = value.detach().flatten()
                 digest.update(flat[:: max(1, flat.numel() // 64)].float().cpu().numpy().tobytes())
-        if adapters := active_adapters(component):
-            digest.update(repr(adapters).encode())
+        # What the weights do not tell, where there is any.
+        for others in (active_adapters(component), cache_settings(component)):
+            if others:
+                digest.update(repr(others).encode())
     return digest.hexdigest()
 
 

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from diffusers_ucgm import files
 from diffusers_ucgm.checks import SAMPLING_REMEDY, check_finite
 from diffusers_ucgm.lora import active_adapters
+from diffusers_ucgm.network_caches import cache_settings
 from diffusers_ucgm.scheduler import UCGMScheduler
 from diffusers_ucgm.solver import Point
 
@@ -204,8 +205,10 @@ def fingerprint(pipe: DiffusionPipeline, **settings: Any) -> str:
             for key, value in sorted(component.state_dict().items()):
                 networks.update(f"{name}.{key} {value.dtype} {tuple(value.shape)}".encode())
                 networks.update(_bytes(value.flatten()[:: max(1, value.numel() // MAX_READ)]))
-            if adapters := active_adapters(component):
-                networks.update(repr(adapters).encode())
+            # What the weights do not tell, where there is any.
+            for others in (active_adapters(component), cache_settings(component)):
+                if others:
+                    networks.update(repr(others).encode())
     defaults = pipe.config.get("call_defaults")
     return _digest(VERSION, type(pipe).__name__, networks.hexdigest(), defaults, settings)
 

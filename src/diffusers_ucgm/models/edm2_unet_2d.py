@@ -13,6 +13,8 @@ from diffusers.models.attention import AttentionMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
+from diffusers_ucgm.network_caches import CacheableNetwork
+
 from .layers import SelfAttention
 
 
@@ -173,7 +175,7 @@ class EDM2Block(nn.Module):
         return x.clamp(-LARGEST_ACTIVATION, LARGEST_ACTIVATION)
 
 
-class EDM2UNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
+class EDM2UNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin, CacheableNetwork):
     """The class-conditional network of EDM2; the default is EDM2-S for 512 pixels.
 
     Called as `model(sample, timestep, class_labels)`, with the time of the transport "edm". The weights are stored as

@@ -12,12 +12,15 @@ import torch
 import torch.nn.functional as F
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionMixin, FeedForward
 from diffusers.models.embeddings import TimestepEmbedding, get_2d_sincos_pos_embed, get_timestep_embedding
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
+
+from diffusers_ucgm.network_caches import CacheableNetwork
 
 from .layers import SelfAttention, rotary_table
 
@@ -68,7 +71,14 @@ class UCGMTransformerBlock(nn.Module):
         return hidden_states + gate2 * self.ff(self.norm2(hidden_states) * (1 + scale2) + shift2)
 
 
-class UCGMTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin):
+# For the caches of diffusers that leave blocks out.
+TransformerBlockRegistry.register(
+    UCGMTransformerBlock,
+    TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=None),  # pyright: ignore
+)
+
+
+class UCGMTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin, CacheableNetwork):
     """TiT, SiT, LightningDiT and DDT (`docs/paper-models.md` has their configurations); the default is TiT-XL/2.
 
     Called as `model(hidden_states, timestep, class_labels)`; the time runs over [0, 1], in the direction of the path

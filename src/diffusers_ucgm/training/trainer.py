@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 from diffusers_ucgm import files
 from diffusers_ucgm.lora import add_lora, without_lora
+from diffusers_ucgm.network_caches import check_uncached
 from diffusers_ucgm.processes import check_launch
 from diffusers_ucgm.teacher import Teacher
 
@@ -103,6 +104,7 @@ class UCGMTrainer(Results):
             RuntimeError: If this is one of several processes that do not know of each other.
         """
         length_of(dataset)
+        check_uncached(transformer, "transformer")
         if config.validation_steps and (pipeline is None or not config.validation_inputs):
             raise ValueError(NOTHING_TO_DRAW)
         self.config = config

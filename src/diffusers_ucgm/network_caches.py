@@ -1,0 +1,273 @@
+"""The caches of diffusers (FirstBlockCache, TaylorSeer, MagCache, PAB, FasterCache) on any network.
+
+A cache keeps what blocks of a network gave in one call and uses it again in the next. It counts network calls, not a
+sampler's steps, and must know which calls are alike: those of one context, with one batch.
+"""
+
+import inspect
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from diffusers import CacheMixin
+from diffusers.hooks import HookRegistry
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_processor import Attention
+from torch import nn
+
+
+__all__ = [
+    "CacheRun",
+    "CacheableNetwork",
+    "cache_settings",
+    "check_uncached",
+    "disable_cache",
+    "enable_cache",
+    "is_cached",
+]
+
+# The modules of diffusers' hooks that cache, with their functions that apply each.
+APPLY = {
+    "first_block_cache": "apply_first_block_cache",
+    "taylorseer_cache": "apply_taylorseer_cache",
+    "mag_cache": "apply_mag_cache",
+    "pyramid_attention_broadcast": "apply_pyramid_attention_broadcast",
+    "faster_cache": "apply_faster_cache",
+    "sea_cache": "apply_sea_cache",
+    "text_kv_cache": "apply_text_kv_cache",
+}
+# They take the first and the last block for the ends of one chain, of so many blocks at least.
+CHAIN = {"first_block_cache": 2, "mag_cache": 1, "sea_cache": 2}
+# The names under which they look for the blocks.
+BLOCKS = ("blocks", "transformer_blocks", "single_transformer_blocks", "temporal_transformer_blocks", "layers")
+# What a network of this package is given for each sample of a batch, beside the sample itself.
+PER_SAMPLE = ("timestep", "class_labels", "r_timestep", "target_timestep", "timestep_r")
+
+
+class CacheableNetwork(CacheMixin):
+    """`CacheMixin` with an `enable_cache` that says where a cache does not fit."""
+
+    def enable_cache(self, config: Any) -> None:
+        """See the function `enable_cache`."""
+        enable_cache(self, config)  # pyright: ignore[reportArgumentType]
+
+
+class CacheRun:
+    """A sampling run of a network that may have a cache: empty at its start and at its end.
+
+    Without a cache nothing is done.
+
+    Attributes:
+        is_cached: Whether there is one.
+        null_first: Whether null conditions have to come first in a batch, as FasterCache leaves out the first half.
+    """
+
+    def __init__(self, network: nn.Module, guided: list[bool]) -> None:
+        """Check the caches, and forget what a run that did not end has left.
+
+        Args:
+            network: The network, with a cache or without.
+            guided: For each call whether it has conditions and null conditions in one batch.
+
+        Raises:
+            ValueError: If a cache does not fit the calls.
+        """
+        self.network, self.guided = network, guided
+        self.is_cached = is_cached(network)
+        self.null_first = any(_kind(hook) == "faster_cache" for _, _, hook in _cache_hooks(network))
+        if self.is_cached:
+            _check_run(network, guided)
+            registry: Any = HookRegistry.check_if_exists_or_initialize(network)
+            if hasattr(registry, "invalidate_child_registries_cache"):
+                # Functions that apply a cache to a network leave an older list of its hooks as it is.
+                registry.invalidate_child_registries_cache()
+            self.reset()
+
+    def call(self, i: int, timestep: torch.Tensor, scheduler: Any) -> AbstractContextManager[None]:
+        """The context of the call with this number: one for conditions and null conditions in one batch, one without.
+
+        Args:
+            i: From 0.
+            timestep: The network's time.
+            scheduler: Its `sigmas`, where it has them, are the noise levels.
+        """
+        if not self.is_cached:
+            return nullcontext()
+        if i > 0 and self.guided[i] != self.guided[i - 1]:
+            # What was kept is of another batch.
+            self.reset()
+        sigmas = getattr(scheduler, "sigmas", None)
+        where = {
+            "step_index": i,
+            "num_inference_steps": len(self.guided),
+            "timestep": timestep,
+            "sigma": None if sigmas is None else float(sigmas[i]),
+        }
+        # Older versions of diffusers take the name alone.
+        takes_more = "kwargs" in inspect.signature(CacheMixin.cache_context).parameters
+        name = "cond_uncond" if self.guided[i] else "cond"
+        return CacheMixin.cache_context(self.network, name, **(where if takes_more else {}))  # pyright: ignore
+
+    def reset(self) -> None:
+        """Forget what was kept."""
+        if self.is_cached:
+            HookRegistry.check_if_exists_or_initialize(self.network).reset_stateful_hooks()
+
+
+def is_cached(network: nn.Module) -> bool:
+    """Whether a network has a cache of diffusers."""
+    return next(_cache_hooks(network), None) is not None
+
+
+def check_uncached(network: nn.Module, argument: str) -> None:
+    """Refuse a network with a cache, where every call has to count.
+
+    Raises:
+        ValueError: If it has one.
+    """
+    if is_cached(network):
+        raise ValueError(
+            f"`{argument}` must have no cache in training, got {type(network).__name__} with one. Call its "
+            "`disable_cache()`, or `diffusers_ucgm.network_caches.disable_cache(network)`."
+        )
+
+
+def cache_settings(network: nn.Module) -> list[str]:
+    """The caches of a network in words: module, hook and settings of each. Samples depend on them."""
+    return [f"{name} {hook_name} {_described(hook)}" for name, hook_name, hook in _cache_hooks(network)]
+
+
+def enable_cache(network: nn.Module, config: Any) -> None:
+    """Enable a cache of diffusers, and see that it has an effect.
+
+    TaylorSeer without identifiers is applied to the network's attention modules, whatever their names. FasterCache
+    splits class labels too.
+
+    Args:
+        network: Of diffusers or of this package, with or without an `enable_cache` of its own.
+        config: A config of diffusers, such as `FirstBlockCacheConfig`.
+
+    Raises:
+        ValueError: If the network has a cache already, or this one fits none of its modules.
+    """
+    name = type(network).__name__
+    if is_cached(network):
+        raise ValueError(f"`network` must have no cache yet, got {name} with one. Call `disable_cache` first.")
+    kind = _kind(config)
+    if kind not in APPLY:
+        raise ValueError(f"`config` must be a config of a cache of diffusers, got {config!r}.")
+    config = _adapted(config, kind, network)
+    try:
+        _check_chain(network, kind)
+        if isinstance(network, CacheMixin):
+            CacheMixin.enable_cache(network, config)
+        else:
+            import diffusers.hooks
+
+            getattr(diffusers.hooks, APPLY[kind])(network, config)
+        if not is_cached(network):
+            raise ValueError("it matches none of the modules")
+    except ValueError as error:
+        disable_cache(network)
+        reason = str(error).rstrip(".")
+        raise ValueError(
+            f"`config` must be of a cache that fits {name}, got {type(config).__name__}: {reason}."
+        ) from error
+
+
+def disable_cache(network: nn.Module) -> None:
+    """Take every cache of diffusers off a network; without one nothing is done."""
+    for _, hook_name, registry in [(name, hook, _registry(network, name)) for name, hook, _ in _cache_hooks(network)]:
+        registry.remove_hook(hook_name, recurse=False)
+    root: Any = getattr(network, "_diffusers_hook", None)
+    if hasattr(root, "invalidate_child_registries_cache"):
+        root.invalidate_child_registries_cache()
+    if isinstance(network, CacheMixin):
+        network._cache_config = None
+
+
+def _cache_hooks(network: nn.Module) -> Iterator[tuple[str, str, Any]]:
+    """Module, name and hook of every cache."""
+    for name, module in network.named_modules():
+        registry: Any = getattr(module, "_diffusers_hook", None)
+        for hook_name, hook in ({} if registry is None else registry.hooks).items():
+            if _kind(hook) in APPLY:
+                yield name, hook_name, hook
+
+
+def _kind(value: Any) -> str:
+    """The module of diffusers that a hook or a config is from: the kind of cache."""
+    return type(value).__module__.rsplit(".", 1)[-1]
+
+
+def _registry(network: nn.Module, name: str) -> Any:
+    return network.get_submodule(name)._diffusers_hook
+
+
+def _described(hook: Any) -> dict[str, str]:
+    """A hook's settings, without what it keeps."""
+    plain = (bool, int, float, str, tuple, type(None))
+    return {
+        name: repr({each.name: getattr(value, each.name) for each in fields(value)} if is_dataclass(value) else value)
+        for name, value in sorted(vars(hook).items())
+        if (isinstance(value, plain) or is_dataclass(value)) and name != "_metadata"
+    }
+
+
+def _adapted(config: Any, kind: str, network: nn.Module) -> Any:
+    """A config for the names that a network has."""
+    if kind == "taylorseer_cache":
+        if config.cache_identifiers or config.skip_predict_identifiers or config.use_lite_mode:
+            return config
+        names = [re.escape(name) for name in _attention_modules(network)]
+        return replace(config, cache_identifiers=names) if names else config
+    if kind == "faster_cache":
+        known = tuple(config._unconditional_conditional_input_kwargs_identifiers)
+        return replace(config, _unconditional_conditional_input_kwargs_identifiers=(*known, *PER_SAMPLE))
+    return config
+
+
+def _attention_modules(network: nn.Module) -> list[str]:
+    return [name for name, each in network.named_modules() if isinstance(each, Attention | AttentionModuleMixin)]
+
+
+def _check_chain(network: nn.Module, kind: str) -> None:
+    if kind not in CHAIN:
+        return
+    if getattr(getattr(network, "config", None), "num_encoder_layers", 0):
+        raise ValueError("the blocks are an encoder and a decoder, not one chain")
+    lists = [each for name, each in network.named_children() if name in BLOCKS and isinstance(each, nn.ModuleList)]
+    if sum(map(len, lists)) < CHAIN[kind]:
+        raise ValueError(f"it needs at least {CHAIN[kind]} blocks in a list such as `transformer_blocks`")
+
+
+def _check_run(network: nn.Module, guided: list[bool]) -> None:
+    """Refuse what would give wrong samples or an error from within a hook."""
+    for _, _, hook in _cache_hooks(network):
+        kind, name = _kind(hook), type(network).__name__
+        try:
+            _check_chain(network, kind)
+        except ValueError as error:
+            raise ValueError(f"`transformer` must have a cache that fits {name}: {error}.") from error
+        if kind == "mag_cache" and hook.config.num_inference_steps != len(guided):
+            raise ValueError(
+                "`MagCacheConfig.num_inference_steps` must be the number of network calls, "
+                f"{len(guided)}, got {hook.config.num_inference_steps}."
+            )
+        is_split = kind == "faster_cache" and not hook.is_guidance_distilled
+        if is_split and not all(guided):
+            raise ValueError(
+                "`guidance_scale` must guide every call with FasterCache, which leaves out null conditions, got calls "
+                "without guidance. Set it above 1, without `guidance_interval`, or `is_guidance_distilled=True`."
+            )
+        if kind == "mag_cache" and len(set(guided)) > 1:
+            raise ValueError(
+                "`guidance_interval` must take in all calls or none with MagCache, whose ratios are numbered by calls."
+            )
+        if is_split and getattr(hook, "tensor_format", "BCHW") != "BCHW":
+            raise ValueError(
+                f"`FasterCacheConfig.tensor_format` must be 'BCHW' for {name}, got {hook.tensor_format!r}."
+            )
