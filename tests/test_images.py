@@ -171,6 +171,20 @@ def test_proportions_are_kept_and_the_middle_is_cut_out(size):
     assert abs(int(height) - 32) <= 4
 
 
+@pytest.mark.parametrize("crop", ["center", "random"])
+@pytest.mark.parametrize("size", [(1, 60), (3, 100), (90, 2), (40, 1000)])
+def test_what_the_crop_drops_of_long_images_is_not_scaled(size, crop, monkeypatch):
+    image = Image.effect_noise(size, 20).convert("RGB")
+
+    def pixels():
+        return prepare_image(image, 32, crop=crop, generator=torch.Generator().manual_seed(1))
+
+    cut = pixels()
+    monkeypatch.setattr("diffusers_ucgm.images.MAX_COVERING_RATIO", 10**9)
+    # Pillow rounds between its passes, in another order.
+    torch.testing.assert_close(cut, pixels(), rtol=0, atol=2.01 / 127.5)
+
+
 def test_results_need_not_be_square():
     assert prepare_image(picture(size=(50, 50)), (16, 32)).shape == (3, 16, 32)
 

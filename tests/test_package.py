@@ -23,7 +23,8 @@ SCRIPTS = sorted(file for folder in ("benchmarks", "examples", "tools") for file
 LAYERS = [
     {"constraints", "names", "network_caches"},
     {"transports", "time_grids", "presets", "seeds", "stock", "models", "idx", "processes", "files", "precision"},
-    {"autoencoders", "labels", "checks"},
+    {"autoencoders", "labels", "checks", "image_files", "image_folders", "image_modes"},
+    {"image_sources"},
     {"families", "images", "swap", "run_noise"},
     {"settings"},
     {"solver", "schedules", "noising"},

@@ -3,6 +3,7 @@
 import gzip
 import math
 import zlib
+from io import BufferedIOBase
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 __all__ = ["IDX_PREFIXES", "is_idx_folder", "load_idx_images", "read_idx"]
 
 IDX_PREFIXES = {"train": "train", "test": "t10k"}
+# Of one file: a third more than the largest of the MNIST family.
+MAX_BYTES = 2**30
 
 
 def read_idx(path: str | Path) -> Tensor:
@@ -25,30 +28,36 @@ def read_idx(path: str | Path) -> Tensor:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is not an IDX file of unsigned bytes, or is shorter than its header says.
+        ValueError: If the file is not an IDX file of unsigned bytes, or is shorter or longer than its header says.
     """
     path = Path(path)
-    data = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(
-                f"`path` must be a whole gzip file, got {str(path)!r}: {error}. Fetch it again."
-            ) from error
-    if len(data) < 4 or data[:3] != b"\x00\x00\x08":
-        raise ValueError(f"`path` must be an IDX file of unsigned bytes, got {str(path)!r} with start {data[:4]!r}.")
-    rank = data[3]
-    shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(rank)]
-    content = data[4 + 4 * rank :]
-    if len(data) <= 4 + 4 * rank:
+    if path.exists() and not path.is_file():
+        raise ValueError(f"`path` must be a regular file, got {str(path)!r}.")
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            return _array(file, path)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ValueError(f"`path` must be a whole gzip file, got {str(path)!r}: {error}. Fetch it again.") from error
+
+
+def _array(file: BufferedIOBase, path: Path) -> Tensor:
+    start = file.read(4)
+    if len(start) < 4 or start[:3] != b"\x00\x00\x08":
+        raise ValueError(f"`path` must be an IDX file of unsigned bytes, got {str(path)!r} with start {start!r}.")
+    sizes = file.read(4 * start[3])
+    shape = [int.from_bytes(sizes[i : i + 4], "big") for i in range(0, 4 * start[3], 4)]
+    expected = math.prod(shape)
+    # No further than the header says, for a small gzip file can hold any number of bytes.
+    content = file.read(min(expected, MAX_BYTES) + 1)
+    if not content:
         raise ValueError(
             f"`path` must hold data after its header, got none in {str(path)!r}. The file is truncated: "
             "fetch it again."
         )
-    if len(content) != math.prod(shape):
+    if len(content) != expected:
+        found = f"at least {len(content)}" if len(content) > min(expected, MAX_BYTES) else len(content)
         raise ValueError(
-            f"`path` must hold {math.prod(shape)} bytes after its header, got {len(content)} in {str(path)!r}. "
+            f"`path` must hold {expected} bytes after its header, got {found} in {str(path)!r}. "
             "The file is truncated: fetch it again."
         )
     return torch.frombuffer(bytearray(content), dtype=torch.uint8).reshape(shape)
@@ -56,14 +65,15 @@ def read_idx(path: str | Path) -> Tensor:
 
 def is_idx_folder(source: str | Path) -> bool:
     """Whether a folder holds images in the layout of MNIST."""
-    return any(Path(source).glob("*-images-idx3-ubyte*"))
+    return any(Path(source).glob("*-images[-.]idx3-ubyte*"))
 
 
 def load_idx_images(source: str | Path, split: str = "train") -> tuple[Tensor, Tensor]:
     """Images and labels of a folder in the layout of MNIST.
 
     Args:
-        source: With `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and the `t10k` pair; each may end in `.gz`.
+        source: With `train-images-idx3-ubyte`, `train-labels-idx1-ubyte` and the `t10k` pair; each may end in `.gz`,
+            and have a dot before `idx`.
         split: "train" or "test".
 
     Returns:
@@ -78,15 +88,21 @@ def load_idx_images(source: str | Path, split: str = "train") -> tuple[Tensor, T
     folder = Path(source)
     images = read_idx(_idx_file(folder, f"{IDX_PREFIXES[split]}-images-idx3-ubyte"))
     labels = read_idx(_idx_file(folder, f"{IDX_PREFIXES[split]}-labels-idx1-ubyte"))
+    if images.ndim != 3 or labels.ndim != 1:
+        raise ValueError(
+            f"`source` must hold images with three dimensions and labels with one, got {tuple(images.shape)} and "
+            f"{tuple(labels.shape)} in {str(folder)!r}."
+        )
     if len(images) != len(labels):
         raise ValueError(f"`source` must hold as many labels as images, got {len(images)} and {len(labels)}.")
     return images.unsqueeze(1), labels.long()
 
 
 def _idx_file(folder: Path, name: str) -> Path:
-    for candidate in (folder / name, folder / f"{name}.gz"):
-        if candidate.is_file():
-            return candidate
+    for each in (name, name.replace("-idx", ".idx")):
+        for candidate in (folder / each, folder / f"{each}.gz"):
+            if candidate.is_file():
+                return candidate
     raise FileNotFoundError(
         f"`source` must hold {name!r} or {name + '.gz'!r}, got {str(folder)!r} without either. "
         "On Debian, `apt-get install dataset-fashion-mnist` puts them in /usr/share/datasets/fashion-mnist."

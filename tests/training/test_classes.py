@@ -75,6 +75,7 @@ def test_folders_of_unequal_depth_have_no_classes(tmp_path, capsys):
     assert cached(folder, tmp_path / "cache") == 2
     error = capsys.readouterr().err
     assert "must name the classes that DiTTransformer2DModel takes" in error
+    assert "its images lie at different depths, such as 'Bag/" in error
     assert "all at the same depth" in error
     assert not (tmp_path / "cache").exists()
 

@@ -90,6 +90,8 @@ def evaluate(args: argparse.Namespace) -> int:
         split=args.split,
         size=args.size,
         image_column=args.image_column,
+        background=args.background,
+        allow_remote_files=args.allow_remote_files,
         reference_file=args.save_reference,
         state=state,
     )
@@ -103,7 +105,7 @@ def evaluate(args: argparse.Namespace) -> int:
         print(f"  {metric_name(metric, result.features)}: left out, {reason}")
     skipped = result.reference["skipped"]
     if skipped:
-        print(f"{len(skipped)} pictures of the reference could not be read:")
+        print(f"{len(skipped)} images of the reference were left out:")
     for each in skipped[:10]:
         print(f"  {each}")
     print(f"Results: {(Path(args.output) / 'results.json').resolve()}")
@@ -196,8 +198,10 @@ def _frechet(args: argparse.Namespace, pipe: DiffusionPipeline) -> Any:
         size=args.size,
         feature_name=args.features,
         batch_size=args.batch_size,
+        background=args.background,
+        allow_remote_files=args.allow_remote_files,
     )
-    identity = f"{args.features} {args.reference} {args.split} {args.size}"
+    identity = f"{args.features} {args.reference} {args.split} {args.size} {args.background}"
     return frechet_objective(network, found.statistics, identity=identity, batch_size=args.batch_size)
 
 

@@ -84,6 +84,8 @@ def evaluate_pipeline(
     split: str = "train",
     size: int | tuple[int, int] | None = None,
     image_column: str | None = None,
+    background: str = "white",
+    allow_remote_files: bool = False,
     reference_file: str | Path | None = None,
     state: PartialState | None = None,
     progress: bool = True,
@@ -105,6 +107,8 @@ def evaluate_pipeline(
         split: Of the reference.
         size: Of the reference's pictures.
         image_column: Of the reference.
+        background: See `load_reference`, as for the next.
+        allow_remote_files: Whether rows of the reference may name files outside its folder.
         reference_file: Where the reference's statistics are written, an `.npz` file; None writes none.
         state: accelerate's, of several processes that share the drawing; None is one process.
         progress: Whether bars are shown.
@@ -148,12 +152,15 @@ def evaluate_pipeline(
         # A statistics file has no splits.
         known_split = None if str(reference).endswith(".npz") else split
         described = {"source": str(reference), "split": known_split, "size": size, "image_column": image_column}
+        described |= {} if str(reference).endswith(".npz") else {"background": background}
         reference = load_reference(
             reference,
             network,
             split=split,
             size=size,
             image_column=image_column,
+            background=background,
+            allow_remote_files=allow_remote_files,
             feature_name=name,
             batch_size=batch_size,
             progress=progress,

@@ -7,7 +7,7 @@ from diffusers_ucgm.names import DTYPE_NAMES
 from .defaults import BUNDLED_CLASSIFIERS, CALLS, FIRST_SEED, OBJECTIVE_NAMES
 
 
-__all__ = ["OPTIONS", "SCHEDULER_OPTIONS"]
+__all__ = ["OPTIONS", "SCHEDULER_OPTIONS", "add_source_options"]
 
 SCHEDULER_OPTIONS = (
     "transport",
@@ -53,6 +53,21 @@ def add_lora_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lora-scale", type=float, default=1.0, help="1 is as it was trained (%(default)s)")
 
 
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """How the images of a source are read, for every command that reads some."""
+    parser.add_argument(
+        "--background",
+        default="white",
+        metavar="COLOUR",
+        help="what transparent images are composed on: a colour's name or #rrggbb (%(default)s)",
+    )
+    parser.add_argument(
+        "--allow-remote-files",
+        action="store_true",
+        help="let a data set's rows name files outside its folder, and addresses",
+    )
+
+
 def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
     """The options of `ucgm evaluate`."""
     add_model_options(parser, "ucgm-evaluation")
@@ -74,6 +89,7 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=int, help="scale and crop the reference's pictures to a square of so many pixels"
     )
+    add_source_options(parser)
     parser.add_argument(
         "--features",
         default="inception",
@@ -101,9 +117,10 @@ def add_tune_options(parser: argparse.ArgumentParser) -> None:
         default="median",
         help="distance to the many-step solution, or Frechet distance to a reference (%(default)s)",
     )
-    parser.add_argument("--reference", help="for frechet: as `ucgm evaluate` takes it, as the next three")
+    parser.add_argument("--reference", help="for frechet: as `ucgm evaluate` takes it, as the next five")
     parser.add_argument("--split", default="train", help="of the reference (%(default)s)")
     parser.add_argument("--size", type=int, help="of the reference's pictures")
+    add_source_options(parser)
     parser.add_argument("--features", default="inception", help="the feature network (%(default)s)")
     parser.add_argument("--save-pipeline", action="store_true", help="also save the whole pipeline, tuned")
 
@@ -125,6 +142,7 @@ def add_compare_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reference", help="real pictures, for a Frechet distance, as for `ucgm evaluate`")
     parser.add_argument("--split", default="train", help="of the reference (%(default)s)")
     parser.add_argument("--size", type=int, help="of the reference's pictures")
+    add_source_options(parser)
     parser.add_argument("--features", default="inception", help="the feature network (%(default)s)")
 
 

@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 
 from diffusers_ucgm import files
 from diffusers_ucgm.checks import check_finite
-from diffusers_ucgm.idx import is_idx_folder, load_idx_images
 from diffusers_ucgm.images import ImageItems, load_image_dataset, prepare_image
 
 from .features import FeatureNetwork, features_of
@@ -61,6 +60,8 @@ def load_reference(
     feature_name: str | None = None,
     batch_size: int = 64,
     progress: bool = True,
+    background: str = "white",
+    allow_remote_files: bool = False,
 ) -> Reference:
     """Features and statistics of a reference.
 
@@ -74,6 +75,8 @@ def load_reference(
         feature_name: What the features are called. A file that names others is refused.
         batch_size: Pictures in a call of the network.
         progress: Whether a bar is shown.
+        background: What transparent images are composed on: a colour's name or `#rrggbb`.
+        allow_remote_files: Whether a data set's rows may name files outside its folder, and addresses.
 
     Raises:
         ValueError: If the file holds no statistics, or those of other features.
@@ -81,14 +84,12 @@ def load_reference(
     """
     if str(source).endswith(".npz"):
         return _from_file(Path(source), network, size, feature_name, batch_size, progress)
-    if Path(source).is_dir() and is_idx_folder(source):
-        images, _ = load_idx_images(source, split)
-        return _of_pictures(_sized(images, size), network, batch_size, progress, len(images))
-    found = load_image_dataset(source, split, image_column=image_column)
-    # A picture without a class or a caption is a picture.
-    items = ImageItems(replace(found, label_column=None, caption_column=None), size)
+    found = load_image_dataset(source, split, image_column=image_column, allow_remote_files=allow_remote_files)
+    # An image without a class or a caption is an image.
+    found = replace(found, label_column=None, caption_column=None)
+    items = ImageItems(found, size, channels=found.channels, background=background)
     reference = _of_pictures(_readable(items), network, batch_size, progress, items.num_rows)
-    return replace(reference, skipped=tuple(items.skipped))
+    return replace(reference, skipped=(*found.left_out, *items.skipped))
 
 
 def save_reference(path: str | Path, reference: Reference, feature_name: str | None = None) -> Path:

@@ -7,7 +7,7 @@ shards that are missing, and any number of processes writes the same files.
 import bisect
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,11 +164,12 @@ def _labels_of(items: ImageItems, classes: Collection[int] | None = None) -> dic
     return {"labels": found} if found["classes"] else {}
 
 
-def finish_cache(folder: str | Path) -> dict[str, Any]:
+def finish_cache(folder: str | Path, left_out: Sequence[str] = ()) -> dict[str, Any]:
     """Write `cache.json`: sizes, classes, what was left out, mean and standard deviation of every latent channel.
 
     Args:
         folder: With all shards; once is enough, again does no harm.
+        left_out: Name and reason of images of the source that are in none of its rows.
 
     Returns:
         What the file holds.
@@ -221,7 +222,7 @@ def finish_cache(folder: str | Path) -> dict[str, Any]:
         "columns": shapes,
         "latents_mean": mean.tolist(),
         "latents_std": (square / values - mean.square()).clamp(min=0.0).sqrt().tolist(),
-        "skipped": skipped,
+        "skipped": [*left_out, *skipped],
     }
     if of_classes:
         index["class_counts"] = {str(each): of_classes[each] for each in sorted(of_classes)}

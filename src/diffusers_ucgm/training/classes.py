@@ -56,8 +56,9 @@ def matched_source(
     if classes is None:
         return replace(source, label_column=None), None
     if source.label_column is None:
+        found += f", none of them with classes{': ' * bool(source.no_classes)}{source.no_classes}"
         raise ValueError(
-            f"`--label-column` must name the classes that {network} takes, {found}, none of them with classes. "
+            f"`--label-column` must name the classes that {network} takes, {found}. "
             "A folder of images needs a folder for each class, all at the same depth."
         )
     return source, _mapping(source, classes, label_map)
@@ -88,6 +89,6 @@ def _used_labels(source: ImageSource) -> list[Any]:
 
 
 def _columns(source: ImageSource) -> list[str]:
-    features = getattr(source.dataset, "features", None)
-    named = list(features) if features else [source.image_column, source.label_column, source.caption_column]
-    return [name for name in named if name is not None]
+    if source.columns:
+        return list(source.columns)
+    return [name for name in (source.image_column, source.label_column, source.caption_column) if name is not None]

@@ -168,16 +168,18 @@ def cache(args: argparse.Namespace) -> int:
         label_column=args.label_column,
         caption_column=args.caption_column,
         streaming=args.streaming,
+        allow_remote_files=args.allow_remote_files,
     )
     vae = getattr(pipeline, "vae", None)
     channels = getattr(vae.config, "in_channels", 3) if vae is not None else 3
     source, labels = matched_source(source, pipeline, adapter, label_map)
-    items = ImageItems(source, args.size, args.crop, args.flip, channels, args.seed, labels)
+    items = ImageItems(source, args.size, args.crop, args.flip, channels, args.seed, labels, args.background)
     takes_prompts = bool(adapter.prompt_outputs)
     if labels is not None and state.is_main_process:
         print("\n".join(["Classes:", *(f"  {line}" for line in labels.lines())]))
     text = {} if args.max_sequence_length is None else {"max_sequence_length": args.max_sequence_length}
     names = ("pipeline", "source", "split", "size", "crop", "flip", "seed", "torch_dtype", "max_sequence_length")
+    names += ("background",)
     columns = {name: getattr(source, name) for name in ("image_column", "label_column", "caption_column")}
     # Caches from before this option go on.
     posterior = {"posterior_mean": True} if args.posterior_mean else {}
@@ -197,8 +199,9 @@ def cache(args: argparse.Namespace) -> int:
     if state.is_main_process:
         if takes_prompts:
             files.write_tensors(folder / NULL_CONDITION, encode_null(pipeline, adapter, **text))
-        index = finish_cache(folder)
+        index = finish_cache(folder, source.left_out)
         print(f"Cache: {folder.resolve()}, {index['num_samples']} samples, {len(index['skipped'])} images left out")
+        print(f"  background of transparent images: {args.background}")
         for each in index["skipped"][:10]:
             print(f"  {each}")
         for name in ("latents_mean", "latents_std"):

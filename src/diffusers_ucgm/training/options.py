@@ -2,6 +2,7 @@
 
 import argparse
 
+from diffusers_ucgm.evaluation.options import add_source_options
 from diffusers_ucgm.names import DTYPE_NAMES
 
 from .recipes import RECIPES
@@ -54,7 +55,9 @@ def add_cache_options(parser: argparse.ArgumentParser) -> None:
     """The options of `ucgm cache`."""
     parser.add_argument("--pipeline", required=True, help="whose encoders are used: bundled name, folder or Hub name")
     parser.add_argument(
-        "--source", required=True, help="folder of images, of .tar shards or of a saved data set, or Hub name"
+        "--source",
+        required=True,
+        help="folder of images, of .tar shards, of IDX files or of a saved data set, or Hub name",
     )
     parser.add_argument("--output", required=True, help="the cache's folder; a stopped run goes on in it")
     parser.add_argument("--size", type=int, required=True, help="pixels of the square pictures")
@@ -67,6 +70,7 @@ def add_cache_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--crop", choices=("center", "random"), default="center")
     parser.add_argument("--flip", action="store_true", help="mirror half of the pictures")
+    add_source_options(parser)
     parser.add_argument("--posterior-mean", action="store_true", help="no draw from the autoencoder's posterior")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--shard-size", type=int, default=1024, help="samples in a file")

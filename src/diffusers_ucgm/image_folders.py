@@ -1,0 +1,113 @@
+"""What a folder of images holds beside what `datasets` reads of it: captions in files, and images that it passes over.
+
+`datasets`' image folder reads a file of metadata or takes folders for classes. It passes over images that the metadata
+does not list, that are of another split, in linked folders or of a newer format, and says nothing of them.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+
+__all__ = ["ImageFolder", "scan_folder", "without_classes"]
+
+# As kohya's tools write captions, beside the image.
+CAPTION_SUFFIXES = (".txt", ".caption")
+METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+# What `datasets` does not take for images in folders, but people do.
+OTHER_SUFFIXES = frozenset(
+    (".avif", ".heic", ".heif", ".hif", ".jxl", ".qoi", ".svg", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf")
+)
+# Archivers and systems put other things than images there.
+PASSED_OVER = ("__MACOSX", "__pycache__")
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The files of a folder, as a walk through it finds them.
+
+    Attributes:
+        images: Files whose names end as images' do.
+        captions: Files whose names end as captions' do.
+        has_metadata: Whether there is a file of metadata.
+    """
+
+    images: tuple[str, ...]
+    captions: frozenset[str]
+    has_metadata: bool
+
+    def caption_file(self, image: str) -> str | None:
+        """The file with the caption of an image, or None."""
+        stem = os.path.splitext(_resolved(image))[0]
+        return next((stem + suffix for suffix in CAPTION_SUFFIXES if stem + suffix in self.captions), None)
+
+    def passed_over(self, read: Iterable[str]) -> tuple[str, ...]:
+        """Name and reason of every image that is not among those that were read, of any split."""
+        known = {_resolved(each) for each in read}
+        return tuple(f"{each}: {self._reason(each)}" for each in self.images if _resolved(each) not in known)
+
+    def _reason(self, image: str) -> str:
+        suffix = os.path.splitext(image)[1].lower()
+        if suffix in OTHER_SUFFIXES:
+            return f"files that end in {suffix} are not read from folders"
+        if self.has_metadata:
+            return "not listed in the file of metadata"
+        return "not read by `datasets`: in a linked folder, or others' names make them the split"
+
+
+def scan_folder(folder: str | Path, suffixes: Sequence[str]) -> ImageFolder:
+    """Walk through a folder, linked folders included, hidden ones not.
+
+    Args:
+        folder: Of images, at any depth.
+        suffixes: How names of images end, in lower case.
+    """
+    images, captions, has_metadata = [], [], False
+    wanted, seen = {*suffixes, *OTHER_SUFFIXES}, set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        # Links may lead round in a circle.
+        if (real := os.path.realpath(root)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in PASSED_OVER)
+        for name in sorted(each for each in files if not each.startswith(".")):
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in wanted:
+                images.append(os.path.join(root, name))
+            elif suffix in CAPTION_SUFFIXES:
+                captions.append(_resolved(os.path.join(root, name)))
+            has_metadata |= name in METADATA_FILES
+    return ImageFolder(tuple(images), frozenset(captions), has_metadata)
+
+
+def without_classes(folder: str | Path, images: Sequence[str]) -> str:
+    """Why the folders of images are no classes, as `datasets` decides it.
+
+    Args:
+        folder: The whole.
+        images: What was read of it.
+    """
+    base = _resolved(str(folder))
+    by_depth: dict[int, str] = {}
+    for image in images:
+        name = os.path.relpath(_resolved(image), base)
+        by_depth.setdefault(name.count(os.sep), name)
+    if len(by_depth) > 1:
+        examples = ", ".join(repr(by_depth[depth]) for depth in sorted(by_depth))
+        return f"its images lie at different depths, such as {examples}"
+    return "its images lie in one folder"
+
+
+def _resolved(name: str) -> str:
+    """The path of a file, with links in its folder followed and its own name kept."""
+    folder, base = os.path.split(name)
+    return os.path.join(_real_folder(folder), base)
+
+
+@lru_cache(maxsize=4096)
+def _real_folder(folder: str) -> str:
+    # Asked for every file, while a folder has thousands.
+    return os.path.realpath(folder)
