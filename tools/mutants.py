@@ -46,6 +46,7 @@ TRAINER_TESTS = ("tests/training",)
 AUTOENCODER_TESTS = ("tests/test_autoencoders.py",)
 LABEL_TESTS = ("tests/test_labels.py",)
 BAD_VALUE_TESTS = ("tests/evaluation/test_bad_values.py",)
+AGREEMENT_TESTS = ("tests/training/test_agreement.py",)
 PIPELINE_TESTS = ("tests/test_pipeline.py", "tests/test_pipeline_loading.py")
 CACHE_TESTS = ("tests/test_network_caches.py",)
 LORA_TESTS = ("tests/training/test_lora_loading.py",)
@@ -829,6 +830,27 @@ MUTANTS = [
         '"fingerprint": dict(fingerprint), **_labels_of(items)}',
         '"fingerprint": dict(fingerprint)}',
         ("tests/training/test_cache.py",),
+    ),
+    Mutant(
+        "classes that fit by chance on the samples that chose them",
+        "training/agreement.py",
+        "if halves[i] != half and chosen",
+        "if halves[i] == half and chosen",
+        AGREEMENT_TESTS,
+    ),
+    Mutant(
+        "labels out of range unseen by the doctor",
+        "training/doctor.py",
+        "bool(((labels < 0) | (labels >= len(classes))).any())",
+        "False",
+        AGREEMENT_TESTS,
+    ),
+    Mutant(
+        "the doctor trusts the labels of a cache of another model",
+        "training/doctor.py",
+        "if int(index) in classes.names and int(index) not in classes.ids_of(name)",
+        "if False",
+        AGREEMENT_TESTS,
     ),
     # Families and stock configs
     Mutant(

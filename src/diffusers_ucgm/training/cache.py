@@ -278,6 +278,17 @@ class CachedLatents(Dataset[dict[str, Tensor]]):
         # A slice of one row, for a row alone cannot be asked for.
         return {name: opened.get_slice(name)[row : row + 1][0] for name in self._columns}
 
+    def column(self, name: str) -> Tensor | None:
+        """One column of all items, or None where the cache has no such column."""
+        if name not in self._columns:
+            return None
+        parts = []
+        for number, count in enumerate(self.index["counts"]):
+            if count:
+                with safe_open(_shard(self.folder, number), "pt") as opened:
+                    parts.append(opened.get_tensor(name))
+        return torch.cat(parts)
+
     def __getstate__(self) -> dict[str, Any]:
         # Workers open the files themselves.
         return {**self.__dict__, "_opened": {}}

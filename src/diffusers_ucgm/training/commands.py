@@ -20,7 +20,7 @@ from diffusers_ucgm.models.transformer_2d import UCGMTransformer2DModel
 from diffusers_ucgm.processes import check_launch, is_first_process
 
 from .cache import CachedLatents, cache_latents, finish_cache
-from .classes import matched_source
+from .classes import classes_of, matched_source
 from .config import UCGMTrainingConfig
 from .data import LatentDataset
 from .denoisers import adapter_for_pipeline, denoiser_of
@@ -142,7 +142,8 @@ def doctor(args: argparse.Namespace) -> int:
         if null is not None:
             adapter.null_condition = null
         transport = family_of_scheduler(pipeline.scheduler).transport
-        findings = examine(config, network, dataset, adapter=adapter, transport=transport)
+        classes = classes_of(pipeline)
+        findings = examine(config, network, dataset, adapter=adapter, transport=transport, classes=classes)
     else:
         is_pretrained = not Path(args.model).is_file()
         findings = examine(config, _network(args.model, dtype), dataset, is_pretrained=is_pretrained)

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from diffusers_ucgm.labels import ModelClasses
 from diffusers_ucgm.loss import DIFFERENCE_STEP
 from diffusers_ucgm.transports import PREDICTIONS, Transport, get_transport
 
+from .agreement import MAX_LABELS, Agreement, class_errors, labels_of, samples_by_label
 from .batches import length_of
 from .config import UCGMTrainingConfig
 from .denoisers import DenoiserAdapter, adapter_for
@@ -102,6 +104,7 @@ def examine(
     transport: Transport | None = None,
     is_pretrained: bool = True,
     num_samples: int = 32,
+    classes: ModelClasses | None = None,
 ) -> list[Finding]:
     """Look for mistakes; nothing is changed.
 
@@ -113,6 +116,7 @@ def examine(
         transport: What the network's scheduler says; `config.transport` comes first.
         is_pretrained: Whether the network's weights were trained: else nothing can be learnt from its predictions.
         num_samples: Samples that are drawn from the data, evenly.
+        classes: The network's, with the names that its pipeline has; None takes the number from its config.
 
     Returns:
         What was found, errors first; empty if nothing was.
@@ -122,6 +126,7 @@ def examine(
     places = sorted({i * number // num_samples for i in range(num_samples)})
     batch = default_collate([dataset[i] for i in places])
     found += _latents(batch["latents"])
+    found += _labels(dataset, batch, classes or ModelClasses.of_network(network))
     for name, value in batch.items():
         if name != "latents" and isinstance(value, Tensor) and not bool(value.isfinite().all()):
             found.append(Finding("condition", "error", f"NaN or infinity in `{name}`. Encode the data again."))
@@ -143,6 +148,7 @@ def examine(
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
             message = f"The network cannot be called on the data: {type(error).__name__}: {error}. Compare shapes, "
             return _sorted([*found, Finding("call", "error", message + "channels and keywords of the data set.")])
+        found += _agreement(case, dataset, classes)
         checks: list[Callable[[_Case, Tensor], Iterator[Finding]]] = [_times, _null_condition, _guidance]
         if is_pretrained:
             checks += [_calling, _gradients]
@@ -269,6 +275,90 @@ def _latents(latents: Tensor) -> Iterator[Finding]:
         f"{float(deviation.min()):.2f} to {float(deviation.max()):.2f}; normalised ones have 0 and 1. Use the "
         "autoencoder's `scaling_factor` and `shift_factor`, as `ucgm cache` does.",
     )
+
+
+def _labels(dataset: Any, batch: dict[str, Any], classes: ModelClasses | None) -> Iterator[Finding]:
+    """Are the labels classes of the model, under the names that it has?"""
+    if classes is None:
+        return
+    if "class_labels" not in batch:
+        yield Finding(
+            "labels", "error", "The network takes classes, the data have no `class_labels`. Cache them again."
+        )
+        return
+    labels = batch["class_labels"] if (known := labels_of(dataset)) is None else known
+    if labels.is_floating_point() or bool(((labels < 0) | (labels >= len(classes))).any()):
+        wrong = labels.unique()
+        wrong = wrong[(wrong < 0) | (wrong >= len(classes))].tolist()
+        yield Finding(
+            "labels", "error", f"The classes of the model are 0 to {len(classes) - 1}, the data have {wrong[:10]} too."
+        )
+    stored = getattr(dataset, "index", {}).get("labels", {})
+    renamed = {
+        int(index): (name, classes.names[int(index)])
+        for index, name in stored.get("names", {}).items()
+        if int(index) in classes.names and int(index) not in classes.ids_of(name)
+    }
+    if renamed:
+        text = "; ".join(f"{index} was {before!r}, is {now!r}" for index, (before, now) in list(renamed.items())[:10])
+        yield Finding("labels", "error", f"The cache was made for a model with other classes: {text}. Cache it again.")
+        return
+    moved = {
+        label: index for label, index in stored.get("classes", {}).items() if _is_elsewhere(label, index, classes)
+    }
+    if moved:
+        text = "; ".join(
+            f"{label!r} is {index}, which the model calls {classes.name(index)!r}"
+            for label, index in list(moved.items())[:10]
+        )
+        yield Finding("labels", "warning", f"Labels are cached as classes of another name: {text}. Is it meant?")
+
+
+def _is_elsewhere(label: str, index: int, classes: ModelClasses) -> bool:
+    """Whether a label names another class of the model than the one it was cached as."""
+    return bool(found := classes.ids_of(label)) and index not in found
+
+
+def _agreement(case: _Case, dataset: Any, classes: ModelClasses | None) -> Iterator[Finding]:
+    """Does the network see the classes in the data that the labels say?"""
+    labels = labels_of(dataset)
+    if not case.is_pretrained or set(case.condition) != {"class_labels"} or labels is None:
+        return
+    places = samples_by_label(labels)
+    labels = labels[places].flatten()
+    known = labels.unique().tolist()
+    classes = classes or ModelClasses.of_network(case.network)
+    few = classes is not None and len(classes) <= MAX_LABELS
+    candidates = list(range(len(classes))) if few and classes is not None else known
+    if len(candidates) < 2 or len(places) < 2 * len(known):
+        return
+    latents = default_collate([dataset[place]["latents"] for place in places]).to(case.x)
+
+    def predict(x_t: Tensor, t: Tensor, class_labels: Tensor) -> Tensor:
+        return case.adapter(case.network, x_t, t.float(), class_labels=class_labels).float()
+
+    errors = class_errors(predict, case.transport, latents, candidates)
+    # A network that does not look at labels tells nothing of them.
+    if not bool(errors.isfinite().all()) or float((errors - errors[:, :1]).abs().max()) < SAME:
+        return
+    found = Agreement(errors, labels, candidates)
+    measured = (
+        f"of {found.number} samples the network recognises {found.share:.0%} as their label, {found.chance:.0%} would "
+        "be chance"
+    )
+    if found.better:
+        name = str if classes is None else lambda index: f"{index} ({classes.name(index)})"
+        text = ", ".join(f"{name(label)} -> {name(index)}" for label, index in list(found.better.items())[:20])
+        yield Finding(
+            "labels",
+            "error",
+            f"The labels are not the classes of the model: {measured}, and other classes fit clearly better: {text}. "
+            "Cache the images again, with `--label-map` where the names differ.",
+        )
+    elif found.is_chance:
+        yield Finding(
+            "labels", "warning", f"The labels may not be the classes of the model: {measured}. Compare their names."
+        )
 
 
 def _calling(case: _Case, output: Tensor) -> Iterator[Finding]:
