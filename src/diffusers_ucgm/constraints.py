@@ -18,12 +18,17 @@ from torch import Tensor
 
 __all__ = [
     "GENERATOR",
+    "KEYWORDS",
     "PATH",
+    "SEED",
+    "SIZE",
+    "TEXT",
     "Setting",
     "check",
     "choice",
     "flag",
     "fraction",
+    "function",
     "integer",
     "is_device",
     "is_floating",
@@ -38,8 +43,12 @@ __all__ = [
     "optional",
     "plain",
     "shown",
+    "texts",
     "whole",
 ]
+
+
+LARGEST_SIDE = 65_536
 
 
 @dataclass(frozen=True)
@@ -232,7 +241,49 @@ def is_device(value: object) -> bool:
     return True
 
 
+def function() -> Setting:
+    """Something that can be called."""
+    return Setting((("a function", callable),))
+
+
+def texts(constraint: str, known: Iterable[str] | None = None) -> Setting:
+    """A list or tuple of texts.
+
+    Args:
+        constraint: What it must be, in words.
+        known: The words that may stand in it; None allows any.
+    """
+
+    def is_accepted(value: Any) -> bool:
+        return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+
+    words = None if known is None else tuple(known)
+    return Setting(((constraint, lambda value: is_accepted(value) and (words is None or set(value) <= set(words))),))
+
+
+def _is_size(value: Any) -> bool:
+    is_pair = isinstance(value, list | tuple) and len(value) == 2
+    sides: Any = value if is_pair else [value]
+    return all(is_whole(side) and 1 <= side <= LARGEST_SIDE for side in sides)
+
+
+def _is_mapping_of_names(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+
+
 GENERATOR = optional(Setting((("a torch.Generator or a list of them", is_generator),)))
+# The size of an image: one side, or height and width.
+SIZE = Setting(((f"a whole number from 1 to {LARGEST_SIDE}, or two of them", _is_size),))
+# What a generator of torch can be seeded with.
+SEED = Setting(
+    (
+        ("a whole number", is_whole),
+        ("from -2**63 to 2**63 - 1", lambda value: -(2**63) <= value < 2**63),
+    )
+)
+TEXT = Setting((("a text that is not empty", lambda value: isinstance(value, str) and bool(value.strip())),))
+# Arguments by their names.
+KEYWORDS = Setting((("a mapping of names to values", _is_mapping_of_names),))
 PATH = Setting(
     (
         ("a path", lambda value: isinstance(value, str | os.PathLike)),

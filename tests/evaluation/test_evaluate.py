@@ -299,7 +299,7 @@ def test_command_takes_labels_a_scheduler_and_arguments_of_the_call(given, tmp_p
         ({"scheduler": "nowhere"}, "`--scheduler` must be a folder with a scheduler"),
         ({"call": "height:3"}, "`--call` must be words of the form NAME=VALUE, got 'height:3'"),
         ({"batch-size": 0}, "`batch_size` must be at least 1, got 0"),
-        ({"num-samples": 0}, "`num_samples` must be at least 1, got 0"),
+        ({"num-samples": 0}, "`num_samples` must be at least 2, got 0"),
         ({"save-reference": "x.pkl"}, "`reference_file` must end in .npz, got 'x.pkl'"),
         ({"model": "fashion-mnist", "update-model-card": ""}, "`--model` must be a folder for `--update-model-card`"),
     ],

@@ -18,8 +18,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffusers_ucgm import files
+from diffusers_ucgm.constraints import check
 from diffusers_ucgm.scheduler import UCGMScheduler
 
+from .arguments import COMPARE_ARGUMENTS
 from .defaults import CALLS
 from .drawing import counted_calls, draw
 from .measurements import Measurement
@@ -76,6 +78,7 @@ def compare_solvers(
         ValueError: If there is nothing to compare, the folder is of another comparison, or the model is a few-step
             model, whose noise has no solution.
     """
+    check(COMPARE_ARGUMENTS, locals())
     _check(pipe, conditions, seeds, solvers, calls)
     schedulers = {(name, budget): _scheduler(solver, budget) for name, solver in solvers.items() for budget in calls}
     plan = {

@@ -23,10 +23,12 @@ from tqdm.auto import tqdm
 
 from diffusers_ucgm import files
 from diffusers_ucgm.checks import SAMPLING_REMEDY, check_finite
+from diffusers_ucgm.constraints import check
 from diffusers_ucgm.lora import active_adapters
 from diffusers_ucgm.network_caches import cache_settings
 from diffusers_ucgm.seeds import numbered_seed
 
+from .arguments import EVALUATE_ARGUMENTS
 from .drawing import conditions_for, draw
 from .features import FeatureNetwork, ImageFeatures, features_of, load_features
 from .metrics import FeatureStatistics, frechet_distance, inception_score, precision_recall
@@ -119,6 +121,7 @@ def evaluate_pipeline(
     Raises:
         ValueError: If the folder holds another evaluation, or the pipeline draws no pictures.
     """
+    check(EVALUATE_ARGUMENTS, locals())
     is_main = state is None or state.is_main_process
     network, name = None, features if isinstance(features, str) else getattr(features, "__name__", "own")
     if is_main:

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from diffusers_ucgm import files
 from diffusers_ucgm.checks import SAMPLING_REMEDY
+from diffusers_ucgm.constraints import check
 from diffusers_ucgm.pipeline import UCGMPipeline
 from diffusers_ucgm.scheduler import UCGMScheduler
 
+from .arguments import TUNE_ARGUMENTS
 from .defaults import FIRST_SEED
 from .drawing import conditions_for, draw
 from .objectives import OBJECTIVES, Gain, Objective, gain_of
@@ -127,6 +129,7 @@ def tune_sampler(
         ValueError: If an argument is out of its range, the folder is of another search, or the objective wants
             solutions of a few-step model, which has none.
     """
+    check(TUNE_ARGUMENTS, locals())
     started = time.perf_counter()
     goal = _objective(objective, pipe)
     starts = _starts(pipe.scheduler.config)
@@ -315,10 +318,10 @@ class _Draws:
 
 
 def _objective(objective: str | Objective, pipe: DiffusionPipeline) -> Objective:
-    if isinstance(objective, str):
-        if objective not in OBJECTIVES:
-            raise ValueError(f"`objective` must be an `Objective` or one of {sorted(OBJECTIVES)}, got {objective!r}.")
+    if isinstance(objective, str) and objective in OBJECTIVES:
         objective = OBJECTIVES[objective]
+    if not isinstance(objective, Objective):
+        raise ValueError(f"`objective` must be an `Objective` or one of {sorted(OBJECTIVES)}, got {objective!r}.")
     stochasticity = UCGMScheduler.from_config(pipe.scheduler.config).config.stochasticity
     if objective.needs_solutions and stochasticity != 0:
         raise ValueError(
