@@ -26,7 +26,7 @@ LAYERS = [
     {"autoencoders", "labels", "checks", "image_files", "image_folders", "image_modes"},
     {"image_sources"},
     {"families", "images", "swap", "run_noise"},
-    {"settings"},
+    {"settings", "pipeline_arguments"},
     {"solver", "schedules", "noising"},
     {"published"},
     {"scheduler", "loss", "oracles", "lora"},

@@ -28,6 +28,7 @@ from .models import edm2_unet_2d as _edm2_unet_2d  # noqa: F401
 from .models import transformer_2d as _transformer_2d  # noqa: F401
 from .names import BUNDLED
 from .network_caches import CacheRun, disable_cache, enable_cache
+from .pipeline_arguments import CONSTRUCTOR_ARGUMENTS
 from .settings import CALL_ARGUMENTS
 
 
@@ -119,12 +120,14 @@ class UCGMPipeline(DiffusionPipeline):
         Raises:
             ValueError: If `call_defaults` names anything else, or the statistics are not one number for each channel.
         """
+        check(CONSTRUCTOR_ARGUMENTS, locals())
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
         # JSON turns the keys into strings.
         labels = None if id2label is None else {int(key): name for key, name in id2label.items()}
         if unknown := sorted(set(call_defaults or {}) - set(CALL_DEFAULTS)):
             raise ValueError(f"`call_defaults` must name some of {list(CALL_DEFAULTS)}, got {unknown}.")
+        check(CALL_ARGUMENTS, call_defaults or {})
         self.register_to_config(
             id2label=labels,
             guided_channels=guided_channels,
