@@ -400,3 +400,31 @@ def test_other_families_are_drawn_with_a_guidance_interval_in_canonical_time(tra
     assert output.images.isfinite().all()
     assert output.num_network_calls == 4
     assert [len(call["sample"]) for call in recorder.calls] == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"transformer": torch.nn.Linear(2, 2)},
+        {"vae": "kl"},
+        {"scheduler": UCGMScheduler},
+        {"id2label": {0: "a", "0": "b"}},
+        {"id2label": {-1: "a"}},
+        {"id2label": {0: 1}},
+        {"guided_channels": "2"},
+        {"latents_mean": [0.0, float("nan")]},
+        {"latents_std": [1.0, -1.0]},
+        {"do_normalize": "no"},
+        {"call_defaults": 5},
+    ],
+)
+def test_parts_are_refused_by_name(given):
+    parts = {"transformer": transformer(), "vae": None, "scheduler": UCGMScheduler()}
+    with pytest.raises(ValueError, match=f"`{next(iter(given))}` must be .*, got"):
+        UCGMPipeline(**{**parts, **given})
+
+
+@pytest.mark.parametrize("name", ["num_inference_steps", "guidance_scale", "guidance_interval"])
+def test_defaults_of_calls_are_checked_when_they_are_given(name):
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        UCGMPipeline(transformer(), None, UCGMScheduler(), call_defaults={name: "4"})

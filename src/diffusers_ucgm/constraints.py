@@ -28,7 +28,6 @@ __all__ = [
     "choice",
     "flag",
     "fraction",
-    "function",
     "integer",
     "is_device",
     "is_floating",
@@ -43,7 +42,6 @@ __all__ = [
     "optional",
     "plain",
     "shown",
-    "texts",
     "whole",
 ]
 
@@ -239,26 +237,6 @@ def is_device(value: object) -> bool:
     except (RuntimeError, AssertionError, NotImplementedError, ValueError, OverflowError):  # by kind of device
         return False
     return True
-
-
-def function() -> Setting:
-    """Something that can be called."""
-    return Setting((("a function", callable),))
-
-
-def texts(constraint: str, known: Iterable[str] | None = None) -> Setting:
-    """A list or tuple of texts.
-
-    Args:
-        constraint: What it must be, in words.
-        known: The words that may stand in it; None allows any.
-    """
-
-    def is_accepted(value: Any) -> bool:
-        return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
-
-    words = None if known is None else tuple(known)
-    return Setting(((constraint, lambda value: is_accepted(value) and (words is None or set(value) <= set(words))),))
 
 
 def _is_size(value: Any) -> bool:
