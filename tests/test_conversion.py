@@ -595,7 +595,7 @@ def test_a_picture_is_drawn_from_originals_by_the_command_line(name, kind, tmp_p
     assert main([*map(str, words), "--id2label", str(tmp_path / "names.json")]) == 0
     assert "Pipeline: " in capsys.readouterr().out
     names = {path.suffix for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert names == {".safetensors", ".json", ".py"}
+    assert names == {".safetensors", ".json", ".md", ".py"}
     pipe = UCGMPipeline.from_pretrained(tmp_path / "out")
     expected = torch.tensor(0.5 * pipe.vae.config.scaling_factor)
     assert torch.allclose(normalize_latents(pipe.vae, torch.zeros(1, channels, 2, 2))[0, 0], expected)
@@ -763,8 +763,10 @@ def test_what_is_pushed_is_the_folder_as_it_was_written(dtype, tmp_path, monkeyp
     assert main([*map(str, words)]) == 0
     assert pushed["repository"] == "me/model"
     assert pushed["files"] == {
+        "README.md",
         "model_index.json",
         "pipeline.py",
+        "scheduler/README.md",
         "scheduler/scheduler_config.json",
         "training.yaml",
         "transformer/config.json",

@@ -44,20 +44,17 @@ def test_model_index_names_the_frozen_modules(tmp_path):
 
 def test_saved_files_are_safetensors(tmp_path):
     pipeline(autoencoder("kl")).save_pretrained(tmp_path)
-    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".json", ".safetensors", ".py"}
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".json", ".md", ".safetensors", ".py"}
 
 
-def test_diffusers_own_class_loads_it_once_told_where_the_class_is(tmp_path, monkeypatch):
+@pytest.mark.parametrize("told", [True, False])
+def test_diffusers_own_class_loads_it(tmp_path, monkeypatch, told):
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setattr("sys.path", [*sys.path])
     pipe = pipeline()
     pipe.save_pretrained(tmp_path / "saved")
-    # Known limit of diffusers 0.42: left alone, it looks for the class in its own package only.
-    with pytest.raises(AttributeError, match="UCGMPipeline"):
-        DiffusionPipeline.from_pretrained(tmp_path / "saved")
-    loaded = DiffusionPipeline.from_pretrained(
-        tmp_path / "saved", custom_pipeline=str(tmp_path / "saved" / "pipeline.py"), trust_remote_code=True
-    )
+    place = {"custom_pipeline": str(tmp_path / "saved" / "pipeline.py"), "trust_remote_code": True} if told else {}
+    loaded = DiffusionPipeline.from_pretrained(tmp_path / "saved", **place)
     assert type(loaded) is UCGMPipeline
     before, after = (
         each(1, num_inference_steps=2, generator=seeded(), output_type="latent").images for each in (pipe, loaded)

@@ -37,6 +37,7 @@ class Mutant:
 SCHEDULER_TESTS = ("tests/test_scheduler.py", "tests/test_scheduler_contract.py")
 MULTISTEP_TESTS = ("tests/test_multistep.py",)
 FAMILY_TESTS = ("tests/test_families.py", "tests/test_stock_configs.py")
+LOADING_TESTS = ("tests/test_load_in_new_process.py",)
 SWAP_TESTS = ("tests/test_swap_keywords.py",)
 LOSS_TESTS = ("tests/test_loss.py",)
 METRIC_TESTS = ("tests/evaluation/test_metrics.py",)
@@ -922,6 +923,27 @@ MUTANTS = [
         "ours = said | ours",
         "ours = ours",
         SWAP_TESTS,
+    ),
+    Mutant(
+        "modules of saved components not there for diffusers",
+        "__init__.py",
+        "    defer(_component)",
+        "    pass",
+        LOADING_TESTS,
+    ),
+    Mutant(
+        "two threads run a deferred module at once",
+        "deferred.py",
+        "            if type(self) is DeferredModule:\n",
+        "            if True:\n",
+        LOADING_TESTS,
+    ),
+    Mutant(
+        "a saved folder says nothing of the import",
+        "readme.py",
+        "    if file.exists():",
+        "    if True:",
+        LOADING_TESTS,
     ),
     Mutant(
         "typos dropped without a word",

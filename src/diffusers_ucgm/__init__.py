@@ -1,11 +1,14 @@
 """Unified Continuous Generative Models for diffusers: one sampler, one loss and one pipeline for many steps and few.
 
-The public names load on first use: importing the package alone imports neither torch nor diffusers.
+The public names load on first use: importing the package alone imports neither torch nor diffusers. It is enough for
+diffusers to load saved pipelines with our scheduler and our networks.
 """
 
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+
+from .deferred import defer
 
 
 if TYPE_CHECKING:
@@ -65,6 +68,12 @@ _MODULES = {
     "get_transport": "transports",
     "register_transport": "transports",
 }
+
+# The modules that stand in the `model_index.json` of saved pipelines.
+_COMPONENTS = tuple(f"{__name__}.{each}" for each in ("scheduler", "models.edm2_unet_2d", "models.transformer_2d"))
+
+for _component in _COMPONENTS:
+    defer(_component)
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
@@ -18,17 +19,13 @@ from PIL import Image
 from torch import Tensor
 
 from . import files
-
-# diffusers loads a component of another package only if its module is imported already.
-from . import scheduler as _scheduler  # noqa: F401
 from .autoencoders import decode_latents, denormalize_latents, normalize_latents, takes_unit_range
 from .constraints import check, shown
 from .labels import ModelClasses
-from .models import edm2_unet_2d as _edm2_unet_2d  # noqa: F401
-from .models import transformer_2d as _transformer_2d  # noqa: F401
 from .names import BUNDLED
 from .network_caches import CacheRun, disable_cache, enable_cache
 from .pipeline_arguments import CONSTRUCTOR_ARGUMENTS
+from .readme import OWN_EXAMPLE, save_readme
 from .settings import CALL_ARGUMENTS
 
 
@@ -171,9 +168,9 @@ class UCGMPipeline(DiffusionPipeline):
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """Save the pipeline, with a `pipeline.py` that leads `DiffusionPipeline.from_pretrained` to this class.
+        """Save the pipeline, with a `README.md` that says how to load it, unless there is one.
 
-        diffusers looks for a pipeline class in its own package alone, unless it is told
+        `DiffusionPipeline.from_pretrained` finds this class after `from diffusers_ucgm import UCGMPipeline`, or by
         `custom_pipeline=<the folder>/pipeline.py` and `trust_remote_code=True`.
 
         Args:
@@ -182,6 +179,7 @@ class UCGMPipeline(DiffusionPipeline):
             kwargs: As `DiffusionPipeline.save_pretrained` takes them.
         """
         files.write_text(Path(save_directory) / "pipeline.py", HUB_MODULE)
+        save_readme(save_directory, type(self).__name__, OWN_EXAMPLE)
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def load_lora_weights(
@@ -512,3 +510,7 @@ class UCGMPipeline(DiffusionPipeline):
             # diffusers clips only what it brings to [0, 1] itself.
             images = images.clamp(0.0, 1.0)
         return self.image_processor.postprocess(images.float(), output_type=output_type)
+
+
+# `DiffusionPipeline.from_pretrained` looks for the class of a saved pipeline among diffusers' own names.
+diffusers.UCGMPipeline = UCGMPipeline

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from .noising import noised
 from .precision import KeptState, result_dtypes, result_rule
 from .presets import get_preset
 from .published import PublishedCorrection
+from .readme import STOCK_EXAMPLE, save_readme
 from .run_noise import RunNoise
 from .schedules import Spacing, as_told, check_timestep, given_schedule, grid_of_steps, place_of, times_from
 from .settings import SCHEDULE_ARGUMENTS, SCHEDULER_SETTINGS, check_relations, check_step
@@ -265,6 +267,17 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             ValueError: If there is no such preset.
         """
         return cls(**{**get_preset(name).scheduler, **kwargs})
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Save the settings, with a `README.md` that says how to load them, unless there is one.
+
+        Args:
+            save_directory: The folder, made if it does not exist.
+            push_to_hub: Whether to upload the folder.
+            kwargs: As `SchedulerMixin.save_pretrained` takes them.
+        """
+        save_readme(save_directory, type(self).__name__, STOCK_EXAMPLE)
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     @property
     def family(self) -> Family:

@@ -187,6 +187,8 @@ def _example(folder: Path, kind: str, pipeline_class: str | None, base_model: st
     given = "[0]" if "class_labels" in _arguments(owner) else '"a prompt"'
     number = "2, guidance_scale=1.0" if few_step else "40"
     draw = f"pictures = pipe({given}, num_inference_steps={number})"
+    if kind == "pipeline" and owner != "UCGMPipeline":  # diffusers then finds the scheduler
+        load = f"import diffusers_ucgm\nfrom diffusers import {owner}"
     if kind == "pipeline":
         return f'{load}\n\npipe = {owner}.from_pretrained("this/repository")\n{draw}'
     base = f'pipe = {owner}.from_pretrained("{base_model or UNNAMED}"'

@@ -1,0 +1,58 @@
+"""Modules that are imported at the first look into them.
+
+diffusers loads a component of another package, such as a pipeline's scheduler, only if `sys.modules` holds the module
+that `model_index.json` names. The modules of our components are therefore there after `import diffusers_ucgm`, which
+nevertheless imports neither torch nor diffusers.
+"""
+
+import sys
+import threading
+from importlib.util import find_spec, module_from_spec
+from types import ModuleType
+from typing import Any
+
+
+__all__ = ["DeferredModule", "defer"]
+
+_LOCK = threading.RLock()
+
+
+class DeferredModule(ModuleType):
+    """A module whose code runs when it is asked for a name; it is a plain module from then on.
+
+    `importlib.util.LazyLoader` does not do: it runs the code for any name, also for those that others look up in every
+    module of `sys.modules`, and in Python 3.10 and 3.11 two threads can run it at once.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name != "__all__":
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        with _LOCK:
+            if type(self) is DeferredModule:
+                _run(self)
+        return getattr(self, name)
+
+
+def defer(name: str) -> None:
+    """Put a module into `sys.modules` without running its code.
+
+    Args:
+        name: The module's full name. Nothing happens if it was imported before.
+    """
+    if name in sys.modules:
+        return
+    spec = find_spec(name)
+    assert spec is not None
+    module = module_from_spec(spec)
+    module.__class__ = DeferredModule
+    parent, _, child = name.rpartition(".")
+    sys.modules[name] = module
+    setattr(sys.modules[parent], child, module)
+
+
+def _run(module: ModuleType) -> None:
+    spec = module.__spec__
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader.exec_module(module)
+    module.__class__ = ModuleType
