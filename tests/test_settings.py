@@ -167,7 +167,7 @@ def test_extreme_settings_give_finite_samples_or_are_refused(name, transport):
 ARGUMENTS = {
     "num_inference_steps": WHOLE,
     "device": ["nowhere", "cuda:999", "", 1.5, True, [], {}, b"cpu"],
-    "mu": [True, "1", [], [1.0], np.array([0.5])],
+    "mu": [True, "1", [], [1.0], np.array([0.5]), 1e4, -1e4, 10.0],
     "original_inference_steps": WHOLE,
     "strength": [*NUMBERS, 0, 1.5],
     "max_timesteps": [*NUMBERS, 0, 100.0],
@@ -205,9 +205,16 @@ STEP = {
     "sample": TENSORS,
     "generator": [0, "x", [], [None, None], [torch.Generator()] * 3, np.random.default_rng(0), [0, 1]],
     "return_dict": [None, "false", 0, 1],
-    "eta": [1.0, NAN, "x", [0.0], True],
+    "eta": [1.0, NAN, "x", [0.0], True, False, None, {}, "", []],
     "timestep": [0, 1, 999, True, np.int64(0), torch.tensor(0), NAN, INF, 5e5, -900.0, "x", [1.0], {}, torch.zeros(0)],
-    "per_token_timesteps": [1.0, "x", torch.zeros(2), torch.zeros(2, 5), torch.zeros(2, 3, dtype=torch.int64)],
+    "per_token_timesteps": [
+        1.0,
+        "x",
+        torch.zeros(2),
+        torch.zeros(2, 5),
+        torch.zeros(2, 3, dtype=torch.int64),
+        torch.full((2, 3), NAN),
+    ],
     "pred_original_sample": [*TENSORS[1:], torch.zeros(2, 4)],
 }
 

@@ -129,7 +129,7 @@ class Either:
 
 @dataclass(frozen=True)
 class Several:
-    """A list or tuple; `order` is "falling", "rising" (equals allowed) or None, `total` the sum's upper limit."""
+    """A list or tuple; `order` is "falling", "rising" (equals allowed in both) or None, `total` the sum's upper limit."""
 
     item: Kind
     example: tuple[Any, ...]
@@ -145,7 +145,7 @@ class Several:
         if not value or not all(map(self.item.accepts, value)):
             return False
         pairs = list(zip(value[:-1], value[1:], strict=True))
-        if self.order == "falling" and not all(a > b for a, b in pairs):
+        if self.order == "falling" and not all(a >= b for a, b in pairs):
             return False
         if self.order == "rising" and not all(a <= b for a, b in pairs):
             return False

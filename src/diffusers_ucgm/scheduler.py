@@ -490,11 +490,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         """
         if not self._calls:
             raise RuntimeError("`step` was called before `set_timesteps`.")
-        check_step(model_output, sample, generator, return_dict, per_token_timesteps, pred_original_sample)
-        if eta:
-            raise ValueError(
-                f"`eta` must be 0, got {eta}. Set `stochasticity` in `UCGMScheduler.from_config` instead."
-            )
+        check_step(model_output, sample, generator, return_dict, eta, per_token_timesteps, pred_original_sample)
         if model_output.shape != sample.shape:
             model_output = self._without_variance(model_output, sample)
         check_timestep(timestep, self._whole_times)

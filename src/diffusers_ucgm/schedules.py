@@ -19,6 +19,9 @@ from .time_grids import distinct_integers, dynamic_shift, respaced, static_shift
 
 __all__ = ["Spacing", "as_told", "check_timestep", "given_schedule", "grid_of_steps", "place_of", "times_from"]
 
+# What gives shifts from 1e-4 to 1e4.
+MU_LIMITS = {"exponential": (-9.0, 9.0), "linear": (1e-4, 1e4)}
+
 
 @dataclass(frozen=True)
 class Spacing:
@@ -82,13 +85,18 @@ class Spacing:
             family: The model's family.
 
         Raises:
-            ValueError: If `mu` is missing.
+            ValueError: If `mu` is missing or out of its range.
         """
         if not self.is_dynamic:
             t = static_shift(t, self.shift)
         elif mu is None:
             raise ValueError("`mu` must be given under `use_dynamic_shifting`, got None.")
         else:
+            low, high = MU_LIMITS[self.time_shift_type]
+            if not low <= mu <= high:
+                raise ValueError(
+                    f"`mu` must be in [{low:g}, {high:g}] with `time_shift_type={self.time_shift_type!r}`, got {mu!r}."
+                )
             t = dynamic_shift(t, mu, self.time_shift_type)
         return self.spaced(stretched(t, self.shift_terminal) if self.shift_terminal else t, family)
 

@@ -23,6 +23,7 @@ from .constraints import (
     numbers,
     one_of_two,
     optional,
+    shown,
     whole,
 )
 from .families import BETA_SCHEDULES, EMBEDDINGS
@@ -112,12 +113,19 @@ SCHEDULE_ARGUMENTS: dict[str, Setting] = {
     "max_timesteps": optional(_TIME),
     "intermediate_timesteps": optional(_TIME),
 }
+
+
+def is_all_finite(value: Tensor) -> bool:
+    """Whether a tensor has neither NaN nor infinity."""
+    return bool(value.isfinite().all())
+
+
 STEP_ARGUMENTS: dict[str, Setting] = {
     "model_output": _TENSOR,
     "sample": _TENSOR,
     "generator": GENERATOR,
     "return_dict": flag(),
-    "per_token_timesteps": optional(_TENSOR),
+    "per_token_timesteps": optional(Setting((*_TENSOR.checks, ("finite", is_all_finite)))),
     "pred_original_sample": optional(_TENSOR),
 }
 
@@ -135,9 +143,7 @@ CALL_ARGUMENTS: dict[str, Setting] = {
     ),
     "num_inference_steps": SCHEDULE_ARGUMENTS["num_inference_steps"],
     "generator": GENERATOR,
-    "latents": optional(
-        Setting((("a tensor of floating-point numbers", is_floating), ("finite", lambda value: is_all_finite(value))))
-    ),
+    "latents": optional(Setting((("a tensor of floating-point numbers", is_floating), ("finite", is_all_finite)))),
     "output_type": choice(("pil", "np", "pt", "latent")),
     "return_dict": flag(),
     "callback_on_step_end": optional(Setting((("a function", callable),))),
@@ -152,16 +158,12 @@ CALL_ARGUMENTS: dict[str, Setting] = {
 }
 
 
-def is_all_finite(value: Tensor) -> bool:
-    """Whether a tensor has neither NaN nor infinity."""
-    return bool(value.isfinite().all())
-
-
 def check_step(
     model_output: Tensor,
     sample: Tensor,
     generator: torch.Generator | list[torch.Generator] | None,
     return_dict: bool,
+    eta: float,
     per_token_timesteps: Tensor | None,
     pred_original_sample: Tensor | None,
 ) -> None:
@@ -172,6 +174,10 @@ def check_step(
     """
     values = (model_output, sample, generator, return_dict, per_token_timesteps, pred_original_sample)
     check(STEP_ARGUMENTS, dict(zip(STEP_ARGUMENTS, values, strict=True)))
+    if not (is_number(eta) and eta == 0):
+        raise ValueError(
+            f"`eta` must be 0, got {shown(eta)}. Set `stochasticity` in `UCGMScheduler.from_config` instead."
+        )
     if isinstance(generator, list | tuple) and len(generator) not in (1, len(sample)):
         raise ValueError(f"`generator` must have one entry for each of {len(sample)} samples, got {len(generator)}.")
     if per_token_timesteps is not None and per_token_timesteps.shape != sample.shape[:2]:
