@@ -50,6 +50,8 @@ class ImageFolder:
 
     def _reason(self, image: str) -> str:
         suffix = os.path.splitext(image)[1].lower()
+        if not os.path.isfile(image):
+            return "not a regular file"
         if suffix in OTHER_SUFFIXES:
             return f"files that end in {suffix} are not read from folders"
         if self.has_metadata:
@@ -66,7 +68,7 @@ def scan_folder(folder: str | Path, suffixes: Sequence[str]) -> ImageFolder:
     """
     images, captions, has_metadata = [], [], False
     wanted, seen = {*suffixes, *OTHER_SUFFIXES}, set()
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, folders, files in os.walk(os.path.abspath(folder), followlinks=True):
         # Links may lead round in a circle.
         if (real := os.path.realpath(root)) in seen:
             folders.clear()

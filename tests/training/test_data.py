@@ -128,7 +128,8 @@ def hub(monkeypatch, columns, features):
     """Let `datasets` answer for the Hub, and note what it was asked."""
     asked = []
 
-    def load_dataset(name, split):
+    def load_dataset(name, split, streaming):
+        assert not streaming
         asked.append((name, split))
         return datasets.Dataset.from_dict(columns, features=features)
 
@@ -174,6 +175,14 @@ def test_a_hub_dataset_of_images_of_many_sizes_is_refused(monkeypatch):
     with pytest.raises(
         ValueError, match=r"`source` must hold images of one size, got 'some/name' with \[\(1, 2, 2\), \(1, 2, 3\)\]"
     ):
+        load_images("some/name")
+
+
+@pytest.mark.parametrize("row", [b"no image", {"bytes": None, "path": "/etc/hostname"}, None])
+def test_an_image_of_a_hub_dataset_that_cannot_be_read_is_named(monkeypatch, row):
+    features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("int64")})
+    hub(monkeypatch, {"image": [Image.new("L", (2, 2)), row], "label": [1, 0]}, features)
+    with pytest.raises(ValueError, match="`source` must hold images that can be read, got row 1: "):
         load_images("some/name")
 
 

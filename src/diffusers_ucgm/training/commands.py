@@ -176,14 +176,14 @@ def cache(args: argparse.Namespace) -> int:
     source, labels = matched_source(source, pipeline, adapter, label_map)
     items = ImageItems(source, args.size, args.crop, args.flip, channels, args.seed, labels, args.background)
     takes_prompts = bool(adapter.prompt_outputs)
-    if labels is not None and state.is_main_process:
-        print("\n".join(["Classes:", *(f"  {line}" for line in labels.lines())]))
+    if labels is not None and state.is_main_process and (lines := labels.lines()):
+        print("\n".join(["Classes:", *(f"  {line}" for line in lines)]))
     text = {} if args.max_sequence_length is None else {"max_sequence_length": args.max_sequence_length}
     names = ("pipeline", "source", "split", "size", "crop", "flip", "seed", "torch_dtype", "max_sequence_length")
     names += ("background",)
     columns = {name: getattr(source, name) for name in ("image_column", "label_column", "caption_column")}
-    # Caches from before this option go on.
-    posterior = {"posterior_mean": True} if args.posterior_mean else {}
+    # Caches from before these options go on.
+    chosen = {name: True for name in ("posterior_mean", "allow_remote_files") if getattr(args, name)}
     folder = cache_latents(
         items,
         lambda pixels, generator: encode_pixels(pipeline, pixels, generator, args.posterior_mean),
@@ -191,7 +191,7 @@ def cache(args: argparse.Namespace) -> int:
         encode_captions=(lambda texts: encode_prompts(pipeline, adapter, texts, **text)) if takes_prompts else None,
         batch_size=args.batch_size,
         shard_size=args.shard_size,
-        fingerprint={name: getattr(args, name) for name in names} | columns | posterior,
+        fingerprint={name: getattr(args, name) for name in names} | columns | chosen,
         process_index=state.process_index,
         num_processes=state.num_processes,
         progress=state.is_local_main_process,

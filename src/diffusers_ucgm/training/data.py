@@ -14,6 +14,9 @@ from torch.utils.data import Dataset
 
 from diffusers_ucgm.checks import check_finite
 from diffusers_ucgm.idx import IDX_PREFIXES, load_idx_images
+from diffusers_ucgm.image_files import image_bytes, opened_image, reason_of, upright
+from diffusers_ucgm.image_modes import flattened
+from diffusers_ucgm.image_sources import ImageSource, load_image_dataset, rows_of
 
 
 __all__ = ["LabelledImages", "LatentDataset", "load_images", "pixels"]
@@ -87,23 +90,29 @@ def load_images(source: str | Path, split: str = "train") -> LabelledImages:
 
 
 def _load_hub_dataset(name: str, split: str) -> LabelledImages:
-    from datasets import load_dataset
-
-    dataset = load_dataset(name, split=split)
-    missing = {"image", "label"} - set(dataset.column_names)
+    source = load_image_dataset(name, split)
+    missing = {"image", "label"} - set(source.columns)
     if missing:
         raise ValueError(
             f"`source` must have the columns 'image' and 'label', got {name!r} without {sorted(missing)}."
         )
-    arrays: Any = dataset.with_format("torch")
-    rows = [row["image"] for row in arrays]
+    rows = [_bytes_of(source, number, row["image"] or {}) for number, row in enumerate(rows_of(source))]
     shapes = sorted({tuple(row.shape) for row in rows})
     if len(shapes) != 1:
         raise ValueError(f"`source` must hold images of one size, got {name!r} with {shapes[:4]}. Resize them first.")
-    images = torch.stack(rows)
-    images = images.unsqueeze(1) if images.ndim == 3 else images
-    names = getattr(dataset.features["label"], "names", None) or ()
-    return LabelledImages(images, torch.as_tensor(dataset["label"]).long(), tuple(names))
+    return LabelledImages(torch.stack(rows), torch.as_tensor(source.dataset["label"]).long(), source.names)
+
+
+def _bytes_of(source: ImageSource, number: int, encoded: dict[str, Any]) -> Tensor:
+    """The bytes of a row's image, shape `(C, H, W)`, with one channel for a grey one."""
+    try:
+        image = flattened(upright(opened_image(image_bytes(encoded, source.access))), "RGB")
+    except Exception as error:
+        raise ValueError(
+            f"`source` must hold images that can be read, got row {number}: {reason_of(error)}."
+        ) from error
+    array = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return array.reshape(image.height, image.width, -1).permute(2, 0, 1)
 
 
 def pixels(images: Tensor, size: int | None = None) -> Tensor:
