@@ -50,6 +50,7 @@ BAD_VALUE_TESTS = ("tests/evaluation/test_bad_values.py",)
 AGREEMENT_TESTS = ("tests/training/test_agreement.py",)
 PIPELINE_TESTS = ("tests/test_pipeline.py", "tests/test_pipeline_loading.py")
 CACHE_TESTS = ("tests/test_network_caches.py",)
+EXPERT_TESTS = ("tests/training/test_experts.py",)
 LORA_TESTS = ("tests/training/test_lora_loading.py",)
 SETTING_TESTS = ("tests/test_settings.py",)
 PRECISION_TESTS = ("tests/test_precision.py",)
@@ -219,6 +220,20 @@ MUTANTS = [
         "return replace(config, cache_identifiers=names) if names else config",
         "return config",
         CACHE_TESTS,
+    ),
+    Mutant(
+        "one of two networks is trained on all times",
+        "training/trainer.py",
+        "(0.0, 1.0) if self.expert is None else self.expert.time_range,",
+        "(0.0, 1.0),",
+        EXPERT_TESTS,
+    ),
+    Mutant(
+        "the second network's LoRA is loaded into the first",
+        "loading.py",
+        '{"load_into_transformer_2": True} if network',
+        "{} if network",
+        EXPERT_TESTS,
     ),
     # Transports and grids
     Mutant(

@@ -64,14 +64,19 @@ def load_pipeline_lora(pipe: diffusers.DiffusionPipeline, source: str | Path, sc
     """
     if not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale):
         raise ValueError(f"`scale` must be a finite number, got {scale!r}.")
+    file = _lora_file(str(source))
     modules = [each for each in pipe.components.values() if isinstance(each, torch.nn.Module)]
-    if any(active_adapters(module) for module in modules):
+    try:
+        notes = lora_notes(file)
+    except SafetensorError as error:
+        raise ValueError(f"`source` must be a LoRA in a safetensors file, got {str(file)!r}: {error}.") from error
+    if _has_lora(pipe, notes.get("network")):
         raise ValueError(
             f"`pipe` must not have a LoRA yet, got {type(pipe).__name__} with one. Call `unload_lora_weights()` first."
         )
-    file = _lora_file(str(source))
+    # Of two networks the other one may have a LoRA.
+    modules = [each for each in modules if not active_adapters(each)]
     try:
-        notes = lora_notes(file)
         expected = _number_of_adapted(load_file(file))
         _load_lora(pipe, file, notes.get("network"))
         found = sum(set_lora_scale(module, scale) for module in modules)
@@ -127,6 +132,12 @@ def _lora_file_in(folder: Path) -> Path:
         names = [file.name for file in files]
         raise ValueError(f"`source` must be one LoRA, got {str(folder)!r} with {names}. Name one of the files.")
     return files[0]
+
+
+def _has_lora(pipe: Any, network: str | None) -> bool:
+    names = ("transformer", "unet", "prior") if network is None else (network,)
+    networks = [getattr(pipe, name, None) for name in names]
+    return any(active_adapters(each) for each in networks if isinstance(each, torch.nn.Module))
 
 
 def _number_of_adapted(tensors: dict[str, Tensor]) -> int:

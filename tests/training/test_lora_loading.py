@@ -241,7 +241,7 @@ def test_a_torn_file_and_a_second_lora_are_refused(tmp_path):
     written(stock_pipelines.sd3().pipe.transformer, tmp_path)
     pipe = stock_pipelines.sd3().pipe
     (tmp_path / "torn.safetensors").write_bytes((tmp_path / LORA_WEIGHTS_NAME).read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"`source` must be a LoRA for this .*torn\.safetensors"):
+    with pytest.raises(ValueError, match=r"`source` must be a LoRA in a safetensors file, got .*torn\.safetensors"):
         load_pipeline_lora(pipe, tmp_path / "torn.safetensors")
     load_pipeline_lora(pipe, tmp_path)
     with pytest.raises(ValueError, match=r"`pipe` must not have a LoRA yet"):

@@ -319,6 +319,8 @@ def _settings(
         "batch_size": batch_size,
         "seed": seed,
     }
+    if (boundary := pipe.config.get("boundary_ratio")) is not None:
+        settings["boundary_ratio"] = boundary
     return json.loads(json.dumps(settings, default=str))
 
 

@@ -210,6 +210,8 @@ def fingerprint(pipe: DiffusionPipeline, **settings: Any) -> str:
                 if others:
                     networks.update(repr(others).encode())
     defaults = pipe.config.get("call_defaults")
+    if (boundary := pipe.config.get("boundary_ratio")) is not None:
+        settings = {**settings, "boundary_ratio": boundary}
     return _digest(VERSION, type(pipe).__name__, networks.hexdigest(), defaults, settings)
 
 

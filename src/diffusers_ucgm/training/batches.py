@@ -47,7 +47,12 @@ class DrawnSamples(Dataset[dict[str, Any]]):
     """A data set's items with the time, noise and dropping that a place draws."""
 
     def __init__(
-        self, dataset: Dataset[dict[str, Any]], seed: int, time_distribution: Sequence[float], label_dropout: float
+        self,
+        dataset: Dataset[dict[str, Any]],
+        seed: int,
+        time_distribution: Sequence[float],
+        label_dropout: float,
+        time_range: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         """Draw as these settings of the loss say.
 
@@ -56,11 +61,13 @@ class DrawnSamples(Dataset[dict[str, Any]]):
             seed: The run's.
             time_distribution: See `beta_times`.
             label_dropout: Share of samples under the null condition.
+            time_range: The part of the times onto which the distribution is moved.
         """
         self.dataset = dataset
         self.seed = seed
         self.time_distribution = time_distribution
         self.label_dropout = label_dropout
+        self.time_range = time_range
 
     def __getitem__(self, place: Place) -> dict[str, Any]:
         index, step, position = place
@@ -70,10 +77,13 @@ class DrawnSamples(Dataset[dict[str, Any]]):
         for name, value in {"latents": latents, **condition}.items():
             if isinstance(value, Tensor):
                 check_finite(name, value, f"item {index} of the data set", "Encode it again, in float32 or bfloat16.")
+        first, last = self.time_range
+        t = first + (last - first) * beta_times(1, self.time_distribution, generator)[0]
         return {
             "latents": latents,
             "condition": condition,
-            "t": beta_times(1, self.time_distribution, generator)[0],
+            # The sum may be rounded to the other side.
+            "t": t.clamp(first, last),
             "noise": torch.randn(latents.shape, generator=generator),
             "dropped": torch.rand((), generator=generator) < self.label_dropout,
         }

@@ -23,8 +23,9 @@ from .cache import CachedLatents, cache_latents, finish_cache
 from .classes import classes_of, matched_source
 from .config import UCGMTrainingConfig
 from .data import LatentDataset
-from .denoisers import adapter_for_pipeline, denoiser_of
+from .denoisers import adapter_for_pipeline
 from .encoding import encode_null, encode_pixels, encode_prompts
+from .experts import expert_of
 from .recipes import default_recipe, get_recipe
 from .settings import read_setting, read_settings_file, recipe_settings
 
@@ -138,12 +139,19 @@ def doctor(args: argparse.Namespace) -> int:
         from .denoisers import family_of_scheduler
 
         pipeline = load_pipeline(args.pipeline, dtype)
-        network, adapter = denoiser_of(pipeline), adapter_for_pipeline(pipeline)
+        expert, adapter = expert_of(pipeline, config.expert), adapter_for_pipeline(pipeline)
         if null is not None:
             adapter.null_condition = null
         transport = family_of_scheduler(pipeline.scheduler).transport
-        classes = classes_of(pipeline)
-        findings = examine(config, network, dataset, adapter=adapter, transport=transport, classes=classes)
+        findings = examine(
+            config,
+            expert.network,
+            dataset,
+            adapter=adapter,
+            transport=transport,
+            time_range=expert.time_range,
+            classes=classes_of(pipeline),
+        )
     else:
         is_pretrained = not Path(args.model).is_file()
         findings = examine(config, _network(args.model, dtype), dataset, is_pretrained=is_pretrained)

@@ -56,6 +56,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "nonfinite_gradients": ("skip", "zero", "stop"),
     "on_collapse": ("ignore", "warn", "back_off", "roll_back"),
     "teacher_dtype": (None, "bf16", "fp16"),
+    "expert": (None, "transformer", "transformer_2", "unet", "unet_2"),
     "prediction_type": (None, "epsilon", "flow_prediction", "sample", "v_prediction"),
     "derivative": ("difference", "forward"),
 }
@@ -109,6 +110,8 @@ class UCGMTrainingConfig:
             adapter switched off.
         teacher_dtype: Precision of a frozen teacher's weights; null is the student's.
         teacher_offload: Whether a frozen teacher stays in the CPU's memory and is on the device only during its calls.
+        expert: Which network of a pipeline with two is trained, such as Wan 2.2's: "transformer" at high noise or
+            "transformer_2" at low noise, each on its own part of the times; null where there is one.
         lora_rank: Rank of a LoRA adapter, which alone is then trained; 0 trains all weights.
         lora_alpha: The adapter is scaled by lora_alpha / lora_rank; null is the rank.
         lora_dropout: Dropout before the adapter.
@@ -169,6 +172,7 @@ class UCGMTrainingConfig:
     teacher_decay: float = None  # pyright: ignore[reportAssignmentType]
     teacher_dtype: str | None = None
     teacher_offload: bool = False
+    expert: str | None = None
     lora_rank: int = 0
     lora_alpha: float | None = None
     lora_dropout: float = 0.0
@@ -219,6 +223,13 @@ class UCGMTrainingConfig:
         self._check_ranges()
         self._check_pairs()
         self.consistency_ratio = check_schedule(self.consistency_ratio)
+        ratio = self.consistency_ratio
+        if self.expert is not None and (max(each for _, each in ratio) if isinstance(ratio, list) else ratio) > 0:
+            raise ValueError(
+                "`consistency_ratio` must be 0 with `expert`, got "
+                f"{self.consistency_ratio!r}: few steps lead from the noise to the data through both networks, of "
+                "which one is trained. Use the recipe 'multi-step'."
+            )
         ends = self.consistency_ratio if isinstance(self.consistency_ratio, list) else [[0, 0.0]]
         for step, _ in ends:
             self.loss(int(step))

@@ -194,7 +194,7 @@ def denoiser_of(pipe: DiffusionPipeline) -> nn.Module:
     Raises:
         ValueError: If the pipeline has none under a name of diffusers.
     """
-    for name in ("transformer", "unet", "prior"):
+    for name in ("transformer", "unet", "prior", "transformer_2", "unet_2"):
         if isinstance(component := getattr(pipe, name, None), nn.Module):
             return component
     raise ValueError(f"`pipe` must have a `transformer` or `unet`, got {type(pipe).__name__} with neither.")

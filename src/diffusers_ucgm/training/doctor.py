@@ -69,13 +69,15 @@ class _Case:
     condition: dict[str, Tensor]
     null: dict[str, Any] | None
     is_pretrained: bool
+    time_range: tuple[float, float]
 
     def __post_init__(self) -> None:
         number = len(self.latents)
         generator = torch.Generator().manual_seed(0)
         self.x = self.latents.float()
         self.z = torch.randn(self.x.shape, generator=generator).to(self.x)
-        self.t = torch.linspace(0.1, 0.9, number).to(self.x)
+        first, last = self.time_range
+        self.t = (first + (last - first) * torch.linspace(0.1, 0.9, number)).to(self.x)
         self.x_t = self.transport.sample(self.x, self.z, self.t)
         self.ratio = ratio_at(self.config.consistency_ratio, self.config.max_train_steps)
 
@@ -105,6 +107,7 @@ def examine(
     is_pretrained: bool = True,
     num_samples: int = 32,
     classes: ModelClasses | None = None,
+    time_range: tuple[float, float] = (0.0, 1.0),
 ) -> list[Finding]:
     """Look for mistakes; nothing is changed.
 
@@ -117,6 +120,7 @@ def examine(
         is_pretrained: Whether the network's weights were trained: else nothing can be learnt from its predictions.
         num_samples: Samples that are drawn from the data, evenly.
         classes: The network's, with the names that its pipeline has; None takes the number from its config.
+        time_range: The part of the times that the network is for, of two.
 
     Returns:
         What was found, errors first; empty if nothing was.
@@ -142,7 +146,15 @@ def examine(
             adapter = adapter or adapter_for(network)
             null = None if adapter.null_condition is None else dict(adapter.null_condition)
             case = _Case(
-                config, network, adapter, transport, batch["latents"].to(device), condition, null, is_pretrained
+                config,
+                network,
+                adapter,
+                transport,
+                batch["latents"].to(device),
+                condition,
+                null,
+                is_pretrained,
+                time_range,
             )
             output = case.predict(case.told())
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:

@@ -20,7 +20,7 @@ from diffusers_ucgm.lora import save_lora
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 from .config import UCGMTrainingConfig
-from .denoisers import denoiser_of
+from .experts import Expert
 from .ratios import ratio_at
 from .report import FEW_STEP_SAMPLER, save_model_card, validation_grid
 
@@ -47,6 +47,7 @@ class Results:
     config: UCGMTrainingConfig
     accelerator: Accelerator
     pipeline: "DiffusionPipeline | None"
+    expert: Expert | None
     model: Any
     is_sharded: bool
     step: int
@@ -72,10 +73,9 @@ class Results:
     @property
     def component(self) -> str:
         """The name that the pipeline has for the network in training."""
-        if self.pipeline is None:
+        if self.expert is None:
             return "unet" if "UNet" in type(self.transformer).__name__ else "transformer"
-        network = denoiser_of(self.pipeline)
-        return next(name for name, value in self.pipeline.components.items() if value is network)
+        return self.expert.name
 
     def tracked_settings(self) -> dict[str, Any]:
         """The settings as trackers take them: numbers and words."""
@@ -98,7 +98,7 @@ class Results:
             if self.accelerator.is_main_process:
                 with files.replacing_folder(folder) as temporary:
                     if self.config.lora_rank:
-                        save_lora(self.transformer, temporary, self.component, whole, self._lora_notes())
+                        save_lora(self.transformer, temporary, self._lora_prefix, whole, self._lora_notes())
                     else:
                         _with_weights(self.transformer, whole).save_pretrained(temporary)
                     self._write_card(temporary, "lora" if self.config.lora_rank else "network", None, name)
@@ -204,7 +204,7 @@ class Results:
         if not (self.accelerator.is_main_process or self.is_sharded):
             return None
         device = self.accelerator.device
-        with self.averaged_weights(), self.accelerator.autocast(), _placed(self.pipeline, device):
+        with self.averaged_weights(), self.accelerator.autocast(), _placed(self.pipeline, self.transformer, device):
             return validation_grid(
                 self.pipeline,
                 self.config.validation_inputs,
@@ -212,9 +212,15 @@ class Results:
                 seed=self.config.seed,
             )
 
+    @property
+    def _lora_prefix(self) -> str:
+        """The network in the names of a LoRA's tensors: the stock pipelines know the first of two alone."""
+        return self.component.removesuffix("_2")
+
     def _lora_notes(self) -> dict[str, Any]:
-        """What a LoRA's file says beside its weights: the sampler of a few-step model."""
-        return {"sampler": FEW_STEP_SAMPLER} if self.is_few_step else {}
+        """What a LoRA's file says beside its weights: the sampler of a few-step model, and the second network."""
+        second = {"network": self.component} if self.component != self._lora_prefix else {}
+        return {**second, **({"sampler": FEW_STEP_SAMPLER} if self.is_few_step else {})}
 
     def _write_card(self, folder: Path, kind: str, grid: "Image | None", name: str) -> None:
         source = self.transformer if self.pipeline is None else self.pipeline
@@ -232,9 +238,8 @@ class Results:
 
 
 @contextmanager
-def _placed(pipeline: "DiffusionPipeline", device: torch.device) -> Iterator[None]:
-    """A pipeline's encoders and decoders on a device while entered: training leaves them where they were."""
-    network = denoiser_of(pipeline)
+def _placed(pipeline: "DiffusionPipeline", network: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """A pipeline's other parts on a device while entered: training leaves all but its network where they were."""
     modules = [
         value for value in pipeline.components.values() if isinstance(value, torch.nn.Module) and value is not network
     ]

@@ -26,6 +26,7 @@ GROUPS = {
         "transport",
         "prediction_type",
         "time_distribution",
+        "expert",
         "huber_c",
         "cosine_term",
         "cosine_weighting",

@@ -36,6 +36,7 @@ from . import checkpoints, zero
 from .batches import DrawnSamples, StepSampler, batches_from, generator_of, length_of
 from .config import UCGMTrainingConfig
 from .denoisers import DenoiserAdapter, adapter_for, family_of_scheduler
+from .experts import expert_of
 from .optimizers import make_optimizer
 from .ratios import ratio_at
 from .results import NOTHING_TO_DRAW, Results
@@ -107,9 +108,15 @@ class UCGMTrainer(Results):
         check_uncached(transformer, "transformer")
         if config.validation_steps and (pipeline is None or not config.validation_inputs):
             raise ValueError(NOTHING_TO_DRAW)
+        if pipeline is None and config.expert is not None:
+            raise ValueError(
+                f"`expert` must go with a pipeline of two networks, got {config.expert!r} without any. Use "
+                "`UCGMTrainer.from_pipeline`."
+            )
         self.config = config
         self.dataset = dataset
         self.pipeline = pipeline
+        self.expert = None if pipeline is None else expert_of(pipeline, config.expert)
         self.adapter = adapter_for(transformer, scheduler) if adapter is None else adapter
         self.transport = None if scheduler is None else family_of_scheduler(scheduler).transport
         self.loss = config.loss(0, self.transport)
@@ -186,7 +193,8 @@ class UCGMTrainer(Results):
 
         Args:
             config: The settings.
-            pipeline: A stock pipeline or a `UCGMPipeline`; its network is trained in place.
+            pipeline: A stock pipeline or a `UCGMPipeline`; its network is trained in place. Of two networks with
+                each their part of the times, such as Wan 2.2's, `config.expert` names the one.
             dataset: See the constructor.
             null_condition: What stands for no condition; None takes the null class, or what the pipeline's text
                 encoders make of no prompt.
@@ -194,15 +202,15 @@ class UCGMTrainer(Results):
         Raises:
             ValueError: See the constructor.
         """
-        from .denoisers import adapter_for_pipeline, denoiser_of
+        from .denoisers import adapter_for_pipeline
         from .encoding import encode_null
 
+        network: Any = expert_of(pipeline, config.expert).network
         adapter = adapter_for_pipeline(pipeline)
         if null_condition is None and adapter.null_condition is None and _encodes_prompts(pipeline):
             null_condition = encode_null(pipeline, adapter)
         if null_condition is not None:
             adapter.null_condition = null_condition
-        network: Any = denoiser_of(pipeline)
         return cls(config, network, dataset, adapter=adapter, scheduler=pipeline.scheduler, pipeline=pipeline)
 
     @property
@@ -471,6 +479,7 @@ class UCGMTrainer(Results):
             config.seed,
             config.time_distribution,
             config.label_dropout,
+            (0.0, 1.0) if self.expert is None else self.expert.time_range,
         )
         sampler = StepSampler(
             length_of(self.dataset),
