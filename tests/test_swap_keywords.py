@@ -327,3 +327,43 @@ def test_reading_keywords_changes_neither_config_nor_keywords():
     config, keywords = dict(PUBLISHED["wan"]), {"flow_shift": 2.0}
     UCGMScheduler.from_config(config, **keywords)
     assert (config, keywords) == (PUBLISHED["wan"], {"flow_shift": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("stock", "settings"),
+    [
+        (FlowMatchEulerDiscreteScheduler, {"invert_sigmas": "false"}),
+        (FlowMatchEulerDiscreteScheduler, {"stochastic_sampling": "no"}),
+        (FlowMatchEulerDiscreteScheduler, {"flow_shift": "3"}),
+        (FlowMatchEulerDiscreteScheduler, {"shift": float("inf")}),
+        (UniPCMultistepScheduler, {"use_flow_sigmas": "false"}),
+        (UniPCMultistepScheduler, {"use_flow_sigmas": True, "flow_shift": float("nan")}),
+        (UniPCMultistepScheduler, {"use_flow_sigmas": True, "flow_shift": -1}),
+        (DDIMScheduler, {"set_alpha_to_one": "false"}),
+        (EulerDiscreteScheduler, {"final_sigmas_type": "none"}),
+        (EulerDiscreteScheduler, {"timestep_type": 3}),
+        (EulerDiscreteScheduler, {"use_karras_sigmas": "false"}),
+        (DDIMScheduler, {"preset": ""}),
+        (DDIMScheduler, {"preset": ["few-step"]}),
+    ],
+)
+def test_values_that_a_stock_setting_cannot_have_are_refused_by_name(stock, settings):
+    name = list(settings)[-1].replace("flow_shift", ".*shift")
+    for config in (stock().config, UCGMScheduler.from_config(stock().config).config):
+        with pytest.raises(ValueError, match=f"`{name}` must be"):
+            UCGMScheduler.from_config(config, **settings)
+
+
+@pytest.mark.parametrize("config", [{1: 2}, {"": 1, "shift": 1.0}, {"_class_name": ["a"]}, {"_class_name": {}}])
+def test_configs_with_odd_keys_and_classes_are_refused_by_name(config):
+    with pytest.raises(ValueError, match="`config` must"):
+        UCGMScheduler.from_config(config)
+
+
+def test_odd_values_of_what_a_swap_leaves_behind_are_refused_by_name():
+    config = {**UCGMScheduler.from_config(DDIMScheduler().config).config, "transport": [1]}
+    with pytest.raises(ValueError, match="`transport` must be"):
+        UCGMScheduler.from_config(config, set_alpha_to_one=False)
+    for name in ([], {}, 3, "NoSuchScheduler"):
+        config = {**UCGMScheduler.from_config(DDIMScheduler().config).config, STOCK_CLASS: name}
+        assert UCGMScheduler.from_config(config, set_alpha_to_one=False).config.ends_at_first_step is True

@@ -961,6 +961,13 @@ MUTANTS = [
         LOADING_TESTS,
     ),
     Mutant(
+        "the word false is true in a stock setting",
+        "stock.py",
+        "    check(READ_SETTINGS, said)\n",
+        "",
+        SWAP_TESTS,
+    ),
+    Mutant(
         "typos dropped without a word",
         "scheduler.py",
         "        swap.warn_of_unknown()\n",

@@ -191,6 +191,6 @@ def get_preset(name: str) -> Preset:
     Raises:
         ValueError: If there is none.
     """
-    if name not in PRESETS:
+    if name not in [*PRESETS]:  # a name that cannot be hashed is not among them either
         raise ValueError(f"`preset` must be one of {sorted(PRESETS)}, got {name!r}.{did_you_mean(name, PRESETS)}")
     return PRESETS[name]

@@ -16,7 +16,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .constraints import check, is_whole, plain, shown
+from .constraints import KEYWORDS, check, is_whole, plain, shown
 from .families import Family, cumulative_alphas_of, family_of
 from .noising import noised
 from .precision import KeptState, result_dtypes, result_rule
@@ -235,13 +235,14 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
                 in a warning, or returned if that was asked for.
 
         Raises:
-            ValueError: If the config is of another kind of model, or the preset is unknown.
+            ValueError: If the config is of another kind of model, or a setting or the preset is unknown.
         """
         if config is None:
             raise ValueError("`config` must be a scheduler's config, such as `pipe.scheduler.config`, got None.")
         if not isinstance(config, Mapping):
             config, kwargs = cls.load_config(config, return_unused_kwargs=True, **kwargs)
-        if preset := kwargs.pop("preset", None):
+        KEYWORDS.check("config", config)
+        if (preset := kwargs.pop("preset", None)) is not None:
             kwargs = {**get_preset(preset).sampler, **kwargs}
         classes, name = [each.__name__ for each in cls.__mro__], config.get("_class_name")
         is_own = name in classes if name else "extrapolation_ratio" in config

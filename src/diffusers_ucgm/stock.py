@@ -10,6 +10,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from .constraints import Setting, check, choice, flag, number, optional
+
 
 __all__ = ["STOCK_SCHEDULERS", "stock_settings", "translated"]
 
@@ -79,6 +81,16 @@ MULTISTEP_ON_CHAIN = MULTISTEP | {"time_warp": (1.0, 1.6, 1.0)}
 MULTISTEP_IN_SIGMA_SPACE = MULTISTEP | {"time_warp": (0.85, 1.0, 1.0), "extrapolation_ratio": 0.3}
 # Noise levels that have a spacing of their own run on to the least one.
 LEAST_GAP = 0.001
+# What is read of stock configs besides settings that `UCGMScheduler` has under the same name, which it checks itself.
+READ_SETTINGS: dict[str, Setting] = {
+    "use_flow_sigmas": optional(flag()),
+    "flow_shift": optional(number("positive", lambda value: value > 0, (1e-4, 1e4))),
+    "invert_sigmas": optional(flag()),
+    "stochastic_sampling": optional(flag()),
+    "set_alpha_to_one": optional(flag()),
+    "final_sigmas_type": optional(choice(("sigma_min", "zero"))),
+    "timestep_type": optional(choice(("continuous", "discrete"))),
+}
 # These need torchsde, without which diffusers has only a stand-in for the class.
 OPTIONAL_SCHEDULERS: dict[str, dict[str, Any]] = {
     "CosineDPMSolverMultistepScheduler": {
@@ -124,7 +136,7 @@ def translated(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         ValueError: If the config is of another kind of scheduler, or has a setting without which the pictures would
-            be wrong and which has no counterpart here.
+            be wrong and which has no counterpart here, or a value that a setting cannot have.
     """
     name = config.get("_class_name")
     if name is not None and name not in STOCK_SCHEDULERS:
@@ -154,6 +166,7 @@ def translated(config: Mapping[str, Any]) -> dict[str, Any]:
     if own:
         # What other schedulers left in the config, the class itself would not read.
         said = {key: value for key, value in said.items() if key in own}
+    check(READ_SETTINGS, said)
     settings: dict[str, Any]
     if said.get("prediction_type") == "trigflow":
         settings = {"transport": "scm", **CONSISTENCY}

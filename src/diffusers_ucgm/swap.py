@@ -104,7 +104,7 @@ def swapped(
 
 def _named(config: dict[str, Any]) -> dict[str, Any]:
     """A stock config with its class: that of a scheduler that was made by hand is known by its settings."""
-    settings = {name for name in config if name[0] != "_"}
+    settings = {name for name in config if not name.startswith("_")}
     same = [each for each in STOCK_SCHEDULERS if set(stock_settings(each)) == settings]
     # Classes of the same settings are read alike, but for this one.
     return {"_class_name": same[-1], **config} if same and "FlowMapEulerDiscreteScheduler" not in same else config
@@ -119,14 +119,14 @@ def _carried(stock: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
 
 def _stock_part(config: Mapping[str, Any], defaults: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
     """The stock config that a config of `UCGMScheduler` was made from; empty if it was made from none."""
-    carried = {key: value for key, value in config.items() if key not in defaults and key[0] != "_"}
+    carried = {key: value for key, value in config.items() if key not in defaults and not key.startswith("_")}
     if STOCK_CLASS not in config and not carried:
         return {}
     if (name := config.get(STOCK_CLASS)) in STOCK_SCHEDULERS:
         carried["_class_name"] = name
         shared = set(stock_settings(name)) & set(defaults)
     else:
-        shared = set(defaults) - ALL_PATH_KEYS | PATH_KEYS.get(config.get("transport", ""), FLOW_KEYS)
+        shared = set(defaults) - ALL_PATH_KEYS | PATH_KEYS.get(str(config.get("transport")), FLOW_KEYS)
         shared = {key for key in shared if config.get(key) is not None}  # what is None was not in the stock config
     return carried | {key: config[key] for key in shared - set(own) if key in config}
 
