@@ -208,7 +208,7 @@ def test_a_text_to_image_pipeline_is_cached_and_tuned_by_lora(tmp_path, capsys):
     assert "32 samples, 0 images left out" in capsys.readouterr().out
     for other in (["--caption-column", "long_text"], ["--posterior-mean"]):
         assert main([*cache, *other]) == 2
-        assert "must be empty or of the same cache" in capsys.readouterr().err
+        assert "must be a new folder or of the same run" in capsys.readouterr().err
     words = ["train", "--pipeline", str(pipe), "--data", str(tmp_path / "cache"), "--output-dir", str(run)]
     words += ["--lora-rank", "2", "--teacher-decay", "1", "--consistency-ratio", "1", "--label-dropout", "0.5"]
     words += ["--ema-decay", "0", "--train-batch-size", "2", "--max-train-steps", "2", "--mixed-precision", "no"]

@@ -241,8 +241,12 @@ WRITERS = {"write_text", "write_bytes", "save_file", "rename", "savez", "savefig
 
 def writes(tree):
     """The calls by which a module writes files by itself."""
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    ours = {alias.name for node in imports if (node.module or "").split(".")[-1] == "files" for alias in node.names}
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
+            continue
+        if isinstance(node.func, ast.Name) and node.func.id in ours:
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         owner = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) else ""

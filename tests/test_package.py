@@ -21,12 +21,12 @@ SCRIPTS = sorted(file for folder in ("benchmarks", "examples", "tools") for file
 
 # From the core outwards; a module imports only from the sets above its own.
 LAYERS = [
-    {"constraints", "names", "network_caches", "deferred"},
+    {"constraints", "names", "network_caches", "deferred", "interruptions"},
     {"transports", "time_grids", "presets", "seeds", "stock", "models", "idx", "processes", "files", "precision"},
-    {"autoencoders", "labels", "checks", "image_files", "image_folders", "image_modes", "readme"},
+    {"autoencoders", "labels", "checks", "image_files", "image_folders", "image_modes", "readme", "locks"},
     {"image_sources"},
     {"families", "images", "swap", "run_noise"},
-    {"settings", "pipeline_arguments"},
+    {"settings", "pipeline_arguments", "run_folder"},
     {"solver", "schedules", "noising"},
     {"published"},
     {"scheduler", "loss", "oracles", "lora"},

@@ -5,6 +5,8 @@ imported when the command runs: help is printed without torch.
 """
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -12,6 +14,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
+from .interruptions import Stopped, interruptible, line_of
 from .names import did_you_mean
 
 
@@ -96,12 +99,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `ucgm`; None takes them from the process.
 
     Returns:
-        0, or 2 after a mistake of the user's, which is printed without a traceback.
+        0, or 2 after a mistake of the user's, which is printed without a traceback; 130 after Ctrl-C and 143 after
+        SIGTERM, with the command that goes on.
     """
     words = [_with_dashes(word) for word in (sys.argv[1:] if argv is None else argv)]
-    args = parser_for(words).parse_args(words)
     try:
-        return args.run(args)
+        with interruptible():
+            args = parser_for(words).parse_args(words)
+            return args.run(args)
+    except KeyboardInterrupt as stop:
+        number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+        # Each process of a launch gets the signal.
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(line_of(words, number), file=sys.stderr)
+        return 128 + number
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         print(f"ucgm: error: {error}", file=sys.stderr)
         return 2

@@ -229,7 +229,7 @@ def read_json(path: str | Path, kind: type[Any] = dict, *, remedy: str = REMEDY)
     return values
 
 
-def remove_leftovers(folder: str | Path, *, min_age: float = 0.0) -> None:
+def remove_leftovers(folder: str | Path, *, name: str | None = None, min_age: float = 0.0) -> None:
     """Remove what killed processes left in a folder, and put back a folder that one had set aside.
 
     Only files and folders named `.NAME.PID.tmp` or `.NAME.PID.old` are touched, where no process of that number lives
@@ -238,6 +238,7 @@ def remove_leftovers(folder: str | Path, *, min_age: float = 0.0) -> None:
 
     Args:
         folder: Its subfolders are left alone. It need not exist.
+        name: Of the file or folder whose left-overs are meant; None is all.
         min_age: Seconds since the last change: processes of other machines cannot be seen.
     """
     import time
@@ -248,7 +249,7 @@ def remove_leftovers(folder: str | Path, *, min_age: float = 0.0) -> None:
         if found and int(found["pid"]) != os.getpid() and is_alive(int(found["pid"])):
             continue
         found = found or EARLIER_LEFTOVER.fullmatch(path.name)
-        if not found:
+        if not found or name not in (None, found["name"]):
             continue
         with suppress(OSError):
             if min_age and time.time() - path.stat().st_mtime < min_age:

@@ -67,9 +67,9 @@ class Lock:
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "since": datetime.now().astimezone().isoformat(timespec="seconds"),
         }
-        os.ftruncate(descriptor, 0)
+        os.ftruncate(self._descriptor, 0)
         with suppress(OSError):  # on a full disk the lock has no name, and is a lock all the same
-            os.write(descriptor, json.dumps(owner).encode())
+            os.write(self._descriptor, json.dumps(owner).encode())
         HELD.add(self._key)
         return self
 

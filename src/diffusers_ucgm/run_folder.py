@@ -4,6 +4,7 @@
 unless `overwrite_output_dir` is given, which removes what that run wrote and nothing else.
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -13,13 +14,25 @@ from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusers_ucgm import files
 from diffusers_ucgm.locks import Lock
 
 
-__all__ = ["OVERWRITING", "RUN_FILE", "RunFolder", "used_folder"]
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+__all__ = [
+    "OVERWRITING",
+    "OWNED",
+    "RUN_FILE",
+    "RunFolder",
+    "add_overwriting",
+    "differences",
+    "run_of",
+    "used_folder",
+]
 
 RUN_FILE = "run.json"
 # What each command writes. A folder that is written as a whole is removed as a whole, the others file by file.
@@ -141,12 +154,12 @@ class RunFolder:
         """
         identity = json.loads(json.dumps(dict(identity), default=str))
         found = self.found() or self._earlier(earlier)
-        if found is not None and overwrite:
+        if overwrite and (found is not None or self.is_of_version_0_1_0()):
             if self.process_index == 0:
                 self.clear()
             found = None
         if found is None:
-            self._check_unused()
+            self.check_unused()
             self.start(identity)
             return False
         if found["kind"] != self.kind:
@@ -160,6 +173,29 @@ class RunFolder:
         if not (self.folder / RUN_FILE).is_file():
             self.start(identity)
         return True
+
+    def begin_together(
+        self,
+        identity: Mapping[str, Any],
+        state: "PartialState | None",
+        *,
+        overwrite: bool = False,
+        earlier: str | None = None,
+    ) -> None:
+        """`begin` in every process of a launch: the main one first, which alone removes and writes.
+
+        Args:
+            identity: See `begin`, as for the last two.
+            state: accelerate's, of the launch; None is one process.
+            overwrite: Whether another run is removed.
+            earlier: The file of version 0.1.0.
+        """
+        if state is None or state.is_main_process:
+            self.begin(identity, overwrite=overwrite, earlier=earlier)
+        if state is not None:
+            state.wait_for_everyone()
+            if not state.is_main_process:
+                self.begin(identity)
 
     def start(self, identity: Mapping[str, Any], **notes: Any) -> None:
         """Write down a new run.
@@ -189,7 +225,7 @@ class RunFolder:
         if kind not in OWNED:
             raise ValueError(f"`{RUN_FILE}` must name a command in {sorted(OWNED)}, got {kind!r}. Delete the folder.")
         if found is None and not self.is_of_version_0_1_0():
-            self._check_unused()
+            self.check_unused()
         ids = (None, None if found is None else found.get("id"))
         for path in self._owned(OWNED[kind]):
             if path.name.startswith("checkpoint-") and run_of(path) not in ids:
@@ -217,7 +253,12 @@ class RunFolder:
         found = files.read_json(self.folder / file)
         return {"kind": self.kind, "identity": found.get("plan", found) if self.kind == "compare" else found}
 
-    def _check_unused(self) -> None:
+    def check_unused(self) -> None:
+        """Check that a folder without a run has nothing that a run would overwrite.
+
+        Raises:
+            ValueError: If it has.
+        """
         if taken := sorted(path.name for path in self._owned(OWNED[self.kind])):
             shown = f"{taken[:3]}{' and more' if len(taken) > 3 else ''}"
             raise ValueError(
@@ -233,6 +274,15 @@ class RunFolder:
                     yield path
 
 
+def add_overwriting(parser: argparse.ArgumentParser) -> None:
+    """The option of every command that writes a folder."""
+    parser.add_argument(
+        "--overwrite-output-dir",
+        action="store_true",
+        help="remove what another run left in the output folder; files of others stay",
+    )
+
+
 def run_of(checkpoint: Path) -> str | None:
     """The id of the run that wrote a checkpoint; None of one that says nothing."""
     try:
@@ -243,11 +293,14 @@ def run_of(checkpoint: Path) -> str | None:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     """What differs between two identities, in words by name; what is missing is None."""
-    return {
-        name: f"{name}: {_short(before.get(name))} is now {_short(now.get(name))}"
-        for name in {*before, *now}
-        if before.get(name) != now.get(name)
-    }
+    found = {}
+    for name in sorted({*before, *now}):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict) and old != new:
+            found[name] = f"{name}: {', '.join(differences(old, new).values())}"
+        elif old != new:
+            found[name] = f"{name}: {_short(old)} is now {_short(new)}"
+    return found
 
 
 def used_folder(argument: str, folder: Path, reason: str, way_out: str = "") -> ValueError:

@@ -148,7 +148,7 @@ def test_a_stopped_comparison_goes_on_to_the_same_numbers(tmp_path, drawn):
     assert [{**vars(row), "seconds": 0} for row in resumed] == [{**vars(row), "seconds": 0} for row in whole]
     compared(pipe, solvers, (2, 4), output=tmp_path)
     assert drawn["cells"] == 2 * len(solvers) - 3
-    assert {entry.name for entry in tmp_path.iterdir()} == {"comparison.json", "solutions"}
+    assert {entry.name for entry in tmp_path.iterdir()} == {"comparison.json", "run.json", "solutions"}
 
 
 def test_what_diffusers_notes_for_itself_does_not_begin_a_comparison_anew(tmp_path, drawn):
@@ -179,7 +179,7 @@ def test_a_folder_of_another_comparison_is_refused(tmp_path):
     pipe = exact()
     solvers = {"own": UCGMScheduler.from_config(pipe.scheduler.config)}
     compared(pipe, solvers, (2,), output=tmp_path)
-    with pytest.raises(ValueError, match=r"`output` must be empty or of the same comparison, got .*'num_samples'"):
+    with pytest.raises(ValueError, match=r"`output` must be a new folder or of the same run, got .*'num_samples'"):
         compared(pipe, solvers, (2,), number=8, output=tmp_path)
 
 

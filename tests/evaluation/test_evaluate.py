@@ -162,7 +162,9 @@ def test_a_folder_of_other_settings_is_refused(given, tmp_path, changes, name):
     pipe = pipeline(autoencoder("kl", channels=1))
     settings = {"num_samples": 4, "num_inference_steps": 2, "batch_size": 4, "progress": False}
     draw_samples(pipe, tmp_path, **settings)
-    with pytest.raises(ValueError, match=rf"`output` must be empty or of the same .*where \['{name}'\] differ"):
+    with pytest.raises(
+        ValueError, match=rf"`output` must be a new folder or of the same run.*where \['{name}'\] differ"
+    ):
         draw_samples(pipe, tmp_path, **{**settings, **changes})
 
 

@@ -250,7 +250,7 @@ def test_wrong_input_is_told_before_anything_is_drawn(tmp_path, options, message
 def test_a_folder_holds_one_search(tmp_path):
     tuned(tmp_path, num_trials=7)
     with pytest.raises(
-        ValueError, match=r"`output` must be empty or of the same search, got .* \['num_seeds'\] differ"
+        ValueError, match=r"`output` must be a new folder or of the same run, got .* \['num_seeds'\] differ"
     ):
         tuned(tmp_path, num_trials=7, num_seeds=9)
     with pytest.raises(ValueError, match=r"\['model'\] differ"):

@@ -192,6 +192,7 @@ def test_settings_that_do_not_enter_the_weights_may_change_on_resume():
         gradient_accumulation_steps=2,
         gradient_checkpointing=True,
         logging_steps=1,
+        overwrite_output_dir=True,
         report_to="tensorboard",
         resume_from_checkpoint="latest",
         torch_compile=True,

@@ -22,6 +22,12 @@ from diffusers_ucgm.training.denoisers import adapter_for
 from diffusers_ucgm.training.trainer import MAX_BAD_STEPS, UCGMTrainer
 
 
+def begin(trainer):
+    """What `train` does before its first step."""
+    with trainer._folder() as folder:
+        trainer._begin(folder)
+
+
 MULTI_STEP = {
     "consistency_ratio": 0.0,
     "enhancement_ratio": 0.5,
@@ -252,7 +258,7 @@ def test_resume_equals_an_uninterrupted_run_bitwise(tmp_path, recipe, accumulati
     expected = everything(whole)
     # Another start shows that all weights, those of a frozen teacher too, come from the checkpoint.
     resumed = UCGMTrainer(config, dit(seed=9), mixture())
-    resumed._resume()
+    begin(resumed)
     assert resumed.step == 6
     # Six updates of the warm-up towards 0.99, from 0.
     assert resumed.teacher.decay == pytest.approx(0.795338 if recipe["teacher_decay"] == 0.99 else 0.0, abs=1e-6)
@@ -282,11 +288,9 @@ def test_a_resumed_run_writes_each_line_of_the_log_once(tmp_path):
     assert [line["step"] for line in log(tmp_path)] == list(range(1, 9))
 
 
-def test_without_a_checkpoint_latest_starts_anew_and_none_ignores_what_is_there(tmp_path):
-    config = settings(tmp_path, max_train_steps=4, resume_from_checkpoint="latest")
-    UCGMTrainer(config, dit(), mixture()).train()
-    trainer = UCGMTrainer(replace(config, resume_from_checkpoint=None), dit(), mixture())
-    trainer._resume()
+def test_without_a_checkpoint_latest_starts_anew(tmp_path):
+    trainer = UCGMTrainer(settings(tmp_path, resume_from_checkpoint="latest"), dit(), mixture())
+    begin(trainer)
     assert trainer.step == 0
 
 
@@ -297,7 +301,7 @@ def test_a_half_written_checkpoint_is_ignored(tmp_path):
     half.mkdir()
     (half / "model.safetensors").write_bytes(b"half of a file")
     trainer = UCGMTrainer(config, dit(), mixture())
-    trainer._resume()
+    begin(trainer)
     assert trainer.step == 3
 
 
@@ -375,7 +379,7 @@ def test_old_checkpoints_are_deleted_and_no_file_holds_a_pickle(tmp_path):
     UCGMTrainer(config, dit(), mixture()).train()
     plots = {"loss.png", "by_time.png"}  # where matplotlib is installed
     names = {path.name for path in tmp_path.iterdir()}
-    assert names - plots == {"checkpoint-4", "checkpoint-6", "log.jsonl", "transformer"}
+    assert names - plots == {"checkpoint-4", "checkpoint-6", "log.jsonl", "run.json", "transformer"}
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name not in plots]
     assert {path.suffix for path in files} == {".safetensors", ".json", ".jsonl", ".md"}
     assert {path.name for path in (tmp_path / "checkpoint-6").iterdir()} == {

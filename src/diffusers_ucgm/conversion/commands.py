@@ -27,7 +27,7 @@ def convert(args: argparse.Namespace) -> int:
         if args.dry_run:
             print(recipe)
             return 0
-        folder = save_recipe(recipe, args.output)
+        folder = save_recipe(recipe, args.output, overwrite_output_dir=args.overwrite_output_dir)
         print(f"Settings: {folder}")
         _print_call(recipe.call)
         return 0
@@ -48,6 +48,7 @@ def convert(args: argparse.Namespace) -> int:
         recipe,
         dtype=None if args.torch_dtype is None else DTYPES[args.torch_dtype],
         id2label=None if args.id2label is None else read_id2label(args.id2label),
+        overwrite_output_dir=args.overwrite_output_dir,
         **settings,
     )
     print(f"Pipeline: {folder.resolve()}")

@@ -1,7 +1,10 @@
 """From an original checkpoint, an autoencoder and a recipe to a saved `UCGMPipeline`."""
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +13,10 @@ import yaml
 from diffusers import AutoencoderKL
 
 from diffusers_ucgm import files
+from diffusers_ucgm.locks import Lock
 from diffusers_ucgm.pipeline import UCGMPipeline
 from diffusers_ucgm.presets import get_preset
+from diffusers_ucgm.run_folder import OVERWRITING, OWNED, RUN_FILE, RunFolder, differences
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 from .autoencoders import AUTOENCODERS, describe_autoencoder, load_autoencoder
@@ -28,6 +33,8 @@ __all__ = ["CALL_FILE", "TRAINING_FILE", "convert_checkpoint", "describe_checkpo
 TRAINING_FILE = "training.yaml"
 # Beside a scheduler without a pipeline: steps and guidance, the `call_defaults` of `UCGMPipeline`.
 CALL_FILE = "call_defaults.json"
+# Bytes at each end of a checkpoint that are read to know it again.
+CHECKED = 1 << 20
 
 
 def recipe_from(preset: str | None = None, reference_config: str | Path | None = None) -> Recipe:
@@ -97,6 +104,7 @@ def convert_checkpoint(
     weights: str | None = None,
     dtype: torch.dtype | None = None,
     id2label: Mapping[int, str] | None = None,
+    overwrite_output_dir: bool = False,
     **settings: Any,
 ) -> Path:
     """Write the pipeline of an original checkpoint, as `UCGMPipeline.from_pretrained` loads it.
@@ -113,16 +121,29 @@ def convert_checkpoint(
         weights: "ema" or "model" of a training checkpoint; None takes "ema" where there is one.
         dtype: Of all weights but those that the model keeps in float32; None keeps them.
         id2label: The name of each class.
+        overwrite_output_dir: Whether another conversion in the folder is replaced; the same one always is.
         settings: Entries of the network's configuration that its keys do not tell, see `network_plan`.
 
     Raises:
-        FileExistsError: If the folder exists and is not empty.
+        FileExistsError: If the folder holds what this conversion did not write.
+        OSError: If a file cannot be written.
+        RuntimeError: If another process converts into the folder.
         ValueError: If a file is not what it should be, or the recipe is of another network.
     """
     output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"`output` must be a new folder, got {str(output)!r}, which exists.")
     recipe = recipe or Recipe()
+    given = {"vae": vae, "latent_statistics": latent_statistics, "norm_num_groups": norm_num_groups, **settings}
+    identity = {
+        "checkpoint": _checked_sum(checkpoint),
+        "recipe": asdict(recipe),
+        "weights": weights,
+        "dtype": None if dtype is None else str(dtype),
+        "id2label": None if not id2label else {str(key): name for key, name in id2label.items()},
+        # Where a file lies says nothing of the result, and nobody else's business.
+        **{name: Path(value).name if isinstance(value, str | Path) else value for name, value in given.items()},
+    }
+    output_folder = _OutputFolder(output, identity, overwrite_output_dir)
+    output_folder.check()
     known = AUTOENCODERS.get(recipe.autoencoder or "")
     _check_groups(norm_num_groups, vae)
     mean, std = _statistics(recipe, vae, latent_statistics)
@@ -156,27 +177,92 @@ def convert_checkpoint(
         do_normalize=known is None or known.do_normalize,
         call_defaults=recipe.call or None,
     )
-    with files.replacing_folder(output) as temporary:
+    with output_folder.replaced() as temporary:
         pipe.save_pretrained(temporary)
         _save_training(recipe, temporary)
     return output
 
 
-def save_recipe(recipe: Recipe, output: str | Path) -> Path:
+def save_recipe(recipe: Recipe, output: str | Path, *, overwrite_output_dir: bool = False) -> Path:
     """Write what is known without a checkpoint: the scheduler, `call_defaults.json` and `training.yaml`.
 
+    Args:
+        recipe: What is known.
+        output: The folder to write.
+        overwrite_output_dir: Whether another conversion in the folder is replaced.
+
     Raises:
-        FileExistsError: If the folder exists and is not empty.
+        FileExistsError: If the folder holds what this conversion did not write.
     """
     output = Path(output)
-    if output.exists() and any(output.iterdir()):
-        raise FileExistsError(f"`output` must be a new folder, got {str(output)!r}, which exists.")
-    with files.replacing_folder(output) as temporary:
+    with _OutputFolder(output, {"recipe": asdict(recipe)}, overwrite_output_dir).replaced() as temporary:
         UCGMScheduler(**recipe.scheduler).save_pretrained(temporary / "scheduler")
         if recipe.call:
             files.write_json(temporary / CALL_FILE, recipe.call)
         _save_training(recipe, temporary)
     return output
+
+
+@dataclass(frozen=True)
+class _OutputFolder:
+    """The folder of a conversion, which is written as a whole."""
+
+    folder: Path
+    identity: dict[str, Any]
+    overwrite: bool
+
+    def check(self) -> None:
+        """Check that nothing is lost when the folder is replaced.
+
+        Raises:
+            FileExistsError: If it holds what this conversion did not write.
+        """
+        files.check_writable(self.folder, folder=True)
+        entries = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
+        if not entries:
+            return
+        run = RunFolder(self.folder, "convert")
+        found = run.found()
+        foreign = sorted(entries - {RUN_FILE, *OWNED["convert"]})
+        reason = None
+        if found is None or found["kind"] != "convert":
+            reason = "which exists and is not of `ucgm convert`. Choose another folder."
+        elif foreign:
+            reason = f"which also holds {foreign[:3]}. Choose another folder, or move them out of it."
+        elif not self.overwrite and (changed := differences(found["identity"], _plain(self.identity))):
+            reason = f"of another conversion, where {sorted(changed)} differ. Choose another folder, or {OVERWRITING}."
+        if reason is not None:
+            raise FileExistsError(f"`output` must be a new folder, got {str(self.folder)!r}, {reason}")
+
+    @contextmanager
+    def replaced(self) -> Iterator[Path]:
+        """A temporary folder that takes the folder's place, with `run.json`."""
+        self.check()
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        # Beside it: the folder is exchanged.
+        with Lock(self.folder.with_name(f".{self.folder.name}.lock"), "output", self.folder):
+            files.remove_leftovers(self.folder.parent, name=self.folder.name)
+            self.check()
+            with files.replacing_folder(self.folder) as temporary:
+                yield temporary
+                RunFolder(temporary, "convert").start(_plain(self.identity))
+
+
+def _plain(identity: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(identity, default=str))
+
+
+def _checked_sum(path: str | Path) -> str:
+    """A file's name, size and what its ends hold: enough to know it again without reading all of it."""
+    path = Path(path)
+    if not path.is_file():
+        return path.name
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with path.open("rb") as file:
+        digest.update(file.read(CHECKED))
+        file.seek(max(0, size - CHECKED))
+        digest.update(file.read(CHECKED))
+    return f"{path.name}, {size} bytes, {digest.hexdigest()[:16]}"
 
 
 def _check_groups(norm_num_groups: int | None, vae: str | Path | None) -> None:

@@ -4,6 +4,7 @@ import argparse
 
 from diffusers_ucgm.names import DTYPE_NAMES
 from diffusers_ucgm.presets import PRESETS
+from diffusers_ucgm.run_folder import add_overwriting
 
 
 __all__ = ["NETWORK_OPTIONS", "OPTIONS"]
@@ -22,6 +23,7 @@ def add_convert_options(parser: argparse.ArgumentParser) -> None:
     published = [name for name, preset in PRESETS.items() if preset.network is not None]
     parser.add_argument("--checkpoint", help="the network's file, or owner/repository/path/file.pt of the Hub")
     parser.add_argument("--output", help="the folder to write")
+    add_overwriting(parser)
     parser.add_argument("--preset", choices=published, metavar="NAME", help="whose model it is, see `ucgm presets`")
     parser.add_argument("--reference-config", help="the reference's YAML file, in place of a preset")
     parser.add_argument("--vae", help="the autoencoder: original file, folder, or Hub repository; none draws latents")

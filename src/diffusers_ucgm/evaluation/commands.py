@@ -93,6 +93,7 @@ def evaluate(args: argparse.Namespace) -> int:
         background=args.background,
         allow_remote_files=args.allow_remote_files,
         reference_file=args.save_reference,
+        overwrite_output_dir=args.overwrite_output_dir,
         state=state,
     )
     if result is None:
@@ -168,6 +169,7 @@ def tune(args: argparse.Namespace) -> int:
         seed=args.seed,
         objective=objective,
         num_solution_calls=args.solution_calls,
+        overwrite_output_dir=args.overwrite_output_dir,
         batch_size=args.batch_size,
         **call,
     )
@@ -234,6 +236,7 @@ def compare(args: argparse.Namespace) -> int:
         output=args.output,
         frechet=None if args.reference is None else _frechet(args, pipe),
         num_solution_calls=args.solution_calls,
+        overwrite_output_dir=args.overwrite_output_dir,
         batch_size=args.batch_size,
         **call,
     )

@@ -8,6 +8,7 @@ import inspect
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tqdm.auto import tqdm
 
 from diffusers_ucgm import files
 from diffusers_ucgm.constraints import check
+from diffusers_ucgm.run_folder import RunFolder
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 from .arguments import COMPARE_ARGUMENTS
@@ -51,6 +53,7 @@ def compare_solvers(
     num_solution_calls: int = 1000,
     cache: str | Path | None = None,
     batch_size: int = 64,
+    overwrite_output_dir: bool = False,
     progress: bool = True,
     **call: Any,
 ) -> list[Measurement]:
@@ -68,6 +71,7 @@ def compare_solvers(
         num_solution_calls: The network calls of a solution.
         cache: The folder of the solutions, which comparisons can share; None is in `output`.
         batch_size: Samples in a call of the pipeline.
+        overwrite_output_dir: Whether what another run left in `output` is removed; files of others stay.
         progress: Whether bars are shown.
         call: Further arguments of the pipeline, such as `guidance_scale`.
 
@@ -88,32 +92,38 @@ def compare_solvers(
         "num_solution_calls": num_solution_calls,
         "frechet": None if frechet is None else frechet.identity,
     }
-    record = _Record.begun(None if output is None else Path(output), plan)
-    missing = [key for key, scheduler in schedulers.items() if record.found(*key, scheduler) is None]
-    if missing:
-        kept_in = Path(output) / SOLUTIONS if cache is None and output is not None else cache
-        solutions = reference_solutions(
-            pipe,
-            conditions,
-            seeds,
-            num_calls=num_solution_calls,
-            batch_size=batch_size,
-            cache=kept_in,
-            progress=progress,
-            **call,
-        )
-        with tqdm(total=sum(budget for _, budget in missing), disable=not progress, unit="call") as bar:
-            # Small budgets first: they tell the most for their time.
-            for name, budget in sorted(missing, key=lambda key: key[1]):
-                bar.set_description(f"{name}, {budget} calls")
-                scheduler = schedulers[name, budget]
-                blank = Measurement(name, budget)
-                row = blank
-                if scheduler is not None:
-                    row = _measured(pipe, conditions, seeds, scheduler, blank, solutions, frechet, batch_size, call)
-                record.add(row, scheduler)
-                bar.update(budget)
-    return [record.found(*key, scheduler) or Measurement(*key) for key, scheduler in schedulers.items()]
+    with ExitStack() as held:
+        if output is not None:
+            run = held.enter_context(RunFolder(output, "compare"))
+            run.begin(plan, overwrite=overwrite_output_dir, earlier=RESULT)
+        record = _Record.begun(None if output is None else Path(output), plan)
+        missing = [key for key, scheduler in schedulers.items() if record.found(*key, scheduler) is None]
+        if missing:
+            kept_in = Path(output) / SOLUTIONS if cache is None and output is not None else cache
+            solutions = reference_solutions(
+                pipe,
+                conditions,
+                seeds,
+                num_calls=num_solution_calls,
+                batch_size=batch_size,
+                cache=kept_in,
+                progress=progress,
+                **call,
+            )
+            with tqdm(total=sum(budget for _, budget in missing), disable=not progress, unit="call") as bar:
+                # Small budgets first: they tell the most for their time.
+                for name, budget in sorted(missing, key=lambda key: key[1]):
+                    bar.set_description(f"{name}, {budget} calls")
+                    scheduler = schedulers[name, budget]
+                    blank = Measurement(name, budget)
+                    row = blank
+                    if scheduler is not None:
+                        row = _measured(
+                            pipe, conditions, seeds, scheduler, blank, solutions, frechet, batch_size, call
+                        )
+                    record.add(row, scheduler)
+                    bar.update(budget)
+        return [record.found(*key, scheduler) or Measurement(*key) for key, scheduler in schedulers.items()]
 
 
 def _check(
@@ -211,22 +221,12 @@ class _Record:
 
     @classmethod
     def begun(cls, output: Path | None, plan: dict[str, Any]) -> "_Record":
-        """An empty one, or what is in the folder.
-
-        Raises:
-            ValueError: If the folder is of another comparison.
-        """
+        """An empty one, or what is in the folder."""
         if output is None:
             return cls(None, plan, {})
         file, rows = output / RESULT, {}
         if file.is_file():
-            found = json.loads(file.read_text())
-            if found["plan"] != plan:
-                changed = sorted(name for name in plan if found["plan"].get(name) != plan[name])
-                raise ValueError(
-                    f"`output` must be empty or of the same comparison, got {str(output)!r}, where {changed} differ. "
-                    "Choose another folder."
-                )
+            found = files.read_json(file, remedy="Delete it to measure anew.")
             for row in found["measurements"]:
                 settings = row.pop("settings")
                 rows[row["solver"], row["calls"]] = Measurement(**row), settings

@@ -26,6 +26,7 @@ from diffusers_ucgm.checks import SAMPLING_REMEDY, check_finite
 from diffusers_ucgm.constraints import check
 from diffusers_ucgm.lora import active_adapters
 from diffusers_ucgm.network_caches import cache_settings
+from diffusers_ucgm.run_folder import RunFolder
 from diffusers_ucgm.seeds import numbered_seed
 
 from .arguments import EVALUATE_ARGUMENTS
@@ -38,7 +39,9 @@ from .references import Reference, load_reference, save_reference
 
 __all__ = ["EvaluationResult", "draw_samples", "drawn_pictures", "evaluate_pipeline", "measure", "sample_seeds"]
 
-PLAN, RESULTS, GRID = "plan.json", "results.json", "samples.png"
+# Where version 0.1.0 had what is now in `run.json`.
+EARLIER_PLAN = "plan.json"
+RESULTS, GRID = "results.json", "samples.png"
 # Of the grid. Pictures are shrunk to this many pixels, very small ones enlarged, and long prompts cut.
 ROWS, COLUMNS, LARGEST, SMALL, LETTERS = 10, 8, 256, 64, 24
 
@@ -89,6 +92,7 @@ def evaluate_pipeline(
     background: str = "white",
     allow_remote_files: bool = False,
     reference_file: str | Path | None = None,
+    overwrite_output_dir: bool = False,
     state: PartialState | None = None,
     progress: bool = True,
 ) -> EvaluationResult | None:
@@ -112,6 +116,7 @@ def evaluate_pipeline(
         background: See `load_reference`, as for the next.
         allow_remote_files: Whether rows of the reference may name files outside its folder.
         reference_file: Where the reference's statistics are written, an `.npz` file; None writes none.
+        overwrite_output_dir: Whether what another run left in the folder is removed; files of others stay.
         state: accelerate's, of several processes that share the drawing; None is one process.
         progress: Whether bars are shown.
 
@@ -120,6 +125,8 @@ def evaluate_pipeline(
 
     Raises:
         ValueError: If the folder holds another evaluation, or the pipeline draws no pictures.
+        OSError: If a file cannot be written.
+        RuntimeError: If another process works in the folder.
     """
     check(EVALUATE_ARGUMENTS, locals())
     is_main = state is None or state.is_main_process
@@ -132,54 +139,52 @@ def evaluate_pipeline(
             raise FileNotFoundError(f"`reference` must be a file, a folder or a data set, got {str(reference)!r}.")
         if reference_file is not None and Path(reference_file).suffix != ".npz":
             raise ValueError(f"`reference_file` must end in .npz, got {str(reference_file)!r}.")
-    settings = draw_samples(
-        pipe,
+    wanted = conditions_for(pipe, num_samples, conditions)
+    settings = _settings(pipe, conditions, num_inference_steps, call or {}, batch_size, seed)
+    run = RunFolder(
         output,
-        num_samples=num_samples,
-        conditions=conditions,
-        num_inference_steps=num_inference_steps,
-        call=call,
-        batch_size=batch_size,
-        seed=seed,
+        "evaluate",
         process_index=0 if state is None else state.process_index,
         num_processes=1 if state is None else state.num_processes,
-        progress=progress and is_main,
     )
-    if state is not None:
-        state.wait_for_everyone()
-    if network is None:
-        # Not kept waiting for the metrics: a group of processes loses patience after some minutes.
-        return None
-    described: dict[str, Any] = {"source": "given"}
-    if not isinstance(reference, Reference):
-        # A statistics file has no splits.
-        known_split = None if str(reference).endswith(".npz") else split
-        described = {"source": str(reference), "split": known_split, "size": size, "image_column": image_column}
-        described |= {} if str(reference).endswith(".npz") else {"background": background}
-        reference = load_reference(
-            reference,
-            network,
-            split=split,
-            size=size,
-            image_column=image_column,
-            background=background,
-            allow_remote_files=allow_remote_files,
-            feature_name=name,
-            batch_size=batch_size,
-            progress=progress,
-        )
-    if reference_file is not None:
-        save_reference(reference_file, reference, name)
-    described |= {"num_samples": reference.num_samples, "skipped": list(reference.skipped)}
-    pictures = drawn_pictures(output, num_samples)
-    shown = tqdm(pictures, total=num_samples, disable=not progress, unit="image", desc="features")
-    metrics, left_out = measure(features_of(network, shown, batch_size), reference)
-    packages = {each: version(each) for each in ("diffusers-ucgm", "diffusers", "torch", "torchmetrics")}
-    result = EvaluationResult(metrics, left_out, num_samples, name, described, settings, packages)
-    grid = _grid(pipe, output, conditions_for(pipe, num_samples, conditions), num_inference_steps)
-    files.write_image(Path(output) / GRID, grid)
-    files.write_json(Path(output) / RESULTS, result.to_dict())
-    return result
+    with run:
+        run.begin_together(settings, state, overwrite=overwrite_output_dir, earlier=EARLIER_PLAN)
+        _draw_share(run, pipe, wanted, settings, call or {}, progress and is_main)
+        if state is not None:
+            state.wait_for_everyone()
+        if network is None:
+            # Not kept waiting for the metrics: a group of processes loses patience after some minutes.
+            return None
+        described: dict[str, Any] = {"source": "given"}
+        if not isinstance(reference, Reference):
+            # A statistics file has no splits.
+            known_split = None if str(reference).endswith(".npz") else split
+            described = {"source": str(reference), "split": known_split, "size": size, "image_column": image_column}
+            described |= {} if str(reference).endswith(".npz") else {"background": background}
+            reference = load_reference(
+                reference,
+                network,
+                split=split,
+                size=size,
+                image_column=image_column,
+                background=background,
+                allow_remote_files=allow_remote_files,
+                feature_name=name,
+                batch_size=batch_size,
+                progress=progress,
+            )
+        if reference_file is not None:
+            save_reference(reference_file, reference, name)
+        described |= {"num_samples": reference.num_samples, "skipped": list(reference.skipped)}
+        pictures = drawn_pictures(output, num_samples)
+        shown = tqdm(pictures, total=num_samples, disable=not progress, unit="image", desc="features")
+        metrics, left_out = measure(features_of(network, shown, batch_size), reference)
+        packages = {each: version(each) for each in ("diffusers-ucgm", "diffusers", "torch", "torchmetrics")}
+        result = EvaluationResult(metrics, left_out, num_samples, name, described, settings, packages)
+        grid = _grid(pipe, output, wanted, num_inference_steps)
+        files.write_image(Path(output) / GRID, grid)
+        files.write_json(Path(output) / RESULTS, result.to_dict())
+        return result
 
 
 def draw_samples(
@@ -212,34 +217,46 @@ def draw_samples(
         progress: Whether a bar is shown.
 
     Returns:
-        What the samples depend on, as `plan.json` has it.
+        What the samples depend on, as `run.json` has it.
 
     Raises:
         ValueError: If the folder holds another evaluation, or the pipeline draws no pictures.
     """
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     wanted = conditions_for(pipe, num_samples, conditions)
     settings = _settings(pipe, conditions, num_inference_steps, call or {}, batch_size, seed)
-    _check_plan(Path(output), settings)
+    with RunFolder(output, "evaluate", process_index=process_index, num_processes=num_processes) as run:
+        run.begin(settings, earlier=EARLIER_PLAN)
+        _draw_share(run, pipe, wanted, settings, call or {}, progress)
+    return settings
+
+
+def _draw_share(
+    run: RunFolder,
+    pipe: DiffusionPipeline,
+    wanted: list[Any],
+    settings: dict[str, Any],
+    call: Mapping[str, Any],
+    progress: bool,
+) -> None:
+    """Draw the samples of this process that are not there yet."""
+    batch_size, num_samples = settings["batch_size"], len(wanted)
     parts = [range(start, min(start + batch_size, num_samples)) for start in range(0, num_samples, batch_size)]
-    own = parts[process_index::num_processes]
+    own = parts[run.process_index :: run.num_processes]
     with tqdm(total=sum(map(len, own)), disable=not progress, unit="image", desc="samples") as bar:
         for part in own:
-            file = _file(Path(output), part.start // batch_size)
+            file = _file(run.folder, part.start // batch_size)
             if _rows_in(file) < len(part):
                 pixels = draw(
                     pipe,
                     [wanted[i] for i in part],
-                    sample_seeds(seed, part),
-                    num_inference_steps,
+                    sample_seeds(settings["seed"], part),
+                    settings["num_inference_steps"],
                     output_type="pt",
                     batch_size=batch_size,
-                    **(call or {}),
+                    **call,
                 )
                 _save(file, pixels)
             bar.update(len(part))
-    return settings
 
 
 def sample_seeds(seed: int, numbers: Sequence[int]) -> list[int]:
@@ -305,6 +322,8 @@ def _settings(
     seed: int,
 ) -> dict[str, Any]:
     """What the samples depend on, as JSON has it. Numbers of processes and samples are not among it."""
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
     config = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
     conditions = None if conditions is None else list(conditions)
     text = json.dumps(conditions)
@@ -340,19 +359,6 @@ def _digest(pipe: DiffusionPipeline) -> str:
             if others:
                 digest.update(repr(others).encode())
     return digest.hexdigest()
-
-
-def _check_plan(folder: Path, settings: dict[str, Any]) -> None:
-    """Write down what the folder's samples depend on, or hold it against what is there."""
-    (folder / "samples").mkdir(parents=True, exist_ok=True)
-    file = folder / PLAN
-    found = json.loads(file.read_text()) if file.is_file() else settings
-    if differing := sorted(name for name in {*found, *settings} if found.get(name) != settings.get(name)):
-        raise ValueError(
-            f"`output` must be empty or of the same evaluation, got {str(folder)!r}, where {differing} differ. "
-            "Choose another folder."
-        )
-    files.write_json(file, settings)
 
 
 def _file(folder: Path, number: int) -> Path:

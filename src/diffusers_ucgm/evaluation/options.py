@@ -3,6 +3,7 @@
 import argparse
 
 from diffusers_ucgm.names import DTYPE_NAMES
+from diffusers_ucgm.run_folder import add_overwriting
 
 from .defaults import BUNDLED_CLASSIFIERS, CALLS, FIRST_SEED, OBJECTIVE_NAMES
 
@@ -43,6 +44,7 @@ def add_model_options(parser: argparse.ArgumentParser, output: str) -> None:
     parser.add_argument("--guidance-scale", type=float, help="the pipeline's own by default")
     add_lora_options(parser)
     parser.add_argument("--output", default=output, help="folder of the results (%(default)s)")
+    add_overwriting(parser)
 
 
 def add_lora_options(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,6 @@ Of a multi-step model, samples are to come close to the solutions of the same no
 are searched on some seeds and judged on others; where nothing is gained on those, the pipeline's own settings stay.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from diffusers_ucgm import files
 from diffusers_ucgm.checks import SAMPLING_REMEDY
 from diffusers_ucgm.constraints import check
 from diffusers_ucgm.pipeline import UCGMPipeline
+from diffusers_ucgm.run_folder import RunFolder
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 from .arguments import TUNE_ARGUMENTS
@@ -44,7 +44,9 @@ from .solutions import fingerprint, reference_solutions, solution_scheduler, tol
 
 __all__ = ["TuningResult", "report", "save_pictures", "save_pipeline", "tune_sampler"]
 
-JOURNAL, PLAN, RESULT, SOLUTIONS, PICTURE = "trials.jsonl", "plan.json", "tuning.json", "solutions", "before-after.png"
+JOURNAL, RESULT, SOLUTIONS, PICTURE = "trials.jsonl", "tuning.json", "solutions", "before-after.png"
+# Where version 0.1.0 had what is now in `run.json`.
+EARLIER_PLAN = "plan.json"
 # Held-out seeds in the picture, and the calls of the solutions there.
 NUM_SHOWN, SHOWN_CALLS = 10, 200
 # Of the constructor's defaults, which are the paper's; and even steps that end near the data.
@@ -100,6 +102,7 @@ def tune_sampler(
     objective: str | Objective = "median",
     num_solution_calls: int = 1000,
     batch_size: int = 64,
+    overwrite_output_dir: bool = False,
     progress: bool = True,
     **call: Any,
 ) -> TuningResult:
@@ -121,6 +124,7 @@ def tune_sampler(
             as `frechet_objective` gives it for few-step models.
         num_solution_calls: The network calls of a solution.
         batch_size: Samples drawn together.
+        overwrite_output_dir: Whether what another run left in the folder is removed; files of others stay.
         progress: Whether bars are shown.
         call: Further arguments of the pipeline, such as `guidance_scale`.
 
@@ -145,36 +149,37 @@ def tune_sampler(
         "num_solution_calls": num_solution_calls if goal.needs_solutions else None,
         "model": fingerprint(pipe, conditions=conditions, scheduler=told(pipe.scheduler.config), **call),
     }
-    _begin(output, plan)
-    solve = None if not goal.needs_solutions else num_solution_calls
-    draws = _Draws(pipe, num_inference_steps, goal, output / SOLUTIONS, solve, batch_size, progress, call)
-    tried = draws.part(every[:num_seeds], seeds[:num_seeds])
-    own_value = goal.value(draws.rows(pipe.scheduler, tried))
-    space = _space(draws, tried)
-    trials = found_settings(
-        lambda settings: draws.value(settings, tried),
-        space,
-        {name: parameters_of(settings, space, num_inference_steps) for name, settings in starts.items()},
-        output / JOURNAL,
-        num_trials=num_trials,
-        progress=progress,
-    )
-    best = _best(trials)
-    tuned = UCGMScheduler.from_config(pipe.scheduler.config, **best.settings)
-    held_out = draws.part(every[num_seeds:], seeds[num_seeds:])
-    before, after = (draws.rows(scheduler, held_out) for scheduler in (pipe.scheduler, tuned))
-    gain = gain_of(goal, before, after, held_out.solutions)
-    kept = tuned if gain.is_gain else pipe.scheduler
-    with files.replacing_folder(output / "scheduler") as temporary:
-        kept.save_pretrained(temporary)
-    seconds = time.perf_counter() - started
-    shown = held_out.conditions[:NUM_SHOWN], held_out.seeds[:NUM_SHOWN]
-    rows = (before.tolist(), after.tolist()) if held_out.solutions is not None else None
-    result = TuningResult(
-        kept, best.settings, gain, own_value, trials, output.resolve(), num_inference_steps, shown, seconds, rows
-    )
-    files.write_json(output / RESULT, {**plan, "num_held_out": num_held_out, **_recorded(result)})
-    return result
+    with RunFolder(output, "tune-sampler") as run:
+        run.begin(plan, overwrite=overwrite_output_dir, earlier=EARLIER_PLAN)
+        solve = None if not goal.needs_solutions else num_solution_calls
+        draws = _Draws(pipe, num_inference_steps, goal, output / SOLUTIONS, solve, batch_size, progress, call)
+        tried = draws.part(every[:num_seeds], seeds[:num_seeds])
+        own_value = goal.value(draws.rows(pipe.scheduler, tried))
+        space = _space(draws, tried)
+        trials = found_settings(
+            lambda settings: draws.value(settings, tried),
+            space,
+            {name: parameters_of(settings, space, num_inference_steps) for name, settings in starts.items()},
+            output / JOURNAL,
+            num_trials=num_trials,
+            progress=progress,
+        )
+        best = _best(trials)
+        tuned = UCGMScheduler.from_config(pipe.scheduler.config, **best.settings)
+        held_out = draws.part(every[num_seeds:], seeds[num_seeds:])
+        before, after = (draws.rows(scheduler, held_out) for scheduler in (pipe.scheduler, tuned))
+        gain = gain_of(goal, before, after, held_out.solutions)
+        kept = tuned if gain.is_gain else pipe.scheduler
+        with files.replacing_folder(output / "scheduler") as temporary:
+            kept.save_pretrained(temporary)
+        seconds = time.perf_counter() - started
+        shown = held_out.conditions[:NUM_SHOWN], held_out.seeds[:NUM_SHOWN]
+        rows = (before.tolist(), after.tolist()) if held_out.solutions is not None else None
+        result = TuningResult(
+            kept, best.settings, gain, own_value, trials, output.resolve(), num_inference_steps, shown, seconds, rows
+        )
+        files.write_json(output / RESULT, {**plan, "num_held_out": num_held_out, **_recorded(result)})
+        return result
 
 
 def report(result: TuningResult) -> str:
@@ -376,19 +381,6 @@ def _best(trials: list[Trial]) -> Trial:
     if not measured:
         raise RuntimeError("None of the settings could be run with this pipeline. Look at the journal.")
     return min(measured, key=lambda trial: trial.value or 0.0)
-
-
-def _begin(output: Path, plan: dict[str, Any]) -> None:
-    """Make the folder, or see that it is of the same search."""
-    output.mkdir(parents=True, exist_ok=True)
-    file = output / PLAN
-    if file.is_file() and (found := json.loads(file.read_text())) != plan:
-        changed = {name: (found.get(name), plan[name]) for name in plan if found.get(name) != plan[name]}
-        raise ValueError(
-            f"`output` must be empty or of the same search, got {str(output)!r}, where {sorted(changed)} differ. "
-            "Choose another folder."
-        )
-    files.write_json(file, plan)
 
 
 def _recorded(result: TuningResult) -> dict[str, Any]:

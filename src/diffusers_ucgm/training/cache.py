@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,13 +23,15 @@ from tqdm.auto import tqdm
 from diffusers_ucgm import files
 from diffusers_ucgm.checks import check_finite
 from diffusers_ucgm.images import ImageItems
+from diffusers_ucgm.run_folder import RUN_FILE, RunFolder
 from diffusers_ucgm.seeds import numbered_seed
 
 
 __all__ = ["CachedLatents", "cache_latents", "finish_cache"]
 
 INDEX = "cache.json"
-PLAN = "plan.json"
+# Where version 0.1.0 had what is now in `run.json`.
+EARLIER_PLAN = "plan.json"
 LENGTH = "length.json"
 
 
@@ -55,6 +58,8 @@ def cache_latents(
     fingerprint: Mapping[str, Any],
     process_index: int = 0,
     num_processes: int = 1,
+    overwrite_output_dir: bool = False,
+    state: PartialState | None = None,
     progress: bool = True,
 ) -> Path:
     """Encode what is not yet encoded.
@@ -69,6 +74,9 @@ def cache_latents(
         fingerprint: What the latents depend on: source, size, encoder and so on. A folder holds one only.
         process_index: This process. It makes the shards `process_index`, `process_index + num_processes`, ...
         num_processes: How many take part.
+        overwrite_output_dir: Whether what another run left in the folder is removed; files of others stay.
+        state: accelerate's, of a launch: the other processes wait until the main one has prepared the folder. None
+            leaves the processes alone, of which process 0 must then begin first to overwrite.
         progress: Whether a bar is shown.
 
     Returns:
@@ -77,30 +85,27 @@ def cache_latents(
     Raises:
         ValueError: If the folder was made with another fingerprint, most images are corrupt, or latents are not
             finite.
+        OSError: If a file cannot be written.
+        RuntimeError: If another process works in the folder.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     plan = {"shard_size": shard_size, "batch_size": batch_size, "num_rows": items.num_rows}
-    plan = json.loads(json.dumps({**plan, "fingerprint": dict(fingerprint), **_labels_of(items)}))
-    if (folder / PLAN).is_file() and (found := json.loads((folder / PLAN).read_text())) != plan:
-        raise ValueError(
-            f"`folder` must be empty or of the same cache, got {str(folder)!r} made with {found}, now {plan}. "
-            "Choose another folder."
-        )
-    files.write_json(folder / PLAN, plan)
+    plan = {**plan, "fingerprint": dict(fingerprint), **_labels_of(items)}
     encoder = _Encoder(items, encode_images, encode_captions, batch_size)
 
     def is_wanted(number: int) -> bool:
         return number % num_processes == process_index and not _is_whole(_shard(folder, number))
 
-    with tqdm(total=items.num_rows, disable=not progress, unit="image", desc="cache") as bar:
+    run = RunFolder(folder, "cache", argument="folder", process_index=process_index, num_processes=num_processes)
+    with run, tqdm(total=items.num_rows, disable=not progress, unit="image", desc="cache") as bar:
+        run.begin_together(plan, state, overwrite=overwrite_output_dir, earlier=EARLIER_PLAN)
         for number, rows in items.blocks(shard_size, is_wanted):
             tensors, metadata = encoder(number, rows)
             files.write_tensors(_shard(folder, number), tensors, metadata)
             bar.update(len(rows))
-    if items.num_rows is None:
-        # Only who has read a stream to its end knows how long it is.
-        files.write_json(folder / LENGTH, items.streamed_rows)
+        if items.num_rows is None:
+            # Only who has read a stream to its end knows how long it is.
+            files.write_json(folder / LENGTH, items.streamed_rows)
     return folder
 
 
@@ -182,7 +187,7 @@ def finish_cache(folder: str | Path, left_out: Sequence[str] = ()) -> dict[str, 
     if [file.name for file in shards] != [_shard(folder, i).name for i in range(len(shards))]:
         names = [file.name for file in shards]
         raise ValueError(f"`folder` must hold shards without a gap, got {names[:5]}. Run `ucgm cache` to its end.")
-    plan = json.loads((folder / PLAN).read_text())
+    plan = files.read_json(folder / RUN_FILE)["identity"]
     counts, skipped, shapes, rows = [], [], {}, 0
     labels: dict[str, Any] = plan.get("labels", {"classes": {}, "names": {}})
     of_classes: Counter[int] = Counter()
@@ -208,7 +213,7 @@ def finish_cache(folder: str | Path, left_out: Sequence[str] = ()) -> dict[str, 
         square = channels.square().sum(1) + (square if len(square) else 0.0)
     expected = plan["num_rows"]
     if expected is None and (folder / LENGTH).is_file():
-        expected = json.loads((folder / LENGTH).read_text())
+        expected = files.read_json(folder / LENGTH, int)
     if expected != rows:
         known = "all rows of the stream" if expected is None else f"all {expected} rows"
         raise ValueError(f"`folder` must hold {known}, got {rows}. Run `ucgm cache` to its end.")
@@ -254,7 +259,7 @@ class CachedLatents(Dataset[dict[str, Tensor]]):
             raise FileNotFoundError(
                 f"`folder` must be a finished cache with {INDEX}, got {str(folder)!r}. Run `ucgm cache` to its end."
             )
-        self.index: dict[str, Any] = json.loads((self.folder / INDEX).read_text())
+        self.index: dict[str, Any] = files.read_json(self.folder / INDEX, remedy="Run `ucgm cache` again.")
         counts = self.index["counts"]
         for name in ("latents_mean", "latents_std"):
             check_finite(name, torch.tensor(self.index[name]), str(self.folder / INDEX), "Run `ucgm cache` anew.")

@@ -9,7 +9,7 @@ when they are loaded, so that a run may go on with another number of processes.
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from diffusers_ucgm import files
+from diffusers_ucgm.run_folder import run_of
 
 
 __all__ = [
@@ -175,39 +176,63 @@ def _damage(folder: Path) -> str | None:
     return None
 
 
-def checkpoints_in(root: str | Path) -> list[Path]:
-    """The checkpoints of a run's folder, torn ones included, by their steps."""
+def checkpoints_in(root: str | Path, runs: Collection[str | None] | None = None) -> list[Path]:
+    """The checkpoints of a run's folder, torn ones included, by their steps.
+
+    Args:
+        root: The run's folder.
+        runs: The ids of the runs whose checkpoints are meant, where None is the one of version 0.1.0, which wrote no
+            id; None takes all.
+    """
     folders: Iterable[Path] = Path(root).glob(f"{PREFIX}*")
     named = [path for path in folders if path.name[len(PREFIX) :].isdigit()]
-    return sorted(named, key=lambda path: int(path.name[len(PREFIX) :]))
+    own = [path for path in named if runs is None or ((path / "state.json").is_file() and run_of(path) in runs)]
+    return sorted(own, key=_step_of)
 
 
-def latest_checkpoint(root: str | Path, before: int | None = None) -> Path | None:
+def _step_of(folder: Path) -> int:
+    return int(folder.name[len(PREFIX) :])
+
+
+def latest_checkpoint(
+    root: str | Path, before: int | None = None, runs: Collection[str | None] | None = None
+) -> Path | None:
     """The whole checkpoint of the most steps in a run's folder, or None where there is none.
 
     Args:
         root: The run's folder.
         before: The most steps that it may have; None takes any.
+        runs: See `checkpoints_in`.
     """
-    for folder in reversed(checkpoints_in(root)):
-        if before is not None and int(folder.name[len(PREFIX) :]) > before:
-            continue
-        if _damage(folder) is None:
+    for folder in reversed(checkpoints_in(root, runs)):
+        if (before is None or _step_of(folder) <= before) and _damage(folder) is None:
             return folder
     return None
 
 
-def drop_checkpoints(root: str | Path, after: int) -> None:
-    """Delete the checkpoints of a run's folder that have more than `after` steps."""
-    for folder in checkpoints_in(root):
-        if int(folder.name[len(PREFIX) :]) > after:
+def drop_checkpoints(root: str | Path, after: int, runs: Collection[str | None] | None = None) -> None:
+    """Delete the checkpoints of a run's folder that have more than `after` steps.
+
+    Args:
+        root: The run's folder.
+        after: The most steps of those that stay.
+        runs: See `checkpoints_in`.
+    """
+    for folder in checkpoints_in(root, runs):
+        if _step_of(folder) > after:
             shutil.rmtree(folder)
 
 
-def prune_checkpoints(root: str | Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints of a run's folder; torn ones do not count and go as well."""
-    whole = [folder for folder in checkpoints_in(root) if _damage(folder) is None]
-    kept = set(whole[-keep:])
-    for folder in checkpoints_in(root):
+def prune_checkpoints(root: str | Path, keep: int, runs: Collection[str | None] | None = None) -> None:
+    """Delete all but the newest `keep` checkpoints of a run's folder; torn ones do not count and go as well.
+
+    Args:
+        root: The run's folder.
+        keep: How many stay.
+        runs: See `checkpoints_in`.
+    """
+    found = checkpoints_in(root, runs)
+    kept = set([folder for folder in found if _damage(folder) is None][-keep:])
+    for folder in found:
         if folder not in kept:
             shutil.rmtree(folder)

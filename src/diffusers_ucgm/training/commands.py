@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from diffusers_ucgm import files
 from diffusers_ucgm.images import ImageItems, load_image_dataset
+from diffusers_ucgm.interruptions import Stopped
 from diffusers_ucgm.labels import read_label_map
 from diffusers_ucgm.loading import DTYPE, DTYPES, load_pipeline
 from diffusers_ucgm.models.edm2_unet_2d import EDM2UNet2DModel
@@ -109,8 +110,7 @@ def train(args: argparse.Namespace) -> int:
     folder = trainer.train()
     if folder is None:
         assert trainer.interrupted_by is not None
-        # As a shell reports a process that was ended by this signal.
-        return 128 + trainer.interrupted_by
+        raise Stopped(trainer.interrupted_by)
     is_main = trainer.accelerator.is_main_process
     if is_main:
         print(f"Weights: {folder.resolve()}")
@@ -202,6 +202,8 @@ def cache(args: argparse.Namespace) -> int:
         fingerprint={name: getattr(args, name) for name in names} | columns | chosen,
         process_index=state.process_index,
         num_processes=state.num_processes,
+        overwrite_output_dir=args.overwrite_output_dir,
+        state=state,
         progress=state.is_local_main_process,
     )
     state.wait_for_everyone()

@@ -30,6 +30,7 @@ FREE_ON_RESUME = {
     "gradient_checkpointing",
     "logging_steps",
     "report_to",
+    "overwrite_output_dir",
     "resume_from_checkpoint",
     "torch_compile",
     "tracker_project_name",
@@ -145,6 +146,7 @@ class UCGMTrainingConfig:
         collapse_factor: The loss jumps where it exceeds this factor times the median of the last lines of the log.
         checkpointing_steps: Optimizer steps between checkpoints.
         checkpoints_total_limit: Number of checkpoints that are kept.
+        overwrite_output_dir: whether what another run left in the output folder is removed; files of others stay.
         resume_from_checkpoint: latest, or the folder of a checkpoint; null starts a new run.
         logging_steps: Optimizer steps between lines of the log.
         report_to: A tracker of accelerate, such as tensorboard or wandb; null writes only the log file.
@@ -202,6 +204,7 @@ class UCGMTrainingConfig:
     collapse_factor: float = 5.0
     checkpointing_steps: int = 500
     checkpoints_total_limit: int = 2
+    overwrite_output_dir: bool = False
     resume_from_checkpoint: str | None = None
     logging_steps: int = 50
     report_to: str | None = None

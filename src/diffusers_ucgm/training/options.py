@@ -4,6 +4,7 @@ import argparse
 
 from diffusers_ucgm.evaluation.options import add_source_options
 from diffusers_ucgm.names import DTYPE_NAMES
+from diffusers_ucgm.run_folder import add_overwriting
 
 from .recipes import RECIPES
 from .settings import settings_help
@@ -60,6 +61,7 @@ def add_cache_options(parser: argparse.ArgumentParser) -> None:
         help="folder of images, of .tar shards, of IDX files or of a saved data set, or Hub name",
     )
     parser.add_argument("--output", required=True, help="the cache's folder; a stopped run goes on in it")
+    add_overwriting(parser)
     parser.add_argument("--size", type=int, required=True, help="pixels of the square pictures")
     parser.add_argument("--split", default="train")
     parser.add_argument("--streaming", action="store_true", help="do not download the data set first")

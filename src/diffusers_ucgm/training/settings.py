@@ -58,7 +58,12 @@ GROUPS = {
         "dataloader_num_workers",
     ),
     "stability": ("nonfinite_gradients", "on_collapse", "collapse_factor"),
-    "checkpoints": ("checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint"),
+    "checkpoints": (
+        "checkpointing_steps",
+        "checkpoints_total_limit",
+        "resume_from_checkpoint",
+        "overwrite_output_dir",
+    ),
     "logging and validation": (
         "logging_steps",
         "report_to",

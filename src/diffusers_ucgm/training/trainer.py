@@ -30,6 +30,7 @@ from diffusers_ucgm import files
 from diffusers_ucgm.lora import add_lora, without_lora
 from diffusers_ucgm.network_caches import check_uncached
 from diffusers_ucgm.processes import check_launch
+from diffusers_ucgm.run_folder import RunFolder
 from diffusers_ucgm.teacher import Teacher
 
 from . import checkpoints, zero
@@ -40,6 +41,7 @@ from .experts import expert_of
 from .optimizers import make_optimizer
 from .ratios import ratio_at
 from .results import NOTHING_TO_DRAW, Results
+from .runs import begin_run, data_identity, network_identity, own_runs
 from .stability import CollapseGuard, TimeStatistics
 
 
@@ -132,6 +134,10 @@ class UCGMTrainer(Results):
         if self.uses_zero:
             zero.configure(self.accelerator, config)
         device = self.accelerator.device
+        # A LoRA's base is not in its checkpoints.
+        self._network_identity = network_identity(transformer, with_weights=config.lora_rank > 0)
+        # The ids of the runs whose checkpoints are this one's: none before `train` has looked at the folder.
+        self.runs: tuple[str | None, ...] = (None,)
         if config.lora_rank:
             # Each process must start from the same adapter, and torch's global state is the caller's.
             with torch.random.fork_rng():
@@ -238,11 +244,17 @@ class UCGMTrainer(Results):
             The folder of the trained weights, `output_dir/transformer` or `output_dir/lora`; None after a signal.
 
         Raises:
-            ValueError: If the checkpoint belongs to other settings.
-            RuntimeError: If the gradients stay non-finite, or the run collapses again and again.
+            ValueError: If the checkpoint belongs to other settings, or `output_dir` holds another run.
+            OSError: If `output_dir` cannot be written.
+            RuntimeError: If another process works in `output_dir`, the gradients stay non-finite, or the run collapses
+                again and again.
         """
+        with self._folder() as folder:
+            self._begin(folder)
+            return self._train()
+
+    def _train(self) -> Path | None:
         config = self.config
-        self._resume()
         if config.report_to:
             self.accelerator.init_trackers(config.tracker_project_name, self.tracked_settings())
         is_shown = self.accelerator.is_local_main_process
@@ -268,9 +280,7 @@ class UCGMTrainer(Results):
                     self._validate_or_warn()
                 if self._is_interrupted():
                     self.save_checkpoint()
-                    logger.warning(
-                        f"Stopped by a signal after step {self.step}; go on with `resume_from_checkpoint='latest'`."
-                    )
+                    logger.info(f"A signal stopped the run after step {self.step}, with a checkpoint.")
                     return None
                 if self.step % config.checkpointing_steps == 0 and not is_last:
                     self._save_checkpoint_or_warn()
@@ -326,6 +336,7 @@ class UCGMTrainer(Results):
         tensors = {group: checkpoints.gathered(entries) for group, entries in tensors.items()}
         rates = {name: value for name, value in self.lr_scheduler.state_dict().items() if name != "lr_lambdas"}
         values = {
+            "run": self.runs[0],
             "config": self.config.to_dict(),
             "samples_per_step": self.samples_per_step,
             "optimizer": optimizer_values,
@@ -342,7 +353,7 @@ class UCGMTrainer(Results):
         if self.accelerator.is_main_process:
             try:
                 folder = checkpoints.save_checkpoint(self.config.output_dir, self.step, tensors, values)
-                checkpoints.prune_checkpoints(self.config.output_dir, self.config.checkpoints_total_limit)
+                self._prune()
             except OSError as error:
                 failure = error
         # The others must hear of it: they would wait for one that has gone on without them.
@@ -451,12 +462,35 @@ class UCGMTrainer(Results):
         mean = torch.where(loss.isfinite(), 0.98 * self.mean_loss + 0.02 * loss, self.mean_loss)
         self.mean_loss = torch.where(mean.isfinite(), mean, loss)
 
-    def _resume(self) -> None:
+    def _folder(self) -> RunFolder:
+        index, number = self.accelerator.process_index, self.accelerator.num_processes
+        return RunFolder(
+            self.config.output_dir, "train", argument="output_dir", process_index=index, num_processes=number
+        )
+
+    def _begin(self, folder: RunFolder) -> None:
+        """Begin a run in its folder, or go on with the one in it; every process must call it."""
+        failure = None
+        if self.accelerator.is_main_process:
+            try:
+                identity = {"data": data_identity(self.dataset), "network": self._network_identity}
+                begin_run(folder, self.config, identity)
+            except (OSError, ValueError) as error:
+                failure = error
+        # The others must hear of it: they would wait for one that has ended.
+        if self._is_true_of_any(failure is not None):
+            raise failure or RuntimeError("The main process cannot use `output_dir`; its error says why.")
+        self.runs = own_runs(folder.found())
         source: str | Path | None = self.config.resume_from_checkpoint
         if source == "latest":
-            source = checkpoints.latest_checkpoint(self.config.output_dir)
+            source = checkpoints.latest_checkpoint(self.config.output_dir, runs=self.runs)
         if source is not None:
             self.load_checkpoint(source)
+
+    def _prune(self) -> None:
+        """Keep the newest checkpoints of this run; those after the present step are of a part that was given up."""
+        checkpoints.drop_checkpoints(self.config.output_dir, self.step, self.runs)
+        checkpoints.prune_checkpoints(self.config.output_dir, self.config.checkpoints_total_limit, self.runs)
 
     def _save_checkpoint_or_warn(self) -> None:
         try:
@@ -509,14 +543,14 @@ class UCGMTrainer(Results):
         )
         source = None
         if config.on_collapse == "roll_back":
-            source = checkpoints.latest_checkpoint(config.output_dir, self.guard.good_step)
+            source = checkpoints.latest_checkpoint(config.output_dir, self.guard.good_step, self.runs)
             if source is not None:
                 collapses = self.guard.collapses
                 self.load_checkpoint(source)
                 self.guard.collapses = collapses
                 if self.accelerator.is_main_process:
                     # Another run would resume from them, and rotation would keep them.
-                    checkpoints.drop_checkpoints(config.output_dir, after=self.step)
+                    checkpoints.drop_checkpoints(config.output_dir, self.step, self.runs)
         if config.on_collapse != "warn":
             rate = config.learning_rate * 0.5**self.guard.collapses
             for i, group in enumerate(self.optimizer.param_groups):

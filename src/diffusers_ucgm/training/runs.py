@@ -1,0 +1,147 @@
+"""Whose run a folder holds: the identity of a training run, and when a folder is begun, resumed or refused."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusers_ucgm.run_folder import RunFolder, differences, used_folder
+
+from .batches import length_of
+from .cache import CachedLatents
+from .checkpoints import latest_checkpoint
+from .config import FREE_ON_RESUME, UCGMTrainingConfig
+
+
+__all__ = ["begin_run", "data_identity", "network_identity", "own_runs"]
+
+# Items that are read of a data set, and values of each weight, to know it again.
+MAX_ITEMS, MAX_VALUES = 16, 4096
+RESUMING = "Resume it by `resume_from_checkpoint='latest'` (`--resume-from-checkpoint latest`), "
+
+
+def begin_run(run: RunFolder, config: UCGMTrainingConfig, identity: dict[str, Any]) -> None:
+    """Begin a run in a folder, or see that the one that is resumed is its own.
+
+    A run of which nothing would be lost, since it wrote no checkpoint and no weights, is begun anew.
+
+    Args:
+        run: The entered folder, `output_dir`.
+        config: The settings.
+        identity: What a resumed run must have in common with the first part.
+
+    Raises:
+        ValueError: If the folder holds another run, or this one and is to be used without resuming.
+    """
+    is_resumed = _resumes_in(config, run.folder)
+    notes = {"settings": config.to_dict()}
+    if config.overwrite_output_dir:
+        if is_resumed:
+            raise ValueError(
+                "`overwrite_output_dir` must be False where `resume_from_checkpoint` names a checkpoint in "
+                f"`output_dir`, got True with {config.resume_from_checkpoint!r}. Leave one of them out."
+            )
+        run.clear()
+    found, results = run.found(), run.results()
+    if found is not None and found["kind"] != run.kind:
+        raise used_folder(run.argument, run.folder, f"which holds a run of `ucgm {found['kind']}`")
+    if found is None and results and not run.is_of_version_0_1_0():
+        run.check_unused()
+    if results and not is_resumed:
+        raise used_folder(run.argument, run.folder, f"which holds a run with {_listed(results)}", RESUMING)
+    if results and found is not None and (changed := differences(found["identity"], identity)):
+        raise used_folder(
+            run.argument, run.folder, f"whose run has other {' and '.join(sorted(changed))} ({_said(changed)})"
+        )
+    if results and (found is None or latest_checkpoint(run.folder, runs=own_runs(found)) is not None):
+        run.run = found or {}
+        if found is None:
+            # Of version 0.1.0, whose checkpoints say nothing of their run.
+            run.start(identity, adopts=True, **notes)
+        return
+    if results and found is not None and (changed := _changed_settings(found, config)):
+        reason = f"which holds a run with {_listed(results)} and other settings ({_said(changed)})"
+        raise used_folder(run.argument, run.folder, reason)
+    run.start(identity, **notes)
+    (run.folder / "log.jsonl").unlink(missing_ok=True)
+
+
+def own_runs(found: dict[str, Any] | None) -> tuple[str | None, ...]:
+    """The ids of the checkpoints that belong to a folder's run; None is that of version 0.1.0.
+
+    Args:
+        found: What `run.json` says, or None without one.
+    """
+    if found is None:
+        return (None,)
+    return (found.get("id"), None) if found.get("adopts") else (found.get("id"),)
+
+
+def data_identity(dataset: Any) -> dict[str, Any]:
+    """What tells a data set from others: a cache's own description, or the length and some items.
+
+    Args:
+        dataset: As the trainer takes it. Items that are another each time they are read do not count.
+    """
+    samples = length_of(dataset)
+    if isinstance(dataset, CachedLatents):
+        return {"samples": samples, "items": _hashed(json.dumps(dataset.index, sort_keys=True).encode())}
+    places = sorted({i * (samples - 1) // max(1, MAX_ITEMS - 1) for i in range(MAX_ITEMS)})
+    once, again = ([_of_item(dataset[i]) for i in places] for _ in range(2))
+    return {"samples": samples, "items": _hashed("".join(once).encode()) if once == again else "random"}
+
+
+@torch.no_grad()
+def network_identity(network: nn.Module, *, with_weights: bool) -> dict[str, Any]:
+    """What tells a network from others: its class, its weights' names, shapes and types, and some values of each.
+
+    Args:
+        network: Before training.
+        with_weights: Whether the values count: those that checkpoints hold need not be the same.
+    """
+    shapes, values = hashlib.sha256(), hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        shapes.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        if with_weights and not value.is_meta:
+            values.update(_bytes(value.detach().flatten()[:: max(1, value.numel() // MAX_VALUES)]))
+    identity = {"class": type(network).__name__, "shapes": shapes.hexdigest()[:16]}
+    return {**identity, "weights": values.hexdigest()[:16]} if with_weights else identity
+
+
+def _resumes_in(config: UCGMTrainingConfig, folder: Path) -> bool:
+    """Whether the run goes on from a checkpoint of its own folder."""
+    source = config.resume_from_checkpoint
+    return source == "latest" or (source is not None and Path(source).resolve().parent == folder.resolve())
+
+
+def _changed_settings(found: dict[str, Any], config: UCGMTrainingConfig) -> dict[str, str]:
+    free = FREE_ON_RESUME - {"max_train_steps"}
+    mine = {name: value for name, value in config.to_dict().items() if name not in free}
+    return differences({name: found.get("settings", {}).get(name, mine[name]) for name in mine}, mine)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (" and more" if len(names) > 4 else "")
+
+
+def _said(changed: dict[str, str]) -> str:
+    return ", ".join(changed[name] for name in sorted(changed))
+
+
+def _of_item(item: Any) -> str:
+    if isinstance(item, dict):
+        return ", ".join(f"{name}: {_of_item(item[name])}" for name in sorted(item))
+    if isinstance(item, Tensor):
+        return f"{item.dtype} {tuple(item.shape)} {_hashed(_bytes(item))}"
+    return repr(item)
+
+
+def _bytes(values: Tensor) -> bytes:
+    return values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _hashed(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,0 +1,218 @@
+"""Whose checkpoint it is: a used folder is refused, resumed by its own run only, or overwritten on demand."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from distributed_run import data, network
+
+from diffusers_ucgm.training.config import UCGMTrainingConfig
+from diffusers_ucgm.training.data import LatentDataset
+from diffusers_ucgm.training.runs import data_identity
+from diffusers_ucgm.training.trainer import UCGMTrainer
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    PartialState._reset_state()
+
+
+def trainer(folder, dataset=None, *, base=None, **settings):
+    defaults = {
+        "max_train_steps": 6,
+        "train_batch_size": 4,
+        "checkpointing_steps": 2,
+        "logging_steps": 1,
+        "teacher_decay": 0.99,
+        "ema_decay": 0.9,
+    }
+    config = UCGMTrainingConfig(str(folder), **{**defaults, **settings})
+    return UCGMTrainer(config, base or network(), dataset or data())
+
+
+def entries(folder):
+    plots = {"loss.png", "by_time.png"}  # where matplotlib is installed
+    return {path.name for path in folder.iterdir()} - plots
+
+
+def steps(folder):
+    return [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def other_data():
+    generator = torch.Generator().manual_seed(1)
+    return LatentDataset(torch.randn(40, 4, 2, 2, generator=generator), torch.arange(40) % 2)
+
+
+def stopped_at(run, step):
+    """Let a run end as if it were killed, in the middle of a step."""
+    training_step = run.training_step
+
+    def until(batches):
+        if run.step == step:
+            raise KeyboardInterrupt
+        return training_step(batches)
+
+    run.training_step = until
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+
+
+def test_a_short_run_does_not_overwrite_a_finished_one(tmp_path):
+    trainer(tmp_path).train()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    message = (
+        r"`output_dir` must be a new folder or of the same run, got '.*', which holds a run with checkpoint-2, "
+        r"checkpoint-4, transformer\. Resume it by `resume_from_checkpoint='latest'` \(`--resume-from-checkpoint "
+        r"latest`\), choose another folder, or replace .* `overwrite_output_dir=True` \(`--overwrite-output-dir`\)\."
+    )
+    for changes in ({"max_train_steps": 2}, {}, {"resume_from_checkpoint": str(tmp_path.parent / "checkpoint-9")}):
+        with pytest.raises(ValueError, match=message):
+            trainer(tmp_path, **changes).train()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_finished_run_without_a_checkpoint_is_not_lost_either(tmp_path):
+    short = {"max_train_steps": 2, "resume_from_checkpoint": "latest"}
+    trainer(tmp_path, **short).train()
+    assert entries(tmp_path) == {"log.jsonl", "run.json", "transformer"}
+    for changes in ({"learning_rate": 0.1}, {"max_train_steps": 1}):
+        with pytest.raises(ValueError, match=rf"other settings \({next(iter(changes))}: .* is now"):
+            trainer(tmp_path, **{**short, **changes}).train()
+    # The same run ends in the same weights.
+    trainer(tmp_path, **short, logging_steps=2).train()
+    assert steps(tmp_path) == [2]
+
+
+def test_overwriting_takes_the_whole_run_and_nothing_of_others(tmp_path):
+    trainer(tmp_path).train()
+    (tmp_path / "notes.txt").touch()
+    first = json.loads((tmp_path / "run.json").read_text())["id"]
+    trainer(tmp_path, max_train_steps=3, overwrite_output_dir=True, seed=1).train()
+    assert entries(tmp_path) == {"checkpoint-2", "log.jsonl", "notes.txt", "run.json", "transformer"}
+    assert steps(tmp_path) == [1, 2, 3]
+    run = json.loads((tmp_path / "run.json").read_text())["id"]
+    assert run != first
+    assert json.loads((tmp_path / "checkpoint-2" / "state.json").read_text())["run"] == run
+    for source in ("latest", str(tmp_path / "checkpoint-2")):
+        with pytest.raises(ValueError, match="`overwrite_output_dir` must be False where `resume_from_checkpoint`"):
+            trainer(tmp_path, overwrite_output_dir=True, resume_from_checkpoint=source).train()
+
+
+def test_a_run_looks_at_its_own_checkpoints_only(tmp_path):
+    trainer(tmp_path / "other", max_train_steps=9, checkpointing_steps=8).train()
+    stopped_at(trainer(tmp_path / "run"), 5)
+    shutil.copytree(tmp_path / "other" / "checkpoint-8", tmp_path / "run" / "checkpoint-8")
+    longer = {"checkpoints_total_limit": 1, "max_train_steps": 8}
+    resumed = trainer(tmp_path / "run", resume_from_checkpoint="latest", **longer)
+    resumed.train()
+    assert entries(tmp_path / "run") == {"checkpoint-6", "checkpoint-8", "log.jsonl", "run.json", "transformer"}
+    whole = trainer(tmp_path / "whole", **longer)
+    whole.train()
+    torch.testing.assert_close(resumed.whole_weights(), whole.whole_weights(), rtol=0, atol=0)
+
+
+def test_other_data_are_refused_by_name(tmp_path):
+    stopped_at(trainer(tmp_path), 5)
+    message = r"`output_dir` must be .* whose run has other data \(data: items: .* is now .*\)\. Choose another folder"
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, other_data(), resume_from_checkpoint="latest").train()
+    with pytest.raises(ValueError, match=r"other data \(data: .*samples: 40 is now 20\)"):
+        trainer(tmp_path, [data()[i] for i in range(20)], resume_from_checkpoint="latest").train()
+    # In a folder of its own a run may go on with other data, as it always could.
+    source = str(tmp_path / "checkpoint-4")
+    trainer(tmp_path / "new", other_data(), resume_from_checkpoint=source).train()
+    assert steps(tmp_path / "new") == [5, 6]
+
+
+def test_another_base_of_a_lora_is_refused(tmp_path):
+    lora = {"lora_rank": 2, "teacher_decay": 1.0}
+    stopped_at(trainer(tmp_path, **lora), 5)
+    other = network()
+    with torch.no_grad():
+        next(other.parameters()).add_(1.0)
+    with pytest.raises(ValueError, match=r"whose run has other network \(network: weights: .* is now"):
+        trainer(tmp_path, base=other, resume_from_checkpoint="latest", **lora).train()
+    trainer(tmp_path, resume_from_checkpoint="latest", **lora).train()
+    assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("resume", [None, "latest"])
+def test_a_run_stopped_before_its_first_checkpoint_begins_its_log_anew(tmp_path, resume):
+    stopped_at(trainer(tmp_path, checkpointing_steps=4), 3)
+    assert steps(tmp_path) == [1, 2, 3]
+    trainer(tmp_path, checkpointing_steps=4, logging_steps=2, resume_from_checkpoint=resume, seed=5).train()
+    assert steps(tmp_path) == [2, 4, 6]
+
+
+def test_a_folder_of_version_0_1_0_is_resumed_and_a_foreign_one_is_not_touched(tmp_path):
+    stopped_at(trainer(tmp_path / "run"), 5)
+    (tmp_path / "run" / "run.json").unlink()
+    for state in (tmp_path / "run").glob("checkpoint-*/state.json"):
+        state.write_text(json.dumps({**json.loads(state.read_text()), "run": None}))
+    with pytest.raises(ValueError, match="which holds a run with checkpoint-2"):
+        trainer(tmp_path / "run").train()
+    with pytest.raises(ValueError, match="seed: 0 is now 1"):
+        trainer(tmp_path / "run", seed=1, resume_from_checkpoint="latest").train()
+    longer = {"checkpoints_total_limit": 1, "max_train_steps": 8}
+    trainer(tmp_path / "run", resume_from_checkpoint="latest", **longer).train()
+    assert steps(tmp_path / "run") == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert entries(tmp_path / "run") == {"checkpoint-6", "log.jsonl", "run.json", "transformer"}
+    # A pretrained pipeline's own folder, for example.
+    (tmp_path / "pipeline" / "transformer").mkdir(parents=True)
+    for changes in ({}, {"overwrite_output_dir": True}, {"resume_from_checkpoint": "latest"}):
+        with pytest.raises(
+            ValueError, match=r"has no run\.json, but \['transformer'\], which `ucgm train` would over"
+        ):
+            trainer(tmp_path / "pipeline", **changes).train()
+    assert entries(tmp_path / "pipeline") == {"transformer"}
+
+
+def test_going_back_to_an_earlier_checkpoint_keeps_the_later_ones_until_there_is_a_new_one(tmp_path):
+    trainer(tmp_path, checkpoints_total_limit=9, max_train_steps=9).train()
+    assert {"checkpoint-2", "checkpoint-8"} < entries(tmp_path)
+    source = str(tmp_path / "checkpoint-2")
+    run = trainer(tmp_path, checkpoints_total_limit=2, max_train_steps=9, resume_from_checkpoint=source)
+    save = run.save_checkpoint
+    seen = []
+    run.save_checkpoint = lambda: seen.append(entries(tmp_path)) or save()
+    stopped_at(run, 5)
+    assert {"checkpoint-2", "checkpoint-8"} < seen[0]
+    assert entries(tmp_path) == {"checkpoint-2", "checkpoint-4", "log.jsonl", "run.json", "transformer"}
+    assert steps(tmp_path) == [1, 2, 3, 4, 5]
+
+
+def test_items_that_are_random_do_not_tell_data_sets_apart():
+    class Random(torch.utils.data.Dataset):
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            return {"latents": torch.randn(2), "class_labels": index}
+
+    assert data_identity(Random()) == {"samples": 3, "items": "random"}
+    items = [{"latents": torch.ones(2), "caption": "a"}]
+    assert data_identity(items) == data_identity([{"caption": "a", "latents": torch.ones(2)}])
+    assert data_identity(items) != data_identity([{"latents": torch.ones(2), "caption": "b"}])
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    first, second = trainer(tmp_path), trainer(tmp_path, resume_from_checkpoint="latest")
+    training_step = first.training_step
+
+    def meanwhile(batches):
+        if first.step == 3:
+            with pytest.raises(
+                RuntimeError, match=r"`output_dir` must not be in use, got .*, where process \d+ has been"
+            ):
+                second.train()
+        return training_step(batches)
+
+    first.training_step = meanwhile
+    first.train()
+    assert entries(tmp_path) == {"checkpoint-2", "checkpoint-4", "log.jsonl", "run.json", "transformer"}
