@@ -42,12 +42,16 @@ def result_dtypes(scheduler, sample_dtype, output_dtype):
 def test_results_have_the_dtype_of_the_stock_schedulers(name):
     if name in OPTIONAL_SCHEDULERS:
         pytest.skip("needs torchsde, which diffusers does not require")
-    for sample_dtype, output_dtype, is_named in itertools.product(DTYPES, DTYPES, (False, True)):
-        stock = getattr(diffusers, name)()
-        ours = UCGMScheduler.from_config({**stock.config, **({"_class_name": name} if is_named else {})})
+    stock = getattr(diffusers, name)()
+    for config in (stock.config, {**stock.config, "_class_name": name}):
+        assert_same_dtypes(stock, UCGMScheduler.from_config(config))
+
+
+def assert_same_dtypes(stock, ours):
+    for sample_dtype, output_dtype in itertools.product(DTYPES, DTYPES):
         for scheduler in (stock, ours):
-            times = {"max_timesteps": 1.57, "intermediate_timesteps": None} if name == "SCMScheduler" else {}
-            scheduler.set_timesteps(4, **times)
+            is_scm = isinstance(stock, diffusers.SCMScheduler)
+            scheduler.set_timesteps(4, **({"max_timesteps": 1.57, "intermediate_timesteps": None} if is_scm else {}))
         expected = result_dtypes(stock, sample_dtype, output_dtype)
         got = result_dtypes(ours, sample_dtype, output_dtype)
         got = [(result, known and estimate) for (result, estimate), (_, known) in zip(got, expected, strict=True)]

@@ -205,7 +205,7 @@ STEP = {
     "sample": TENSORS,
     "generator": [0, "x", [], [None, None], [torch.Generator()] * 3, np.random.default_rng(0), [0, 1]],
     "return_dict": [None, "false", 0, 1],
-    "eta": [1.0, NAN, "x", [0.0], True, False, None, {}, "", []],
+    "eta": [1.0, NAN, "x", [0.0], True, False, {}, "", []],
     "timestep": [0, 1, 999, True, np.int64(0), torch.tensor(0), NAN, INF, 5e5, -900.0, "x", [1.0], {}, torch.zeros(0)],
     "per_token_timesteps": [
         1.0,

@@ -129,7 +129,7 @@ class Either:
 
 @dataclass(frozen=True)
 class Several:
-    """A list or tuple; `order` is "falling", "rising" (equals allowed in both) or None, `total` the sum's upper limit."""
+    """A list or tuple; `order` is "falling" or "rising" (equals allowed) or None, `total` the sum's upper limit."""
 
     item: Kind
     example: tuple[Any, ...]

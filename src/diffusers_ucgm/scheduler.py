@@ -455,7 +455,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         sample: Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
-        eta: float = 0.0,
+        eta: float | None = 0.0,
         use_clipped_model_output: bool | None = None,
         per_token_timesteps: Tensor | None = None,
         pred_original_sample: Tensor | None = None,
@@ -476,7 +476,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
                 that a pipeline's own generator decides it too; torch's global state is neither used nor changed.
             return_dict: Whether to return a `UCGMSchedulerOutput` or a tuple: `(prev_sample,)` for flows and
                 `(prev_sample, pred_original_sample)` for others, as diffusers' schedulers do.
-            eta: DDIM's, which pipelines pass. Only 0: `stochasticity` is the setting here.
+            eta: DDIM's, which pipelines pass. Only 0 or None: `stochasticity` is the setting here.
             use_clipped_model_output: DDIM's, which a pipeline passes. Not used.
             per_token_timesteps: Times of every token, shape `(B, tokens)`, for a sample `(B, tokens, C)` whose tokens
                 are not equally noisy. Each token steps to the next time below its own, and `model_output` is then the

@@ -163,7 +163,7 @@ def check_step(
     sample: Tensor,
     generator: torch.Generator | list[torch.Generator] | None,
     return_dict: bool,
-    eta: float,
+    eta: float | None,
     per_token_timesteps: Tensor | None,
     pred_original_sample: Tensor | None,
 ) -> None:
@@ -174,7 +174,7 @@ def check_step(
     """
     values = (model_output, sample, generator, return_dict, per_token_timesteps, pred_original_sample)
     check(STEP_ARGUMENTS, dict(zip(STEP_ARGUMENTS, values, strict=True)))
-    if not (is_number(eta) and eta == 0):
+    if not (eta is None or (is_number(eta) and eta == 0)):  # a pipeline of LCM passes None
         raise ValueError(
             f"`eta` must be 0, got {shown(eta)}. Set `stochasticity` in `UCGMScheduler.from_config` instead."
         )
