@@ -212,7 +212,7 @@ def test_lists_without_a_caption_are_left_out(tmp_path):
 )
 def test_captions_that_are_no_texts_are_refused(tmp_path, captions, feature):
     path = saved(tmp_path / "saved", captions, feature)
-    with pytest.raises(TypeError, match=r"`caption_column` must hold texts or lists of texts, got .* in .*'text'"):
+    with pytest.raises(ValueError, match=r"`caption_column` must hold texts or lists of texts, got .* in .*'text'"):
         all_items(ImageItems(load_image_dataset(path), 8))
 
 
@@ -349,6 +349,40 @@ def test_a_torn_saved_data_set_is_named(tmp_path, content):
     (folder / "state.json").write_text(content)
     with pytest.raises(ValueError, match=r"state\.json"):
         load_image_dataset(folder)
+
+
+def test_a_torn_table_is_named(tmp_path):
+    folder = saved(tmp_path / "saved", ["words"], TEXT)
+    file = next(folder.glob("*.arrow"))
+    whole = file.read_bytes()
+    for number in range(0, len(whole) - 8, 97):
+        file.write_bytes(whole[:number])
+        with pytest.raises(ValueError, match=r"`source` must be a data set that can be read, got '.*saved': "):
+            all_items(ImageItems(load_image_dataset(folder), 8))
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"text": "words"}', "[]", '"0.png"'])
+def test_broken_metadata_is_named(tmp_path, content):
+    save(tmp_path / "photos" / "0.png")
+    (tmp_path / "photos" / "metadata.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=r"`source` must be a data set that can be read, got '.*photos': ."):
+        load_image_dataset(tmp_path / "photos")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_without_images_is_refused(tmp_path, streaming):
+    (tmp_path / "notes.md").write_text("no image")
+    with pytest.raises((ValueError, FileNotFoundError), match="`source` must "):
+        load_image_dataset(tmp_path, streaming=streaming)
+
+
+def test_a_listed_image_that_is_missing_is_left_out(tmp_path):
+    save(tmp_path / "0.png")
+    lines = [json.dumps({"file_name": name, "text": "words"}) for name in ("0.png", "1.png")]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    captions, skipped = captions_of(load_image_dataset(tmp_path))
+    assert captions == ["words", None]
+    assert "1.png: [Errno 2] No such file" in skipped[0]
 
 
 def test_a_saved_format_does_not_hide_columns(tmp_path):

@@ -220,6 +220,8 @@ def _open_folder(path: Path, split: str, streaming: bool) -> _Opened:
     dataset = _split(loaded, split)
     folder = scan_folder(path, Builder.EXTENSIONS)
     read = {name: list(_named_files(each)) for name, each in loaded.items()}
+    if not folder.images and not any(read.values()):
+        raise FileNotFoundError(f"`source` must hold images or .tar shards, got {str(path)!r} without one.")
     return _Opened(
         dataset,
         # Archives in the folder are unpacked into `datasets`' cache.
@@ -329,7 +331,7 @@ def _column(argument: str, given: str | None, usual: tuple[str, ...], columns: l
 def _loaded(load: Callable[[], Any], source: str | Path, shards: list[str] | tuple[str, ...] = ()) -> Any:
     try:
         return load()
-    except (OSError, ImportError):
+    except (FileNotFoundError, PermissionError, ConnectionError, ImportError):
         raise
     except Exception as error:
         raise _unreadable(str(source), shards, error) from error
@@ -341,7 +343,9 @@ def _unreadable(source: Any, shards: list[str] | tuple[str, ...], error: Excepti
     while first.__cause__ is not None:
         first = first.__cause__
     named = _torn(shards) or source
-    return ValueError(f"`source` must be a data set that can be read, got {named!r}: {reason_of(first)}.")
+    # Its bare errors, such as the IndexError of an empty file of metadata, say nothing without their type.
+    kind = f"{type(first).__name__}, " if isinstance(first, LookupError | TypeError | AttributeError) else ""
+    return ValueError(f"`source` must be a data set that can be read, got {named!r}: {kind}{reason_of(first)}.")
 
 
 def _torn(shards: list[str] | tuple[str, ...]) -> list[str]:

@@ -142,8 +142,7 @@ class ImageItems:
         """One row's pixels with `class_labels` and `caption`, as far as it has them, or None for a corrupt one.
 
         Raises:
-            ValueError: If most images are corrupt.
-            TypeError: If the captions are no texts.
+            ValueError: If most images are corrupt, or captions are no texts.
         """
         self.seen += 1
         encoded = sample[self.source.image_column] or {}
@@ -155,7 +154,7 @@ class ImageItems:
             return self._left_out(row, encoded, error)
         try:
             labels = self._labels(sample, generator)
-        except ValueError as error:
+        except _NotThereError as error:
             return self._left_out(row, encoded, error)
         if "class_labels" in labels:
             labels["class_labels"] = self.class_of(labels["class_labels"])
@@ -184,7 +183,8 @@ class ImageItems:
         """The class and the caption of a row.
 
         Raises:
-            ValueError: If the row lacks one that the others have.
+            _NotThereError: If the row lacks one that the others have.
+            ValueError: If the caption is no text.
         """
         labels: dict[str, Any] = {}
         if (column := self.source.caption_column) is not None:
@@ -192,7 +192,7 @@ class ImageItems:
         if self.source.label_column is not None:
             # -1 is how `datasets` writes a class that is not known.
             if (label := _entry(sample, self.source.label_column)) is None or label == -1:
-                raise ValueError("no class")
+                raise _NotThereError("no class")
             labels["class_labels"] = label
         return labels
 
@@ -238,6 +238,10 @@ class ImageItems:
         self.streamed_rows = row + 1
 
 
+class _NotThereError(ValueError):
+    """Why a row has no class or caption, so that its image is left out."""
+
+
 def caption_of(value: Any, column: str, generator: torch.Generator) -> str:
     """The caption in a row's entry: a text, its UTF-8 bytes, or one of a list of them.
 
@@ -247,18 +251,21 @@ def caption_of(value: Any, column: str, generator: torch.Generator) -> str:
         generator: Chooses from a list.
 
     Raises:
-        ValueError: If there is none, or bytes that are not UTF-8.
-        TypeError: If the entry is something else.
+        _NotThereError: If there is none, or bytes that are not UTF-8.
+        ValueError: If the entry is something else. Such an image is not left out: the column is the wrong one.
     """
     if isinstance(value, list | tuple):
         known = [each for each in value if each is not None]
         value = known[int(torch.randint(len(known), (), generator=generator))] if known else None
     if value is None:
-        raise ValueError("no caption")
+        raise _NotThereError("no caption")
     if isinstance(value, bytes):
-        return value.decode("utf-8-sig").strip()
+        try:
+            return value.decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise _NotThereError(str(error)) from error
     if not isinstance(value, str):
-        raise TypeError(
+        raise ValueError(
             f"`caption_column` must hold texts or lists of texts, got {value!r:.80} in the column {column!r}. "
             "Name another column, or `<column>.<entry>` for an entry of a shard's JSON."
         )
