@@ -14,6 +14,7 @@ import torch
 import yaml
 from diffusers import AutoencoderDC, AutoencoderKL
 from diffusers.loaders.single_file_utils import convert_autoencoder_dc_checkpoint_to_diffusers
+from full_disk import assert_named_and_gone
 from networks import NAMES, SETTINGS, TINY_DC, TOLERANCE, error, golden, original_dc, synthetic, tiny_dc
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -30,6 +31,7 @@ from diffusers_ucgm.conversion.reference import LEFT_OUT, SPELLINGS, read_refere
 from diffusers_ucgm.conversion.sizes import published_settings
 from diffusers_ucgm.images import prepare_image
 from diffusers_ucgm.loading import DTYPE
+from diffusers_ucgm.locks import Lock
 from diffusers_ucgm.pipeline import denormalize_latents, guided, normalize_latents
 from diffusers_ucgm.training.encoding import encode_pixels
 
@@ -384,6 +386,27 @@ def test_conversion_needs_little_more_memory_than_the_file(training, tmp_path):
 
 def golden_config(name):
     return network_plan(golden(name).weights, **SETTINGS[name])[1]
+
+
+def test_a_conversion_replaces_itself_and_others_only_on_demand(tmp_path):
+    path, out = write(tmp_path / "file.pt", golden("tit").weights), tmp_path / "out" / "model"
+    assert_named_and_gone(tmp_path, "model", lambda: convert_checkpoint(path, out))
+    assert [entry.name for entry in out.parent.iterdir()] == ["model"]
+    convert_checkpoint(path, out)
+    other = {"id2label": {0: "cat"}}
+    with pytest.raises(FileExistsError, match=r"of another conversion, where \['id2label'\] differ\. Choose another"):
+        convert_checkpoint(path, out, **other)
+    (out / "notes.txt").touch()
+    with pytest.raises(FileExistsError, match=r"which also holds \['notes.txt'\]"):
+        convert_checkpoint(path, out, overwrite_output_dir=True, **other)
+    (out / "notes.txt").unlink()
+    convert_checkpoint(path, out, overwrite_output_dir=True, **other)
+    assert [*UCGMPipeline.from_pretrained(out).config.id2label.values()] == ["cat"]
+    with (
+        Lock(out.with_name(".model.lock"), "output", out),
+        pytest.raises(RuntimeError, match="`output` must not be in use"),
+    ):
+        convert_checkpoint(path, out, **other)
 
 
 def test_an_existing_folder_is_left_alone(tmp_path):

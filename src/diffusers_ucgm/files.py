@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "append_line",
     "check_writable",
+    "naming",
     "read_json",
     "remove_leftovers",
     "replacing",
@@ -56,7 +57,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = _temporary(path)
-    with _naming(path):
+    with naming(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
@@ -84,7 +85,7 @@ def replacing_folder(folder: str | Path) -> Iterator[Path]:
     """
     folder = Path(folder)
     temporary, old = _temporary(folder), folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    with _naming(folder):
+    with naming(folder):
         try:
             _remove(temporary)
             temporary.mkdir(parents=True)
@@ -181,7 +182,7 @@ def append_line(path: str | Path, line: str) -> None:
         OSError: If it cannot be written; the message names the file, which stays as it was.
     """
     path = Path(path)
-    with _naming(path):
+    with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         size = path.stat().st_size if path.exists() else None
         try:
@@ -308,8 +309,12 @@ def _temporary(path: Path) -> Path:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Turn every failure to write into an OSError that names the file."""
+def naming(path: Path) -> Iterator[None]:
+    """Turn every failure to write into an OSError that names the file; for files that other packages write.
+
+    Args:
+        path: Of the file or folder.
+    """
     from safetensors import SafetensorError
 
     text = " could not be written: "

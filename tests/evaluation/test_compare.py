@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, PNDMScheduler
+from full_disk import assert_named_and_gone
 from test_pipeline import autoencoder, pipeline
 
 from diffusers_ucgm import UCGMScheduler
@@ -173,6 +174,13 @@ def test_only_what_is_new_is_measured(tmp_path, drawn):
     # The same name with other settings is another solver.
     compared(pipe, {"a": UCGMScheduler.from_config(config, shift=3.0)}, (2,), output=tmp_path)
     assert drawn["cells"] == 5
+
+
+@pytest.mark.parametrize("name", [r"comparison\.json", r"solutions-\w+\.safetensors"])
+def test_a_full_disk_is_named_and_the_comparison_goes_on(tmp_path, name):
+    pipe = exact()
+    solvers = {"own": UCGMScheduler.from_config(pipe.scheduler.config)}
+    assert_named_and_gone(tmp_path, name, lambda: compared(pipe, solvers, (2,), output=tmp_path))
 
 
 def test_a_folder_of_another_comparison_is_refused(tmp_path):

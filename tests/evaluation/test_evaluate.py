@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate.state import PartialState
 from diffusers import FlowMatchEulerDiscreteScheduler
+from full_disk import assert_named_and_gone
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
@@ -166,6 +167,14 @@ def test_a_folder_of_other_settings_is_refused(given, tmp_path, changes, name):
         ValueError, match=rf"`output` must be a new folder or of the same run.*where \['{name}'\] differ"
     ):
         draw_samples(pipe, tmp_path, **{**settings, **changes})
+
+
+def test_a_full_disk_is_named_and_the_samples_go_on(given, tmp_path):
+    pipe = pipeline(autoencoder("kl", channels=1))
+    settings = {"num_samples": 8, "num_inference_steps": 2, "batch_size": 4, "progress": False}
+    name = r"samples-00001\.safetensors"
+    assert_named_and_gone(tmp_path, name, lambda: draw_samples(pipe, tmp_path, **settings))
+    assert len([*drawn_pictures(tmp_path)]) == 8
 
 
 def test_other_weights_and_schedulers_are_other_settings(given, tmp_path):

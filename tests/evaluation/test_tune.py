@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import DiTPipeline, FlowMatchEulerDiscreteScheduler
 from exact_pipeline import exact_pipeline
+from full_disk import assert_named_and_gone
 from PIL import Image
 from stock_pipelines import dit, flux
 from test_pipeline import autoencoder, pipeline
@@ -245,6 +246,12 @@ def test_wrong_input_is_told_before_anything_is_drawn(tmp_path, options, message
     with pytest.raises(ValueError, match=message):
         tuned(tmp_path / "output", **options)
     assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("name", ["scheduler", r"tuning\.json"])
+def test_a_full_disk_is_named_and_the_search_goes_on(tmp_path, name):
+    assert_named_and_gone(tmp_path, name, lambda: tuned(tmp_path, num_trials=7))
+    assert len(recorded(tmp_path)["trials"]) == 7
 
 
 def test_a_folder_holds_one_search(tmp_path):

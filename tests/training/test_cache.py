@@ -7,6 +7,7 @@ import json
 import datasets
 import pytest
 import torch
+from full_disk import assert_named_and_gone
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -102,6 +103,12 @@ def test_a_stopped_run_goes_on_to_the_same_files(folder, whole, tmp_path, calls)
     build(folder, tmp_path)
     assert digests(tmp_path) == digests(whole[1])
     assert all((tmp_path / name).stat().st_mtime_ns == when for name, when in before.items())
+
+
+@pytest.mark.parametrize("name", [r"shard-00003\.safetensors", r"cache\.json", r"run\.json"])
+def test_a_full_disk_is_named_and_the_cache_goes_on(folder, whole, tmp_path, name):
+    assert_named_and_gone(tmp_path, name, lambda: build(folder, tmp_path))
+    assert digests(tmp_path) == digests(whole[1])
 
 
 def test_a_torn_shard_is_made_again(folder, whole, tmp_path):

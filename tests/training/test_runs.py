@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from distributed_run import data, network
+from full_disk import assert_named_and_gone
 
 from diffusers_ucgm.training.config import UCGMTrainingConfig
 from diffusers_ucgm.training.data import LatentDataset
@@ -199,6 +200,13 @@ def test_items_that_are_random_do_not_tell_data_sets_apart():
     items = [{"latents": torch.ones(2), "caption": "a"}]
     assert data_identity(items) == data_identity([{"caption": "a", "latents": torch.ones(2)}])
     assert data_identity(items) != data_identity([{"latents": torch.ones(2), "caption": "b"}])
+
+
+@pytest.mark.parametrize("name", ["transformer", r"run\.json"])
+def test_a_full_disk_at_the_last_save_is_named_and_the_run_goes_on(tmp_path, name):
+    folder = assert_named_and_gone(tmp_path, name, lambda: trainer(tmp_path, resume_from_checkpoint="latest").train())
+    assert (folder / "diffusion_pytorch_model.safetensors").is_file()
+    assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path):

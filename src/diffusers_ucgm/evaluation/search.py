@@ -161,7 +161,7 @@ def found_settings(
         ImportError: If optuna is not installed.
     """
     optuna = _optuna()
-    with _quiet(optuna):
+    with _quiet(optuna), files.naming(Path(journal)):
         study = _study(optuna, Path(journal))
         distributions = {name: _distribution(optuna, allowed) for name, allowed in space.items()}
         with tqdm(total=num_trials, disable=not progress, unit="trial", desc="search") as bar:
