@@ -198,3 +198,22 @@ def test_sana_sprint_is_the_stock_sampler_at_two_steps():
     torch.testing.assert_close(
         ours(2, intermediate_timesteps=1.3), stock(2, intermediate_timesteps=1.3), rtol=0, atol=1e-5
     )
+
+
+def test_generators_of_the_samples_serve_a_guided_batch_of_twice_as_many():
+    sample = torch.zeros(4, 1, 2, 2)
+
+    def stepped(generators, stochasticity):
+        scheduler = UCGMScheduler(stochasticity=stochasticity)
+        scheduler.set_timesteps(2)
+        return scheduler.step(sample, scheduler.timesteps[0], sample, generator=generators).prev_sample
+
+    def two():
+        return [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+
+    assert stepped(two(), 0.0).shape == sample.shape
+    noisy = stepped(two(), 1.0)
+    half = torch.cat([torch.randn(1, 1, 2, 2, generator=each) for each in two()])
+    torch.testing.assert_close(noisy[:2] / noisy.std(), half / noisy.std() * (noisy[0] / half[0]).mean())
+    with pytest.raises(ValueError, match="must have one entry for each of 4 samples, got 3"):
+        stepped([torch.Generator()] * 3, 0.0)

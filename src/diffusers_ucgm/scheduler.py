@@ -692,6 +692,8 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
     def _noise(self, index: int, like: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
         if generator is None and self._run_noise is not None:
             return self._run_noise(index, like)
+        if isinstance(generator, list | tuple) and len(generator) > 1:
+            generator = [*generator] * (len(like) // len(generator))
         return randn_tensor(like.shape, generator=generator, device=like.device, dtype=like.dtype)
 
 

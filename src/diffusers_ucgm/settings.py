@@ -178,7 +178,8 @@ def check_step(
         raise ValueError(
             f"`eta` must be 0, got {shown(eta)}. Set `stochasticity` in `UCGMScheduler.from_config` instead."
         )
-    if isinstance(generator, list | tuple) and len(generator) not in (1, len(sample)):
+    # Guided pipelines may step the sample twice in one batch.
+    if isinstance(generator, list | tuple) and len(sample) % len(generator) != 0:
         raise ValueError(f"`generator` must have one entry for each of {len(sample)} samples, got {len(generator)}.")
     if per_token_timesteps is not None and per_token_timesteps.shape != sample.shape[:2]:
         raise ValueError(

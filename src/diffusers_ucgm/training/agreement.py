@@ -1,7 +1,7 @@
 """Do the labels of a data set mean what a trained network takes them for? Measured with the network itself.
 
-A class-conditional network predicts noised data best under the data's own class, so its error under every class makes it
-a classifier. Where another assignment of classes to labels fits clearly better, the labels were numbered otherwise.
+A class-conditional network predicts noised data best under the data's own class, so its error under every class makes
+it a classifier. Where another assignment of classes to labels fits clearly better, the labels were numbered otherwise.
 """
 
 from collections.abc import Callable, Mapping, Sequence
