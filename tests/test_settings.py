@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from diffusers_ucgm import UCGMScheduler
+from diffusers_ucgm.presets import get_preset
 from diffusers_ucgm.settings import SCHEDULE_ARGUMENTS, SCHEDULER_SETTINGS, STEP_ARGUMENTS
+from diffusers_ucgm.transports import get_transport
 
 
 NAN, INF = float("nan"), float("inf")
@@ -266,3 +268,13 @@ def test_whole_times_may_be_python_integers_and_indices_may_not():
         assert index not in scheduler.timesteps
         with pytest.raises(ValueError, match="`timestep` must be an entry of `scheduler.timesteps`"):
             scheduler.step(sample, index, sample)
+
+
+@pytest.mark.parametrize("value", [["linear"], {"a": 1}, None, 3, {1}, "no such word"])
+def test_malformed_names_are_refused_by_name(value):
+    assert_refused(lambda: get_preset(value), "preset", value)
+    assert_refused(lambda: get_transport(value), "transport", value)
+    assert_refused(lambda: UCGMScheduler.from_preset(value), "preset", value)
+    assert_refused(lambda: get_transport("linear").with_prediction(value), "prediction_type", value)
+    if value is not None:
+        assert_refused(lambda: UCGMScheduler.from_config(UCGMScheduler().config, preset=value), "preset", value)

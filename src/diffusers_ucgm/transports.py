@@ -112,7 +112,7 @@ class Transport:
         Raises:
             ValueError: If `prediction_type` is not one of `PREDICTIONS`.
         """
-        if prediction_type not in PREDICTIONS:
+        if not isinstance(prediction_type, str) or prediction_type not in PREDICTIONS:
             raise ValueError(
                 f"`prediction_type` must be one of {sorted(PREDICTIONS)}, got {prediction_type!r}."
                 + did_you_mean(prediction_type, PREDICTIONS)
@@ -206,7 +206,7 @@ def get_transport(name: str, prediction_type: str | None = None) -> Transport:
     Raises:
         ValueError: If a name is unknown, or the path and the prediction do not determine data and noise.
     """
-    if name not in TRANSPORTS:
+    if not isinstance(name, str) or name not in TRANSPORTS:
         raise ValueError(
             f"`transport` must be one of {sorted(TRANSPORTS)}, got {name!r}.{did_you_mean(name, TRANSPORTS)} "
             "Add your own with `register_transport`."
