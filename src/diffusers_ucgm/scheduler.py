@@ -72,6 +72,10 @@ class UCGMSchedulerOutput(BaseOutput):
 class UCGMScheduler(SchedulerMixin, ConfigMixin):
     """The unified sampler for multi-step and few-step models (UCGM-S).
 
+    A scheduler serves one run at a time: it holds the run's state, in float32 or wider. A copy goes on alike.
+    Without a `generator` the noise of a run follows from the samples that it starts with, so that a pipeline's own
+    generator decides it even where the pipeline does not pass it on.
+
     Example:
         >>> import torch
         >>> from diffusers_ucgm import UCGMScheduler
