@@ -7,8 +7,10 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+from .constraints import check
 from .files import read_json
 from .idx import is_idx_folder, load_idx_images
+from .image_arguments import SOURCE_ARGUMENTS
 from .image_files import FileAccess, reason_of
 from .image_folders import ImageFolder, scan_folder, without_classes
 
@@ -98,6 +100,7 @@ def load_image_dataset(
         ValueError: If a column or the split is not there, or the source cannot be read.
         FileNotFoundError: If the folder holds nothing that can be read.
     """
+    check(SOURCE_ARGUMENTS, locals())
     opened = _open(source, split, streaming)
     dataset = opened.dataset
     first = dataset.features or next(iter(dataset), {})

@@ -12,6 +12,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from .constraints import check
+from .image_arguments import PREPARE_ARGUMENTS
 from .image_files import image_bytes, opened_image, reason_of, upright
 from .image_modes import flattened, read_background
 from .image_sources import ImageSource, load_image_dataset, rows_of
@@ -21,7 +23,6 @@ from .seeds import numbered_seed
 
 __all__ = ["ImageItems", "ImageSource", "load_image_dataset", "prepare_image"]
 
-CROPS = ("center", "random")
 # More corrupt images than this share, of at least so many seen, mean that the source is not what it is taken for.
 MAX_SKIPPED_SHARE, SEEN_AT_LEAST = 0.5, 20
 PNG_MODES = {1: "L", 3: "RGB"}
@@ -56,7 +57,7 @@ def prepare_image(
     Raises:
         ValueError: If an argument is something else, or the image's values have no known range.
     """
-    _check_choices(size, crop, channels)
+    check(PREPARE_ARGUMENTS, locals())
     colour = read_background(background)
     image = flattened(upright(image), PNG_MODES[channels], colour)
     height, width = (image.height, image.width) if size is None else (size, size) if isinstance(size, int) else size
@@ -68,16 +69,6 @@ def prepare_image(
     image = image.convert(PNG_MODES[channels])
     pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(height, width, channels)
     return pixels.permute(2, 0, 1).float() / 127.5 - 1.0
-
-
-def _check_choices(size: int | tuple[int, int] | None, crop: str, channels: int) -> None:
-    sides = () if size is None else (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) not in (0, 2) or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f"`size` must be a positive number of pixels, or height and width, got {size!r}.")
-    if crop not in CROPS:
-        raise ValueError(f"`crop` must be one of {list(CROPS)}, got {crop!r}.")
-    if channels not in PNG_MODES:
-        raise ValueError(f"`channels` must be 1 or 3, got {channels!r}.")
 
 
 def _covering(image: Image.Image, height: int, width: int, draws: list[float] | None) -> Image.Image:
@@ -135,7 +126,7 @@ class ImageItems:
 
     def __post_init__(self) -> None:
         # Here, for an error in an image's turn is taken for the image's.
-        _check_choices(self.size, self.crop, self.channels)
+        check(PREPARE_ARGUMENTS, vars(self))
         read_background(self.background)
 
     def prepared(self, row: int, sample: dict[str, Any]) -> dict[str, Any] | None:

@@ -13,12 +13,14 @@ import yaml
 from diffusers import AutoencoderKL
 
 from diffusers_ucgm import files
+from diffusers_ucgm.constraints import check
 from diffusers_ucgm.locks import Lock
 from diffusers_ucgm.pipeline import UCGMPipeline
 from diffusers_ucgm.presets import get_preset
 from diffusers_ucgm.run_folder import OVERWRITING, OWNED, RUN_FILE, RunFolder, differences
 from diffusers_ucgm.scheduler import UCGMScheduler
 
+from .arguments import CONVERT_ARGUMENTS
 from .autoencoders import AUTOENCODERS, describe_autoencoder, load_autoencoder
 from .files import read_latent_statistics, read_state_dict
 from .key_maps import described
@@ -77,6 +79,7 @@ def describe_checkpoint(
         OSError: If there is no such autoencoder.
         ValueError: See `convert_checkpoint`.
     """
+    check(CONVERT_ARGUMENTS, locals())
     _check_groups(norm_num_groups, vae)
     mean, std = _statistics(recipe or Recipe(), vae, latent_statistics)
     state_dict = read_state_dict(checkpoint, weights)
@@ -130,6 +133,7 @@ def convert_checkpoint(
         RuntimeError: If another process converts into the folder.
         ValueError: If a file is not what it should be, or the recipe is of another network.
     """
+    check(CONVERT_ARGUMENTS, locals())
     output = Path(output)
     recipe = recipe or Recipe()
     given = {"vae": vae, "latent_statistics": latent_statistics, "norm_num_groups": norm_num_groups, **settings}

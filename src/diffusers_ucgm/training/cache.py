@@ -22,9 +22,12 @@ from tqdm.auto import tqdm
 
 from diffusers_ucgm import files
 from diffusers_ucgm.checks import check_finite
+from diffusers_ucgm.constraints import check
 from diffusers_ucgm.images import ImageItems
 from diffusers_ucgm.run_folder import RUN_FILE, RunFolder
 from diffusers_ucgm.seeds import numbered_seed
+
+from .arguments import CACHE_ARGUMENTS
 
 
 __all__ = ["CachedLatents", "cache_latents", "finish_cache"]
@@ -88,6 +91,9 @@ def cache_latents(
         OSError: If a file cannot be written.
         RuntimeError: If another process works in the folder.
     """
+    check(CACHE_ARGUMENTS, locals())
+    if process_index >= num_processes:
+        raise ValueError(f"`process_index` must be below `num_processes`, {num_processes}, got {process_index}.")
     folder = Path(folder)
     plan = {"shard_size": shard_size, "batch_size": batch_size, "num_rows": items.num_rows}
     plan = {**plan, "fingerprint": dict(fingerprint), **_labels_of(items)}

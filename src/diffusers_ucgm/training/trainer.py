@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from diffusers_ucgm import files
+from diffusers_ucgm.constraints import check
 from diffusers_ucgm.lora import add_lora, without_lora
 from diffusers_ucgm.network_caches import check_uncached
 from diffusers_ucgm.processes import check_launch
@@ -34,6 +35,7 @@ from diffusers_ucgm.run_folder import RunFolder
 from diffusers_ucgm.teacher import Teacher
 
 from . import checkpoints, zero
+from .arguments import TRAINER_ARGUMENTS
 from .batches import DrawnSamples, StepSampler, batches_from, generator_of, length_of
 from .config import UCGMTrainingConfig
 from .denoisers import DenoiserAdapter, adapter_for, family_of_scheduler
@@ -106,6 +108,7 @@ class UCGMTrainer(Results):
                 nothing to draw in validation grids.
             RuntimeError: If this is one of several processes that do not know of each other.
         """
+        check(TRAINER_ARGUMENTS, locals())
         length_of(dataset)
         check_uncached(transformer, "transformer")
         if config.validation_steps and (pipeline is None or not config.validation_inputs):
