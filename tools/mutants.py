@@ -235,6 +235,20 @@ MUTANTS = [
         "{} if network",
         EXPERT_TESTS,
     ),
+    Mutant(
+        "wrappers of single blocks stay in the names",
+        "conversion/names.py",
+        'for part in key.split(".") if part not in INNER_WRAPPERS',
+        'for part in key.split(".") if part != "_orig_mod"',
+        CONVERSION_TESTS,
+    ),
+    Mutant(
+        "of two tensors with one name the last is taken",
+        "conversion/names.py",
+        "if name in found:",
+        "if False:",
+        CONVERSION_TESTS,
+    ),
     # Transports and grids
     Mutant(
         "data estimate with the wrong sign",

@@ -48,6 +48,7 @@ def convert(args: argparse.Namespace) -> int:
         recipe,
         dtype=None if args.torch_dtype is None else DTYPES[args.torch_dtype],
         id2label=None if args.id2label is None else read_id2label(args.id2label),
+        note=print,
         overwrite_output_dir=args.overwrite_output_dir,
         **settings,
     )

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 from diffusers import AutoencoderKL
+from diffusers.utils import logging
 
 from diffusers_ucgm import files
 from diffusers_ucgm.constraints import check
@@ -24,12 +25,15 @@ from .arguments import CONVERT_ARGUMENTS
 from .autoencoders import AUTOENCODERS, describe_autoencoder, load_autoencoder
 from .files import read_latent_statistics, read_state_dict
 from .key_maps import described
+from .names import without_training_heads
 from .networks import Architecture, convert_network, network_plan
 from .reference import Recipe, read_reference_config
 from .sizes import published_settings
 
 
 __all__ = ["CALL_FILE", "TRAINING_FILE", "convert_checkpoint", "describe_checkpoint", "recipe_from", "save_recipe"]
+
+logger = logging.get_logger(__name__)
 
 # Beside a converted pipeline: what the reference trained or tuned it with, as `ucgm train --config` reads it.
 TRAINING_FILE = "training.yaml"
@@ -82,12 +86,13 @@ def describe_checkpoint(
     check(CONVERT_ARGUMENTS, locals())
     _check_groups(norm_num_groups, vae)
     mean, std = _statistics(recipe or Recipe(), vae, latent_statistics)
-    state_dict = read_state_dict(checkpoint, weights)
+    notes: list[str] = []
+    state_dict = without_training_heads(read_state_dict(checkpoint, weights), notes.append)
     settings = _network_settings(recipe or Recipe(), settings)
     architecture, config, entries = network_plan(state_dict, **settings)
     _check_network(architecture, recipe or Recipe())
     head = {"_class_name": architecture.model.__name__, **config}
-    parts = [f"{architecture.name}: {json.dumps(head, indent=2)}", described(entries, state_dict)]
+    parts = [*notes, f"{architecture.name}: {json.dumps(head, indent=2)}", described(entries, state_dict)]
     if vae is not None:
         parts.append(describe_autoencoder(vae, norm_num_groups=norm_num_groups))
     if mean is not None:
@@ -108,6 +113,7 @@ def convert_checkpoint(
     dtype: torch.dtype | None = None,
     id2label: Mapping[int, str] | None = None,
     overwrite_output_dir: bool = False,
+    note: Callable[[str], None] = logger.warning,
     **settings: Any,
 ) -> Path:
     """Write the pipeline of an original checkpoint, as `UCGMPipeline.from_pretrained` loads it.
@@ -125,6 +131,7 @@ def convert_checkpoint(
         dtype: Of all weights but those that the model keeps in float32; None keeps them.
         id2label: The name of each class.
         overwrite_output_dir: Whether another conversion in the folder is replaced; the same one always is.
+        note: Is told what is left out of the checkpoint: heads that only training needs.
         settings: Entries of the network's configuration that its keys do not tell, see `network_plan`.
 
     Raises:
@@ -151,7 +158,7 @@ def convert_checkpoint(
     known = AUTOENCODERS.get(recipe.autoencoder or "")
     _check_groups(norm_num_groups, vae)
     mean, std = _statistics(recipe, vae, latent_statistics)
-    state_dict = read_state_dict(checkpoint, weights)
+    state_dict = without_training_heads(read_state_dict(checkpoint, weights), note)
     settings = _network_settings(recipe, settings)
     architecture = network_plan(state_dict, **settings)[0]
     _check_network(architecture, recipe)

@@ -8,15 +8,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .names import COUNTERS, GROUPS, is_group, plain_names
+
 
 __all__ = ["read_latent_statistics", "read_state_dict"]
 
-# Where a training checkpoint keeps weights; "state_dict" is Lightning's word, as in VA-VAE's release.
-GROUPS = ("ema", "model", "state_dict")
-
 
 def read_state_dict(path: str | Path, weights: str | None = None) -> dict[str, Tensor]:
-    """The weights in a file, by their original keys.
+    """The weights in a file, by the network's own names: without what DDP, FSDP, compilation or averaging put there.
 
     Args:
         path: A `.pt`, `.pth` or `.ckpt` file of torch, or `.safetensors`.
@@ -30,14 +29,13 @@ def read_state_dict(path: str | Path, weights: str | None = None) -> dict[str, T
         found: Any = _guarded(path, lambda: load_file(path))
     else:
         found = _read(path, mmap=True)
-        chosen = _chosen(found, path, weights)
+        chosen = _chosen(found, path, weights)[0]
         size = sum(value.untyped_storage().nbytes() for value in chosen.values())
         if size > Path(path).stat().st_size / 2:
             # Tensors of their own can be freed one by one as they are converted; mapped pages cannot.
             del found, chosen
             found = _read(path, mmap=False)
-    state_dict = _chosen(found, path, weights)
-    return {_without_prefix(key): value for key, value in state_dict.items()}
+    return plain_names(*_chosen(found, path, weights))
 
 
 def read_latent_statistics(path: str | Path) -> tuple[list[float], list[float]]:
@@ -96,23 +94,21 @@ def _guarded(path: str | Path, read: Any) -> Any:
         ) from error
 
 
-def _chosen(found: Any, path: str | Path, weights: str | None) -> dict[str, Tensor]:
+def _chosen(found: Any, path: str | Path, weights: str | None) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors of a file, and the group that is still to be found in their names."""
     if not isinstance(found, Mapping):
         raise ValueError(f"`path` must hold tensors by name, got {_content(found)} in {str(path)!r}.")
     groups = [name for name in GROUPS if isinstance(found.get(name), Mapping)]
-    if weights is not None and weights not in groups:
-        raise ValueError(f"`weights` must be one of {groups or ['nothing: the file has one set']}, got {weights!r}.")
-    state_dict = found[weights or groups[0]] if groups else found
-    others = [key for key, value in state_dict.items() if not isinstance(value, Tensor)]
-    if others or not state_dict:
-        raise ValueError(f"`path` must hold tensors by name, got {_content(state_dict)} in {str(path)!r}.")
-    return dict(state_dict)
-
-
-def _without_prefix(key: str) -> str:
-    while key.startswith("module."):
-        key = key.removeprefix("module.")
-    return key
+    if groups:
+        wanted = groups if weights is None else [name for name in groups if is_group(name, weights)]
+        if not wanted and "state_dict" not in groups:
+            raise ValueError(f"`weights` must be one of {groups}, got {weights!r}.")
+        return _chosen(found[(wanted or ["state_dict"])[0]], path, None if wanted else weights)
+    tensors = {key: value for key, value in found.items() if key not in COUNTERS}
+    others = [key for key, value in tensors.items() if not isinstance(value, Tensor)]
+    if others or not tensors:
+        raise ValueError(f"`path` must hold tensors by name, got {_content(found)} in {str(path)!r}.")
+    return tensors, weights
 
 
 def _content(found: Any) -> str:

@@ -1,0 +1,86 @@
+"""The names of a network's tensors without what wrapped it in training, and without what only training needs."""
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+
+__all__ = ["COUNTERS", "GROUPS", "TRAINING_HEADS", "is_group", "plain_names", "without_training_heads"]
+
+# Where a training checkpoint keeps weights, in the order of preference; "state_dict" is Lightning's word.
+AVERAGES = ("ema", "ema_model", "model_ema", "module_ema", "shadow", "shadow_params", "averaged_model")
+GROUPS = (*AVERAGES, "model", "state_dict", "network", "net", "online_model", "model_state_dict")
+# What compilation, DDP, FSDP, checkpointing and averaging put before a network's names, in any order.
+WRAPPERS = {"module", *GROUPS, "diffusion_model"}
+# The same, where single blocks were wrapped: within a name.
+INNER_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_fpw_module"}
+# Counters of averages.
+COUNTERS = {"n_averaged", "num_updates", "initted", "decay", "step"}
+# What stands beside the weights.
+OTHERS = ("optimizer", "opt", "lr_scheduler", "scaler")
+# Parts that compare a network's features with another's in training (REPA), under their names before the first dot.
+TRAINING_HEADS = ("projectors", "projector", "repa_projector", "repa_projectors", "repa_head", "align_head")
+
+
+def plain_names(state_dict: Mapping[str, Tensor], weights: str | None = None) -> dict[str, Tensor]:
+    """The tensors of one set of weights by the network's own names.
+
+    Args:
+        state_dict: Names that may begin with wrappers, and with groups such as "ema." and "model.".
+        weights: The group to take, "ema" for averaged weights; None takes averaged ones where there are any.
+
+    Raises:
+        ValueError: If there is no such group, or two tensors end under one name.
+    """
+    names = {key: _unwrapped(key) for key in state_dict}
+    while True:
+        names = {key: name for key, name in names.items() if name not in COUNTERS}
+        groups = {_first(name) for name in names.values()} - {*TRAINING_HEADS, *OTHERS}
+        if not groups or not groups <= WRAPPERS:
+            break
+        wanted = [name for name in GROUPS if name in groups and is_group(name, weights)]
+        chosen = next(iter(wanted or sorted(groups)))
+        weights = None if wanted else weights
+        heads = {key: name for key, name in names.items() if _first(name) in TRAINING_HEADS}
+        names = {key: name[len(chosen) + 1 :] for key, name in names.items() if name.startswith(f"{chosen}.")} | heads
+    if weights is not None:
+        raise ValueError(f"`weights` must be one of ['nothing: the file has one set'], got {weights!r}.")
+    found: dict[str, Tensor] = {}
+    for key, name in names.items():
+        if name in found:
+            raise ValueError(f"`path` must hold each tensor once, got two named {name!r} without their wrappers.")
+        found[name] = state_dict[key]
+    return found
+
+
+def without_training_heads(
+    state_dict: Mapping[str, Tensor], note: Callable[[str], None] | None = None
+) -> dict[str, Tensor]:
+    """The tensors without the heads that only training needs.
+
+    Args:
+        state_dict: By the network's own names.
+        note: Is told which heads were left out.
+    """
+    heads = {key for key in state_dict if _first(key) in TRAINING_HEADS}
+    if heads and note is not None:
+        shown = ", ".join(f"{name}.*" for name in sorted({*map(_first, heads)}))
+        note(f"Left out, as only training needs them: {shown} ({len(heads)} tensors).")
+    return {key: value for key, value in state_dict.items() if key not in heads}
+
+
+def is_group(name: str, weights: str | None) -> bool:
+    """Whether a group has the weights that were asked for, "ema" being every kind of averages; None asks for none."""
+    return weights is None or name == weights or (weights == "ema" and name in AVERAGES)
+
+
+def _first(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _unwrapped(key: str) -> str:
+    """A name without the wrappers that stand anywhere, and without those of data parallelism before it."""
+    parts = [part for part in key.split(".") if part not in INNER_WRAPPERS]
+    while len(parts) > 1 and parts[0] == "module":
+        parts = parts[1:]
+    return ".".join(parts)
