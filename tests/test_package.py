@@ -24,6 +24,7 @@ LAYERS = [
     {"constraints", "names", "network_caches", "deferred", "interruptions"},
     {"transports", "time_grids", "presets", "seeds", "stock", "models", "idx", "processes", "files", "precision"},
     {"autoencoders", "labels", "checks", "image_files", "image_folders", "image_modes", "readme", "locks"},
+    {"image_arguments"},
     {"image_sources"},
     {"families", "images", "swap", "run_noise"},
     {"settings", "pipeline_arguments", "run_folder"},
