@@ -70,6 +70,7 @@ def test_one_network_is_trained_on_its_own_times_and_saved_in_its_place(tmp_path
     noted.null_condition = adapter.null_condition
     trainer.adapter = noted
     assert trainer.train() == tmp_path / name
+    assert f"{name}={name})" in (tmp_path / name / "README.md").read_text()
     assert len(times) == 6
     # As the pipeline asks which network a time is for.
     calls_first = [1000.0 * t >= BOUNDARY * 1000 for t in times]
@@ -151,6 +152,8 @@ def test_a_lora_goes_back_to_its_network(tmp_path, name):
     getattr(case.pipe, name).eval()
     tuned = case()
     assert lora_notes(tmp_path / "lora" / LORA_WEIGHTS_NAME).get("network", "transformer") == name
+    card = (tmp_path / "lora" / "README.md").read_text()
+    assert ("load_into_transformer_2=True" in card) == (name == "transformer_2")
     fresh = two_experts()
     base = fresh()
     load_pipeline_lora(fresh.pipe, tmp_path)

@@ -135,7 +135,7 @@ def save_model_card(
         lines.append(f"![Samples]({PICTURE})")
     lines += [
         "## Use",
-        f"```python\n{_example(folder, kind, pipeline_class, base_model, few_step)}\n```",
+        f"```python\n{_example(folder, kind, pipeline_class, base_model, few_step, settings.get('expert'))}\n```",
         "## Training",
         f"Versions: torch {torch.__version__}, diffusers {version('diffusers')}, "
         f"diffusers-ucgm {version('diffusers-ucgm')}.",
@@ -179,7 +179,14 @@ def _arguments(pipeline_class: str) -> Collection[str]:
     return inspect.signature(getattr(diffusers, pipeline_class, UCGMPipeline).__call__).parameters
 
 
-def _example(folder: Path, kind: str, pipeline_class: str | None, base_model: str | None, few_step: bool) -> str:
+def _example(
+    folder: Path,
+    kind: str,
+    pipeline_class: str | None,
+    base_model: str | None,
+    few_step: bool,
+    expert: str | None = None,
+) -> str:
     owner = pipeline_class or "UCGMPipeline"
     load = "from diffusers_ucgm import UCGMPipeline, UCGMScheduler"
     if owner != "UCGMPipeline":
@@ -195,8 +202,10 @@ def _example(folder: Path, kind: str, pipeline_class: str | None, base_model: st
     preset = ', preset="few-step"' if few_step else ""
     swap = f"pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config{preset})"
     if kind == "lora":
-        return f'{load}\n\n{base})\npipe.load_lora_weights("this/repository")\n{swap}\n{draw}'
+        second = ", load_into_transformer_2=True" if expert == "transformer_2" else ""
+        return f'{load}\n\n{base})\npipe.load_lora_weights("this/repository"{second})\n{swap}\n{draw}'
     file = folder / "config.json"
     name = "unet" if file.is_file() and "UNet" in json.loads(file.read_text())["_class_name"] else "transformer"
+    name = expert or name
     network = f'{name} = AutoModel.from_pretrained("this/repository")'
     return f"from diffusers import AutoModel\n{load}\n\n{network}\n{base}, {name}={name})\n{swap}\n{draw}"
