@@ -35,6 +35,7 @@ LAYERS = [
     {"loading", "hub"},
     {"evaluation", "conversion"},
     {"training"},
+    {"folders"},
     {"info", "tables"},
     {"cli"},
 ]

@@ -111,6 +111,26 @@ def test_loss_and_learning_rate_are_drawn_by_step(tmp_path, panels):
     assert scales == ["log", "linear"]
 
 
+def test_residual_and_consistency_ratio_stand_beside_the_loss(tmp_path, panels):
+    # A loss that rises with the ratio is no failure, and the plot has to show why it rises.
+    lines = [{**line, "residual": 0.1 * line["step"], "consistency_ratio": line["step"] / 50} for line in LINES]
+    plot_loss(lines, tmp_path / "loss.png")
+    labels = [label for label, _ in panels[:-1]]
+    assert labels == ["loss", "raw residual", "consistency ratio", "learning rate"]
+    np.testing.assert_array_equal(panels[1][1], [[line["residual"] for line in lines]])
+    np.testing.assert_array_equal(panels[2][1], [[line["consistency_ratio"] for line in lines]])
+    assert panels[-1] == ["log", "log", "linear", "linear"]
+
+
+def test_residual_is_the_root_mean_square_without_weights():
+    statistics = TimeStatistics(torch.device("cpu"))
+    assert statistics.residual() is None
+    statistics.update(torch.tensor([0.1, 0.9]), torch.zeros(2), None, torch.tensor([[3.0, 3.0], [1.0, 1.0]]))
+    assert statistics.residual() == pytest.approx(5.0**0.5)
+    statistics.load(torch.zeros(10, 4))  # of a checkpoint from before
+    assert statistics.residual() is None
+
+
 @pytest.mark.parametrize("losses", [[1.0], [0.0, 0.0], [1.0, -1.0], [1.0, math.inf, 2.0], [math.nan, math.nan]])
 def test_odd_losses_are_drawn_without_warning(tmp_path, panels, losses):
     lines = [{"step": i, "loss": loss, "learning_rate": 0.0} for i, loss in enumerate(losses)]

@@ -8,11 +8,12 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from types import ModuleType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TextIO
 
 from .interruptions import Stopped, interruptible, line_of
 from .names import did_you_mean
@@ -36,7 +37,7 @@ COMMANDS = {
         "sample the bundled models: 2 steps beside 40 steps, a row for each class",
     ),
     "sample": Command("evaluation.options", "evaluation.sample", "draw a grid of pictures, a row for each label"),
-    "info": Command("info", "info", "what a pipeline, scheduler, transformer or training checkpoint is"),
+    "info": Command("info", "info", "what a folder holds: a model, a run, a cache, an evaluation"),
     "train": Command("training.options", "training.commands", "train a network, or tune a pipeline to few steps"),
     "cache": Command("training.options", "training.commands", "encode images and captions once, for `train`"),
     "doctor": Command(
@@ -92,6 +93,39 @@ class Parser(argparse.ArgumentParser):
             raise argparse.ArgumentError(action, f"must be one of {', '.join(map(str, known))}, got {value!r}.{hint}")
 
 
+class Output:
+    """A stream whose reader may leave, as `head` does: what nobody reads is dropped, and the command does its work.
+
+    Args:
+        stream: Of the process.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text, or drop it."""
+        with self._dropping():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+        with self._dropping():
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    @contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            # Python flushes once more at its end, and would print what it meets.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
@@ -103,19 +137,51 @@ def main(argv: Sequence[str] | None = None) -> int:
         SIGTERM, with the command that goes on.
     """
     words = [_with_dashes(word) for word in (sys.argv[1:] if argv is None else argv)]
+    stream = sys.stdout
+    sys.stdout = output = Output(stream)
     try:
         with interruptible():
             args = parser_for(words).parse_args(words)
-            return args.run(args)
+            return _reported(args)
     except KeyboardInterrupt as stop:
         number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
         # Each process of a launch gets the signal.
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(line_of(words, number), file=sys.stderr)
         return 128 + number
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        print(f"ucgm: error: {error}", file=sys.stderr)
+    finally:
+        output.flush()
+        sys.stdout = stream
+
+
+def _reported(args: argparse.Namespace) -> int:
+    """Run a command and print its error, without a traceback unless one is asked for."""
+    try:
+        return args.run(args)
+    except Exception as error:
+        if args.traceback or os.environ.get("UCGM_TRACEBACK"):
+            raise
+        message = str(error) or type(error).__name__
+        if _is_expected(error):
+            print(f"ucgm: error: {message}", file=sys.stderr)
+        else:
+            print(
+                f"ucgm: error: unexpected {type(error).__name__}: {message}\nThe input may be damaged, or this is a "
+                "fault of the package: --traceback or UCGM_TRACEBACK=1 shows where in the code it is from.",
+                file=sys.stderr,
+            )
         return 2
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether an error is one that names what the user can change: of files, or raised by this package on purpose."""
+    if isinstance(error, OSError | ImportError):
+        return True
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    is_ours = frame is not None and str(frame.tb_frame.f_globals.get("__name__")).split(".")[0] == __package__
+    return is_ours and isinstance(error, ValueError | TypeError | RuntimeError)
 
 
 def _with_dashes(word: str) -> str:
@@ -140,6 +206,7 @@ def parser_for(words: Sequence[str]) -> argparse.ArgumentParser:
         own = commands.add_parser(name, help=command.help)
         if name == given:
             _module(command.options).OPTIONS[name](own)
+            own.add_argument("--traceback", action="store_true", help="show where in the code an error is from")
             own.set_defaults(run=partial(_run, name))
             own.check_options(words[words.index(name) + 1 :])
     return parser

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "append_line",
+    "check_tensors",
     "check_writable",
     "naming",
     "read_json",
+    "read_tensors",
     "remove_leftovers",
     "replacing",
     "replacing_folder",
@@ -228,6 +230,46 @@ def read_json(path: str | Path, kind: type[Any] = dict, *, remedy: str = REMEDY)
     if not isinstance(values, kind):
         raise ValueError(f"{wanted}, got {type(values).__name__}. {remedy}")
     return values
+
+
+def read_tensors(path: str | Path, names: Collection[str] = ()) -> "dict[str, Tensor]":
+    """The tensors of a safetensors file.
+
+    Args:
+        path: Of the file.
+        names: Tensors that it must hold.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is torn or no safetensors file, or lacks one of the names; the message names it.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} must be a whole safetensors file, got a damaged one: {error}") from error
+    if missing := sorted(set(names) - set(tensors)):
+        raise ValueError(f"{str(path)!r} must hold {sorted(names)}, got a file without {missing}.")
+    return tensors
+
+
+def check_tensors(path: str | Path) -> None:
+    """Check that a safetensors file is whole, without reading its tensors.
+
+    Raises:
+        ValueError: If it is torn or no safetensors file; the message names it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt"):
+            pass
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{str(path)!r} must be a whole safetensors file, got a damaged one: {error}") from error
 
 
 def remove_leftovers(folder: str | Path, *, name: str | None = None, min_age: float = 0.0) -> None:

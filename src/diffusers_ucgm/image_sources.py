@@ -13,9 +13,10 @@ from .idx import is_idx_folder, load_idx_images
 from .image_arguments import SOURCE_ARGUMENTS
 from .image_files import FileAccess, reason_of
 from .image_folders import ImageFolder, scan_folder, without_classes
+from .names import local_or_hub
 
 
-__all__ = ["ImageSource", "load_image_dataset", "rows_of"]
+__all__ = ["ImageSource", "check_image_source", "load_image_dataset", "rows_of"]
 
 # What columns are called in `datasets`' image folders, webdataset shards and on the Hub.
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img")
@@ -101,6 +102,8 @@ def load_image_dataset(
         FileNotFoundError: If the folder holds nothing that can be read.
     """
     check(SOURCE_ARGUMENTS, locals())
+    check_image_source("source", source)
+    source = source if "://" in str(source) else str(Path(source).expanduser())
     opened = _open(source, split, streaming)
     dataset = opened.dataset
     first = dataset.features or next(iter(dataset), {})
@@ -135,6 +138,20 @@ def load_image_dataset(
         "" if label is not None else opened.no_classes,
         opened.shards,
     )
+
+
+def check_image_source(argument: str, source: str | Path) -> None:
+    """Check that a source of images exists, or may be on the Hub.
+
+    Args:
+        argument: What the error calls it.
+        source: As `load_image_dataset` takes it.
+
+    Raises:
+        FileNotFoundError: If it is a mistyped name or path; the error says what exists.
+    """
+    if "://" not in str(source) and not glob(str(Path(source).expanduser())):
+        local_or_hub(argument, source)
 
 
 def rows_of(source: ImageSource) -> Iterator[dict[str, Any]]:

@@ -1,11 +1,14 @@
 """`ucgm info`: what a folder holds. torch is imported on demand."""
 
 import argparse
-import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .names import BUNDLED
+from .files import check_tensors, read_json
+from .folders import describe_results
+from .names import BUNDLED, local_path
 
 
 if TYPE_CHECKING:
@@ -17,31 +20,45 @@ __all__ = ["COMMANDS", "OPTIONS"]
 
 def add_info_options(parser: argparse.ArgumentParser) -> None:
     """The options of `ucgm info`."""
-    parser.add_argument("target", help="bundled name or folder")
+    parser.add_argument(
+        "target",
+        help="bundled name, or folder of a pipeline, network, scheduler, checkpoint, or of what a command wrote",
+    )
     parser.add_argument("--steps", type=int, default=10, help="length of the schedule that is shown (%(default)s)")
     parser.add_argument("--plot", metavar="FILE", help="draw the schedule: times and signal to noise")
 
 
 def info(args: argparse.Namespace) -> int:
     """Say what a folder holds."""
-    folder = BUNDLED.get(args.target, Path(args.target)) if not Path(args.target).is_dir() else Path(args.target)
+    if args.target in BUNDLED and not Path(args.target).is_dir():
+        folder = BUNDLED[args.target]
+    else:
+        folder = local_path("target", args.target, f"a folder or one of {sorted(BUNDLED)}", BUNDLED)
     if not folder.is_dir():
-        raise FileNotFoundError(f"`target` must be a folder or one of {sorted(BUNDLED)}, got {args.target!r}.")
-    for name, describe in (
-        ("model_index.json", _describe_pipeline),
-        ("scheduler_config.json", _describe_scheduler),
-        ("state.json", _describe_checkpoint),
-        ("config.json", _describe_model),
-    ):
+        raise ValueError(f"`target` must be a folder, got the file {args.target!r}.")
+    for name, describe in DESCRIPTIONS.items():
         if (folder / name).is_file():
-            describe(folder, args.steps)
-            if args.plot:
-                print(f"\nPlot: {_plot_schedule(folder, args.steps, args.plot)}")
-            return 0
-    raise ValueError(
-        "`target` must hold model_index.json, scheduler_config.json, config.json or state.json, "
-        f"got {str(folder)!r} without any."
-    )
+            _described(folder, name, describe, args.steps)
+            break
+    else:
+        if (results := describe_results(folder)) is None:
+            raise ValueError(
+                f"`target` must hold {', '.join(DESCRIPTIONS)} or what a command wrote, got {str(folder)!r} with none."
+            )
+        print(results)
+    if args.plot:
+        print(f"\nPlot: {_plot_schedule(folder, args.steps, args.plot)}")
+    return 0
+
+
+def _described(folder: Path, name: str, describe: Callable[[Path, int], None], steps: int) -> None:
+    """Print what a file says, and name it if it has another form than diffusers gives it."""
+    try:
+        describe(folder, steps)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{str(folder / name)!r} must be as diffusers wrote it, got another form: {type(error).__name__} {error}."
+        ) from error
 
 
 def _plot_schedule(folder: Path, steps: int, path: str) -> Path:
@@ -50,7 +67,7 @@ def _plot_schedule(folder: Path, steps: int, path: str) -> Path:
     file = next((each for each in (folder, folder / "scheduler") if (each / "scheduler_config.json").is_file()), None)
     if file is None:
         raise ValueError(f"`--plot` needs a scheduler, got {str(folder)!r} without any.")
-    config = json.loads((file / "scheduler_config.json").read_text())
+    config = read_json(file / "scheduler_config.json")
     return plot_time_grid({config["_class_name"]: _scheduled(config, steps)}, path)
 
 
@@ -64,7 +81,7 @@ def _scheduled(config: dict[str, Any], steps: int) -> "UCGMScheduler":
 
 
 def _describe_pipeline(folder: Path, steps: int) -> None:
-    index = json.loads((folder / "model_index.json").read_text())
+    index = read_json(folder / "model_index.json")
     print(f"{index['_class_name']} in {folder}")
     if labels := index.get("id2label"):
         print(f"classes: {', '.join(labels.values())}")
@@ -75,19 +92,13 @@ def _describe_pipeline(folder: Path, steps: int) -> None:
 
 
 def _describe_model(folder: Path, steps: int) -> None:
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     print(f"{config.get('_class_name', 'model')} in {folder}")
     sizes: dict[str, int] = {}
     files = sorted(folder.glob("*.safetensors"))
     for file in files:
-        with file.open("rb") as stream:
-            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                count = 1
-                for size in tensor["shape"]:
-                    count *= size
-                sizes[tensor["dtype"]] = sizes.get(tensor["dtype"], 0) + count
+        for shape, dtype in _tensors_in(file):
+            sizes[dtype] = sizes.get(dtype, 0) + math.prod(shape)
     stored = sum(file.stat().st_size for file in files) / 1e6
     print(f"parameters: {sum(sizes.values()):,} ({', '.join(sizes) or 'no safetensors'}), {stored:.1f} MB")
     for name, value in config.items():
@@ -95,8 +106,18 @@ def _describe_model(folder: Path, steps: int) -> None:
             print(f"  {name}: {value}")
 
 
+def _tensors_in(file: Path) -> list[tuple[list[int], str]]:
+    """Shape and type of every tensor of a safetensors file."""
+    from safetensors import safe_open
+
+    check_tensors(file)
+    with safe_open(file, "np") as opened:
+        slices = [opened.get_slice(name) for name in opened.keys()]  # noqa: SIM118 - not a mapping
+        return [(each.get_shape(), each.get_dtype()) for each in slices]
+
+
 def _describe_checkpoint(folder: Path, steps: int) -> None:
-    state = json.loads((folder / "state.json").read_text())
+    state = read_json(folder / "state.json")
     print(f"training checkpoint after {state['step']} steps in {folder}")
     for name, value in state["config"].items():
         print(f"  {name}: {value}")
@@ -105,7 +126,7 @@ def _describe_checkpoint(folder: Path, steps: int) -> None:
 def _describe_scheduler(folder: Path, steps: int) -> None:
     import torch
 
-    config = json.loads((folder / "scheduler_config.json").read_text())
+    config = read_json(folder / "scheduler_config.json")
     print(f"{config['_class_name']} in {folder}")
     for name, value in config.items():
         if not name.startswith("_"):
@@ -126,5 +147,12 @@ def _describe_scheduler(folder: Path, steps: int) -> None:
         )
 
 
+# By the file that tells what a folder is.
+DESCRIPTIONS: dict[str, Callable[[Path, int], None]] = {
+    "model_index.json": _describe_pipeline,
+    "scheduler_config.json": _describe_scheduler,
+    "state.json": _describe_checkpoint,
+    "config.json": _describe_model,
+}
 OPTIONS = {"info": add_info_options}
 COMMANDS = {"info": info}

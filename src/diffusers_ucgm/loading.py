@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,40 +11,190 @@ import diffusers
 import torch
 from diffusers.utils.import_utils import compare_versions
 from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .files import check_tensors, read_json
 from .lora import LORA_WEIGHTS_NAME, active_adapters, load_lora, lora_notes, remove_lora, set_lora_scale
-from .names import BUNDLED
+from .models.edm2_unet_2d import EDM2UNet2DModel
+from .models.transformer_2d import UCGMTransformer2DModel
+from .names import BUNDLED, did_you_mean, local_or_hub, local_path
 from .pipeline import UCGMPipeline
 from .scheduler import UCGMScheduler
 
 
-__all__ = ["DTYPE", "DTYPES", "load_pipeline", "load_pipeline_lora"]
+__all__ = ["DTYPE", "DTYPES", "load_network", "load_pipeline", "load_pipeline_lora", "load_scheduler"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# `AutoModel` of diffusers finds its own classes alone.
+OWN_MODELS: dict[str, Any] = {each.__name__: each for each in (UCGMTransformer2DModel, EDM2UNet2DModel)}
 # The first of a LoRA's two matrices, in the forms of peft, kohya's tools and older diffusers.
 _DOWN = re.compile(r"[._](lora_A|lora_down|lora\.down|lora_linear_layer\.down|lora\.linear\.down|lokr_w1)(\.|$)")
 # diffusers 0.42 renamed the argument of `from_pretrained` and warns of the old name.
 DTYPE = "dtype" if compare_versions("diffusers", ">=", "0.42.0") else "torch_dtype"
 
 
-def load_pipeline(name: str, dtype: torch.dtype = torch.float32) -> diffusers.DiffusionPipeline:
+def load_pipeline(
+    name: str, dtype: torch.dtype = torch.float32, *, argument: str = "name"
+) -> diffusers.DiffusionPipeline:
     """A pipeline of any class from safetensors.
 
     Args:
-        name: A name in `BUNDLED`, a folder, or a repository of the Hub.
+        name: A name in `BUNDLED`, a folder, or `owner/name` on the Hub.
         dtype: Of the loaded weights.
+        argument: What errors call the name.
 
     Raises:
         OSError: If there is no pipeline under that name, or its weights are not safetensors.
+        ValueError: If a file of a folder is damaged, or diffusers cannot build a part from it; the message names it.
     """
-    index: Any = diffusers.DiffusionPipeline.load_config(BUNDLED.get(name, name))
-    cls = UCGMPipeline if index["_class_name"] == "UCGMPipeline" else diffusers.DiffusionPipeline
-    # A pipeline that was saved without some part, as SD3 without T5, is loaded without it only if that is said again.
-    absent = {part: None for part, found in index.items() if found == [None, None]}
-    return cls.from_pretrained(name, **{DTYPE: dtype}, use_safetensors=True, **absent)
+    found = local_or_hub(argument, name, BUNDLED)
+    folder = BUNDLED[found] if found in BUNDLED and not Path(found).is_dir() else Path(found)
+    if folder.is_dir():
+        _check_pipeline_folder(folder, argument)
+    with _naming(argument, name):
+        index: Any = diffusers.DiffusionPipeline.load_config(str(folder))
+        cls = UCGMPipeline if index["_class_name"] == "UCGMPipeline" else diffusers.DiffusionPipeline
+        # A pipeline that was saved without some part, as SD3 without T5, is loaded without it only if that is said.
+        absent = {part: None for part, value in index.items() if value == [None, None]}
+        pipe = cls.from_pretrained(found, **{DTYPE: dtype}, use_safetensors=True, **absent)
+    for part, module in pipe.components.items():
+        if isinstance(module, diffusers.ModelMixin):
+            _check_complete(module, folder / part)
+    return pipe
+
+
+def load_scheduler(folder: str | Path, *, argument: str = "folder") -> diffusers.SchedulerMixin:
+    """A saved scheduler of this package or of diffusers.
+
+    Args:
+        folder: With `scheduler_config.json`; of a saved pipeline, its scheduler is taken.
+        argument: What errors call the folder.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it holds no scheduler, or settings that the scheduler refuses.
+    """
+    path = local_path(argument, folder, "a folder with a scheduler of diffusers")
+    if (path / "model_index.json").is_file() and (path / "scheduler").is_dir():
+        path = path / "scheduler"
+    file = path / "scheduler_config.json"
+    if not file.is_file():
+        raise ValueError(f"`{argument}` must be a folder with a scheduler of diffusers, got {str(folder)!r}.")
+    cls = _class_named(read_json(file).get("_class_name"), file, {UCGMScheduler.__name__: UCGMScheduler})
+    with _naming(argument, file):
+        return cls.from_pretrained(str(path))
+
+
+def load_network(name: str, dtype: torch.dtype = torch.float32, *, argument: str = "name") -> diffusers.ModelMixin:
+    """A network of this package or of diffusers: with the weights of a folder, or new from a `config.json`.
+
+    Args:
+        name: A folder, `owner/name` on the Hub, or a configuration's file.
+        dtype: Of the weights.
+        argument: What errors call the name.
+
+    Raises:
+        OSError: If there is no network under that name, or its weights are not safetensors.
+        ValueError: If a file is damaged, or names no class; the message names it.
+    """
+    found = local_or_hub(argument, name)
+    path = Path(found)
+    file = path / "config.json" if path.is_dir() else path
+    if not path.exists():
+        with _naming(argument, name):
+            network: Any = diffusers.AutoModel.from_pretrained(found, **{DTYPE: dtype}, use_safetensors=True)
+            return network
+    if not file.is_file():
+        raise ValueError(f"`{argument}` must be a folder with a config.json, got {name!r} without one.")
+    config = read_json(file)
+    cls = _class_named(config.get("_class_name", "DiTTransformer2DModel"), file, OWN_MODELS)
+    with _naming(argument, file):
+        if path.is_file():
+            return cls.from_config(config).to(dtype)
+        for weights in path.glob("*.safetensors"):
+            check_tensors(weights)
+        network = cls.from_pretrained(found, **{DTYPE: dtype}, use_safetensors=True)
+    _check_complete(network, path)
+    return network
+
+
+def _check_complete(network: diffusers.ModelMixin, folder: Path) -> None:
+    """See that a folder held all weights of a network: diffusers fills up the others with random numbers.
+
+    Raises:
+        ValueError: If weights are missing.
+    """
+    held: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            held.update(opened.keys())
+    expected = set(network.state_dict())
+    missing, others = sorted(expected - held), held - expected
+    # Old names are translated by diffusers.
+    if held and len(missing) > len(others):
+        raise ValueError(
+            f"{str(folder)!r} must hold all weights of its config.json, got {len(missing)} missing, such as "
+            f"{missing[0]!r}."
+        )
+
+
+def _class_named(name: object, file: Path, own: dict[str, Any]) -> Any:
+    """A class of this package or of diffusers."""
+    cls = own.get(name) or getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not isinstance(cls, type):
+        raise ValueError(
+            f"{str(file)!r} must name a class of diffusers or of {sorted(own)} as '_class_name', got {name!r}."
+            f"{did_you_mean(name, [*own, *dir(diffusers)])}"
+        )
+    return cls
+
+
+@contextmanager
+def _naming(argument: str, name: object) -> Iterator[None]:
+    """Say of whatever a loader of diffusers raises which folder it is about."""
+    try:
+        yield
+    except OSError as error:
+        # The Hub's errors are several lines about its settings.
+        if "outgoing traffic has been disabled" in str(error) or "couldn't connect" in str(error).lower():
+            raise OSError(
+                f"`{argument}` is not on this machine, got {name!r}, and the Hub could not be reached: {error}"
+            ) from error
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"`{argument}` must be what diffusers can load, got {str(name)!r}: {reason}") from error
+
+
+def _check_pipeline_folder(folder: Path, argument: str) -> None:
+    """See that the files of a saved pipeline are whole and of the form that its loader takes for granted."""
+    file = folder / "model_index.json"
+    if not file.is_file():
+        raise ValueError(
+            f"`{argument}` must be the folder of a pipeline, with model_index.json, got {str(folder)!r}."
+            f"{_instead(folder)}"
+        )
+    index = read_json(file)
+    if not isinstance(index.get("_class_name"), str):
+        raise ValueError(f"{str(file)!r} must name its class as '_class_name', got {index.get('_class_name')!r}.")
+    for part, value in index.items():
+        is_part = isinstance(value, list) and len(value) == 2 and not part.startswith("_")
+        if not is_part or value == [None, None] or not all(isinstance(each, str) for each in value):
+            continue
+        if not (folder / part).is_dir():
+            raise ValueError(f"{str(file)!r} must name parts that are there, got {part!r} without a folder.")
+        for config in sorted((folder / part).glob("*config.json")):
+            read_json(config)
+        for weights in sorted((folder / part).glob("*.safetensors")):
+            check_tensors(weights)
+
+
+def _instead(folder: Path) -> str:
+    """Where a folder's pipeline is, if it is not in the folder itself."""
+    inner = next((each.parent for each in sorted(folder.glob("*/model_index.json"))), None)
+    return "" if inner is None else f" Did you mean {str(inner)!r}?"
 
 
 def load_pipeline_lora(pipe: diffusers.DiffusionPipeline, source: str | Path, scale: float = 1.0) -> None:
@@ -103,9 +255,8 @@ def _lora_file(source: str) -> Path:
     if path.is_dir():
         return _lora_file_in(path)
     parts = source.split("/")
-    is_on_hub = len(parts) == 2 or (len(parts) > 2 and source.endswith(".safetensors"))
-    if not is_on_hub or source.startswith((".", "/", "~")) or Path(parts[0]).is_dir():
-        raise FileNotFoundError(f"`source` must be a LoRA's folder or file, got {source!r}, which does not exist.")
+    # A file of a repository is named behind it.
+    local_or_hub("source", "/".join(parts[:2]) if source.endswith(".safetensors") and len(parts) > 2 else source)
     return Path(hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]) or LORA_WEIGHTS_NAME))
 
 

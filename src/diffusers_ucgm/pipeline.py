@@ -22,7 +22,7 @@ from . import files
 from .autoencoders import decode_latents, denormalize_latents, normalize_latents, takes_unit_range
 from .constraints import check, shown
 from .labels import ModelClasses
-from .names import BUNDLED
+from .names import BUNDLED, local_or_hub
 from .network_caches import CacheRun, disable_cache, enable_cache
 from .pipeline_arguments import CONSTRUCTOR_ARGUMENTS
 from .readme import OWN_EXAMPLE, save_readme
@@ -161,11 +161,11 @@ class UCGMPipeline(DiffusionPipeline):
         Raises:
             OSError: If there is no pipeline under that name, or its weights are not safetensors.
         """
-        name = str(pretrained_model_name_or_path)
+        name = local_or_hub("pretrained_model_name_or_path", pretrained_model_name_or_path, BUNDLED)
         if name in BUNDLED and not Path(name).is_dir():
-            pretrained_model_name_or_path = BUNDLED[name]
+            name = str(BUNDLED[name])
         kwargs.setdefault("use_safetensors", True)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return super().from_pretrained(name, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Save the pipeline, with a `README.md` that says how to load it, unless there is one.

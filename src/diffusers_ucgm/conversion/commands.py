@@ -1,13 +1,14 @@
 """What `ucgm convert` does: the conversion, and what is printed."""
 
 import argparse
-import json
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
 
+from diffusers_ucgm.files import read_json
 from diffusers_ucgm.hub import push_folder_to_hub
 from diffusers_ucgm.loading import DTYPES
+from diffusers_ucgm.names import local_or_hub, local_path
 
 from .convert import TRAINING_FILE, convert_checkpoint, describe_checkpoint, recipe_from, save_recipe
 from .options import NETWORK_OPTIONS
@@ -31,14 +32,15 @@ def convert(args: argparse.Namespace) -> int:
         print(f"Settings: {folder}")
         _print_call(recipe.call)
         return 0
+    statistics = args.latent_statistics
     settings = {name: getattr(args, name) for name in NETWORK_OPTIONS}
     settings |= {
-        "vae": None if args.vae is None else _local(args.vae),
-        "latent_statistics": None if args.latent_statistics is None else _local(args.latent_statistics),
+        "vae": None if args.vae is None else _local("--vae", args.vae),
+        "latent_statistics": statistics if statistics is None else _local("--latent-statistics", statistics),
         "norm_num_groups": args.norm_num_groups,
         "weights": args.weights,
     }
-    checkpoint = _local(args.checkpoint)
+    checkpoint = _local("--checkpoint", args.checkpoint)
     if args.dry_run:
         print(describe_checkpoint(checkpoint, recipe, **settings))
         return 0
@@ -69,7 +71,8 @@ def read_id2label(path: str | Path) -> dict[int, str]:
     Raises:
         ValueError: If it is none of these.
     """
-    found = json.loads(Path(path).read_text())
+    path = local_path("--id2label", path, "a JSON file with a name for each class")
+    found = read_json(path, object)
     if isinstance(found, dict) and isinstance(found.get("id2label"), dict):
         found = found["id2label"]
     if isinstance(found, list):
@@ -85,13 +88,13 @@ def _print_call(call: dict[str, object]) -> None:
         print("  drawn with " + ", ".join(f"{name}={value}" for name, value in call.items()))
 
 
-def _local(name: str) -> str:
+def _local(argument: str, name: str) -> str:
     """A file on this machine, fetched from the Hub where `owner/repository/path/file` is not one."""
-    parts = name.split("/")
-    is_file_of_a_repository = len(parts) > 2 and "." in parts[-1] and not Path(name).is_absolute()
-    if Path(name).exists() or not is_file_of_a_repository:
-        return name
-    return hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]))
+    owner, *rest = name.split("/")
+    is_file_of_a_repository = len(rest) > 1 and "." in rest[-1] and owner not in ("", ".", "..", "~")
+    if is_file_of_a_repository and not Path(owner).is_dir() and not Path(name).exists():
+        return hf_hub_download(f"{owner}/{rest[0]}", "/".join(rest[1:]))
+    return local_or_hub(argument, name)
 
 
 COMMANDS = {"convert": convert}

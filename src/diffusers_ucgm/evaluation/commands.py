@@ -6,16 +6,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 
-from diffusers_ucgm.loading import DTYPES, load_pipeline, load_pipeline_lora
+from diffusers_ucgm.loading import DTYPES, load_pipeline, load_pipeline_lora, load_scheduler
+from diffusers_ucgm.names import BUNDLED, local_or_hub, local_path
 from diffusers_ucgm.processes import check_launch
-from diffusers_ucgm.scheduler import UCGMScheduler
+
+from .references import check_reference
 
 
 __all__ = ["COMMANDS", "named_scheduler"]
@@ -28,9 +29,12 @@ def load_model(args: argparse.Namespace, device: str | torch.device | None = Non
         args: With the options of `add_model_options`.
         device: Where no `--device` is given; None is CUDA where there is one, or else the CPU.
     """
+    local_or_hub("--model", args.model, BUNDLED)
+    if getattr(args, "scheduler", None) and isinstance(args.scheduler, str):
+        local_path("--scheduler", args.scheduler, "a folder with a scheduler of diffusers")
     device = args.device or device or ("cuda" if torch.cuda.is_available() else "cpu")
     logging.disable_progress_bar()
-    pipe = load_pipeline(args.model, DTYPES[args.torch_dtype])
+    pipe = load_pipeline(args.model, DTYPES[args.torch_dtype], argument="--model")
     if args.lora is not None:
         load_pipeline_lora(pipe, args.lora, args.lora_scale)
     pipe = pipe.to(device)
@@ -70,11 +74,13 @@ def evaluate(args: argparse.Namespace) -> int:
 
     if args.update_model_card and not Path(args.model).is_dir():
         raise ValueError(f"`--model` must be a folder for `--update-model-card`, got {args.model!r}.")
+    local_or_hub("--model", args.model, BUNDLED)
+    check_reference("--reference", args.reference)
     state = PartialState(cpu=args.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU"))
     check_launch(state.num_processes)
     pipe = load_model(args, state.device)
     if args.scheduler is not None:
-        pipe.scheduler = load_scheduler(args.scheduler)
+        pipe.scheduler = load_scheduler(args.scheduler, argument="--scheduler")
     call = {**call_arguments(args), **dict(call_argument(word) for word in args.call)}
     result = evaluate_pipeline(
         pipe,
@@ -118,20 +124,6 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
-def load_scheduler(folder: str) -> SchedulerMixin:
-    """A saved scheduler of this package or of diffusers.
-
-    Raises:
-        ValueError: If the folder holds none.
-    """
-    file = Path(folder) / "scheduler_config.json"
-    name = json.loads(file.read_text())["_class_name"] if file.is_file() else None
-    cls: Any = UCGMScheduler if name == UCGMScheduler.__name__ else getattr(diffusers, name or "", None)
-    if cls is None:
-        raise ValueError(f"`--scheduler` must be a folder with a scheduler of diffusers, got {folder!r}.")
-    return cls.from_pretrained(folder)
-
-
 def call_argument(word: str) -> tuple[str, Any]:
     """Name and value of `NAME=VALUE`, the value as JSON where it is JSON.
 
@@ -143,7 +135,7 @@ def call_argument(word: str) -> tuple[str, Any]:
         raise ValueError(f"`--call` must be words of the form NAME=VALUE, got {word!r}.")
     try:
         return name, json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return name, value
 
 
@@ -153,6 +145,8 @@ def tune(args: argparse.Namespace) -> int:
     from .sampler_plots import plot_tuning
     from .tune import report, save_pictures, save_pipeline, tune_sampler
 
+    if args.reference is not None:
+        check_reference("--reference", args.reference)
     pipe = load_model(args)
     objective: Objective | str = args.objective
     if objective not in OBJECTIVES:
@@ -214,6 +208,8 @@ def compare(args: argparse.Namespace) -> int:
     from .measurements import save_comparison
     from .stock_solvers import stock_solvers, ucgm_solvers
 
+    if args.reference is not None:
+        check_reference("--reference", args.reference)
     pipe = load_model(args)
     config = pipe.scheduler.config
     solvers: dict[str, Any] = {**ucgm_solvers(config), **stock_solvers(config)}
@@ -258,9 +254,9 @@ def named_scheduler(word: str, calls: list[int]) -> tuple[str, Any]:
     if not equals or not name:
         raise ValueError(f"`--scheduler` must be a word of the form NAME=FOLDER, got {word!r}.")
     if "{calls}" not in folder:
-        return name, load_scheduler(folder)
+        return name, load_scheduler(folder, argument="--scheduler")
     folders = {budget: Path(folder.replace("{calls}", str(budget))) for budget in calls}
-    found = {budget: load_scheduler(str(each)) for budget, each in folders.items() if each.is_dir()}
+    found = {budget: load_scheduler(each, argument="--scheduler") for budget, each in folders.items() if each.is_dir()}
     if not found:
         raise ValueError(f"`--scheduler` must name a folder for at least one of {calls} calls, got {folder!r}.")
     return name, found

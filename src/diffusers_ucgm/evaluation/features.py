@@ -4,7 +4,6 @@ A feature network is any callable from pictures, unsigned bytes of shape `(B, C,
 `ImageFeatures`. It brings pictures to its own size and scale, the drawn and the real ones in the same way.
 """
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from importlib import import_module
@@ -17,7 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from diffusers_ucgm.checks import check_finite
+from diffusers_ucgm.files import read_json
 from diffusers_ucgm.models.image_classifier_2d import ImageClassifier2DModel
+from diffusers_ucgm.names import local_or_hub
 
 from .defaults import BUNDLED_CLASSIFIERS
 
@@ -75,7 +76,7 @@ def load_features(name: str, device: str | torch.device = "cpu") -> FeatureNetwo
     """
     if name == "inception":
         return InceptionFeatures(device)
-    folder = BUNDLED_FEATURES.get(name, Path(name))
+    folder = BUNDLED_FEATURES.get(name, Path(name).expanduser())
     if not folder.is_dir() and ":" in name:
         module, _, function = name.partition(":")
         make: Any = getattr(import_module(module), function, None)
@@ -85,10 +86,10 @@ def load_features(name: str, device: str | torch.device = "cpu") -> FeatureNetwo
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(f"`features` must be a folder with a config.json, got {str(folder)!r} without one.")
-        config = json.loads((folder / "config.json").read_text())
+        config = read_json(folder / "config.json")
         if config.get("_class_name") == ImageClassifier2DModel.__name__:
             return ClassifierFeatures(folder, device)
-    return TransformersFeatures(name, device)
+    return TransformersFeatures(local_or_hub("features", name, ["inception", *BUNDLED_FEATURES]), device)
 
 
 @torch.no_grad()

@@ -20,6 +20,14 @@ FONT_SIZE = 15
 # Of a plot, in inches.
 PLOT_WIDTH, PANEL_HEIGHT = 6.4, 2.4
 BLUE, ORANGE = "#1f77b4", "#d95f02"
+# Of a run, from the top, with what they are called.
+PANELS = {
+    "loss": "loss",
+    "residual": "raw residual",
+    "consistency_ratio": "consistency ratio",
+    "learning_rate": "learning rate",
+}
+REQUIRED = ("loss", "learning_rate")
 
 
 def picture_table(
@@ -112,10 +120,13 @@ def plot_by_time(statistics: Mapping[str, Sequence[float | None]], path: str | P
 
 
 def plot_loss(lines: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """The smoothed loss by optimizer step, and below it the learning rate.
+    """The smoothed loss by optimizer step, and below it raw residual, consistency ratio and learning rate.
+
+    The loss of a healthy run rises with the consistency ratio, whose target differs more from the prediction.
 
     Args:
-        lines: The lines of a run's `log.jsonl`: `step`, `loss` and `learning_rate`.
+        lines: The lines of `log.jsonl`: `step`, `loss` and `learning_rate`, and where they are known `residual`
+            (root mean square of prediction minus target) and `consistency_ratio`.
         path: Of the PNG file.
 
     Raises:
@@ -125,22 +136,24 @@ def plot_loss(lines: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     if not lines:
         raise ValueError("`lines` must hold at least one line of the log, got none.")
     steps = [line["step"] for line in lines]
-    losses, rates = (drawable([line[name] for line in lines]) for name in ("loss", "learning_rate"))
+    known = [name for name in PANELS if name in REQUIRED or any(line.get(name) is not None for line in lines)]
+    series = {name: drawable([line.get(name) for line in lines]) for name in known}
     marker = "o" if len(lines) == 1 else ""
 
     def draw(axes: list["Axes"]) -> None:
-        axes[0].plot(steps, losses, color=BLUE, marker=marker)
-        axes[0].set_ylabel("loss")
-        finite = [value for value in losses if math.isfinite(value)]
-        if finite and min(finite) > 0:
-            axes[0].set_yscale("log")
-        axes[1].plot(steps, rates, color=BLUE, marker=marker)
-        axes[1].set_ylabel("learning rate")
-        axes[1].set_ylim(bottom=0.0)
-        axes[1].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-        axes[1].set_xlabel("optimizer step")
+        for ax, (name, values) in zip(axes, series.items(), strict=True):
+            ax.plot(steps, values, color=BLUE, marker=marker)
+            ax.set_ylabel(PANELS[name])
+            finite = [value for value in values if math.isfinite(value)]
+            if name in ("loss", "residual") and finite and min(finite) > 0:
+                ax.set_yscale("log")
+        if "consistency_ratio" in known:
+            axes[known.index("consistency_ratio")].set_ylim(-0.05, 1.05)
+        axes[-1].set_ylim(bottom=0.0)
+        axes[-1].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+        axes[-1].set_xlabel("optimizer step")
 
-    return plotted(draw, 2, path)
+    return plotted(draw, len(known), path)
 
 
 def drawable(values: Sequence[float | None]) -> list[float]:

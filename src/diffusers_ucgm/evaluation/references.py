@@ -18,7 +18,9 @@ from tqdm.auto import tqdm
 
 from diffusers_ucgm import files
 from diffusers_ucgm.checks import check_finite
+from diffusers_ucgm.image_sources import check_image_source
 from diffusers_ucgm.images import ImageItems, load_image_dataset, prepare_image
+from diffusers_ucgm.names import local_path
 
 from .features import FeatureNetwork, features_of
 from .metrics import FeatureStatistics
@@ -92,6 +94,22 @@ def load_reference(
     return replace(reference, skipped=(*found.left_out, *items.skipped))
 
 
+def check_reference(argument: str, source: str | Path) -> None:
+    """Check that a reference exists, or may be on the Hub, before anything is computed.
+
+    Args:
+        argument: What the error calls it.
+        source: As `load_reference` takes it.
+
+    Raises:
+        FileNotFoundError: If it is a mistyped name or path; the error says what exists.
+    """
+    if str(source).endswith(".npz"):
+        local_path(argument, source, "a file of statistics or pictures")
+    else:
+        check_image_source(argument, source)
+
+
 def save_reference(path: str | Path, reference: Reference, feature_name: str | None = None) -> Path:
     """Write a statistics file that this package, ADM's and clean-fid's code read.
 
@@ -132,8 +150,7 @@ def _from_file(
     batch_size: int,
     progress: bool,
 ) -> Reference:
-    if not path.is_file():
-        raise FileNotFoundError(f"`source` must be a file, a folder or a data set, got {str(path)!r}.")
+    path = local_path("source", path, "a file of statistics or pictures")
     arrays = _arrays(path)
     if not {"mu", "sigma"} <= set(arrays) and "arr_0" not in arrays:
         raise ValueError(

@@ -11,13 +11,13 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from diffusers_ucgm.files import check_writable, write_image
-from diffusers_ucgm.loading import load_pipeline
+from diffusers_ucgm.loading import load_pipeline, load_scheduler
 from diffusers_ucgm.names import did_you_mean
 from diffusers_ucgm.pipeline import UCGMPipeline
 from diffusers_ucgm.presets import Preset, get_preset
 from diffusers_ucgm.scheduler import UCGMScheduler
 
-from .commands import call_argument, given_conditions, load_model, load_scheduler
+from .commands import call_argument, given_conditions, load_model
 from .drawing import takes_classes
 from .generation import Generation, generate
 from .options import SCHEDULER_OPTIONS
@@ -103,7 +103,7 @@ def _check_conditions(args: argparse.Namespace, name: str, is_by_class: bool) ->
 def _set_scheduler(pipe: Any, args: argparse.Namespace, preset: Preset | None) -> None:
     """The sampler that the options name; a stock pipeline without any keeps its own."""
     if args.scheduler is not None:
-        pipe.scheduler = load_scheduler(args.scheduler)
+        pipe.scheduler = load_scheduler(args.scheduler, argument="--scheduler")
     changes = {name: getattr(args, name) for name in SCHEDULER_OPTIONS if getattr(args, name) is not None}
     if preset is not None:
         own, published = pipe.scheduler.config.get("transport"), preset.scheduler.get("transport")

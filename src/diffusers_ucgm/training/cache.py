@@ -266,9 +266,26 @@ class CachedLatents(Dataset[dict[str, Tensor]]):
                 f"`folder` must be a finished cache with {INDEX}, got {str(folder)!r}. Run `ucgm cache` to its end."
             )
         self.index: dict[str, Any] = files.read_json(self.folder / INDEX, remedy="Run `ucgm cache` again.")
-        counts = self.index["counts"]
+        counts, columns = self.index.get("counts"), self.index.get("columns")
+        is_counted = isinstance(counts, list) and all(isinstance(each, int) and each >= 0 for each in counts)
+        if not isinstance(counts, list) or not is_counted or not isinstance(columns, list) or "latents" not in columns:
+            raise ValueError(
+                f"{str(self.folder / INDEX)!r} must have 'counts' and 'columns' of a cache, got {counts!r} and "
+                f"{columns!r}. Run `ucgm cache` again."
+            )
+        if self.index.get("num_samples") != sum(counts):
+            raise ValueError(
+                f"{str(self.folder / INDEX)!r} must have the sum of its counts, {sum(counts)}, as 'num_samples', got "
+                f"{self.index.get('num_samples')!r}. Run `ucgm cache` again."
+            )
         for name in ("latents_mean", "latents_std"):
-            check_finite(name, torch.tensor(self.index[name]), str(self.folder / INDEX), "Run `ucgm cache` anew.")
+            values = self.index.get(name)
+            if not isinstance(values, list) or not all(isinstance(each, int | float) for each in values):
+                raise ValueError(
+                    f"{str(self.folder / INDEX)!r} must have a list of numbers as {name!r}, got {values!r}. Run "
+                    "`ucgm cache` again."
+                )
+            check_finite(name, torch.tensor(values), str(self.folder / INDEX), "Run `ucgm cache` anew.")
         if torn := [i for i in range(len(counts)) if not _is_whole(_shard(self.folder, i))]:
             raise ValueError(f"`folder` must have all its shards, got {torn} torn or missing. Run `ucgm cache` again.")
         self._ends = torch.tensor(counts).cumsum(0).tolist()

@@ -1,23 +1,21 @@
 """What the commands of `ucgm` that train do: `train`, `doctor` and `cache`. Each calls the public API and prints."""
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from safetensors.torch import load_file
 
 from diffusers_ucgm import files
+from diffusers_ucgm.files import read_tensors
+from diffusers_ucgm.image_sources import check_image_source
 from diffusers_ucgm.images import ImageItems, load_image_dataset
 from diffusers_ucgm.interruptions import Stopped
 from diffusers_ucgm.labels import read_label_map
-from diffusers_ucgm.loading import DTYPE, DTYPES, load_pipeline
-from diffusers_ucgm.models.edm2_unet_2d import EDM2UNet2DModel
-from diffusers_ucgm.models.transformer_2d import UCGMTransformer2DModel
+from diffusers_ucgm.loading import DTYPES, load_network, load_pipeline
+from diffusers_ucgm.names import BUNDLED, local_or_hub, local_path
 from diffusers_ucgm.processes import check_launch, is_first_process
 
 from .cache import CachedLatents, cache_latents, finish_cache
@@ -33,14 +31,13 @@ from .settings import read_setting, read_settings_file, recipe_settings
 
 __all__ = ["COMMANDS"]
 
-# `AutoModel` of diffusers finds its own classes alone.
-OWN_MODELS: dict[str, Any] = {each.__name__: each for each in (UCGMTransformer2DModel, EDM2UNet2DModel)}
-
+DATA_KINDS = "a folder of `ucgm cache` or a safetensors file"
 NULL_CONDITION = "null_condition.safetensors"
 
 
 def _config(args: argparse.Namespace, **defaults: Any) -> UCGMTrainingConfig:
     """The settings in force: the options win over `--config`, and the file wins over `--recipe`."""
+    _check_names(args)
     words = {
         name.removeprefix("setting_"): value
         for name, value in vars(args).items()
@@ -66,34 +63,38 @@ def _config(args: argparse.Namespace, **defaults: Any) -> UCGMTrainingConfig:
     return config
 
 
-def _network(name: str, dtype: torch.dtype) -> Any:
-    path = Path(name)
-    file = path / "config.json" if path.is_dir() else path
-    config = json.loads(file.read_text()) if file.is_file() else {}
-    class_name = config.get("_class_name", "DiTTransformer2DModel")
-    cls = OWN_MODELS.get(class_name) or getattr(diffusers, class_name, None)
-    if cls is None:
-        raise ValueError(
-            f"`--model` must name a class of diffusers or of {list(OWN_MODELS)}, got {class_name!r} in {name!r}."
-        )
-    if path.is_file():
-        return cls.from_config(config).to(dtype)
-    loader = OWN_MODELS.get(class_name, diffusers.AutoModel)
-    return loader.from_pretrained(name, **{DTYPE: dtype}, use_safetensors=True)
+def _check_names(args: argparse.Namespace) -> None:
+    """See that everything that the options name exists, before anything is loaded."""
+    if args.pipeline:
+        local_or_hub("--pipeline", args.pipeline, BUNDLED)
+    else:
+        local_or_hub("--model", args.model)
+    local_path("--data", args.data, DATA_KINDS)
+    if args.config:
+        local_path("--config", args.config, "a JSON or YAML file of settings")
 
 
 def _data(name: str) -> tuple[Any, dict[str, torch.Tensor] | None]:
     """The data set and, where the cache has it, what stands for no prompt."""
-    path = Path(name)
+    path = local_path("--data", name, DATA_KINDS)
     if path.is_dir():
         null = path / NULL_CONDITION
-        return CachedLatents(path), load_file(null) if null.is_file() else None
+        return CachedLatents(path), read_tensors(null) if null.is_file() else None
     if not path.is_file():
-        raise FileNotFoundError(f"`--data` must be a folder of `ucgm cache` or a safetensors file, got {name!r}.")
-    tensors = load_file(path)
-    if missing := {"latents", "class_labels"} - set(tensors):
-        raise ValueError(f"`--data` must hold 'latents' and 'class_labels', got a file without {sorted(missing)}.")
-    return LatentDataset(tensors["latents"], tensors["class_labels"].long()), None
+        raise ValueError(f"`--data` must be {DATA_KINDS}, got {name!r}.")
+    tensors = read_tensors(path, ("latents", "class_labels"))
+    latents, labels = tensors["latents"], tensors["class_labels"]
+    if not latents.is_floating_point() or latents.ndim < 2 or len(latents) == 0:
+        raise ValueError(
+            f"`--data` must hold floating 'latents' of shape (N, C, ...), got {latents.dtype} of shape "
+            f"{tuple(latents.shape)} in {name!r}."
+        )
+    if labels.is_floating_point() or labels.shape != latents.shape[:1]:
+        raise ValueError(
+            f"`--data` must hold whole 'class_labels' of shape ({len(latents)},), got {labels.dtype} of shape "
+            f"{tuple(labels.shape)} in {name!r}."
+        )
+    return LatentDataset(latents, labels.long()), None
 
 
 def train(args: argparse.Namespace) -> int:
@@ -103,10 +104,10 @@ def train(args: argparse.Namespace) -> int:
     config = _config(args)
     dataset, null = _data(args.data)
     if args.pipeline:
-        pipeline = load_pipeline(args.pipeline, DTYPES[args.torch_dtype])
+        pipeline = load_pipeline(args.pipeline, DTYPES[args.torch_dtype], argument="--pipeline")
         trainer = UCGMTrainer.from_pipeline(config, pipeline, dataset, null_condition=null)
     else:
-        trainer = UCGMTrainer(config, _network(args.model, DTYPES[args.torch_dtype]), dataset)
+        trainer = UCGMTrainer(config, load_network(args.model, DTYPES[args.torch_dtype], argument="--model"), dataset)
     folder = trainer.train()
     if folder is None:
         assert trainer.interrupted_by is not None
@@ -138,7 +139,7 @@ def doctor(args: argparse.Namespace) -> int:
     if args.pipeline:
         from .denoisers import family_of_scheduler
 
-        pipeline = load_pipeline(args.pipeline, dtype)
+        pipeline = load_pipeline(args.pipeline, dtype, argument="--pipeline")
         expert, adapter = expert_of(pipeline, config.expert), adapter_for_pipeline(pipeline)
         if null is not None:
             adapter.null_condition = null
@@ -154,7 +155,8 @@ def doctor(args: argparse.Namespace) -> int:
         )
     else:
         is_pretrained = not Path(args.model).is_file()
-        findings = examine(config, _network(args.model, dtype), dataset, is_pretrained=is_pretrained)
+        network = load_network(args.model, dtype, argument="--model")
+        findings = examine(config, network, dataset, is_pretrained=is_pretrained)
     for finding in findings:
         print(f"{finding.level}: {finding.name}: {finding.message}")
     errors = sum(finding.level == "error" for finding in findings)
@@ -164,10 +166,12 @@ def doctor(args: argparse.Namespace) -> int:
 
 def cache(args: argparse.Namespace) -> int:
     """Encode images and captions; under `accelerate launch` in several processes."""
+    local_or_hub("--pipeline", args.pipeline, BUNDLED)
+    check_image_source("--source", args.source)
     # Only Accelerator reads this variable by itself.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     check_launch(state.num_processes)
-    pipeline = load_pipeline(args.pipeline, DTYPES[args.torch_dtype]).to(state.device)
+    pipeline = load_pipeline(args.pipeline, DTYPES[args.torch_dtype], argument="--pipeline").to(state.device)
     adapter = adapter_for_pipeline(pipeline)
     label_map = None if args.label_map is None else read_label_map(args.label_map)
     source = load_image_dataset(

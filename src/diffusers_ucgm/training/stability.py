@@ -29,31 +29,47 @@ class TimeStatistics:
 
     def __init__(self, device: torch.device) -> None:
         """Start empty."""
-        self.sums = torch.zeros(NUM_BINS, 4, device=device)  # count, loss, |slope|, clamped share
+        self.sums = torch.zeros(NUM_BINS, 5, device=device)  # count, loss, |slope|, clamped share, squared residual
 
     @torch.no_grad()
-    def update(self, t: Tensor, loss: Tensor, slope: Tensor | None) -> None:
+    def update(self, t: Tensor, loss: Tensor, slope: Tensor | None, residual: Tensor | None = None) -> None:
         """Add a batch.
 
         Args:
             t: Canonical times, shape `(B,)`.
             loss: The loss of every sample, shape `(B,)`.
             slope: The clamped derivative, shape `(B, ...)`, or None.
+            residual: Prediction minus target, without weights and distances of the loss, shape `(B, ...)`.
         """
-        rows = torch.zeros(len(t), 4, device=t.device)
+        rows = torch.zeros(len(t), 5, device=t.device)
         rows[:, 0], rows[:, 1] = 1.0, loss.float()
         if slope is not None:
             size = slope.abs().flatten(1)
             rows[:, 2], rows[:, 3] = size.mean(1), (size >= 1.0).float().mean(1)
+        if residual is not None:
+            rows[:, 4] = residual.float().square().flatten(1).mean(1)
         place = (t * NUM_BINS).long().clamp(0, NUM_BINS - 1)
         self.sums.index_add_(0, place, rows.to(self.sums))
+
+    def load(self, sums: Tensor) -> None:
+        """Go on from the sums of a checkpoint; those of version 0.1.0 have no residual.
+
+        Args:
+            sums: Shape `(10, 4)` or `(10, 5)`.
+        """
+        self.sums.zero_()[:, : sums.shape[1]].copy_(sums)
+
+    def residual(self) -> float | None:
+        """The root mean square of the residual since the last reading; None without samples. Waits for the device."""
+        count, squares = self.sums[:, 0].sum().item(), self.sums[:, 4].sum().item()
+        return math.sqrt(squares / count) if count and math.isfinite(squares) else None
 
     def read(self) -> dict[str, list[float | None]]:
         """The means since the last reading, by bin: `t` (centres), `loss`, `slope`, `clamped`; None where none fell.
 
         Waits for the device.
         """
-        count, *sums = self.sums.T.tolist()
+        count, *sums = self.sums[:, :4].T.tolist()
         means = [[value / n if n else None for value, n in zip(row, count, strict=True)] for row in sums]
         self.sums.zero_()
         centres: list[float | None] = [(i + 0.5) / NUM_BINS for i in range(NUM_BINS)]

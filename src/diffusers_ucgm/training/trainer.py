@@ -404,7 +404,7 @@ class UCGMTrainer(Results):
             self.guard.load_state_dict(values["guard"])
             # The sums are of all processes, and are added up again.
             sums = torch.tensor(values["statistics"])
-            self.statistics.sums.copy_(sums if self.accelerator.is_main_process else torch.zeros_like(sums))
+            self.statistics.load(sums if self.accelerator.is_main_process else torch.zeros_like(sums))
         self.nonfinite_steps = values.get("nonfinite_steps", 0)
         mean_loss = values.get("mean_loss")
         self.mean_loss = None if mean_loss is None else torch.tensor(mean_loss, device=self.accelerator.device)
@@ -430,7 +430,7 @@ class UCGMTrainer(Results):
             dropped=batch["dropped"],
             generator=generator_of(self.config.seed, self.step, micro, self.accelerator.process_index, "dropout"),
         )
-        self.statistics.update(output.t, output.per_sample_loss, output.slope)
+        self.statistics.update(output.t, output.per_sample_loss, output.slope, output.prediction - output.target)
         return output.loss
 
     def _total_norm(self) -> Tensor:
@@ -609,11 +609,12 @@ class UCGMTrainer(Results):
             "loss": float(self.mean_loss),
             "learning_rate": self.lr_scheduler.get_last_lr()[0],
             "consistency_ratio": ratio_at(self.config.consistency_ratio, self.step),
+            "residual": self.statistics.residual(),
             "nonfinite_steps": self.nonfinite_steps,
             "images_per_second": images / self.timed_seconds if self.timed_seconds else 0.0,
         }
         self.timed_steps, self.timed_seconds = 0, 0.0
-        tracked = {name: value for name, value in line.items() if name != "step"}
+        tracked = {name: value for name, value in line.items() if name != "step" and value is not None}
         line["by_time"] = self.statistics.read()
         try:
             if self.config.report_to:

@@ -1,0 +1,102 @@
+"""`ucgm info` on what the other commands leave, and output that nobody reads."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from test_pipeline import autoencoder, pipeline
+
+from diffusers_ucgm.cli import main
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("results")
+    pipeline(autoencoder("kl", channels=1)).save_pretrained(root / "model")
+    save_file({"latents": torch.randn(8, 4, 8, 8), "class_labels": torch.arange(8) % 5}, root / "latents.safetensors")
+    for name in ("Bag", "Coat"):
+        (root / "photos" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new("L", (32, 32), 60 * i).save(root / "photos" / name / f"{i}.png")
+    return root
+
+
+def told(folder, capsys):
+    capsys.readouterr()
+    assert main(["info", str(folder)]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_run_says_its_progress_and_its_checkpoints(root, capsys):
+    words = ["train", "--pipeline", str(root / "model"), "--data", str(root / "latents.safetensors"), "--output-dir"]
+    words += [str(root / "run"), "--max-train-steps", "4", "--train-batch-size", "2", "--checkpointing-steps", "2"]
+    assert main([*words, "--logging-steps", "1"]) == 0
+    printed = told(root / "run", capsys)
+    assert "training run" in printed
+    assert "finished, step 4 of 4" in printed
+    assert "checkpoints: checkpoint-2" in printed
+    assert "results: transformer/, pipeline/" in printed
+    last = json.loads((root / "run" / "log.jsonl").read_text().splitlines()[-1])
+    assert f"{last['loss']:.4g} at step 4" in printed
+    assert last["residual"] > 0
+
+
+def test_an_unfinished_run_says_how_it_goes_on(root, tmp_path, capsys):
+    folder = tmp_path / "run"
+    (folder / "checkpoint-10").mkdir(parents=True)
+    (folder / "checkpoint-10" / "state.json").write_text('{"step": 10, "config": {"max_train_steps": 50}}')
+    (folder / "checkpoint-x").mkdir()
+    line = '{"step": 12, "loss": 0.5, "learning_rate": 0.001}\n'
+    (folder / "log.jsonl").write_text(line + '{"step": 13, "los')
+    printed = told(folder, capsys)
+    assert "not finished, step 12 of 50" in printed
+    assert "--resume-from-checkpoint latest" in printed
+
+
+def test_caches_say_what_they_hold(root, capsys):
+    words = ["cache", "--pipeline", str(root / "model"), "--source", str(root / "photos"), "--size", "16"]
+    assert main([*words, "--output", str(root / "cache")]) == 0
+    printed = told(root / "cache", capsys)
+    assert "latent cache" in printed
+    assert "4 samples" in printed
+    assert "latents_mean: " in printed
+    (root / "cache" / "cache.json").unlink()
+    assert "not finished" in told(root / "cache", capsys)
+
+
+def test_searches_and_comparisons_say_their_results(root, capsys):
+    pytest.importorskip("optuna")
+    model = ["--model", str(root / "model"), "--batch-size", "4"]
+    few = ["--num-trials", "8", "--num-seeds", "4", "--num-held-out", "6", "--solution-calls", "20"]
+    assert main(["tune-sampler", *model, "--steps", "2", *few, "--output", str(root / "tuned")]) == 0
+    assert "tuned sampler" in told(root / "tuned", capsys)
+    few = ["--calls", "2", "4", "--num-samples", "2", "--solution-calls", "4", "--only", "UCGM-S"]
+    assert main(["compare", *model, *few, "--output", str(root / "compared")]) == 0
+    printed = told(root / "compared", capsys)
+    assert "comparison" in printed
+    assert "UCGM-S" in printed
+
+
+def test_an_evaluation_says_its_metrics(tmp_path, capsys):
+    found = {"metrics": {"frechet_distance": 12.5}, "left_out": {}, "num_samples": 64, "features": "inception"}
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    assert "frechet_distance: 12.5000" in told(tmp_path, capsys)
+    (tmp_path / "results.json").write_text('{"metrics": 3}')
+    assert main(["info", str(tmp_path)]) == 2
+    assert "results.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["presets"], ["recipes"], ["train", "--help"], ["--help"], ["info", "fashion-mnist"]]
+)
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_a_reader_that_leaves_is_no_error(words, unbuffered):
+    command = [sys.executable, *(["-u"] if unbuffered else []), "-m", "diffusers_ucgm.cli", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 0
