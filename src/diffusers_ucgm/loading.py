@@ -50,7 +50,7 @@ def load_pipeline(
         ValueError: If a file of a folder is damaged, or diffusers cannot build a part from it; the message names it.
     """
     found = local_or_hub(argument, name, BUNDLED)
-    folder = BUNDLED[found] if found in BUNDLED and not Path(found).is_dir() else Path(found)
+    folder = Path(BUNDLED[found] if found in BUNDLED and not Path(found).is_dir() else found)
     if folder.is_dir():
         _check_pipeline_folder(folder, argument)
     with _naming(argument, name):
