@@ -167,7 +167,10 @@ def test_info_tells_transformers_schedulers_and_checkpoints(model, tmp_path, cap
     capsys.readouterr()
     assert main(["info", str(tmp_path / "checkpoint-1")]) == 0
     assert "training checkpoint after 1 steps" in capsys.readouterr().out
-    assert main(["info", str(tmp_path)]) == 2
+    assert main(["info", str(tmp_path)]) == 0
+    assert "training run" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    assert main(["info", str(tmp_path / "empty")]) == 2
     assert "must hold model_index.json" in capsys.readouterr().err
 
 
