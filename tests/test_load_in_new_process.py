@@ -59,7 +59,7 @@ def saved(tmp_path_factory):
     pipe = sd15().pipe
     pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config, extrapolation_ratio=0.25)
     pipe.save_pretrained(folder)
-    (folder / "scheduler" / "README.md").unlink()
+    (folder / "scheduler" / "README.md").unlink(missing_ok=True)
     file = folder / "scheduler" / "scheduler_config.json"
     config = json.loads(file.read_text())
     del config[STOCK_CLASS]
