@@ -49,6 +49,7 @@ from attacks.attempts import (  # noqa: E402
 )
 from attacks.files import file_attempts  # noqa: E402
 from attacks.settings import setting_attempts  # noqa: E402
+from attacks.tables import UNKNOWN  # noqa: E402
 from attacks.tools import Tools  # noqa: E402
 
 import diffusers_ucgm  # noqa: E402
@@ -205,6 +206,8 @@ def main() -> int:
         for part, number in ((settings, args.settings), (files, args.files))
         for each in [one for one in part if not args.only or args.only in one.group][:number]
     ]
+    if UNKNOWN:
+        print(f"Without a kind, and not attacked: {sorted(UNKNOWN)}")
     print(f"{len(settings)} settings and {len(files)} files, {len(attempts)} attempts, seed {args.seed}", flush=True)
     readable = [ROOT / each for each in ("artefacts", "hf", "tmp", "mpl", "xdg")]
     outcomes = []

@@ -128,6 +128,9 @@ def is_finite(found: object) -> bool:
 
 def says(text: str, names: Sequence[str]) -> bool:
     """Whether a text names one of these as a word of its own; very short names must stand in backticks."""
+    # The words of the operating system and of parsers say what broke and not what was wanted.
+    if re.search(r"^(ucgm: error: )?(\[Errno|Expecting value|'utf-8' codec)", text.strip()):
+        return False
     for name in names:
         word = f"`{name}" if len(name) <= 2 else name
         if re.search(rf"(?<![\w]){re.escape(word)}(?![\w])", text):

@@ -27,7 +27,7 @@ OPTIONS: Mapping[str, Fields] = {
         "extrapolation-ratio": Either((NOT_NEGATIVE, Choice(("auto",)))),
         "stochasticity": Either((SHARE, Choice(("auto",)))),
         "preset": Anything(("banana", "")),
-        "model": Anything(("./nope", "fashion-mnst", "/etc/passwd", "")),
+        "model": Anything(("./nope", "fashion-mnst", "{file}", "")),
         "output": Anything(("/proc/nope/a.png", "a.banana", "")),
     },
     "evaluate": {
@@ -41,7 +41,7 @@ OPTIONS: Mapping[str, Fields] = {
         "reference": Anything(("nope.npz", "./nope", "/dev/null", "")),
         "call": Anything(("height", "=5", "nope=1", "guidance_scale=x")),
         "labels": Anything(("Hat", "99", "-1")),
-        "scheduler": Anything(("./nope", "/etc/passwd", "")),
+        "scheduler": Anything(("./nope", "{file}", "")),
         "output": Anything(("/proc/nope", "/dev/null")),
         "device": Anything(("banana", "cuda:99")),
         "save-reference": Anything(("a.txt", "/proc/nope/a.npz")),
@@ -54,7 +54,7 @@ OPTIONS: Mapping[str, Fields] = {
         "split": Anything(("nope", "")),
         "image-column": Anything(("nope", "")),
         "label-column": Anything(("nope",)),
-        "source": Anything(("./nope", "/etc/passwd", "", "/dev/null")),
+        "source": Anything(("./nope", "{file}", "", "/dev/null")),
         "output": Anything(("/proc/nope", "/dev/null")),
         "max-sequence-length": COUNT,
     },
@@ -66,10 +66,10 @@ OPTIONS: Mapping[str, Fields] = {
         "lora-rank": INDEX,
         "enhancement-range": Anything(("0.1", "x", "0.9 0.1")),
         "torch-compile": Choice(("true", "false", "yes", "no", "on", "off")),
-        "data": Anything(("./nope", "/etc/passwd", "/dev/null", "")),
+        "data": Anything(("./nope", "{file}", "/dev/null", "")),
         "output-dir": Anything(("/proc/nope", "/dev/null", "")),
-        "resume-from-checkpoint": Anything(("./nope", "/etc/passwd", "")),
-        "config": Anything(("./nope.yaml", "/etc/passwd", "/dev/null", "")),
+        "resume-from-checkpoint": Anything(("./nope", "{file}", "")),
+        "config": Anything(("./nope.yaml", "{file}", "/dev/null", "")),
         "report-to": Anything(("banana", "")),
     },
     "compare": {
@@ -77,7 +77,7 @@ OPTIONS: Mapping[str, Fields] = {
         "num-samples": Number(2, is_whole=True),
         "solution-calls": COUNT,
         "only": Anything(("Banana", "ucgm", "")),
-        "scheduler": Anything(("x", "=x", "a=./nope", "a=/etc/passwd")),
+        "scheduler": Anything(("x", "=x", "a=./nope", "a={file}")),
         "output": Anything(("/proc/nope", "/dev/null")),
         "batch-size": COUNT,
     },
@@ -91,7 +91,7 @@ OPTIONS: Mapping[str, Fields] = {
         "output": Anything(("/proc/nope", "/dev/null")),
     },
     "convert": {
-        "checkpoint": Anything(("./nope.pt", "/etc/passwd", "", "/dev/null")),
+        "checkpoint": Anything(("./nope.pt", "{file}", "", "/dev/null")),
         "preset": Anything(("banana", "")),
         "reference-config": Anything(("./nope.yaml", "/dev/null")),
         "vae": Anything(("./nope.safetensors", "")),
@@ -113,9 +113,15 @@ def option_attempts(rng: random.Random, tools: Tools) -> list[Attempt]:
             words = [str(each) for each in values if isinstance(each, str | int | float) and each not in (True, False)]
             words = [word for word in dict.fromkeys(words) if not _is_read_as_allowed(kind, word)]
             for word in words[:2]:
+                word = word.replace("{file}", str(tools.artefacts / "settings" / "prompts.txt"))
                 run = partial(_run_option, command, name, word, tools.artefacts)
                 field_name = name.replace("-", "_")
-                names = (f"--{name}", field_name, *ALSO_CALLED.get(field_name, ()), *([word] if len(word) > 3 else []))
+                names = (
+                    f"--{name}",
+                    field_name,
+                    *ALSO_CALLED.get(field_name, ()),
+                    *([word, Path(word).name] if len(word) > 2 else []),
+                )
                 attempts.append(Attempt("command line options", f"ucgm {command} --{name} {word!r}", names, run))
     return attempts
 
@@ -125,7 +131,7 @@ def _is_read_as_allowed(kind: Kind, word: str) -> bool:
     try:
         return kind.accepts(float(word)) or kind.accepts(word.strip())
     except ValueError:
-        return kind.accepts(word.strip())
+        return kind.accepts(word.strip().lower())
 
 
 def _run_option(command: str, name: str, word: str, artefacts: Path, folder: Path) -> None:

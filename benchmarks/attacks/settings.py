@@ -275,7 +275,9 @@ def _file_attempts(rng: random.Random) -> list[Attempt]:
             except (TypeError, ValueError):
                 continue
             suffix = rng.choice([".json", ".yaml"])
-            if suffix == ".yaml" and (kind.accepts(_from_yaml(value)) or not isinstance(value, str | int | float)):
+            # In YAML a number may be a text, and a text a number.
+            is_open = not isinstance(value, str | int | float) or kind.accepts(str(value))
+            if suffix == ".yaml" and (is_open or kind.accepts(_from_yaml(value))):
                 suffix = ".json"
             run = partial(_from_file, text, suffix)
             attempts.append(_attempt("UCGMTrainingConfig files", f"{name}", value, run))
