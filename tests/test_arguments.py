@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image
 
-from diffusers_ucgm import UCGMTrainer, UCGMTrainingConfig
+from diffusers_ucgm import UCGMLoss, UCGMScheduler, UCGMTrainer, UCGMTrainingConfig
 from diffusers_ucgm.conversion.arguments import CONVERT_ARGUMENTS
 from diffusers_ucgm.conversion.convert import convert_checkpoint
 from diffusers_ucgm.image_arguments import PREPARE_ARGUMENTS, SOURCE_ARGUMENTS
@@ -59,3 +60,35 @@ def test_trainers_refuse_arguments_by_name(name, tmp_path):
     values = [value for value in ODD if not (name == "dataset" and isinstance(value, list | torch.Tensor))]
     values = [value for value in values if not (name == "scheduler" and isinstance(value, dict))]
     refuse(name, lambda **given: UCGMTrainer(**{**base, **given}), values)
+
+
+@pytest.mark.parametrize("config", [5, b"x", [], True, math.nan, "", object()])
+def test_what_is_no_config_is_refused_without_a_look_at_the_hub(config):
+    with pytest.raises(ValueError, match="`config` must be a path"):
+        UCGMScheduler.from_config(config)
+
+
+@pytest.mark.parametrize("given", [{"timestep_spacing": "LINSPACE"}, {"steps_offset": -1}, {"steps_offset": True}])
+def test_settings_that_are_only_carried_along_are_checked_too(given):
+    for config, keywords in ((DDIMScheduler().config, given), ({**DDIMScheduler().config, **given}, {})):
+        with pytest.raises(ValueError, match=f"`{next(iter(given))}` must be"):
+            UCGMScheduler.from_config(config, **keywords)
+
+
+def test_a_step_needs_a_time():
+    scheduler = UCGMScheduler()
+    scheduler.set_timesteps(2)
+    with pytest.raises(ValueError, match="`timestep` must be an entry of `scheduler.timesteps`, got None"):
+        scheduler.step(torch.zeros(1, 4, 8, 8), None, torch.zeros(1, 4, 8, 8))
+
+
+@pytest.mark.parametrize("x", [torch.zeros(()), torch.zeros(3), torch.zeros(0, 3, 4, 4)])
+def test_a_loss_needs_a_batch(x):
+    with pytest.raises(ValueError, match="`x` must be a batch"):
+        UCGMLoss(label_dropout=0.0)(lambda x_t, t: x_t, x)
+
+
+@pytest.mark.parametrize("name", ["output_dir", "transport", "resume_from_checkpoint", "tracker_project_name"])
+def test_settings_of_a_run_are_no_empty_texts(name):
+    with pytest.raises(ValueError, match=f"`{name}` must not be empty"):
+        UCGMTrainingConfig(**{"output_dir": "run", name: " "})

@@ -238,6 +238,8 @@ class UCGMLoss:
         check(LOSS_ARGUMENTS, dict(zip(LOSS_ARGUMENTS, values, strict=True)))
         if not x.is_floating_point():
             raise ValueError(f"`x` must be floating point, got {x.dtype}. Scale bytes to [-1, 1] first.")
+        if x.ndim < 2 or not x.numel():
+            raise ValueError(f"`x` must be a batch of shape (B, C, ...), got shape {tuple(x.shape)}.")
         dtype = torch.promote_types(x.dtype, torch.float32)
         condition = dict(condition or {})
         self._check_null_condition(condition, null_condition, dropped)

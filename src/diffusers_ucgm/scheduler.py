@@ -16,7 +16,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .constraints import KEYWORDS, check, is_whole, plain, shown
+from .constraints import KEYWORDS, PATH, check, is_whole, plain, shown
 from .families import Family, cumulative_alphas_of, family_of
 from .noising import noised
 from .precision import KeptState, result_dtypes, result_rule
@@ -244,6 +244,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         if config is None:
             raise ValueError("`config` must be a scheduler's config, such as `pipe.scheduler.config`, got None.")
         if not isinstance(config, Mapping):
+            PATH.check("config", config)
             config, kwargs = cls.load_config(config, return_unused_kwargs=True, **kwargs)
         KEYWORDS.check("config", config)
         if (preset := kwargs.pop("preset", None)) is not None:
@@ -498,6 +499,8 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         check_step(model_output, sample, generator, return_dict, eta, per_token_timesteps, pred_original_sample)
         if model_output.shape != sample.shape:
             model_output = self._without_variance(model_output, sample)
+        if timestep is None:
+            raise ValueError("`timestep` must be an entry of `scheduler.timesteps`, got None.")
         check_timestep(timestep, self._whole_times)
         index = self._start(timestep)
         if index >= len(self._calls):

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from .constraints import Setting, check, choice, flag, number, optional
+from .constraints import Setting, check, choice, flag, integer, number, optional
 
 
 __all__ = ["STOCK_SCHEDULERS", "stock_settings", "translated"]
@@ -90,6 +90,9 @@ READ_SETTINGS: dict[str, Setting] = {
     "set_alpha_to_one": optional(flag()),
     "final_sigmas_type": optional(choice(("sigma_min", "zero"))),
     "timestep_type": optional(choice(("continuous", "discrete"))),
+    # Carried along for the stock scheduler, which would refuse them later.
+    "timestep_spacing": optional(choice(("leading", "linspace", "trailing"))),
+    "steps_offset": optional(integer(0)),
 }
 # These need torchsde, without which diffusers has only a stand-in for the class.
 OPTIONAL_SCHEDULERS: dict[str, dict[str, Any]] = {

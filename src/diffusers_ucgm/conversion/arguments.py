@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from diffusers_ucgm.constraints import PATH, Setting, choice, integer, is_whole, of_type, optional
+from diffusers_ucgm.constraints import PATH, Setting, choice, flag, integer, is_whole, of_type, optional
 
 from .reference import Recipe
 
@@ -32,5 +32,6 @@ CONVERT_ARGUMENTS: dict[str, Setting] = {
     "norm_num_groups": optional(integer(1)),
     "weights": optional(choice(("ema", "model"))),
     "dtype": optional(Setting((("a floating-point dtype of torch", _is_dtype),))),
+    "overwrite_output_dir": flag(),
     "id2label": optional(Setting((("a mapping of class ids to names", _is_names),))),
 }

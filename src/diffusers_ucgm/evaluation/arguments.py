@@ -12,12 +12,14 @@ from diffusers_ucgm.constraints import (
     SIZE,
     TEXT,
     Setting,
+    flag,
     integer,
     is_whole,
     of_type,
     optional,
     whole,
 )
+from diffusers_ucgm.image_arguments import BACKGROUND
 
 
 __all__ = ["COMPARE_ARGUMENTS", "EVALUATE_ARGUMENTS", "TUNE_ARGUMENTS"]
@@ -78,6 +80,9 @@ EVALUATE_ARGUMENTS: dict[str, Setting] = {
     "split": TEXT,
     "size": optional(SIZE),
     "image_column": optional(TEXT),
+    "background": BACKGROUND,
+    "allow_remote_files": flag(),
+    "overwrite_output_dir": flag(),
     "reference_file": optional(PATH),
 }
 COMPARE_ARGUMENTS: dict[str, Setting] = {
@@ -90,6 +95,7 @@ COMPARE_ARGUMENTS: dict[str, Setting] = {
     "num_solution_calls": whole(MOST_CALLS),
     "cache": optional(PATH),
     "batch_size": integer(1),
+    "overwrite_output_dir": flag(),
 }
 TUNE_ARGUMENTS: dict[str, Setting] = {
     "pipe": PIPELINE,
@@ -102,4 +108,5 @@ TUNE_ARGUMENTS: dict[str, Setting] = {
     "seed": SEED,
     "num_solution_calls": whole(MOST_CALLS),
     "batch_size": integer(1),
+    "overwrite_output_dir": flag(),
 }

@@ -32,6 +32,8 @@ def load_model(args: argparse.Namespace, device: str | torch.device | None = Non
     local_or_hub("--model", args.model, BUNDLED)
     if getattr(args, "scheduler", None) and isinstance(args.scheduler, str):
         local_path("--scheduler", args.scheduler, "a folder with a scheduler of diffusers")
+    if args.device is not None and not args.device.strip():
+        raise ValueError("`--device` must be a device of torch, such as 'cpu' or 'cuda', got ''.")
     device = args.device or device or ("cuda" if torch.cuda.is_available() else "cpu")
     logging.disable_progress_bar()
     pipe = load_pipeline(args.model, DTYPES[args.torch_dtype], argument="--model")

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from diffusers_ucgm.constraints import KEYWORDS, PATH, Setting, integer, of_type, optional
+from diffusers_ucgm.constraints import KEYWORDS, PATH, Setting, flag, integer, of_type, optional
 
 from .config import UCGMTrainingConfig
 
@@ -33,6 +33,7 @@ CACHE_ARGUMENTS: dict[str, Setting] = {
     "fingerprint": KEYWORDS,
     "process_index": integer(0),
     "num_processes": integer(1),
+    "overwrite_output_dir": flag(),
 }
 TRAINER_ARGUMENTS: dict[str, Setting] = {
     "config": of_type("a UCGMTrainingConfig", UCGMTrainingConfig),

@@ -69,6 +69,14 @@ AT_LEAST_ONE = (
     "checkpoints_total_limit",
     "logging_steps",
 )
+NOT_EMPTY = (
+    "output_dir",
+    "transport",
+    "lora_target_modules",
+    "resume_from_checkpoint",
+    "tracker_project_name",
+    "report_to",
+)
 FRACTIONS = ("teacher_decay", "ema_decay", "lora_dropout")
 NOT_NEGATIVE = (
     "learning_rate",
@@ -247,6 +255,9 @@ class UCGMTrainingConfig:
             if (value := getattr(self, name)) not in allowed:
                 hint = did_you_mean(value, allowed)
                 raise ValueError(f"`{name}` must be one of {list(allowed)}, got {value!r}.{hint}")
+        for name in NOT_EMPTY:
+            if (value := getattr(self, name)) is not None and not (value.strip() if isinstance(value, str) else value):
+                raise ValueError(f"`{name}` must not be empty, got {value!r}.")
         for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
