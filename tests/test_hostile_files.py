@@ -101,6 +101,14 @@ FILES_OF_JSON = [
 ]
 
 
+def test_what_is_whole_is_taken(root, capsys):
+    # Otherwise the refusals below would show nothing.
+    assert main(DOCTOR.split()) in (0, 1)
+    assert "ucgm: error" not in capsys.readouterr().err
+    for words in (TRAIN, SAMPLE, TRAIN.replace("latents.safetensors", "cache").replace("run", "other")):
+        assert main(words.split()) == 0
+
+
 def refused(words, capsys, *names):
     """Run a command, and see that its error names the file."""
     assert main(words.split()) == 2

@@ -1379,6 +1379,27 @@ MUTANTS = [
     ),
     # The command line
     Mutant(
+        "a typo is asked of the Hub",
+        "names.py",
+        "if HUB_ID.fullmatch(text) and not in_local_folder and not hint:",
+        "if not text.startswith(('.', '/', '~')):",
+        ("tests/test_names.py",),
+    ),
+    Mutant(
+        "weights that a folder lacks are random",
+        "loading.py",
+        "if held and len(missing) > len(others):",
+        "if False:",
+        ("tests/test_hostile_files.py",),
+    ),
+    Mutant(
+        "a reader that leaves ends the command",
+        "cli.py",
+        "os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())",
+        "raise",
+        ("tests/test_info.py",),
+    ),
+    Mutant(
         "guided sampling of a few-step LoRA",
         "evaluation/sample.py",
         '{"num_inference_steps": 4, **_unguided(pipe), **call}',

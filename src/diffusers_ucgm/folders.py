@@ -79,7 +79,9 @@ def _log(file: Path) -> list[dict[str, Any]]:
 
 def _cache(folder: Path) -> list[str]:
     index = read_json(folder / "cache.json")
-    columns = ", ".join(f"{name} {tuple(shape)}" for name, shape in index["columns"].items() if name != "rows")
+    columns = ", ".join(
+        f"{name} {tuple(shape)} {kind}" for name, (kind, *shape) in index["columns"].items() if name != "rows"
+    )
     made = index.get("fingerprint", {})
     origin = f"from {made.get('source')} by the pipeline {made.get('pipeline')}" if made else "of an unknown source"
     shown = [f"latent cache in {folder}: {index['num_samples']} samples in {len(index['counts'])} files, {origin}"]

@@ -148,7 +148,9 @@ def test_other_files_are_refused(tmp_path):
     np.savez(tmp_path / "floats.npz", np.zeros((2, 4, 4, 3)))
     with pytest.raises(ValueError, match=r"must hold bytes of shape \(N, H, W, C\) as 'arr_0', got float64"):
         load(tmp_path / "floats.npz")
-    with pytest.raises(FileNotFoundError, match="`source` must be a file, a folder or a data set"):
+    with pytest.raises(
+        FileNotFoundError, match="`source` must be a file of statistics or pictures, got .* which does not exist"
+    ):
         load(tmp_path / "nowhere.npz")
     with pytest.raises(ValueError, match=r"`path` must end in \.npz"):
         save_reference(tmp_path / "x.pkl", load(save_folder(tmp_path / "folder", some_pictures())))

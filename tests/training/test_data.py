@@ -164,9 +164,9 @@ def test_a_hub_dataset_without_class_names_has_none(monkeypatch):
 def test_a_hub_dataset_without_the_columns_is_refused(monkeypatch):
     hub(monkeypatch, {"image": ["x"], "target": [1]}, None)
     with pytest.raises(
-        ValueError, match=r"`source` must have the columns 'image' and 'label', got 'n' without \['label'\]"
+        ValueError, match=r"`source` must have the columns 'image' and 'label', got 'some/name' without \['label'\]"
     ):
-        load_images("n")
+        load_images("some/name")
 
 
 def test_a_hub_dataset_of_images_of_many_sizes_is_refused(monkeypatch):

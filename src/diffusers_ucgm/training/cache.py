@@ -268,7 +268,7 @@ class CachedLatents(Dataset[dict[str, Tensor]]):
         self.index: dict[str, Any] = files.read_json(self.folder / INDEX, remedy="Run `ucgm cache` again.")
         counts, columns = self.index.get("counts"), self.index.get("columns")
         is_counted = isinstance(counts, list) and all(isinstance(each, int) and each >= 0 for each in counts)
-        if not isinstance(counts, list) or not is_counted or not isinstance(columns, list) or "latents" not in columns:
+        if not isinstance(counts, list) or not is_counted or not isinstance(columns, dict) or "latents" not in columns:
             raise ValueError(
                 f"{str(self.folder / INDEX)!r} must have 'counts' and 'columns' of a cache, got {counts!r} and "
                 f"{columns!r}. Run `ucgm cache` again."
