@@ -48,6 +48,7 @@ AUTOENCODER_TESTS = ("tests/test_autoencoders.py",)
 LABEL_TESTS = ("tests/test_labels.py",)
 BAD_VALUE_TESTS = ("tests/evaluation/test_bad_values.py",)
 AGREEMENT_TESTS = ("tests/training/test_agreement.py",)
+EARLY_TESTS = ("tests/test_early_checks.py",)
 PIPELINE_TESTS = ("tests/test_pipeline.py", "tests/test_pipeline_loading.py")
 CACHE_TESTS = ("tests/test_network_caches.py",)
 EXPERT_TESTS = ("tests/training/test_experts.py",)
@@ -966,6 +967,35 @@ MUTANTS = [
         "if int(index) in classes.names and int(index) not in classes.ids_of(name)",
         "if False",
         AGREEMENT_TESTS,
+    ),
+    # Early checks
+    Mutant(
+        "the output folder is looked at after the run",
+        "training/requirements.py",
+        '    check_writable(config.output_dir, "output_dir", folder=True)\n',
+        "",
+        EARLY_TESTS,
+    ),
+    Mutant(
+        "the reference is read after all sampling",
+        "evaluation/requirements.py",
+        "            check_width(found.statistics, network)\n",
+        "            pass\n",
+        EARLY_TESTS,
+    ),
+    Mutant(
+        "sizes that are no whole latents are cut",
+        "training/requirements.py",
+        "if any(side % factor for side in sides):",
+        "if False:",
+        EARLY_TESTS,
+    ),
+    Mutant(
+        "latents of another size are trained",
+        "training/requirements.py",
+        "if shape != (channels, *sides):",
+        "if False:",
+        EARLY_TESTS,
     ),
     # Families and stock configs
     Mutant(

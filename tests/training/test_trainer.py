@@ -367,7 +367,7 @@ def test_resume_with_other_settings_lists_them(tmp_path):
 
 def test_resume_from_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
     config = settings(tmp_path, resume_from_checkpoint=str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"`folder` must be a checkpoint with a state\.json"):
+    with pytest.raises(FileNotFoundError, match=r"`resume_from_checkpoint` must be .* where no state\.json is"):
         UCGMTrainer(config, dit(), mixture()).train()
 
 

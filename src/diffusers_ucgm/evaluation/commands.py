@@ -12,6 +12,7 @@ from accelerate.utils import parse_flag_from_env
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 
+from diffusers_ucgm.checks import check_device
 from diffusers_ucgm.loading import DTYPES, load_pipeline, load_pipeline_lora, load_scheduler
 from diffusers_ucgm.names import BUNDLED, local_or_hub, local_path
 from diffusers_ucgm.processes import check_launch
@@ -35,6 +36,7 @@ def load_model(args: argparse.Namespace, device: str | torch.device | None = Non
     if args.device is not None and not args.device.strip():
         raise ValueError("`--device` must be a device of torch, such as 'cpu' or 'cuda', got ''.")
     device = args.device or device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device, DTYPES[args.torch_dtype])
     logging.disable_progress_bar()
     pipe = load_pipeline(args.model, DTYPES[args.torch_dtype], argument="--model")
     if args.lora is not None:

@@ -28,6 +28,7 @@ from .defaults import CALLS
 from .drawing import counted_calls, draw
 from .measurements import Measurement
 from .objectives import Objective
+from .requirements import check_call, check_outputs
 from .solutions import distances, fingerprint, reference_solutions, solution_scheduler, summary, told
 from .stock_solvers import unwarned
 from .trajectories import decoded
@@ -84,6 +85,9 @@ def compare_solvers(
     """
     check(COMPARE_ARGUMENTS, locals())
     _check(pipe, conditions, seeds, solvers, calls)
+    check_call(pipe, num_solution_calls, call)
+    if output is not None:
+        check_outputs(output)
     schedulers = {(name, budget): _scheduler(solver, budget) for name, solver in solvers.items() for budget in calls}
     plan = {
         "model": fingerprint(pipe, solution=told(solution_scheduler(pipe.scheduler.config).config), **call),

@@ -35,6 +35,7 @@ from .features import FeatureNetwork, ImageFeatures, features_of, load_features
 from .metrics import FeatureStatistics, frechet_distance, inception_score, precision_recall
 from .plots import picture_table
 from .references import Reference, load_reference, save_reference
+from .requirements import check_call, check_outputs, check_reference_fits
 
 
 __all__ = ["EvaluationResult", "draw_samples", "drawn_pictures", "evaluate_pipeline", "measure", "sample_seeds"]
@@ -130,16 +131,25 @@ def evaluate_pipeline(
     """
     check(EVALUATE_ARGUMENTS, locals())
     is_main = state is None or state.is_main_process
+    if is_main:
+        check_outputs(output, reference_file)
+    check_call(pipe, num_inference_steps, call or {})
+    wanted = conditions_for(pipe, num_samples, conditions)
     network, name = None, features if isinstance(features, str) else getattr(features, "__name__", "own")
     if is_main:
         # Before hours of drawing: what they need may not be there.
         device = pipe.device if state is None else state.device
         network = load_features(features, device or "cpu") if isinstance(features, str) else features
-        if isinstance(reference, str | Path) and str(reference).endswith(".npz") and not Path(reference).is_file():
-            raise FileNotFoundError(f"`reference` must be a file, a folder or a data set, got {str(reference)!r}.")
-        if reference_file is not None and Path(reference_file).suffix != ".npz":
-            raise ValueError(f"`reference_file` must end in .npz, got {str(reference_file)!r}.")
-    wanted = conditions_for(pipe, num_samples, conditions)
+        check_reference_fits(
+            reference,
+            network,
+            split=split,
+            size=size,
+            image_column=image_column,
+            feature_name=name,
+            background=background,
+            allow_remote_files=allow_remote_files,
+        )
     settings = _settings(pipe, conditions, num_inference_steps, call or {}, batch_size, seed)
     run = RunFolder(
         output,

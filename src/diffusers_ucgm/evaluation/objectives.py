@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .features import FeatureNetwork, features_of
 from .metrics import FeatureStatistics, frechet_distance
+from .requirements import check_width
 from .solutions import distances, summary
 
 
@@ -94,6 +95,7 @@ def frechet_objective(
         identity: A word for both. A stopped search goes on only with the same.
         batch_size: Pictures in a call of the network.
     """
+    check_width(reference, network)
 
     def measured(samples: Tensor, solutions: Tensor | None) -> Tensor:
         pictures = samples.clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)

@@ -26,7 +26,7 @@ from .features import FeatureNetwork, features_of
 from .metrics import FeatureStatistics
 
 
-__all__ = ["Reference", "load_reference", "save_reference"]
+__all__ = ["Reference", "load_reference", "reference_from_file", "save_reference"]
 
 
 @dataclass(frozen=True)
@@ -142,6 +142,28 @@ def save_reference(path: str | Path, reference: Reference, feature_name: str | N
     return path.resolve()
 
 
+def reference_from_file(path: Path, feature_name: str | None = None) -> Reference | None:
+    """The statistics of an `.npz` file, or None where it holds images alone.
+
+    Args:
+        path: Of the file.
+        feature_name: What the features are called. A file that names others is refused.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds neither, or what it holds cannot be used.
+    """
+    arrays = _file_arrays(path, feature_name)
+    if "mu" not in arrays:
+        return None
+    return Reference(
+        _statistics(arrays, "mu", "sigma", path),
+        _statistics(arrays, "mu_s", "sigma_s", path) if {"mu_s", "sigma_s"} <= set(arrays) else None,
+        None,
+        _number(arrays, path),
+    )
+
+
 def _from_file(
     path: Path,
     network: FeatureNetwork,
@@ -150,6 +172,24 @@ def _from_file(
     batch_size: int,
     progress: bool,
 ) -> Reference:
+    known = reference_from_file(path, feature_name)
+    arrays = _file_arrays(path, feature_name)
+    if "arr_0" not in arrays:
+        assert known is not None
+        return known
+    images = torch.from_numpy(arrays["arr_0"])
+    shown = _sized(images.permute(0, 3, 1, 2), size)
+    pictures = _of_pictures(shown, network, batch_size, progress, len(images))
+    return pictures if known is None else replace(known, features=pictures.features)
+
+
+def _file_arrays(path: Path, feature_name: str | None) -> dict[str, np.ndarray]:
+    """The arrays of a statistics file, if it holds statistics or images, of these features.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds something else.
+    """
     path = local_path("source", path, "a file of statistics or pictures")
     arrays = _arrays(path)
     if not {"mu", "sigma"} <= set(arrays) and "arr_0" not in arrays:
@@ -161,25 +201,15 @@ def _from_file(
         raise ValueError(
             f"`source` must hold statistics of {feature_name!r}, got those of {named!r} in {str(path)!r}."
         )
-    pictures = None
-    if "arr_0" in arrays:
-        found = arrays["arr_0"]
-        if found.ndim != 4 or found.dtype != np.uint8 or found.shape[3] not in (1, 3) or 0 in found.shape:
-            raise ValueError(
-                f"`source` must hold bytes of shape (N, H, W, C) as 'arr_0', got {found.dtype} of shape "
-                f"{tuple(found.shape)} in {str(path)!r}."
-            )
-        images = torch.from_numpy(found)
-        shown = _sized(images.permute(0, 3, 1, 2), size)
-        pictures = _of_pictures(shown, network, batch_size, progress, len(images))
-        if "mu" not in arrays:
-            return pictures
-    return Reference(
-        _statistics(arrays, "mu", "sigma", path),
-        _statistics(arrays, "mu_s", "sigma_s", path) if {"mu_s", "sigma_s"} <= set(arrays) else None,
-        None if pictures is None else pictures.features,
-        _number(arrays, path),
-    )
+    found = arrays.get("arr_0")
+    if found is not None and (
+        found.ndim != 4 or found.dtype != np.uint8 or found.shape[3] not in (1, 3) or 0 in found.shape
+    ):
+        raise ValueError(
+            f"`source` must hold bytes of shape (N, H, W, C) as 'arr_0', got {found.dtype} of shape "
+            f"{tuple(found.shape)} in {str(path)!r}."
+        )
+    return arrays
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from diffusers_ucgm.checks import check_device
 from diffusers_ucgm.files import check_writable, write_image
 from diffusers_ucgm.loading import load_pipeline, load_scheduler
 from diffusers_ucgm.names import did_you_mean
@@ -37,7 +38,7 @@ def demo(args: argparse.Namespace) -> int:
     _check_output(args)
     blocks, names = {}, []
     for model, steps in ((FEW_STEP_MODEL, 2), (MULTI_STEP_MODEL, 40)):
-        pipe: Any = load_pipeline(model).to(args.device or "cpu")
+        pipe: Any = load_pipeline(model).to(check_device(args.device or "cpu"))
         names = [pipe.config.id2label[i] for i in range(pipe.num_classes)]
         found = generate(
             pipe, num_images=args.samples_per_label, num_inference_steps=steps, seed=args.seed, batch_size=80

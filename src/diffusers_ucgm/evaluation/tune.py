@@ -27,6 +27,7 @@ from .defaults import FIRST_SEED
 from .drawing import conditions_for, draw
 from .objectives import OBJECTIVES, Gain, Objective, gain_of
 from .plots import picture_table
+from .requirements import check_call, check_outputs
 from .search import (
     GAPS,
     METHODS,
@@ -139,6 +140,8 @@ def tune_sampler(
     starts = _starts(pipe.scheduler.config)
     _check_numbers(num_inference_steps=(num_inference_steps, 1), num_seeds=(num_seeds, 2))
     _check_numbers(num_held_out=(num_held_out, 2), num_trials=(num_trials, len(starts)))
+    check_call(pipe, num_inference_steps, call)
+    check_outputs(output)
     output, total = Path(output), num_seeds + num_held_out
     every, seeds = conditions_for(pipe, total, conditions), list(range(seed, seed + total))
     plan = {

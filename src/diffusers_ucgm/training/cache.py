@@ -95,6 +95,7 @@ def cache_latents(
     if process_index >= num_processes:
         raise ValueError(f"`process_index` must be below `num_processes`, {num_processes}, got {process_index}.")
     folder = Path(folder)
+    files.check_writable(folder, "folder", folder=True)
     plan = {"shard_size": shard_size, "batch_size": batch_size, "num_rows": items.num_rows}
     plan = {**plan, "fingerprint": dict(fingerprint), **_labels_of(items)}
     encoder = _Encoder(items, encode_images, encode_captions, batch_size)

@@ -9,7 +9,8 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
 from diffusers_ucgm import files
-from diffusers_ucgm.files import read_tensors
+from diffusers_ucgm.checks import check_device
+from diffusers_ucgm.files import check_writable, read_tensors
 from diffusers_ucgm.image_sources import check_image_source
 from diffusers_ucgm.images import ImageItems, load_image_dataset
 from diffusers_ucgm.interruptions import Stopped
@@ -26,6 +27,7 @@ from .denoisers import adapter_for_pipeline
 from .encoding import encode_null, encode_pixels, encode_prompts
 from .experts import expert_of
 from .recipes import default_recipe, get_recipe
+from .requirements import check_image_size, check_run
 from .settings import read_setting, read_settings_file, recipe_settings
 
 
@@ -102,6 +104,8 @@ def train(args: argparse.Namespace) -> int:
     from .trainer import UCGMTrainer
 
     config = _config(args)
+    check_run(config)
+    check_device(None, DTYPES[args.torch_dtype])
     dataset, null = _data(args.data)
     if args.pipeline:
         pipeline = load_pipeline(args.pipeline, DTYPES[args.torch_dtype], argument="--pipeline")
@@ -171,8 +175,11 @@ def cache(args: argparse.Namespace) -> int:
     # Only Accelerator reads this variable by itself.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
     check_launch(state.num_processes)
+    check_device(state.device, DTYPES[args.torch_dtype])
+    check_writable(args.output, "output", folder=True)
     pipeline = load_pipeline(args.pipeline, DTYPES[args.torch_dtype], argument="--pipeline").to(state.device)
     adapter = adapter_for_pipeline(pipeline)
+    check_image_size(pipeline, adapter, args.size)
     label_map = None if args.label_map is None else read_label_map(args.label_map)
     source = load_image_dataset(
         args.source,

@@ -23,6 +23,7 @@ from .config import UCGMTrainingConfig
 from .experts import Expert
 from .ratios import ratio_at
 from .report import FEW_STEP_SAMPLER, save_model_card, validation_grid
+from .requirements import validation_conditions
 
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ class Results:
         with self.averaged_weights(), self.accelerator.autocast(), _placed(self.pipeline, self.transformer, device):
             return validation_grid(
                 self.pipeline,
-                self.config.validation_inputs,
+                validation_conditions(self.pipeline, self.config.validation_inputs),
                 steps=self.config.validation_num_inference_steps,
                 seed=self.config.seed,
             )

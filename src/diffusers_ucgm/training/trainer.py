@@ -42,6 +42,7 @@ from .denoisers import DenoiserAdapter, adapter_for, family_of_scheduler
 from .experts import expert_of
 from .optimizers import make_optimizer
 from .ratios import ratio_at
+from .requirements import check_data, check_run, validation_conditions
 from .results import NOTHING_TO_DRAW, Results
 from .runs import begin_run, data_identity, network_identity, own_runs
 from .stability import CollapseGuard, TimeStatistics
@@ -125,6 +126,10 @@ class UCGMTrainer(Results):
         self.adapter = adapter_for(transformer, scheduler) if adapter is None else adapter
         self.transport = None if scheduler is None else family_of_scheduler(scheduler).transport
         self.loss = config.loss(0, self.transport)
+        check_run(config)
+        check_data(transformer, self.adapter, dataset)
+        if config.validation_steps and pipeline is not None:
+            validation_conditions(pipeline, config.validation_inputs)
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision,
             gradient_accumulation_steps=config.gradient_accumulation_steps,

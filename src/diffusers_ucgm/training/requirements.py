@@ -1,0 +1,181 @@
+"""What a run needs and can be known before the network's first call: a folder, packages, data that fit the network."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from diffusers_ucgm.autoencoders import autoencoder_of, spatial_factor
+from diffusers_ucgm.files import check_writable
+from diffusers_ucgm.labels import ModelClasses
+from diffusers_ucgm.names import did_you_mean
+from diffusers_ucgm.pipeline import UCGMPipeline
+
+from .adapters import PatchedAdapter
+from .agreement import labels_of
+from .batches import length_of
+from .config import UCGMTrainingConfig
+from .denoisers import DenoiserAdapter, NetworkAdapter, denoiser_of
+
+
+__all__ = ["check_data", "check_image_size", "check_run", "validation_conditions"]
+
+
+def check_run(config: UCGMTrainingConfig) -> None:
+    """Check what the settings name outside themselves.
+
+    Raises:
+        OSError: If `output_dir` cannot be written.
+        FileNotFoundError: If there is no checkpoint to resume from.
+        ValueError: If a tracker or a precision is not to be had on this machine.
+    """
+    check_writable(config.output_dir, "output_dir", folder=True)
+    source = config.resume_from_checkpoint
+    if source not in (None, "latest") and not (Path(source) / "state.json").is_file():
+        raise FileNotFoundError(
+            f"`resume_from_checkpoint` must be 'latest' or the folder of a checkpoint, got {source!r}, where no "
+            "state.json is."
+        )
+    if config.report_to is not None:
+        _check_tracker(config.report_to)
+    if config.mixed_precision == "fp16" and not torch.accelerator.is_available():
+        raise ValueError("`mixed_precision` must be 'no' or 'bf16' on a CPU, got 'fp16', which needs an accelerator.")
+
+
+def _check_tracker(name: str) -> None:
+    known = [each.value for each in LoggerType if each.value != "all"]
+    if name not in known:
+        raise ValueError(f"`report_to` must be one of {known}, got {name!r}.{did_you_mean(name, known)}")
+    available = [str(getattr(each, "value", each)) for each in get_available_trackers()]
+    if name not in available:
+        raise ValueError(
+            f"`report_to` must be a tracker whose package is installed, {sorted(available)}, got {name!r}. Install "
+            f"{name}, or leave it out: the log is in `log.jsonl` all the same."
+        )
+
+
+def check_data(network: nn.Module, adapter: DenoiserAdapter, dataset: Any) -> None:
+    """Check that a data set has what the network takes.
+
+    Args:
+        network: Of diffusers, with a config.
+        adapter: How it is called.
+        dataset: As `UCGMTrainer` takes it.
+
+    Raises:
+        ValueError: If a column is missing or of another kind of network, a class is out of range, or the latents have
+            a shape that the network does not take.
+    """
+    length_of(dataset)
+    item = dataset[0]
+    name = type(network).__name__
+    columns = sorted(set(item) - {"latents"})
+    if "latents" not in item:
+        raise ValueError(f"`dataset` must have items with `latents`, got {columns}.")
+    classes = ModelClasses.of_network(network)
+    prompts = adapter.prompt_outputs if isinstance(adapter, NetworkAdapter) else {}
+    # A network without any condition in the data may be called so.
+    if prompts and columns and not set(prompts) & set(columns):
+        raise ValueError(
+            f"`dataset` must have the encoded prompts {list(prompts)} that {name} takes, got {columns}. Cache the "
+            "images with captions."
+        )
+    if isinstance(classes, ModelClasses) and "class_labels" in (adapter.null_condition or {}):
+        if "class_labels" not in columns:
+            raise ValueError(
+                f"`dataset` must have the `class_labels` that {name} takes, got {columns or 'latents alone'}. Cache "
+                "the images with their classes."
+            )
+        _check_range(dataset, item, len(classes))
+    check_latents(network, adapter, tuple(torch.as_tensor(item["latents"]).shape))
+
+
+def _check_range(dataset: Any, item: Mapping[str, Any], number: int) -> None:
+    labels = labels_of(dataset)
+    labels = torch.as_tensor(item["class_labels"]).reshape(-1) if labels is None else labels
+    if isinstance(labels, Tensor) and bool(((labels < 0) | (labels >= number)).any()):
+        wrong = labels.unique()
+        wrong = wrong[(wrong < 0) | (wrong >= number)].tolist()
+        raise ValueError(f"`class_labels` must be in [0, {number - 1}], the classes of the network, got {wrong[:10]}.")
+
+
+def check_latents(network: nn.Module, adapter: DenoiserAdapter, shape: tuple[int, ...]) -> None:
+    """Check the shape of latents, `(C, H, W)` or `(C, frames, H, W)`.
+
+    Networks of classes are sampled at the one size of their config; others take every size in whole patches.
+
+    Raises:
+        ValueError: If the network does not take it.
+    """
+    config = getattr(network, "config", None)
+    size, channels = getattr(config, "sample_size", None), getattr(config, "in_channels", None)
+    sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else None
+    name = type(network).__name__
+    if ModelClasses.of_network(network) is not None and sides is not None and isinstance(channels, int):
+        if shape != (channels, *sides):
+            raise ValueError(
+                f"`latents` must have shape {(channels, *sides)}, which {name} is sampled in, got {shape}. Cache the "
+                "images in the size that belongs to it."
+            )
+        return
+    patch = 2 if isinstance(adapter, PatchedAdapter) else getattr(config, "patch_size", None)
+    if isinstance(patch, int) and len(shape) >= 3 and any(side % patch for side in shape[-2:]):
+        raise ValueError(f"`latents` must have sides in whole patches of {patch}, as {name} takes them, got {shape}.")
+
+
+def check_image_size(pipe: DiffusionPipeline, adapter: DenoiserAdapter, size: int | tuple[int, int]) -> None:
+    """Check that images of a size become latents that the pipeline's network takes.
+
+    Raises:
+        ValueError: If the autoencoder or the network does not take them.
+    """
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if min(sides) < 1:
+        raise ValueError(f"`size` must be at least 1, got {size}.")
+    vae, network = autoencoder_of(pipe), denoiser_of(pipe)
+    factor = 1 if vae is None else spatial_factor(vae)
+    if factor is None or type(vae).__name__ == "AutoencoderRAE":
+        return
+    if any(side % factor for side in sides):
+        near = max(factor, round(sides[0] / factor) * factor)
+        raise ValueError(
+            f"`size` must be a multiple of {factor}, the pixels of a latent of {type(vae).__name__}, got {size}. "
+            f"{near} would do for it."
+        )
+    latent = tuple(side // factor for side in sides)
+    try:
+        channels = getattr(getattr(network, "config", None), "in_channels", 0)
+        check_latents(network, adapter, (channels, *latent))
+    except ValueError as error:
+        raise ValueError(
+            f"`size` must fit {type(network).__name__}, got {size}, in latents {latent}: {error}"
+        ) from error
+
+
+def validation_conditions(pipe: DiffusionPipeline, inputs: Any) -> list[str | int]:
+    """What validation grids show: ids of classes, or prompts.
+
+    Args:
+        pipe: Which samples them.
+        inputs: Names or ids of classes, or prompts.
+
+    Raises:
+        ValueError: If one is no class of the network, or no prompt.
+    """
+    classes = ModelClasses.of_network(denoiser_of(pipe), getattr(pipe.config, "id2label", None))
+    if classes is None:
+        if wrong := [each for each in inputs if not isinstance(each, str) or not each.strip()]:
+            raise ValueError(f"`validation_inputs` must be prompts for {type(pipe).__name__}, got {wrong}.")
+        return list(inputs)
+    try:
+        ids: list[str | int] = [classes.id_of(each) for each in inputs]
+        # It takes names, which are the titles of a grid's rows.
+        return list(inputs) if isinstance(pipe, UCGMPipeline) else ids
+    except ValueError as error:
+        known = classes.described() or f"{len(classes)} classes without names"
+        raise ValueError(f"`validation_inputs` must be classes of the network: {error} It has {known}.") from error

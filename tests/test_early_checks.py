@@ -1,0 +1,256 @@
+"""Everything that can be known is checked before the first call of the network, and before any file is left."""
+
+import contextlib
+import json
+import os
+
+import datasets
+import numpy as np
+import pytest
+import stock_pipelines
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from diffusers_ucgm import UCGMPipeline, UCGMTrainer, UCGMTrainingConfig
+from diffusers_ucgm.checks import check_device
+from diffusers_ucgm.cli import main
+from diffusers_ucgm.evaluation.compare import compare_solvers
+from diffusers_ucgm.evaluation.evaluate import evaluate_pipeline
+from diffusers_ucgm.evaluation.tune import tune_sampler
+from diffusers_ucgm.training.denoisers import adapter_for_pipeline
+from diffusers_ucgm.training.requirements import check_data, check_image_size, validation_conditions
+
+
+FEATURES = "fashion-mnist-classifier"
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    found = UCGMPipeline.from_pretrained("fashion-mnist")
+    found.set_progress_bar_config(disable=True)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def calls(monkeypatch, tmp_path_factory):
+    """The calls of any network and autoencoder of diffusers while a test runs."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
+    datasets.disable_progress_bars()
+    made = []
+    from diffusers import AutoencoderKL, DiTTransformer2DModel
+
+    for cls, name in ((DiTTransformer2DModel, "forward"), (AutoencoderKL, "encode"), (AutoencoderKL, "decode")):
+        before = getattr(cls, name)
+
+        def counted(self, *args, _before=before, **options):
+            made.append(type(self).__name__)
+            return _before(self, *args, **options)
+
+        counted.__wrapped__ = before
+        monkeypatch.setattr(cls, name, counted)
+    return made
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with what the bad inputs name, beside which nothing may be left."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain").write_text("a file")
+    for name in ("photos/Bag", "photos/Coat", "hats/Bag", "hats/Hat"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.effect_noise((32, 32), 60).save(tmp_path / name / "0.png")
+    (tmp_path / "captions").mkdir()
+    Image.effect_noise((32, 32), 60).save(tmp_path / "captions" / "0.png")
+    (tmp_path / "captions" / "metadata.jsonl").write_text(json.dumps({"file_name": "0.png", "text": "a bag"}))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "0.png").write_bytes(b"no image")
+    np.savez(tmp_path / "narrow.npz", mu=np.zeros(3), sigma=np.eye(3))
+    np.savez(tmp_path / "nan.npz", mu=np.full(3, np.nan), sigma=np.eye(3))
+    (tmp_path / "torn.npz").write_bytes(b"PK")
+    latents, labels = torch.zeros(4, 4, 8, 8), torch.arange(4)
+    save_file({"latents": latents, "class_labels": labels}, tmp_path / "good.safetensors")
+    save_file({"latents": torch.zeros(4, 4, 16, 16), "class_labels": labels}, tmp_path / "large.safetensors")
+    save_file({"latents": torch.zeros(4, 3, 8, 8), "class_labels": labels}, tmp_path / "channels.safetensors")
+    save_file({"latents": latents, "class_labels": labels + 7}, tmp_path / "range.safetensors")
+    save_file({"latents": latents + torch.nan, "class_labels": labels}, tmp_path / "nan.safetensors")
+    return tmp_path
+
+
+def left_in(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+CACHE = ["cache", "--pipeline", "fashion-mnist", "--source", "photos", "--size", "32", "--output", "out"]
+TRAIN = ["train", "--pipeline", "fashion-mnist", "--data", "good.safetensors", "--output-dir", "out"]
+TRAIN += ["--max-train-steps", "1", "--train-batch-size", "2"]
+EVALUATE = ["evaluate", "--model", "fashion-mnist", "--features", FEATURES, "--reference", "photos", "--output", "out"]
+COMPARE = ["compare", "--model", "fashion-mnist", "--num-samples", "2", "--output", "out"]
+TUNE = ["tune-sampler", "--model", "fashion-mnist", "--steps", "2", "--output", "out"]
+SAMPLE = ["sample", "--output", "out.png"]
+VALIDATE = ["--validation-steps", "1", "--validation-inputs"]
+BAD = {
+    "cache, size": ([*CACHE, "--size", "33"], "`size` must be a multiple of 4"),
+    "cache, another size than the model's": (
+        [*CACHE, "--size", "64"],
+        "`size` must fit DiTTransformer2DModel, got 64",
+    ),
+    "cache, no size": ([*CACHE, "--size", "0"], "`size` must be at least 1"),
+    "cache, captions for classes": ([*CACHE, "--source", "captions"], "must name the classes"),
+    "cache, unknown class": ([*CACHE, "--source", "hats"], "'Hat' is no class"),
+    "cache, label map": ([*CACHE, "--label-map", "plain"], "cannot be read"),
+    "cache, output": ([*CACHE, "--output", "plain"], "`output` must be a folder that can be written"),
+    "cache, no place": ([*CACHE, "--output", "/proc/x"], "`output` must be a folder that can be written"),
+    "cache, float16": ([*CACHE, "--torch-dtype", "fp16"], "`--torch-dtype` must be fp32 or bf16 on a CPU"),
+    "train, output": ([*TRAIN, "--output-dir", "/proc/x"], "`output_dir` must be a folder that can be written"),
+    "train, a file": ([*TRAIN, "--output-dir", "plain"], "`output_dir` must be a folder that can be written"),
+    "train, below a file": (
+        [*TRAIN, "--output-dir", "plain/run"],
+        "`output_dir` must be a folder that can be written",
+    ),
+    "train, tracker": ([*TRAIN, "--report-to", "wandb"], "must be a tracker whose package is installed"),
+    "train, tracker's name": ([*TRAIN, "--report-to", "tensorbord"], "Did you mean 'tensorboard'?"),
+    "train, checkpoint": ([*TRAIN, "--resume-from-checkpoint", "nowhere"], "`resume_from_checkpoint` must be"),
+    "train, precision": ([*TRAIN, "--mixed-precision", "fp16"], "`mixed_precision` must be 'no' or 'bf16' on a CPU"),
+    "train, float16": ([*TRAIN, "--torch-dtype", "fp16"], "`--torch-dtype` must be fp32 or bf16 on a CPU"),
+    "train, larger latents": ([*TRAIN, "--data", "large.safetensors"], "`latents` must have shape (4, 8, 8)"),
+    "train, channels": ([*TRAIN, "--data", "channels.safetensors"], "`latents` must have shape (4, 8, 8)"),
+    "train, range": ([*TRAIN, "--data", "range.safetensors"], "`class_labels` must be in [0, 9]"),
+    "train, NaN": ([*TRAIN, "--data", "nan.safetensors"], "`latents` must be finite"),
+    "train, class of a grid": ([*TRAIN, *VALIDATE, "Bagg"], "'Bagg' is no class. Did you mean 'Bag'?"),
+    "train, id of a grid": ([*TRAIN, *VALIDATE, "10"], "`validation_inputs` must be classes of the network"),
+    "evaluate, output": ([*EVALUATE, "--output", "/proc/x"], "`output` must be a folder that can be written"),
+    "evaluate, a file": ([*EVALUATE, "--output", "plain"], "`output` must be a folder that can be written"),
+    "evaluate, no reference": ([*EVALUATE, "--reference", "none.npz"], "must be a file, a folder or a data set"),
+    "evaluate, width": ([*EVALUATE, "--reference", "narrow.npz"], "as `features` gives, got 3"),
+    "evaluate, NaN": ([*EVALUATE, "--reference", "nan.npz"], "must hold statistics as 'mu' and 'sigma'"),
+    "evaluate, torn": ([*EVALUATE, "--reference", "torn.npz"], "must be a whole .npz file"),
+    "evaluate, no images": ([*EVALUATE, "--reference", "broken"], "got none that can be read"),
+    "evaluate, split": ([*EVALUATE, "--split", "tset"], "tset"),
+    "evaluate, column": ([*EVALUATE, "--image-column", "photo"], "`image_column` must be one of"),
+    "evaluate, class": ([*EVALUATE, "--labels", "Bagg"], "Did you mean 'Bag'?"),
+    "evaluate, argument": ([*EVALUATE, "--call", "hieght=3"], "`call` must name arguments of UCGMPipeline"),
+    "evaluate, steps": ([*EVALUATE, "--steps", "0"], "`num_inference_steps` must be at least 1"),
+    "evaluate, samples": ([*EVALUATE, "--num-samples", "0"], "`num_samples` must be at least 1"),
+    "evaluate, statistics' file": ([*EVALUATE, "--save-reference", "plain/x.npz"], "`reference_file` must be a file"),
+    "evaluate, statistics' ending": ([*EVALUATE, "--save-reference", "x.pkl"], "`reference_file` must end in .npz"),
+    "evaluate, device": ([*EVALUATE, "--device", "cuda"], "`--device` must be of this machine"),
+    "evaluate, word": ([*EVALUATE, "--device", "gpu"], "`--device` must be a device such as cpu or cuda"),
+    "evaluate, float16": ([*EVALUATE, "--torch-dtype", "fp16"], "`--torch-dtype` must be fp32 or bf16 on a CPU"),
+    "compare, output": ([*COMPARE, "--output", "plain"], "`output` must be a folder that can be written"),
+    "compare, class": ([*COMPARE, "--labels", "Bagg"], "Did you mean 'Bag'?"),
+    "compare, reference": ([*COMPARE, "--reference", "none.npz", "--features", FEATURES], "must be a file, a folder"),
+    "compare, width": ([*COMPARE, "--reference", "narrow.npz", "--features", FEATURES], "as `features` gives, got 3"),
+    "tune, output": ([*TUNE, "--output", "/proc/x"], "`output` must be a folder that can be written"),
+    "tune, class": ([*TUNE, "--labels", "Bagg"], "Did you mean 'Bag'?"),
+    "tune, steps": ([*TUNE, "--steps", "0"], "`num_inference_steps` must be at least 1"),
+    "sample, ending": ([*SAMPLE, "--output", "out.xyz"], "must be the name of an image"),
+    "sample, output": ([*SAMPLE, "--output", "plain/x.png"], "must be a file that can be written"),
+    "sample, scale": ([*SAMPLE, "--scale", "0"], "`--scale` must be at least 1"),
+    "sample, trajectory": ([*SAMPLE, "--trajectory", "x.xyz"], "`--trajectory` must be the name of an image"),
+    "sample, class": ([*SAMPLE, "--labels", "Bagg"], "Did you mean 'Bag'?"),
+    "sample, device": ([*SAMPLE, "--device", "cuda"], "`--device` must be of this machine"),
+    "sample, float16": ([*SAMPLE, "--torch-dtype", "fp16"], "`--torch-dtype` must be fp32 or bf16 on a CPU"),
+}
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="what a machine without an accelerator refuses")
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_input_is_named_before_any_call_and_leaves_nothing(name, place, calls, capsys, monkeypatch):
+    monkeypatch.setattr("diffusers_ucgm.training.requirements.get_available_trackers", lambda: ["tensorboard"])
+    words, message = BAD[name]
+    before = left_in(place)
+    with contextlib.suppress(SystemExit):
+        assert main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+    assert calls == []
+    assert left_in(place) == before
+
+
+def test_a_folder_that_may_not_be_written_is_named(pipe, tmp_path, calls):
+    if os.geteuid() == 0:
+        pytest.skip("root writes everywhere")
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(OSError, match="`output` must be a folder that can be written"):
+        evaluate_pipeline(pipe, "photos", tmp_path / "locked" / "x", features=FEATURES)
+    assert calls == []
+
+
+def test_users_of_the_library_have_the_checks_too(pipe, place, calls):
+    before = left_in(place)
+    for output in (place / "plain", "/proc/x"):
+        with pytest.raises(OSError, match="`output` must be a folder that can be written"):
+            evaluate_pipeline(pipe, place / "photos", output, features=FEATURES)
+        with pytest.raises(OSError, match="`output` must be a folder that can be written"):
+            compare_solvers(pipe, [0, 1], [0, 1], solvers={"own": pipe.scheduler}, calls=[2], output=output)
+        with pytest.raises(OSError, match="`output` must be a folder that can be written"):
+            tune_sampler(pipe, 2, output)
+        with pytest.raises(OSError, match="`output_dir` must be a folder that can be written"):
+            UCGMTrainer(UCGMTrainingConfig(str(output)), pipe.transformer, data())
+    with pytest.raises(ValueError, match="`call` must name arguments of UCGMPipeline"):
+        compare_solvers(pipe, [0, 1], [0, 1], solvers={"own": pipe.scheduler}, calls=[2], hieght=3)
+    with pytest.raises(ValueError, match="as `features` gives, got 3"):
+        evaluate_pipeline(pipe, place / "narrow.npz", place / "out", features=FEATURES)
+    assert calls == []
+    assert left_in(place) == before
+
+
+def data(**changes):
+    item = {"latents": torch.zeros(4, 8, 8), "class_labels": 3, **changes}
+    return [{name: value for name, value in item.items() if value is not None}] * 4
+
+
+def test_data_must_have_what_the_network_takes(pipe):
+    adapter = adapter_for_pipeline(pipe)
+    check_data(pipe.transformer, adapter, data())
+    with pytest.raises(
+        ValueError, match="must have the `class_labels` that DiTTransformer2DModel takes, got latents al"
+    ):
+        check_data(pipe.transformer, adapter, data(class_labels=None))
+    with pytest.raises(ValueError, match=r"got \['encoder_hidden_states'\]"):
+        check_data(pipe.transformer, adapter, data(class_labels=None, encoder_hidden_states=torch.zeros(2, 3)))
+    with pytest.raises(ValueError, match=r"`class_labels` must be in \[0, 9\], .* got \[10\]"):
+        check_data(pipe.transformer, adapter, [*data(), *data(class_labels=10)])
+    with pytest.raises(ValueError, match=r"`dataset` must have items with `latents`, got \['class_labels'\]"):
+        check_data(pipe.transformer, adapter, data(latents=None))
+    text = stock_pipelines.sd15().pipe
+    with pytest.raises(ValueError, match=r"must have the encoded prompts \['encoder_hidden_states'\]"):
+        check_data(text.unet, adapter_for_pipeline(text), data())
+
+
+def test_sizes_follow_from_the_autoencoder_and_the_network(pipe):
+    check_image_size(pipe, adapter_for_pipeline(pipe), 32)
+    flux = stock_pipelines.flux().pipe  # an autoencoder of factor 2, patches of 2x2 latents
+    for size in (16, 64, (32, 16)):
+        check_image_size(flux, adapter_for_pipeline(flux), size)
+    with pytest.raises(ValueError, match="`latents` must have sides in whole patches of 2"):
+        check_image_size(flux, adapter_for_pipeline(flux), 18)
+    with pytest.raises(ValueError, match="`size` must be a multiple of 2"):
+        check_image_size(flux, adapter_for_pipeline(flux), 17)
+    unet = stock_pipelines.sd15().pipe  # which takes any size
+    check_image_size(unet, adapter_for_pipeline(unet), 96)
+
+
+def test_what_grids_show_is_resolved_at_the_start(pipe):
+    assert validation_conditions(pipe, ["bag", 3, "ankle_boot"]) == ["bag", 3, "ankle_boot"]
+    dit = stock_pipelines.dit().pipe
+    assert validation_conditions(dit, ["1", 0]) == [1, 0]
+    with pytest.raises(ValueError, match="5 is no class|classes of the network"):
+        validation_conditions(dit, [5000])
+    text = stock_pipelines.sd15().pipe
+    assert validation_conditions(text, ["a cat"]) == ["a cat"]
+    with pytest.raises(ValueError, match=r"must be prompts for StableDiffusionPipeline, got \[3, ' '\]"):
+        validation_conditions(text, [3, "a cat", " "])
+
+
+def test_devices_are_of_this_machine():
+    assert check_device("cpu", torch.bfloat16) == torch.device("cpu")
+    with pytest.raises(ValueError, match="`--device` must be a device such as cpu or cuda, got 'gpu'"):
+        check_device("gpu")
+    if not torch.accelerator.is_available():
+        for word in ("cuda", "cuda:3", "mps"):
+            with pytest.raises(ValueError, match="must be of this machine, which has a CPU alone"):
+                check_device(word)
