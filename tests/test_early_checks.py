@@ -131,7 +131,7 @@ BAD = {
     "evaluate, class": ([*EVALUATE, "--labels", "Bagg"], "Did you mean 'Bag'?"),
     "evaluate, argument": ([*EVALUATE, "--call", "hieght=3"], "`call` must name arguments of UCGMPipeline"),
     "evaluate, steps": ([*EVALUATE, "--steps", "0"], "`num_inference_steps` must be at least 1"),
-    "evaluate, samples": ([*EVALUATE, "--num-samples", "0"], "`num_samples` must be at least 1"),
+    "evaluate, samples": ([*EVALUATE, "--num-samples", "0"], "`num_samples` must be at least 2"),
     "evaluate, statistics' file": ([*EVALUATE, "--save-reference", "plain/x.npz"], "`reference_file` must be a file"),
     "evaluate, statistics' ending": ([*EVALUATE, "--save-reference", "x.pkl"], "`reference_file` must end in .npz"),
     "evaluate, device": ([*EVALUATE, "--device", "cuda"], "`--device` must be of this machine"),
