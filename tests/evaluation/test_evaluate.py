@@ -305,7 +305,10 @@ def test_command_takes_labels_a_scheduler_and_arguments_of_the_call(given, tmp_p
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"reference": "nowhere.npz"}, "`reference` must be a file, a folder or a data set, got 'nowhere.npz'"),
+        (
+            {"reference": "nowhere.npz"},
+            "must be a file of statistics or pictures, got 'nowhere.npz', which does not exist",
+        ),
         ({"features": "inception"}, "needs torch-fidelity"),
         ({"scheduler": "nowhere"}, "`--scheduler` must be a folder with a scheduler"),
         ({"call": "height:3"}, "`--call` must be words of the form NAME=VALUE, got 'height:3'"),
