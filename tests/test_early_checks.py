@@ -85,8 +85,22 @@ CACHE = ["cache", "--pipeline", "fashion-mnist", "--source", "photos", "--size",
 TRAIN = ["train", "--pipeline", "fashion-mnist", "--data", "good.safetensors", "--output-dir", "out"]
 TRAIN += ["--max-train-steps", "1", "--train-batch-size", "2"]
 EVALUATE = ["evaluate", "--model", "fashion-mnist", "--features", FEATURES, "--reference", "photos", "--output", "out"]
-COMPARE = ["compare", "--model", "fashion-mnist", "--num-samples", "2", "--output", "out"]
-TUNE = ["tune-sampler", "--model", "fashion-mnist", "--steps", "2", "--output", "out"]
+# Small, for the day when a check is missing.
+EVALUATE += ["--num-samples", "2", "--steps", "1"]
+COMPARE = [
+    "compare",
+    "--model",
+    "fashion-mnist",
+    "--num-samples",
+    "2",
+    "--calls",
+    "2",
+    "--solution-calls",
+    "2",
+    "--output",
+    "out",
+]
+TUNE = ["tune-sampler", "--model", "fashion-mnist", "--steps", "2", "--solution-calls", "2", "--output", "out"]
 SAMPLE = ["sample", "--output", "out.png"]
 VALIDATE = ["--validation-steps", "1", "--validation-inputs"]
 BAD = {
