@@ -51,6 +51,8 @@ OTHER_JSON: dict[str, Damage] = {
     "an empty list": lambda content, rng: b"[]",
 }
 
+# A whole file that says something else may be named by the option of its folder, for the parts must fit each other.
+OPTIONS_OF_FOLDERS = ("--model", "--features", "--data", "features", "latents")
 JSON_VALUES = (None, [], {}, "banana", -1, 0, 1e300, True, [[]], {"a": 1}, "", [None], 2**70, -0.5)
 
 
@@ -191,7 +193,13 @@ def on_file(
         changed, what = change(content, rng)
         run = partial(damaged_command, artefact, name, changed, words)
         attempts.append(
-            Attempt(group, f"ucgm {command}: {name or file.name} {what}", (*names, *quoted(what)), run, False)
+            Attempt(
+                group,
+                f"ucgm {command}: {name or file.name} {what}",
+                (*names, *quoted(what), *OPTIONS_OF_FOLDERS),
+                run,
+                False,
+            )
         )
     return attempts
 

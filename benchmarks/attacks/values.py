@@ -40,7 +40,15 @@ def settings_file_attempts(rng: random.Random, artefacts: Path) -> list[Attempt]
         for kind in rng.sample(sorted(pool), number):
             run = partial(damaged_command, file, "", pool[kind](content, rng), words)
             what = f"ucgm {words(file, Path('out'))[0]}: {name} {kind}"
-            attempts.append(Attempt(group, what, (name, "banana"), run, kind not in open_ends))
+            attempts.append(
+                Attempt(
+                    group,
+                    what,
+                    (name, "banana", "learning_rate", "mixed_precision", "label_dropout", "labels", "--label-map"),
+                    run,
+                    kind not in open_ends,
+                )
+            )
         if file.suffix == ".json":
             for _ in range(4):
                 changed, what = changed_json(content, rng)
@@ -101,7 +109,7 @@ def statistics_attempts(rng: random.Random, artefacts: Path) -> list[Attempt]:
         found[found.index("--reference") + 1] = str(target)
         return found
 
-    file, names = artefacts / "reference.npz", ("reference.npz",)
+    file, names = artefacts / "reference.npz", ("reference.npz", "reference", "--reference")
     for what, arrays in _arrays(rng).items():
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)

@@ -22,6 +22,10 @@ from .names import did_you_mean
 __all__ = ["COMMANDS", "main"]
 
 
+# Options that name what a command writes.
+OUTPUTS = ("output", "setting_output_dir", "trajectory", "save_reference")
+
+
 class Command(NamedTuple):
     """Where a command is found, as modules of this package: `OPTIONS[name]` and `COMMANDS[name]` in them."""
 
@@ -166,11 +170,18 @@ def _reported(args: argparse.Namespace) -> int:
             print(f"ucgm: error: {message}", file=sys.stderr)
         else:
             print(
-                f"ucgm: error: unexpected {type(error).__name__}: {message}\nThe input may be damaged, or this is a "
-                "fault of the package: --traceback or UCGM_TRACEBACK=1 shows where in the code it is from.",
+                f"ucgm: error: unexpected {type(error).__name__}: {message}\n{_inputs_of(args)} may be damaged, or this "
+                "is a fault of the package: --traceback or UCGM_TRACEBACK=1 shows where in the code it is from.",
                 file=sys.stderr,
             )
         return 2
+
+
+def _inputs_of(args: argparse.Namespace) -> str:
+    """The options that name files or folders, for an error of which the cause is not known."""
+    given = {name: value for name, value in vars(args).items() if isinstance(value, str) and name not in OUTPUTS}
+    found = [f"--{name.replace('_', '-')} {value}" for name, value in given.items() if value and os.path.exists(value)]
+    return " or ".join(found) or "The input"
 
 
 def _is_expected(error: Exception) -> bool:

@@ -25,6 +25,7 @@ __all__ = [
     "naming",
     "read_json",
     "read_tensors",
+    "read_yaml",
     "remove_leftovers",
     "replacing",
     "replacing_folder",
@@ -270,6 +271,27 @@ def check_tensors(path: str | Path) -> None:
             pass
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{str(path)!r} must be a whole safetensors file, got a damaged one: {error}") from error
+
+
+def read_yaml(path: str | Path, *, as_words: bool = False) -> Any:
+    """What a YAML file holds.
+
+    Args:
+        path: Of the file.
+        as_words: Whether every scalar is a text, as it is written: YAML 1.1 takes `no` for False, and 1e-4 for text.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is damaged, not in UTF-8, or asks for code to be run; the message names it.
+    """
+    import yaml
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"`path` must be a YAML file, got {str(path)!r}, which is none.")
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8"), yaml.BaseLoader if as_words else yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise ValueError(f"`path` must hold YAML, got a damaged file {str(path)!r}: {error}") from error
 
 
 def remove_leftovers(folder: str | Path, *, name: str | None = None, min_age: float = 0.0) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import hf_hub_download
 
@@ -72,15 +73,15 @@ def read_id2label(path: str | Path) -> dict[int, str]:
         ValueError: If it is none of these.
     """
     path = local_path("--id2label", path, "a JSON file with a name for each class")
-    found = read_json(path, object)
+    found: Any = read_json(path, object)
     if isinstance(found, dict) and isinstance(found.get("id2label"), dict):
         found = found["id2label"]
     if isinstance(found, list):
         found = dict(enumerate(found))
-    try:
-        return {int(key): str(name) for key, name in found.items()}
-    except (AttributeError, ValueError) as error:
-        raise ValueError(f"`--id2label` must hold a name for each class id, got {str(path)!r}.") from error
+    is_named = isinstance(found, dict) and all(isinstance(name, str) for name in found.values())
+    if not is_named or not all(str(key).isdecimal() for key in found):
+        raise ValueError(f"`--id2label` must hold a name for each class id, got {str(path)!r}.")
+    return {int(key): name for key, name in found.items()}
 
 
 def _print_call(call: dict[str, object]) -> None:

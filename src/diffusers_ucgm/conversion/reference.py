@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from diffusers_ucgm.files import read_yaml
 
 
 __all__ = ["Recipe", "read_reference_config"]
@@ -127,7 +127,7 @@ def read_reference_config(path: str | Path) -> Recipe:
         FileNotFoundError: If there is no such file.
         ValueError: If an entry is not known or has no such value; the message names section and key.
     """
-    sections = yaml.safe_load(Path(path).read_text())
+    sections = read_yaml(path)
     if not isinstance(sections, dict):
         raise ValueError(f"`path` must hold sections of settings, got {type(sections).__name__} in {str(path)!r}.")
     parts: dict[str, dict[str, Any]] = {"recipe": {}, "scheduler": {}, "call": {}, "training": {}}

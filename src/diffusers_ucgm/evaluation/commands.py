@@ -58,7 +58,10 @@ def given_conditions(args: argparse.Namespace) -> list[int | str] | None:
         return None
     if len(args.prompts) > 1 or not Path(args.prompts[0]).is_file():
         return list(args.prompts)
-    lines = Path(args.prompts[0]).read_text(encoding="utf-8").splitlines()
+    try:
+        lines = Path(args.prompts[0]).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`--prompts` must name a text file in UTF-8, got {args.prompts[0]!r}: {error}.") from error
     if not (prompts := [line.strip() for line in lines if line.strip()]):
         raise ValueError(
             f"`--prompts` must name a file with a prompt on each line, got {args.prompts[0]!r} without any."

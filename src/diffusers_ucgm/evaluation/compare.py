@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffusers_ucgm import files
-from diffusers_ucgm.constraints import check
+from diffusers_ucgm.constraints import check, is_number
 from diffusers_ucgm.run_folder import RunFolder
 from diffusers_ucgm.scheduler import UCGMScheduler
 
@@ -231,9 +231,15 @@ class _Record:
         file, rows = output / RESULT, {}
         if file.is_file():
             found = files.read_json(file, remedy="Delete it to measure anew.")
-            for row in found["measurements"]:
-                settings = row.pop("settings")
-                rows[row["solver"], row["calls"]] = Measurement(**row), settings
+            try:
+                for row in found["measurements"]:
+                    settings = row.pop("settings")
+                    rows[row["solver"], row["calls"]] = _measurement(row), settings
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                raise ValueError(
+                    f"{str(file)!r} must hold the measurements of a comparison, got a damaged file: {error}. Delete "
+                    "it to measure anew."
+                ) from error
         return cls(file, plan, rows)
 
     def found(self, solver: str, calls: int, scheduler: Any) -> Measurement | None:
@@ -248,6 +254,18 @@ class _Record:
             return
         rows = [{**asdict(row), "settings": settings} for row, settings in self.rows.values()]
         files.write_json(self.file, {"plan": self.plan, "measurements": rows})
+
+
+def _measurement(row: dict[str, Any]) -> Measurement:
+    """A measurement from JSON.
+
+    Raises:
+        ValueError: If a value is none of a measurement.
+    """
+    for name, value in row.items():
+        if name not in ("solver", "reason") and value is not None and not is_number(value):
+            raise ValueError(f"{name!r} must be a number, got {value!r}")
+    return Measurement(**row)
 
 
 def _settings(scheduler: Any) -> dict[str, Any] | None:

@@ -178,8 +178,15 @@ class ClassifierFeatures:
             folder: Of `save_pretrained`.
             device: Where it computes.
         """
-        model: Any = ImageClassifier2DModel.from_pretrained(folder, use_safetensors=True)
-        self.model: ImageClassifier2DModel = model.eval().to(device)
+        try:
+            model: Any = ImageClassifier2DModel.from_pretrained(folder, use_safetensors=True)
+            self.model: ImageClassifier2DModel = model.eval().to(device)
+        # A damaged configuration fails wherever the network is built.
+        except Exception as error:
+            raise ValueError(
+                f"`features` must be a whole classifier, got {str(folder)!r}, whose config.json or weights cannot be "
+                f"used: {error}"
+            ) from error
 
     def __call__(self, pictures: Tensor) -> ImageFeatures:
         """Features of pictures, smaller ones on a black border, as the classifier was trained.

@@ -262,6 +262,8 @@ def _of_pictures(
 ) -> Reference:
     shown = tqdm(pictures, total=number, disable=not progress, unit="image", desc="reference")
     found = features_of(network, shown, batch_size)
+    if len(found.features) < 2:
+        raise ValueError(f"`reference` must hold at least 2 images that can be read, got {len(found.features)}.")
     return Reference(
         FeatureStatistics.of(found.features),
         None if found.spatial is None else FeatureStatistics.of(found.spatial),

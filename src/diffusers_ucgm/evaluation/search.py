@@ -3,6 +3,7 @@
 Trials are drawn by a tree-structured Parzen estimator (optuna's `TPESampler`), and kept in a journal as they are made.
 """
 
+import json
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -231,6 +232,14 @@ def _mend(journal: Path) -> None:
     journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
     if journal.is_file() and not (lines := journal.read_bytes()).endswith(b"\n"):
         files.write_bytes(journal, lines[: lines.rfind(b"\n") + 1])
+    for number, line in enumerate(journal.read_bytes().splitlines() if journal.is_file() else [], 1):
+        try:
+            json.loads(line)
+        except ValueError as error:
+            raise ValueError(
+                f"{str(journal)!r} must hold an entry in JSON on each line, got a damaged line {number}. Delete the "
+                "file to search anew."
+            ) from error
 
 
 def _finished(study: "Study") -> list[Any]:

@@ -287,6 +287,7 @@ class CachedLatents(Dataset[dict[str, Tensor]]):
                     "`ucgm cache` again."
                 )
             check_finite(name, torch.tensor(values), str(self.folder / INDEX), "Run `ucgm cache` anew.")
+        self._check_labels()
         if torn := [i for i in range(len(counts)) if not _is_whole(_shard(self.folder, i))]:
             raise ValueError(f"`folder` must have all its shards, got {torn} torn or missing. Run `ucgm cache` again.")
         self._ends = torch.tensor(counts).cumsum(0).tolist()
@@ -306,6 +307,24 @@ class CachedLatents(Dataset[dict[str, Tensor]]):
             opened = self._opened[shard] = safe_open(_shard(self.folder, shard), "pt")
         # A slice of one row, for a row alone cannot be asked for.
         return {name: opened.get_slice(name)[row : row + 1][0] for name in self._columns}
+
+    def _check_labels(self) -> None:
+        """Check the names of the classes.
+
+        Raises:
+            ValueError: If they are no names.
+        """
+        labels = self.index.get("labels") or {"classes": {}, "names": {}}
+        parts = [labels.get(name) if isinstance(labels, dict) else None for name in ("classes", "names")]
+        kinds = (int, str)
+        if not all(
+            isinstance(part, dict) and all(isinstance(value, kind) for value in part.values())
+            for part, kind in zip(parts, kinds, strict=True)
+        ):
+            raise ValueError(
+                f"{str(self.folder / INDEX)!r} must have the 'classes' and 'names' of its labels, got {labels!r}. Run "
+                "`ucgm cache` again."
+            )
 
     def column(self, name: str) -> Tensor | None:
         """One column of all items, or None where the cache has no such column."""

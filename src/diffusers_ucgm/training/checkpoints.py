@@ -165,6 +165,8 @@ def _damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:
         state = json.loads((folder / "state.json").read_text())
+        if not isinstance(state, dict) or not isinstance(state.get("config", {}), dict):
+            return "state.json does not hold the state of a run"
         for name, size in state.get("files", {}).items():
             if not (folder / name).is_file() or (folder / name).stat().st_size != size:
                 return f"{name} does not have its {size} bytes"

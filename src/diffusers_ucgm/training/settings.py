@@ -6,7 +6,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
-from diffusers_ucgm.files import read_json
+from diffusers_ucgm.files import read_json, read_yaml
 from diffusers_ucgm.names import did_you_mean
 
 from .config import CHOICES, UCGMTrainingConfig
@@ -178,13 +178,7 @@ def read_settings_file(path: str | Path) -> dict[str, Any]:
     if path.suffix == ".json":
         values = read_json(path, object)
     else:
-        import yaml
-
-        try:
-            # Every scalar as it is written: YAML 1.1 takes `no` for False, and 1e-4 for text.
-            values = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-            raise ValueError(f"`path` must hold YAML, got a damaged file {str(path)!r}: {error}") from error
+        values = read_yaml(path, as_words=True)
     if not isinstance(values, dict):
         raise ValueError(f"`path` must hold a mapping of settings, got {type(values).__name__} in {str(path)!r}.")
     known = [field.name for field in fields(UCGMTrainingConfig)]

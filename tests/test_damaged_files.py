@@ -1,0 +1,82 @@
+"""Files that are damaged, or say something else than they should, are named."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from test_pipeline import pipeline
+
+from diffusers_ucgm.conversion.commands import read_id2label
+from diffusers_ucgm.conversion.reference import read_reference_config
+from diffusers_ucgm.evaluation.compare import RESULT, _Record
+from diffusers_ucgm.evaluation.features import BUNDLED_FEATURES, load_features
+from diffusers_ucgm.evaluation.search import _mend
+from diffusers_ucgm.files import read_yaml
+from diffusers_ucgm.loading import load_pipeline
+from diffusers_ucgm.training.checkpoints import load_checkpoint
+
+
+DAMAGED = [b"a: [1, 2", b"\xff\xfe", b"a: b: c", b"? [a]\n: 1", b"a: *b", b"a: !!python/name:os.getcwd", b"[" * 3000]
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
+def test_damaged_yaml_is_named(content, tmp_path):
+    (tmp_path / "a.yaml").write_bytes(content)
+    for read in (read_yaml, read_reference_config):
+        with pytest.raises(ValueError, match="a.yaml"):
+            read(tmp_path / "a.yaml")
+
+
+def test_yaml_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="`path` must be a YAML file, got .*a.yaml"):
+        read_yaml(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("names", [[[1], [2]], {"a": "b"}, {"0": 1}, "Bag", 5])
+def test_names_of_classes_are_texts(names, tmp_path):
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    with pytest.raises(ValueError, match="`--id2label` must hold a name for each class id, got .*names.json"):
+        read_id2label(tmp_path / "names.json")
+
+
+@pytest.mark.parametrize("damage", ["name", "none"])
+def test_weights_that_are_not_there_are_named(damage, tmp_path):
+    pipeline(None).save_pretrained(tmp_path)
+    file = tmp_path / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    first = sorted(tensors)[0]
+    tensors = {} if damage == "none" else {**tensors, f"{first}_": tensors.pop(first)}
+    save_file({name: value for name, value in tensors.items() if name != first}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match="transformer.* must hold all weights of its config.json"):
+        load_pipeline(str(tmp_path))
+
+
+def test_a_damaged_classifier_is_named(tmp_path):
+    config = json.loads((BUNDLED_FEATURES["fashion-mnist-classifier"] / "config.json").read_text())
+    key = next(name for name, value in config.items() if isinstance(value, list))
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: [None]}))
+    with pytest.raises(ValueError, match="`features` must be a whole classifier, got"):
+        load_features(str(tmp_path))
+
+
+@pytest.mark.parametrize("row", [{"rms": ""}, {"calls": "2"}, {"banana": 1}])
+def test_a_damaged_comparison_is_named(row, tmp_path):
+    rows = [{"solver": "a", "calls": 2, "settings": {}, **row}]
+    (tmp_path / RESULT).write_text(json.dumps({"plan": {}, "measurements": rows}))
+    with pytest.raises(ValueError, match=f"{RESULT}' must hold the measurements of a comparison"):
+        _Record.begun(tmp_path, {})
+
+
+def test_a_damaged_journal_is_named(tmp_path):
+    (tmp_path / "trials.jsonl").write_bytes(b'{"a": 1}\n\xff\xfe\n')
+    with pytest.raises(ValueError, match="trials.jsonl' must hold an entry in JSON .* got a damaged line 2"):
+        _mend(tmp_path / "trials.jsonl")
+
+
+@pytest.mark.parametrize("state", [[], 5, {"config": "banana"}])
+def test_a_damaged_state_is_named(state, tmp_path):
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="`folder` must be a whole checkpoint, got .*state.json"):
+        load_checkpoint(tmp_path)
