@@ -170,8 +170,8 @@ def _reported(args: argparse.Namespace) -> int:
             print(f"ucgm: error: {message}", file=sys.stderr)
         else:
             print(
-                f"ucgm: error: unexpected {type(error).__name__}: {message}\n{_inputs_of(args)} may be damaged, or this "
-                "is a fault of the package: --traceback or UCGM_TRACEBACK=1 shows where in the code it is from.",
+                f"ucgm: error: unexpected {type(error).__name__}: {message}\n{_inputs_of(args)} may be damaged, or "
+                "this is a fault of the package: --traceback or UCGM_TRACEBACK=1 shows where in the code it is from.",
                 file=sys.stderr,
             )
         return 2
