@@ -54,12 +54,21 @@ NOT_RUN = {
     },
     "docs/many-gpus.md": {
         "num_processes 8": "an ellipsis, and eight GPUs",
+        "num_processes 16": "an ellipsis, and two machines of eight GPUs",
         "RANK=0 LOCAL_RANK": "an ellipsis, and two machines",
     },
-    "docs/paper-models.md": {"0000000.pt": "a published checkpoint", '"repa-e"': "a published checkpoint"},
+    "docs/paper-models.md": {
+        "0000000.pt": "a published checkpoint",
+        "--model repa-e": "a published checkpoint",
+        '"repa-e"': "a published checkpoint",
+        "--reference-config": "a file of the reference; tests/test_conversion.py reads such files",
+    },
     "docs/pipelines.md": {"StableDiffusionXLPipeline": "a checkpoint of the Hub; tests load such folders"},
     "docs/resume-and-recover.md": {"ucgm train ...": "an ellipsis; tests/training resumes"},
-    "docs/sampling.md": {"0000000.pt": "a published checkpoint", "custom_pipeline": "a folder of the Hub's layout"},
+    "docs/sampling.md": {
+        "stable-diffusion-3.5": "a checkpoint of the Hub",
+        "path/to/pipeline": "a placeholder",
+    },
     "docs/text-to-image-lora.md": {"stable-diffusion-3.5": "a checkpoint of the Hub"},
     "docs/train-from-scratch.md": {"train_fashion_mnist.py": "an hour of training"},
     "docs/training.md": {"path/to/transformer": "a placeholder"},
