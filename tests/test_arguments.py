@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, SCMScheduler
 from PIL import Image
 
 from diffusers_ucgm import UCGMLoss, UCGMScheduler, UCGMTrainer, UCGMTrainingConfig
+from diffusers_ucgm.cli import main
 from diffusers_ucgm.conversion.arguments import CONVERT_ARGUMENTS
 from diffusers_ucgm.conversion.convert import convert_checkpoint
+from diffusers_ucgm.evaluation.features import load_features
 from diffusers_ucgm.image_arguments import PREPARE_ARGUMENTS, SOURCE_ARGUMENTS
 from diffusers_ucgm.images import ImageItems, ImageSource, load_image_dataset, prepare_image
 from diffusers_ucgm.training.arguments import CACHE_ARGUMENTS, TRAINER_ARGUMENTS
@@ -92,3 +94,34 @@ def test_a_loss_needs_a_batch(x):
 def test_settings_of_a_run_are_no_empty_texts(name):
     with pytest.raises(ValueError, match=f"`{name}` must not be empty"):
         UCGMTrainingConfig(**{"output_dir": "run", name: " "})
+
+
+@pytest.mark.parametrize("given", [{"prediction_type": {}}, {"prediction_type": 0}, {"prediction_type": "Epsilon"}])
+def test_predictions_of_stock_configs_are_known_ones(given):
+    for cls in (DDIMScheduler, SCMScheduler):
+        with pytest.raises(ValueError, match="`prediction_type` must be one of"):
+            UCGMScheduler.from_config(cls().config, **given)
+
+
+@pytest.mark.parametrize("name", ["banana", "tensorboard ", "None", ""])
+def test_trackers_are_those_that_accelerate_knows(name):
+    with pytest.raises(ValueError, match="`report_to` must be one of"):
+        UCGMTrainingConfig("run", report_to=name)
+
+
+@pytest.mark.parametrize("option", ["--config", "--resume-from-checkpoint", "--report-to", "--learning-rate"])
+def test_an_empty_word_is_no_option_left_out(option, capsys, tmp_path):
+    words = ["--pipeline", "fashion-mnist", "--data", str(tmp_path), "--output-dir", str(tmp_path / "run")]
+    assert main(["train", *words, option, ""]) == 2
+    assert f"`{option}` must not be empty" in capsys.readouterr().err
+
+
+def test_noise_that_is_no_number_is_refused():
+    x = torch.zeros(2, 3, 4, 4)
+    with pytest.raises(ValueError, match="`noise` must be finite"):
+        UCGMLoss(label_dropout=0.0)(lambda x_t, t: x_t, x, noise=x * math.nan)
+
+
+def test_features_of_a_module_that_is_not_there_are_refused():
+    with pytest.raises(ValueError, match="`features` must name a module that can be imported, got 'no.such:thing'"):
+        load_features("no.such:thing")

@@ -80,3 +80,12 @@ def test_a_damaged_state_is_named(state, tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="`folder` must be a whole checkpoint, got .*state.json"):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("value", [2**70, [2, 2**40]])
+def test_a_configuration_that_nothing_can_be_built_from_is_named(value, tmp_path):
+    pipeline(None).save_pretrained(tmp_path)
+    file = tmp_path / "transformer" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "num_layers": value}))
+    with pytest.raises(ValueError, match="config.json' must have numbers below .*num_layers"):
+        load_pipeline(str(tmp_path))

@@ -21,3 +21,8 @@ def test_the_judge_finds_deliberate_faults():
     result = attack("--controls")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "all judged rightly" in result.stdout
+
+
+def test_no_setting_and_no_file_is_taken_silently_or_refused_without_its_name():
+    result = attack("--seed", "1", "--settings", "90", "--files", "60")
+    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-3000:]

@@ -1542,6 +1542,42 @@ MUTANTS = [
         "content = file.read()",
         ("tests/test_image_sources.py",),
     ),
+    # Values are refused by name
+    Mutant(
+        "True counts as a number",
+        "constraints.py",
+        "if isinstance(value, bool | np.bool_) or not isinstance",
+        "if not isinstance",
+        ("tests/test_constraints.py",),
+    ),
+    Mutant(
+        "a flag is whatever Python takes for one",
+        "constraints.py",
+        'return Setting((("True or False", lambda value: isinstance(value, bool)),))',
+        'return Setting((("True or False", lambda value: True),))',
+        ("tests/test_constraints.py", "tests/test_arguments.py"),
+    ),
+    Mutant(
+        "settings of the loss are not checked",
+        "loss.py",
+        "        check(LOSS_SETTINGS, vars(self))\n",
+        "",
+        ("tests/test_constraints.py",),
+    ),
+    Mutant(
+        "an evaluation samples before it looks at its arguments",
+        "evaluation/evaluate.py",
+        "    check(EVALUATE_ARGUMENTS, locals())\n",
+        "",
+        ("tests/evaluation/test_arguments.py",),
+    ),
+    Mutant(
+        "weights that are not there stay empty",
+        "loading.py",
+        "    if empty or (held and len(missing) > len(others)):",
+        "    if held and len(missing) > len(others):",
+        ("tests/test_damaged_files.py",),
+    ),
 ]
 
 

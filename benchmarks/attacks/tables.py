@@ -61,7 +61,6 @@ SCHEDULER: Fields = {
     "original_inference_steps": Maybe(COUNT),
     "round_timesteps": Truth(),
     "extrapolation_order": Choice((2, 3)),
-    "prev_sample_dtype": Maybe(Choice(("model_output", "sample", "promoted", "float32"))),
 }
 # On which path a setting has an effect; elsewhere it is "linear".
 PATHS = {
@@ -372,6 +371,12 @@ ALSO_CALLED = {
     "per_token_timesteps": ("per_token_timesteps",),
     "conditions": ("conditions", "class_labels"),
     "labels": ("class_labels",),
+    # Two spellings of one argument, and what a function of a function calls it.
+    "samples_per_label": ("num_images",),
+    "solution_calls": ("num_solution_calls",),
+    "steps": ("num_inference_steps",),
+    "transformer": ("transformer", "network"),
+    "latent_statistics": ("nope.safetensors",),
 }
 
 

@@ -27,6 +27,8 @@ from .scheduler import UCGMScheduler
 __all__ = ["DTYPE", "DTYPES", "load_network", "load_pipeline", "load_pipeline_lora", "load_scheduler"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# No layer count or width of a configuration comes near.
+HUGE = 2**31
 # `AutoModel` of diffusers finds its own classes alone.
 OWN_MODELS: dict[str, Any] = {each.__name__: each for each in (UCGMTransformer2DModel, EDM2UNet2DModel)}
 # The first of a LoRA's two matrices, in the forms of peft, kohya's tools and older diffusers.
@@ -188,9 +190,17 @@ def _check_pipeline_folder(folder: Path, argument: str) -> None:
         if not (folder / part).is_dir():
             raise ValueError(f"{str(file)!r} must name parts that are there, got {part!r} without a folder.")
         for config in sorted((folder / part).glob("*config.json")):
-            read_json(config)
+            huge = {name: each for name, each in read_json(config).items() if _is_huge(each)}
+            if huge:
+                raise ValueError(f"{str(config)!r} must have numbers below {HUGE}, got {huge}.")
         for weights in sorted((folder / part).glob("*.safetensors")):
             check_tensors(weights)
+
+
+def _is_huge(value: object) -> bool:
+    """Whether a network of this number of anything could not be built in any time."""
+    values = value if isinstance(value, list) else [value]
+    return any(isinstance(each, int) and abs(each) >= HUGE for each in values)
 
 
 def _instead(folder: Path) -> str:

@@ -306,6 +306,8 @@ class UCGMLoss:
             noise = torch.randn(x.shape, generator=generator, device=source, dtype=dtype)
         elif noise.shape != x.shape:
             raise ValueError(f"`noise` must have the shape of `x`, {tuple(x.shape)}, got {tuple(noise.shape)}.")
+        elif noise.device.type == "cpu" and not bool(noise.isfinite().all()):
+            raise ValueError("`noise` must be finite, got NaN or infinity.")
         if dropped is None:
             dropped = torch.rand(batch_size, generator=generator, device=source) < self.label_dropout
         elif dropped.shape != (batch_size,) or dropped.dtype != torch.bool:

@@ -118,6 +118,11 @@ class UCGMPipeline(DiffusionPipeline):
             ValueError: If `call_defaults` names anything else, or the statistics are not one number for each channel.
         """
         check(CONSTRUCTOR_ARGUMENTS, locals())
+        channels = getattr(transformer.config, "in_channels", None)
+        if guided_channels is not None and isinstance(channels, int) and guided_channels > channels:
+            raise ValueError(
+                f"`guided_channels` must be at most the {channels} of the transformer, got {guided_channels}."
+            )
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
         # JSON turns the keys into strings.

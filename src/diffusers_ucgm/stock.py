@@ -81,8 +81,11 @@ MULTISTEP_ON_CHAIN = MULTISTEP | {"time_warp": (1.0, 1.6, 1.0)}
 MULTISTEP_IN_SIGMA_SPACE = MULTISTEP | {"time_warp": (0.85, 1.0, 1.0), "extrapolation_ratio": 0.3}
 # Noise levels that have a spacing of their own run on to the least one.
 LEAST_GAP = 0.001
+# The names of `transports.PREDICTIONS`, which needs torch, and sCM's own.
+PREDICTION_TYPES = ("epsilon", "sample", "trigflow", "v_prediction", "velocity")
 # What is read of stock configs besides settings that `UCGMScheduler` has under the same name, which it checks itself.
 READ_SETTINGS: dict[str, Setting] = {
+    "prediction_type": optional(choice((*PREDICTION_TYPES, "flow_prediction"))),
     "use_flow_sigmas": optional(flag()),
     "flow_shift": optional(number("positive", lambda value: value > 0, (1e-4, 1e4))),
     "invert_sigmas": optional(flag()),

@@ -312,7 +312,7 @@ def test_a_tracker_is_given_settings_and_losses(tmp_path, monkeypatch):
     trainer.train()
     assert logged[0]["consistency_ratio"] == 1.0
     assert [entry[0] for entry in logged[1:-1]] == [2, 4]
-    names = {"loss", "learning_rate", "consistency_ratio", "nonfinite_steps", "images_per_second"}
+    names = {"loss", "learning_rate", "consistency_ratio", "nonfinite_steps", "images_per_second", "residual"}
     assert set(logged[1][1]) == names
     assert logged[1][1]["images_per_second"] > 0.0
     assert logged[-1] == "finished"

@@ -152,6 +152,8 @@ def load_autoencoder(
         vae = convert_autoencoder(read_state_dict(source), dtype, **_given(norm_num_groups))
     else:
         _refuse_groups(norm_num_groups, str(source))
+        if Path(source).suffix in (".ckpt", ".pt", ".pth", ".safetensors"):
+            raise FileNotFoundError(f"`vae` must be a file, a folder or a repository of the Hub, got {str(source)!r}.")
         vae = AutoModel.from_pretrained(source, **{DTYPE: dtype}, use_safetensors=True)
     settings: dict[str, Any] = {} if scaling_factor is None else {"scaling_factor": scaling_factor}
     if isinstance(vae, AutoencoderKL) and mean is not None and std is not None:

@@ -79,7 +79,10 @@ def load_features(name: str, device: str | torch.device = "cpu") -> FeatureNetwo
     folder = BUNDLED_FEATURES.get(name, Path(name).expanduser())
     if not folder.is_dir() and ":" in name:
         module, _, function = name.partition(":")
-        make: Any = getattr(import_module(module), function, None)
+        try:
+            make: Any = getattr(import_module(module), function, None)
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"`features` must name a module that can be imported, got {name!r}: {error}.") from error
         if not callable(make):
             raise ValueError(f"`features` must name a function of {module!r}, got {function!r}.")
         return cast(FeatureNetwork, make(device))

@@ -1,5 +1,6 @@
 """What the arguments of a cache and of a trainer must be, as tables."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,8 +17,17 @@ _FUNCTION = Setting((("a function", callable),))
 
 
 def _is_dataset(value: Any) -> bool:
-    has_items = hasattr(value, "__len__") and hasattr(value, "__getitem__")
-    return has_items and not isinstance(value, str | bytes | Mapping)
+    # Whether it has a length is asked later, where the way out for streams is known.
+    has_items = hasattr(value, "__getitem__") or hasattr(value, "__iter__")
+    return has_items and not isinstance(value, str | bytes | Mapping | set)
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(dict(value))
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _is_scheduler(value: Any) -> bool:
@@ -30,7 +40,7 @@ CACHE_ARGUMENTS: dict[str, Setting] = {
     "encode_captions": optional(_FUNCTION),
     "batch_size": integer(1),
     "shard_size": integer(1),
-    "fingerprint": KEYWORDS,
+    "fingerprint": Setting((*KEYWORDS.checks, ("made of values that JSON can hold", _is_json))),
     "process_index": integer(0),
     "num_processes": integer(1),
     "overwrite_output_dir": flag(),
@@ -38,7 +48,7 @@ CACHE_ARGUMENTS: dict[str, Setting] = {
 TRAINER_ARGUMENTS: dict[str, Setting] = {
     "config": of_type("a UCGMTrainingConfig", UCGMTrainingConfig),
     "transformer": of_type("a module of torch", nn.Module),
-    "dataset": Setting((("a data set with a length, whose items are mappings", _is_dataset),)),
+    "dataset": Setting((("a data set, or a list of items", _is_dataset),)),
     "adapter": optional(_FUNCTION),
     "scheduler": optional(Setting((("a scheduler of diffusers or its config", _is_scheduler),))),
 }

@@ -74,6 +74,11 @@ class DrawnSamples(Dataset[dict[str, Any]]):
         generator = generator_of(self.seed, step, position)
         condition = dict(self.dataset[index])
         latents = torch.as_tensor(condition.pop("latents"))
+        if not latents.is_floating_point() or not latents.ndim:
+            raise ValueError(
+                f"`latents` must be floating-point tensors of shape (C, ...), got {latents.dtype} of shape "
+                f"{tuple(latents.shape)} in item {index} of the data set."
+            )
         for name, value in {"latents": latents, **condition}.items():
             if isinstance(value, Tensor):
                 check_finite(name, value, f"item {index} of the data set", "Encode it again, in float32 or bfloat16.")

@@ -45,6 +45,8 @@ def _config(args: argparse.Namespace, **defaults: Any) -> UCGMTrainingConfig:
         for name, value in vars(args).items()
         if name.startswith("setting_") and value is not None
     }
+    if empty := sorted(name for name, value in {**words, "config": args.config}.items() if value in ("", [""])):
+        raise ValueError(f"`--{empty[0].replace('_', '-')}` must not be empty, got ''. Leave the option out.")
     given = {name: read_setting(name, value) for name, value in words.items()}
     if args.config:
         given = {**read_settings_file(args.config), **given}
@@ -197,6 +199,8 @@ def cache(args: argparse.Namespace) -> int:
     takes_prompts = bool(adapter.prompt_outputs)
     if labels is not None and state.is_main_process and (lines := labels.lines()):
         print("\n".join(["Classes:", *(f"  {line}" for line in lines)]))
+    if args.max_sequence_length is not None and args.max_sequence_length < 1:
+        raise ValueError(f"`--max-sequence-length` must be at least 1, got {args.max_sequence_length}.")
     text = {} if args.max_sequence_length is None else {"max_sequence_length": args.max_sequence_length}
     names = ("pipeline", "source", "split", "size", "crop", "flip", "seed", "torch_dtype", "max_sequence_length")
     names += ("background",)

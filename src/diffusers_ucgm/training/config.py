@@ -75,7 +75,7 @@ NOT_EMPTY = (
     "lora_target_modules",
     "resume_from_checkpoint",
     "tracker_project_name",
-    "report_to",
+    "validation_num_inference_steps",
 )
 FRACTIONS = ("teacher_decay", "ema_decay", "lora_dropout")
 NOT_NEGATIVE = (
@@ -88,6 +88,19 @@ NOT_NEGATIVE = (
     "validation_steps",
     "dataloader_num_workers",
 )
+
+
+def check_tracker_name(name: str) -> None:
+    """Check that accelerate knows a tracker.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    from accelerate.utils import LoggerType
+
+    known = [each.value for each in LoggerType if each.value != "all"]
+    if name not in known:
+        raise ValueError(f"`report_to` must be one of {known}, got {name!r}.{did_you_mean(name, known)}")
 
 
 @dataclass
@@ -255,6 +268,8 @@ class UCGMTrainingConfig:
             if (value := getattr(self, name)) not in allowed:
                 hint = did_you_mean(value, allowed)
                 raise ValueError(f"`{name}` must be one of {list(allowed)}, got {value!r}.{hint}")
+        if self.report_to is not None:
+            check_tracker_name(self.report_to)
         for name in NOT_EMPTY:
             if (value := getattr(self, name)) is not None and not (value.strip() if isinstance(value, str) else value):
                 raise ValueError(f"`{name}` must not be empty, got {value!r}.")

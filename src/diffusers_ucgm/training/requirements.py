@@ -4,16 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from diffusers_ucgm.autoencoders import autoencoder_of, spatial_factor
 from diffusers_ucgm.files import check_writable
 from diffusers_ucgm.labels import ModelClasses
-from diffusers_ucgm.names import did_you_mean
 from diffusers_ucgm.pipeline import UCGMPipeline
 
 from .adapters import PatchedAdapter
@@ -48,9 +47,6 @@ def check_run(config: UCGMTrainingConfig) -> None:
 
 
 def _check_tracker(name: str) -> None:
-    known = [each.value for each in LoggerType if each.value != "all"]
-    if name not in known:
-        raise ValueError(f"`report_to` must be one of {known}, got {name!r}.{did_you_mean(name, known)}")
     available = [str(getattr(each, "value", each)) for each in get_available_trackers()]
     if name not in available:
         raise ValueError(
@@ -74,6 +70,8 @@ def check_data(network: nn.Module, adapter: DenoiserAdapter, dataset: Any) -> No
     length_of(dataset)
     item = dataset[0]
     name = type(network).__name__
+    if not isinstance(item, Mapping):
+        raise ValueError(f"`dataset` must have mappings as items, with `latents`, got {item!r}.")
     columns = sorted(set(item) - {"latents"})
     if "latents" not in item:
         raise ValueError(f"`dataset` must have items with `latents`, got {columns}.")
@@ -92,7 +90,10 @@ def check_data(network: nn.Module, adapter: DenoiserAdapter, dataset: Any) -> No
                 "the images with their classes."
             )
         _check_range(dataset, item, len(classes))
-    check_latents(network, adapter, tuple(torch.as_tensor(item["latents"]).shape))
+    latents = item["latents"]
+    if not isinstance(latents, Tensor | np.ndarray):
+        raise ValueError(f"`dataset` must have tensors as `latents`, got {latents!r}.")
+    check_latents(network, adapter, tuple(latents.shape))
 
 
 def _check_range(dataset: Any, item: Mapping[str, Any], number: int) -> None:
