@@ -871,8 +871,10 @@ def test_what_is_pushed_is_the_folder_as_it_was_written(dtype, tmp_path, monkeyp
         def create_repo(self, repo_id, private=None, exist_ok=False):
             pushed["repository"] = repo_id
 
-        def upload_folder(self, repo_id, folder_path, commit_message):
-            files = [path for path in Path(folder_path).rglob("*") if path.is_file()]
+        def upload_folder(self, repo_id, folder_path, commit_message, ignore_patterns):
+            files = [
+                path for path in Path(folder_path).rglob("*") if path.is_file() and path.name not in ignore_patterns
+            ]
             pushed["files"] = {path.relative_to(folder_path).as_posix() for path in files}
             weights = load_file(Path(folder_path) / "transformer" / "diffusion_pytorch_model.safetensors")
             pushed["dtypes"] = {value.dtype for value in weights.values()}
@@ -905,7 +907,7 @@ def test_what_is_pushed_is_the_folder_as_it_was_written(dtype, tmp_path, monkeyp
         (["--output", "x"], "`--checkpoint` must be given"),
         (["--checkpoint", "x.pt"], "`--output` must name the folder"),
         (["--checkpoint", "x.pt", "--output", "x", "--preset", "ddt-256", "--reference-config", "y"], "left out with"),
-        (["--checkpoint", "none.pt", "--output", "x"], "`path` must be a file"),
+        (["--checkpoint", "none.pt", "--output", "x"], "`--checkpoint` must be a path that exists"),
     ],
 )
 def test_bad_command_lines_are_told(words, message, capsys):
@@ -1047,7 +1049,7 @@ def test_a_converted_model_is_checked_tuned_and_drawn_by_the_command_line(tmp_pa
     assert (
         main([*map(str, ["train", "--pipeline", folder, "--data", data, "--config", folder / "training.yaml"])]) == 2
     )
-    assert "`output_dir` must be given" in capsys.readouterr().err
+    assert "`--output-dir` must be given" in capsys.readouterr().err
 
 
 def test_settings_alone_are_written_and_read_by_what_they_are_for(tmp_path, capsys):

@@ -15,7 +15,7 @@ def test_uploads_make_the_repository_and_one_commit(tmp_path, monkeypatch):
         def create_repo(self, repo_id, private=None, exist_ok=False):
             calls.append(("create", repo_id, private, exist_ok))
 
-        def upload_folder(self, repo_id, folder_path, commit_message):
+        def upload_folder(self, repo_id, folder_path, commit_message, ignore_patterns):
             calls.append(("upload", repo_id, folder_path, commit_message))
             return "https://hub/owner/name"
 

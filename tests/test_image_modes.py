@@ -121,7 +121,7 @@ def test_backgrounds_are_names_or_numbers(colour):
 
 @pytest.mark.parametrize("colour", ["", "whiteish", "#ffff", "#12", "#ffffff80", 3, None, (1, 2, 3), "x" * 200])
 def test_other_backgrounds_are_refused(colour):
-    with pytest.raises(ValueError, match="`background` must be the name of a colour or #rrggbb, got "):
+    with pytest.raises(ValueError, match="`background` must be a colour's name or '#rrggbb', got "):
         prepare_image(Image.new("RGB", (8, 8)), 8, background=colour)
 
 

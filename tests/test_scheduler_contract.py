@@ -259,4 +259,4 @@ def test_wrong_order_of_calls_is_refused():
         scheduler.set_begin_index(3)
     scheduler.set_begin_index(2)  # as pipelines do it where `strength` leaves no step, of which they then complain
     with pytest.raises(RuntimeError, match="`step` was called more than the 2 times"):
-        scheduler.step(sample, None, sample)
+        scheduler.step(sample, scheduler.timesteps[0], sample)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from .run_folder import RUN_FILE
+
 
 __all__ = ["push_folder_to_hub"]
 
@@ -32,4 +34,8 @@ def push_folder_to_hub(
         raise ValueError(f"`folder` must hold safetensors files, got {str(folder)!r} without any.")
     api = HfApi(token=token)
     api.create_repo(repo_id, private=private, exist_ok=True)
-    return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=commit_message))
+    # The identity of the run that wrote the folder names files of this machine.
+    commit = api.upload_folder(
+        repo_id=repo_id, folder_path=folder, commit_message=commit_message, ignore_patterns=[RUN_FILE]
+    )
+    return str(commit)

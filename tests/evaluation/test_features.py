@@ -201,10 +201,10 @@ def means(device):
 
 
 def test_a_function_may_give_the_network():
-    found = load_features("test_features:means")(pictures())
+    found = load_features(f"{__name__}:means")(pictures())
     torch.testing.assert_close(found.features, pictures().float().mean((2, 3)))
-    with pytest.raises(ValueError, match="`features` must name a function of 'test_features', got 'nothing'"):
-        load_features("test_features:nothing")
+    with pytest.raises(ValueError, match=f"`features` must name a function of '{__name__}', got 'nothing'"):
+        load_features(f"{__name__}:nothing")
 
 
 def test_pictures_of_all_sizes_keep_their_order():

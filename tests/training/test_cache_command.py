@@ -55,7 +55,7 @@ def test_what_is_left_out_and_the_background_are_said(tmp_path, capsys):
     assert "background of transparent images: white" in said
     assert len(json.loads((tmp_path / "cache" / "cache.json").read_text())["skipped"]) == 2
     assert cached(folder, tmp_path / "cache", "--background", "black") == 2
-    assert "of the same cache" in capsys.readouterr().err
+    assert "must be a new folder or of the same run" in capsys.readouterr().err
     assert cached(folder, tmp_path / "black", "--background", "black") == 0
     white, black = (
         json.loads((tmp_path / name / "cache.json").read_text())["latents_mean"] for name in ("cache", "black")

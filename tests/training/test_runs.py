@@ -72,7 +72,9 @@ def test_a_short_run_does_not_overwrite_a_finished_one(tmp_path):
         r"checkpoint-4, transformer\. Resume it by `resume_from_checkpoint='latest'` \(`--resume-from-checkpoint "
         r"latest`\), choose another folder, or replace .* `overwrite_output_dir=True` \(`--overwrite-output-dir`\)\."
     )
-    for changes in ({"max_train_steps": 2}, {}, {"resume_from_checkpoint": str(tmp_path.parent / "checkpoint-9")}):
+    elsewhere = tmp_path.parent / "elsewhere" / "checkpoint-4"
+    shutil.copytree(tmp_path / "checkpoint-4", elsewhere)
+    for changes in ({"max_train_steps": 2}, {}, {"resume_from_checkpoint": str(elsewhere)}):
         with pytest.raises(ValueError, match=message):
             trainer(tmp_path, **changes).train()
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
