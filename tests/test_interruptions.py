@@ -25,6 +25,10 @@ from diffusers_ucgm.interruptions import line_of
             "ucgm: stopped by Ctrl-C. Go on with `ucgm train --data 'a b' --seed 1 --resume-from-checkpoint latest`",
         ),
         (
+            ["train", "--overwrite-output-dir", "--data", "d"],
+            "ucgm: stopped by Ctrl-C. Go on with `ucgm train --data d --resume-from-checkpoint latest`",
+        ),
+        (
             ["train", "--resume-from-checkpoint", "latest", "--data", "d"],
             "ucgm: stopped by Ctrl-C. Go on with `ucgm train --data d --resume-from-checkpoint latest`",
         ),

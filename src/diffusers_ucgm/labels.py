@@ -17,7 +17,7 @@ from typing import Any
 from .names import did_you_mean
 
 
-__all__ = ["LabelMapping", "ModelClasses", "read_label_map"]
+__all__ = ["LabelMapping", "ModelClasses", "class_names", "read_label_map"]
 
 # What an error shows of long lists.
 SHOWN = 40
@@ -149,6 +149,20 @@ class ModelClasses:
     def _as_id(self, word: str) -> set[int]:
         word = word.strip()
         return {int(word)} if word.isascii() and word.isdigit() and int(word) in self else set()
+
+
+def class_names(pipe: Any) -> Mapping[Any, str]:
+    """The names that a pipeline has for its classes, by id; empty where it has none.
+
+    Args:
+        pipe: A pipeline with `id2label` in its config, or `DiTPipeline`, which keeps `labels`, ids by name, alone.
+    """
+    if names := getattr(pipe.config, "id2label", None):
+        return names
+    found: dict[int, str] = {}
+    for name, index in (getattr(pipe, "labels", None) or {}).items():
+        found[index] = f"{found[index]}, {name}" if index in found else name
+    return found
 
 
 def _synonyms(name: str) -> list[str]:

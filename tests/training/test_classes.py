@@ -5,11 +5,13 @@ import json
 import datasets
 import pytest
 import stock_pipelines
+from diffusers import DiTPipeline
 from PIL import Image
 
 from diffusers_ucgm import UCGMPipeline
 from diffusers_ucgm.cli import main
-from diffusers_ucgm.images import ImageSource
+from diffusers_ucgm.evaluation.drawing import conditions_for
+from diffusers_ucgm.images import ImageSource, load_image_dataset
 from diffusers_ucgm.training.cache import CachedLatents
 from diffusers_ucgm.training.classes import classes_of, matched_source
 from diffusers_ucgm.training.denoisers import adapter_for_pipeline
@@ -149,3 +151,24 @@ def test_a_class_may_be_named_as_a_folder_is(model):
     assert model.get_label_ids(["ankle_boot", "T-SHIRT top", "8", "Bag"]) == [9, 0, 8, 8]
     with pytest.raises(ValueError, match=r"got 'Sneakers': 'Sneakers' is no class\. Did you mean 'Sneaker'\?"):
         model.get_label_ids("Sneakers")
+
+
+def test_names_of_a_stock_class_pipeline_are_its_classes(tmp_path):
+    stock = stock_pipelines.dit().pipe
+    # It keeps them outside of its config, as it has them from its `model_index.json`.
+    pipe = DiTPipeline(stock.transformer, stock.vae, stock.scheduler, id2label={0: "tench, Tinca", 3: "Bag"})
+    assert classes_of(pipe).names == {0: "Tinca, tench", 3: "Bag"}
+    source = load_image_dataset(str(photos(tmp_path / "photos", ["Bag", "tench"])))
+    assert matched_source(source, pipe, adapter_for_pipeline(pipe))[1].classes == {"Bag": 3, "tench": 0}
+    assert conditions_for(pipe, None, ["bag", "TINCA", 5, "7"]) == [3, 0, 5, 7]
+    with pytest.raises(ValueError, match=r"`conditions` must be classes .* 'Bog' is no class\. Did you mean 'Bag'"):
+        conditions_for(pipe, None, ["Bog"])
+
+
+@pytest.mark.parametrize("column", ["image", "several"])
+def test_a_column_that_holds_no_class_is_named(tmp_path, capsys, column):
+    rows = {"image": [Image.effect_noise((32, 32), 60)], "several": [[1, 2]]}
+    datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).save_to_disk(tmp_path / "saved")
+    assert cached(tmp_path / "saved", tmp_path / "cache", "--label-column", column) == 2
+    message = f"error: `--label-column` must hold a class's name or id in each row, got '{column}' of "
+    assert message in capsys.readouterr().err

@@ -6,6 +6,7 @@ from dataclasses import fields
 import pytest
 from diffusers.optimization import SchedulerType
 
+from diffusers_ucgm.cli import parser_for
 from diffusers_ucgm.loss import DERIVATIVES, UCGMLoss
 from diffusers_ucgm.training.config import CHOICES, FREE_ON_RESUME, UCGMTrainingConfig
 from diffusers_ucgm.training.optimizers import OPTIMIZERS
@@ -215,3 +216,18 @@ def test_all_other_changes_on_resume_are_listed():
     )
     with pytest.raises(ValueError, match=message):
         UCGMTrainingConfig("run", seed=2, learning_rate=0.2).check_resumable(saved)
+
+
+def test_a_flag_alone_is_on_as_in_the_other_commands():
+    words = [
+        "train",
+        "--pipeline",
+        "fashion-mnist",
+        "--data",
+        "d",
+        "--overwrite-output-dir",
+        "--torch-compile",
+        "false",
+    ]
+    args = parser_for(words).parse_args(words)
+    assert (args.setting_overwrite_output_dir, args.setting_torch_compile) == ("true", "false")

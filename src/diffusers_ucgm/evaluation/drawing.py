@@ -11,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from diffusers_ucgm.labels import ModelClasses, class_names
 from diffusers_ucgm.pipeline import UCGMPipeline
 
 
@@ -196,11 +197,11 @@ def _class_ids(pipe: Any, conditions: Sequence[int | str]) -> list[int]:
     if isinstance(pipe, UCGMPipeline):
         return pipe.get_label_ids(list(conditions))
     # `DiTPipeline` knows its classes' names, and takes ids only.
-    ids = [pipe.get_label_ids([each])[0] if isinstance(each, str) else each for each in conditions]
-    number = _number_of_classes(pipe)
-    if wrong := [each for each in ids if not 0 <= each < number]:
-        raise ValueError(f"`conditions` must be classes in [0, {number - 1}], got {wrong[0]!r}.")
-    return ids
+    classes = ModelClasses.of(class_names(pipe), _number_of_classes(pipe))
+    try:
+        return [classes.id_of(each) for each in conditions]
+    except ValueError as error:
+        raise ValueError(f"`conditions` must be classes in [0, {len(classes) - 1}] or their names: {error}") from error
 
 
 def _number_of_classes(pipe: Any) -> int:

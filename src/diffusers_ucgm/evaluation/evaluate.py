@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from diffusers_ucgm import files
 from diffusers_ucgm.checks import SAMPLING_REMEDY, check_finite
 from diffusers_ucgm.constraints import check
+from diffusers_ucgm.labels import class_names
 from diffusers_ucgm.lora import active_adapters
 from diffusers_ucgm.network_caches import cache_settings
 from diffusers_ucgm.run_folder import RunFolder
@@ -393,7 +394,7 @@ def _save(file: Path, pixels: Tensor) -> None:
 
 def _grid(pipe: Any, output: str | Path, conditions: list[Any], num_inference_steps: int | None) -> Image.Image:
     """A row for each condition, or the first samples in rows where there are too many conditions for that."""
-    labels = getattr(pipe.config, "id2label", None) or {}
+    labels = class_names(pipe)
     is_named = len(set(conditions)) <= ROWS
     number = COLUMNS * (len(set(conditions)) if is_named else ROWS)
     rows: dict[Any, list[Image.Image]] = {}

@@ -12,6 +12,7 @@ from PIL import Image
 
 from diffusers_ucgm.checks import check_device
 from diffusers_ucgm.files import check_writable, write_image
+from diffusers_ucgm.labels import class_names
 from diffusers_ucgm.loading import load_pipeline, load_scheduler
 from diffusers_ucgm.names import did_you_mean
 from diffusers_ucgm.pipeline import UCGMPipeline
@@ -152,7 +153,7 @@ def _shown(found: Generation) -> list[list[Image.Image]]:
 
 def _row_names(pipe: Any, conditions: Sequence[int | str]) -> list[str]:
     """Class names, or the beginnings of prompts."""
-    names = pipe.config.get("id2label") or {}
+    names = class_names(pipe)
     known = {int(key): name for key, name in names.items()}
     texts = (known.get(each, each) if isinstance(each, int) else each for each in conditions)
     return [textwrap.shorten(str(each), LETTERS, placeholder="...") or "(empty)" for each in texts]

@@ -18,6 +18,7 @@ from torch import Tensor
 from diffusers_ucgm import files
 from diffusers_ucgm.checks import SAMPLING_REMEDY
 from diffusers_ucgm.constraints import check
+from diffusers_ucgm.labels import class_names
 from diffusers_ucgm.pipeline import UCGMPipeline
 from diffusers_ucgm.run_folder import RunFolder
 from diffusers_ucgm.scheduler import UCGMScheduler
@@ -228,7 +229,7 @@ def save_pictures(pipe: DiffusionPipeline, result: TuningResult, **call: Any) ->
     for title, (scheduler, calls) in schedulers.items():
         drawn = draw(pipe, conditions, seeds, calls, scheduler=scheduler, output_type="pt", **call)
         blocks[title] = [[image] for image in VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(drawn))]
-    names = getattr(pipe.config, "id2label", None) or {}
+    names = class_names(pipe)
     rows = [str(names.get(each, each)) for each in conditions]
     return files.write_image(result.output / PICTURE, picture_table(blocks, rows))
 

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from datasets import ClassLabel, Value
 from diffusers import DiffusionPipeline
 
 from diffusers_ucgm.images import ImageSource
-from diffusers_ucgm.labels import LabelMapping, ModelClasses
+from diffusers_ucgm.labels import LabelMapping, ModelClasses, class_names
 
 from .denoisers import NetworkAdapter, denoiser_of
 
@@ -21,7 +22,7 @@ def classes_of(pipe: DiffusionPipeline) -> ModelClasses | None:
     Raises:
         ValueError: If the pipeline has no network, or names that are not by id.
     """
-    return ModelClasses.of_network(denoiser_of(pipe), getattr(pipe.config, "id2label", None))
+    return ModelClasses.of_network(denoiser_of(pipe), class_names(pipe))
 
 
 def matched_source(
@@ -80,6 +81,9 @@ def _mapping(source: ImageSource, classes: ModelClasses, label_map: Mapping[str,
 def _used_labels(source: ImageSource) -> list[Any]:
     """The labels of all rows, as far as they are known before the rows are read one by one."""
     dataset, column = source.dataset, source.label_column
+    feature = (getattr(dataset, "features", None) or {}).get(column, Value("int64"))
+    if not isinstance(feature, ClassLabel | Value):
+        raise ValueError(f"`--label-column` must hold a class's name or id in each row, got {column!r} of {feature}.")
     if not hasattr(dataset, "unique") or column not in (getattr(dataset, "features", None) or {}):
         return []
     values = dataset.select_columns([column]).unique(column)

@@ -36,7 +36,9 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
                 f"--{each.name.replace('_', '-')}",
                 dest=f"setting_{each.name}",
                 metavar=each.metavar,
-                nargs="+" if each.takes_several else None,
+                nargs="+" if each.takes_several else "?" if each.is_flag else None,
+                # Alone it is on, as the flags of all other commands are.
+                const="true" if each.is_flag else None,
                 help=each.description.replace("%", "%%"),
             )
     parser.usage = f"{parser.prog} (--pipeline NAME | --model NAME) --data PATH [--recipe NAME] [options]"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from diffusers_ucgm.autoencoders import autoencoder_of, spatial_factor
 from diffusers_ucgm.files import check_writable
-from diffusers_ucgm.labels import ModelClasses
+from diffusers_ucgm.labels import ModelClasses, class_names
 from diffusers_ucgm.pipeline import UCGMPipeline
 
 from .adapters import PatchedAdapter
@@ -168,7 +168,7 @@ def validation_conditions(pipe: DiffusionPipeline, inputs: Any) -> list[str | in
     Raises:
         ValueError: If one is no class of the network, or no prompt.
     """
-    classes = ModelClasses.of_network(denoiser_of(pipe), getattr(pipe.config, "id2label", None))
+    classes = ModelClasses.of_network(denoiser_of(pipe), class_names(pipe))
     if classes is None:
         if wrong := [each for each in inputs if not isinstance(each, str) or not each.strip()]:
             raise ValueError(f"`validation_inputs` must be prompts for {type(pipe).__name__}, got {wrong}.")

@@ -82,6 +82,7 @@ class SettingHelp(NamedTuple):
     description: str
     metavar: str
     takes_several: bool
+    is_flag: bool
 
 
 def settings_help() -> dict[str, list[SettingHelp]]:
@@ -99,6 +100,7 @@ def settings_help() -> dict[str, list[SettingHelp]]:
                 descriptions.get(name, "") + _default_shown(defaults[name]),
                 _metavar(name, hints[name]),
                 items_of(kinds_of(hints[name])) is not None,
+                hints[name] is bool,
             )
             for name in names
         ]
