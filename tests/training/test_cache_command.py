@@ -62,7 +62,7 @@ def test_what_is_left_out_and_the_background_are_said(tmp_path, capsys):
     )
     assert white != black
     assert cached(folder, tmp_path / "third", "--background", "blackish") == 2
-    assert "`background` must be the name of a colour or #rrggbb, got 'blackish'" in capsys.readouterr().err
+    assert "`background` must be a colour's name or '#rrggbb', got 'blackish'" in capsys.readouterr().err
 
 
 def test_images_outside_the_folder_need_an_option(tmp_path, capsys):
