@@ -919,6 +919,13 @@ MUTANTS = [
         LABEL_TESTS,
     ),
     Mutant(
+        "the names of DiTPipeline not read",
+        "labels.py",
+        'for name, index in (getattr(pipe, "labels", None) or {}).items():',
+        "for name, index in {}.items():",
+        ("tests/training/test_classes.py",),
+    ),
+    Mutant(
         "a name of two classes taken for the first",
         "labels.py",
         "if len(ids) == 1:",

@@ -198,10 +198,13 @@ def _class_ids(pipe: Any, conditions: Sequence[int | str]) -> list[int]:
         return pipe.get_label_ids(list(conditions))
     # `DiTPipeline` knows its classes' names, and takes ids only.
     classes = ModelClasses.of(class_names(pipe), _number_of_classes(pipe))
-    try:
-        return [classes.id_of(each) for each in conditions]
-    except ValueError as error:
-        raise ValueError(f"`conditions` must be classes in [0, {len(classes) - 1}] or their names: {error}") from error
+    wanted, ids = f"`conditions` must be classes in [0, {len(classes) - 1}]", []
+    for each in conditions:
+        try:
+            ids.append(classes.id_of(each))
+        except ValueError as error:
+            raise ValueError(f"{wanted}, got {each!r}: {error}") from error
+    return ids
 
 
 def _number_of_classes(pipe: Any) -> int:
