@@ -411,7 +411,7 @@ MUTANTS = [
     Mutant(
         "resume forgets the loss's statistics",
         "training/trainer.py",
-        "self.statistics.sums.copy_(sums if self.accelerator.is_main_process else torch.zeros_like(sums))",
+        "self.statistics.load(sums if self.accelerator.is_main_process else torch.zeros_like(sums))",
         "pass",
         TRAINER_TESTS,
     ),
@@ -642,8 +642,8 @@ MUTANTS = [
     ),
     Mutant(
         "words of settings are read as YAML 1.1 has them",
-        "training/config.py",
-        "yaml.BaseLoader",
+        "files.py",
+        "yaml.BaseLoader if as_words else yaml.SafeLoader",
         "yaml.SafeLoader",
         ("tests/training/test_config.py",),
     ),
@@ -1274,9 +1274,9 @@ MUTANTS = [
     ),
     Mutant(
         "averaged weights passed over",
-        "conversion/files.py",
-        'GROUPS = ("ema", "model", "state_dict")',
-        'GROUPS = ("model", "ema", "state_dict")',
+        "conversion/names.py",
+        'GROUPS = (*AVERAGES, "model", "state_dict", ',
+        'GROUPS = ("model", *AVERAGES, "state_dict", ',
         CONVERSION_TESTS,
     ),
     Mutant(
@@ -1316,9 +1316,9 @@ MUTANTS = [
     ),
     Mutant(
         "draws where means of the posterior are asked for",
-        "training/encoding.py",
-        "encoded.latent_dist.mode() if posterior_mean else encoded.latent_dist.sample(generator)",
-        "encoded.latent_dist.sample(generator)",
+        "autoencoders.py",
+        "posterior.mode() if posterior_mean else posterior.sample(generator)",
+        "posterior.sample(generator)",
         ("tests/training/test_encoding.py",),
     ),
     Mutant(
@@ -1425,7 +1425,7 @@ MUTANTS = [
     Mutant(
         "weights that a folder lacks are random",
         "loading.py",
-        "if held and len(missing) > len(others):",
+        "if empty or (held and len(missing) > len(others)):",
         "if False:",
         ("tests/test_hostile_files.py",),
     ),
