@@ -416,3 +416,12 @@ def test_two_processes_give_the_result_of_one(given, single, tmp_path):
     samples, results = contents(tmp_path / "out")
     torch.testing.assert_close(samples, single[0], rtol=0, atol=0)
     assert results == single[1]
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_a_call_with_a_number_that_is_none_leaves_its_folder_free(tmp_path, scale):
+    settings = {"num_samples": 4, "num_inference_steps": 2, "features": "fashion-mnist-classifier", "progress": False}
+    pipe = pipeline(autoencoder("kl", channels=1))
+    with pytest.raises(ValueError, match=r"`guidance_scale` must be a finite number, got (nan|inf)"):
+        evaluate_pipeline(pipe, tmp_path, tmp_path / "out", call={"guidance_scale": scale}, **settings)
+    assert not (tmp_path / "out" / "run.json").exists()

@@ -1,6 +1,7 @@
 """What an evaluation, a comparison or a search needs and can be known before the network's first call."""
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +43,7 @@ def check_call(pipe: DiffusionPipeline, num_inference_steps: int | None, call: M
     """Check that a pipeline takes the arguments of a call.
 
     Raises:
-        ValueError: If it has no such argument, or the steps are fewer than 1.
+        ValueError: If it has no such argument, a number is not finite, or the steps are fewer than 1.
     """
     if num_inference_steps is not None and num_inference_steps < 1:
         raise ValueError(f"`num_inference_steps` must be at least 1, got {num_inference_steps}.")
@@ -50,6 +51,9 @@ def check_call(pipe: DiffusionPipeline, num_inference_steps: int | None, call: M
     if unknown := [name for name in call if name not in known]:
         hint = did_you_mean(unknown[0], known)
         raise ValueError(f"`call` must name arguments of {type(pipe).__name__}, {known}, got {unknown}.{hint}")
+    # The pipeline would refuse it too, but when the folder is already this run's.
+    if wrong := [name for name, value in call.items() if isinstance(value, float) and not math.isfinite(value)]:
+        raise ValueError(f"`{wrong[0]}` must be a finite number, got {call[wrong[0]]}.")
 
 
 def check_reference_fits(
