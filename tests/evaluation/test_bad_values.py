@@ -155,7 +155,7 @@ ARRAYS = {
 @pytest.mark.parametrize("kind", ARRAYS)
 def test_a_reference_with_bad_values_is_named(tmp_path, kind):
     np.savez(tmp_path / "bad.npz", **ARRAYS[kind])
-    with pytest.raises(ValueError, match=r"`(source|features)` must"):
+    with pytest.raises(ValueError, match=r"`(source|features|reference)` must"):
         load_reference(tmp_path / "bad.npz", network, progress=False)
 
 
