@@ -226,3 +226,13 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
     first.training_step = meanwhile
     first.train()
     assert entries(tmp_path) == {"checkpoint-2", "checkpoint-4", "log.jsonl", "run.json", "transformer"}
+
+
+@pytest.mark.parametrize("text", ["my notes\n", '{"event": "mine"}\n', "[1]\n"])
+def test_a_log_that_no_run_wrote_is_not_deleted(tmp_path, text):
+    (tmp_path / "log.jsonl").write_text(text)
+    with pytest.raises(
+        ValueError, match=r"`output_dir` must be .*, which holds a log\.jsonl that no run of `ucgm train`"
+    ):
+        trainer(tmp_path).train()
+    assert (tmp_path / "log.jsonl").read_text() == text

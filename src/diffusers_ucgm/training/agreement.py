@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from diffusers_ucgm.constraints import is_whole, plain, shown
 from diffusers_ucgm.transports import Transport
 
 from .cache import CachedLatents
@@ -32,8 +32,16 @@ def labels_of(dataset: Any) -> Tensor | None:
     if isinstance(dataset, CachedLatents):
         return dataset.column("class_labels")
     if isinstance(dataset, list) and all("class_labels" in item for item in dataset):
-        return torch.tensor([int(item["class_labels"]) for item in dataset])
+        labels = [_number(item["class_labels"]) for item in dataset]
+        if wrong := [label for label in labels if not is_whole(label)]:
+            raise ValueError(f"`class_labels` must be whole numbers, the ids of classes, got {shown(wrong[0])}.")
+        return torch.tensor(labels)
     return None
+
+
+def _number(label: object) -> object:
+    """A label as Python's number, where it is a tensor of one; anything else as it is."""
+    return label.item() if isinstance(label, Tensor) and label.numel() == 1 else plain(label)
 
 
 def samples_by_label(labels: Tensor) -> list[int]:
@@ -129,6 +137,8 @@ class Agreement:
 
 def _best_classes(errors: Tensor, own: Tensor) -> Mapping[int, int]:
     """A class for each label, different ones for different labels, with the least error in all."""
+    from scipy.optimize import linear_sum_assignment  # takes a while to import
+
     present = own.unique().tolist()
     sums = torch.stack([errors[own == label].sum(0) for label in present])
     rows, columns = linear_sum_assignment(sums.numpy())

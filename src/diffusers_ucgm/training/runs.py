@@ -20,6 +20,7 @@ __all__ = ["begin_run", "data_identity", "network_identity", "own_runs"]
 
 # Items that are read of a data set, and values of each weight, to know it again.
 MAX_ITEMS, MAX_VALUES = 16, 4096
+LOG = "log.jsonl"
 RESUMING = "Resume it by `resume_from_checkpoint='latest'` (`--resume-from-checkpoint latest`), "
 
 
@@ -65,8 +66,22 @@ def begin_run(run: RunFolder, config: UCGMTrainingConfig, identity: dict[str, An
     if results and found is not None and (changed := _changed_settings(found, config)):
         reason = f"which holds a run with {_listed(results)} and other settings ({_said(changed)})"
         raise used_folder(run.argument, run.folder, reason)
+    log = run.folder / LOG
+    if found is None and log.is_file() and not _is_log(log):
+        raise used_folder(run.argument, run.folder, f"which holds a {LOG} that no run of `ucgm train` wrote")
     run.start(identity, **notes)
-    (run.folder / "log.jsonl").unlink(missing_ok=True)
+    log.unlink(missing_ok=True)
+
+
+def _is_log(path: Path) -> bool:
+    """Whether a file begins as the log of a run does; an empty one holds nothing that could be lost."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        first = file.readline().strip()
+    try:
+        line = json.loads(first) if first else {"step": 0}
+    except ValueError:
+        return False
+    return isinstance(line, dict) and "step" in line
 
 
 def own_runs(found: dict[str, Any] | None) -> tuple[str | None, ...]:
