@@ -622,7 +622,7 @@ MUTANTS = [
     Mutant(
         "a stopped run's first lines stay in the log",
         "training/runs.py",
-        '    (run.folder / "log.jsonl").unlink(missing_ok=True)\n',
+        "    log.unlink(missing_ok=True)\n",
         "",
         ("tests/training/test_runs.py",),
     ),
