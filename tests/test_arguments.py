@@ -125,3 +125,14 @@ def test_noise_that_is_no_number_is_refused():
 def test_features_of_a_module_that_is_not_there_are_refused():
     with pytest.raises(ValueError, match="`features` must name a module that can be imported, got 'no.such:thing'"):
         load_features("no.such:thing")
+
+
+@pytest.mark.parametrize("given", [{"lora_rank": torch.ones(2, 2)}, {"lora_target_modules": ["to_q", ""]}])
+def test_settings_that_others_depend_on_are_checked_first(given):
+    with pytest.raises(ValueError, match=f"`{next(iter(given))}` must be"):
+        UCGMTrainingConfig("run", **given)
+
+
+def test_info_refuses_a_schedule_without_steps(capsys):
+    assert main(["info", "fashion-mnist", "--steps", "-3"]) == 2
+    assert "`--steps` must be at least 1, got -3" in capsys.readouterr().err

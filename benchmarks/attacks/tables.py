@@ -162,7 +162,8 @@ TRAINING: Fields = {
     ),
     "expert": Maybe(Choice(("transformer", "transformer_2", "unet", "unet_2"))),
     "overwrite_output_dir": Truth(),
-    "teacher_decay": SHARE,
+    # None is resolved by `lora_rank`.
+    "teacher_decay": Maybe(SHARE),
     "teacher_dtype": Maybe(Choice(("bf16", "fp16"))),
     "teacher_offload": Truth(),
     "lora_rank": INDEX,

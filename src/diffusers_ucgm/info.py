@@ -30,6 +30,8 @@ def add_info_options(parser: argparse.ArgumentParser) -> None:
 
 def info(args: argparse.Namespace) -> int:
     """Say what a folder holds."""
+    if args.steps < 1:
+        raise ValueError(f"`--steps` must be at least 1, got {args.steps}.")
     if args.target in BUNDLED and not Path(args.target).is_dir():
         folder = BUNDLED[args.target]
     else:

@@ -238,7 +238,7 @@ class UCGMTrainingConfig:
         # Paths are welcome, but the settings go into checkpoints, which are JSON.
         self.output_dir = str(self.output_dir) if isinstance(self.output_dir, Path) else self.output_dir
         if self.teacher_decay is None:
-            self.teacher_decay = 1.0 if self.lora_rank else 0.999
+            self.teacher_decay = 1.0 if is_of(self.lora_rank, int) and self.lora_rank else 0.999
         self._check_types()
         self.enhancement_range = tuple(self.enhancement_range)
         self.time_distribution = tuple(self.time_distribution)
@@ -273,6 +273,8 @@ class UCGMTrainingConfig:
         for name in NOT_EMPTY:
             if (value := getattr(self, name)) is not None and not (value.strip() if isinstance(value, str) else value):
                 raise ValueError(f"`{name}` must not be empty, got {value!r}.")
+        if any(not module.strip() for module in self.lora_target_modules or ()):
+            raise ValueError(f"`lora_target_modules` must be names of modules, got {self.lora_target_modules!r}.")
         for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
