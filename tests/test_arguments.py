@@ -84,6 +84,14 @@ def test_a_step_needs_a_time():
         scheduler.step(torch.zeros(1, 4, 8, 8), None, torch.zeros(1, 4, 8, 8))
 
 
+@pytest.mark.parametrize("timestep", [-5.0, 5000.0])
+def test_a_time_far_from_the_schedule_is_refused(timestep):
+    scheduler = UCGMScheduler()
+    scheduler.set_timesteps(2)
+    with pytest.raises(ValueError, match="`timestep` must be an entry of `scheduler.timesteps`, from"):
+        scheduler.step(torch.zeros(1, 4, 8, 8), timestep, torch.zeros(1, 4, 8, 8))
+
+
 @pytest.mark.parametrize("x", [torch.zeros(()), torch.zeros(3), torch.zeros(0, 3, 4, 4)])
 def test_a_loss_needs_a_batch(x):
     with pytest.raises(ValueError, match="`x` must be a batch"):

@@ -14,7 +14,7 @@ from diffusers_ucgm.evaluation.features import BUNDLED_FEATURES, load_features
 from diffusers_ucgm.evaluation.search import _mend
 from diffusers_ucgm.files import read_yaml
 from diffusers_ucgm.loading import load_pipeline
-from diffusers_ucgm.training.checkpoints import load_checkpoint
+from diffusers_ucgm.training.checkpoints import load_checkpoint, naming
 
 
 DAMAGED = [b"a: [1, 2", b"\xff\xfe", b"a: b: c", b"? [a]\n: 1", b"a: *b", b"a: !!python/name:os.getcwd", b"[" * 3000]
@@ -89,3 +89,12 @@ def test_a_configuration_that_nothing_can_be_built_from_is_named(value, tmp_path
     file.write_text(json.dumps({**json.loads(file.read_text()), "num_layers": value}))
     with pytest.raises(ValueError, match="config.json' must have numbers below .*num_layers"):
         load_pipeline(str(tmp_path))
+
+
+@pytest.mark.parametrize("error", [KeyError("step"), RuntimeError("expected sequence"), TypeError("banana")])
+def test_what_a_checkpoint_holds_is_named_in_every_error(error):
+    with (
+        pytest.raises(ValueError, match="`folder` must be a whole checkpoint, got 'run/checkpoint-2'"),
+        naming("run/checkpoint-2"),
+    ):
+        raise error

@@ -1460,7 +1460,7 @@ MUTANTS = [
     Mutant(
         "an adapter trained against an averaged teacher",
         "training/config.py",
-        "self.teacher_decay = 1.0 if self.lora_rank else 0.999",
+        "self.teacher_decay = 1.0 if is_of(self.lora_rank, int) and self.lora_rank else 0.999",
         "self.teacher_decay = 0.999",
         ("tests/training/test_recipes.py",),
     ),

@@ -16,7 +16,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .constraints import KEYWORDS, PATH, check, is_whole, plain, shown
+from .constraints import KEYWORDS, PATH, check, is_number, is_whole, plain, shown
 from .families import Family, cumulative_alphas_of, family_of
 from .noising import noised
 from .precision import KeptState, result_dtypes, result_rule
@@ -635,6 +635,13 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         """The place of the present call; a run without `set_begin_index` begins where its first time says."""
         if self._step_index is None:
             if self._begin_index is None and timestep is not None:
+                if not isinstance(timestep, Tensor) and is_number(timestep):
+                    low, high = sorted((float(self.timesteps.min()), float(self.timesteps.max())))
+                    if not low - 1.0 <= timestep <= high + 1.0:
+                        raise ValueError(
+                            f"`timestep` must be an entry of `scheduler.timesteps`, from {low:g} to {high:g}, got "
+                            f"{timestep!r}."
+                        )
                 index = self.index_for_timestep(timestep)
                 if index:
                     self.set_begin_index(index)

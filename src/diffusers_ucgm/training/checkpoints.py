@@ -9,7 +9,8 @@ when they are loaded, so that a run may go on with another number of processes.
 
 import json
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,20 @@ def load_checkpoint(folder: str | Path) -> tuple[dict[str, dict[str, Tensor]], d
         raise ValueError(f"`folder` must be a whole checkpoint, got {str(folder)!r}: {reason}. Use an earlier one.")
     tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
     return tensors, json.loads((folder / "state.json").read_text())
+
+
+@contextmanager
+def naming(folder: str | Path) -> Iterator[None]:
+    """Name a checkpoint in every error of what it holds; those that say what to do are kept."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, ValueError) and " must be " in str(error):
+            raise
+        raise ValueError(
+            f"`folder` must be a whole checkpoint, got {str(folder)!r}, whose state.json or tensors cannot be used: "
+            f"{type(error).__name__}: {error}. Use an earlier one."
+        ) from error
 
 
 def _damage(folder: Path) -> str | None:

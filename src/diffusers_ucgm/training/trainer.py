@@ -385,6 +385,11 @@ class UCGMTrainer(Results):
             ValueError: If it belongs to other settings or another model, or is torn.
         """
         tensors, values = checkpoints.load_checkpoint(folder)
+        with checkpoints.naming(folder):
+            self._load(tensors, values)
+
+    def _load(self, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any]) -> None:
+        """Take over what a checkpoint holds."""
         self.config.check_resumable(values["config"])
         if (samples := values.get("samples_per_step", self.samples_per_step)) != self.samples_per_step:
             raise ValueError(
