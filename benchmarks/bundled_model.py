@@ -19,9 +19,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler
-from diffusers_ucgm.evaluation.features import ImageFeatures, features_of, load_features
-from diffusers_ucgm.evaluation.metrics import FeatureStatistics, frechet_distance
-from diffusers_ucgm.training.data import load_images, pixels
+from diffusers_ucgm.data.datasets import load_images, pixels
+from diffusers_ucgm.image_metrics.features import ImageFeatures, features_of, load_features
+from diffusers_ucgm.image_metrics.statistics import FeatureStatistics, frechet_distance
 
 
 SIZE = 32

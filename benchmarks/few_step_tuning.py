@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler, UCGMTrainer, UCGMTrainingConfig
-from diffusers_ucgm.training.data import LatentDataset, load_images, pixels
+from diffusers_ucgm.data.datasets import LatentDataset, load_images, pixels
 from diffusers_ucgm.training.encoding import encode_pixels
 
 

@@ -22,8 +22,8 @@ from diffusers.hooks import (
 from torch import Tensor
 
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler
-from diffusers_ucgm.evaluation.drawing import conditions_for, draw
-from diffusers_ucgm.evaluation.solutions import distances, reference_solutions
+from diffusers_ucgm.generation.drawing import conditions_for, draw
+from diffusers_ucgm.solver_study.solutions import distances, reference_solutions
 
 
 def caches(pipe: UCGMPipeline, calls: int, ratios: list[float]) -> dict[str, Any]:

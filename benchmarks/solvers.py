@@ -17,16 +17,15 @@ import torch
 from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 
 from diffusers_ucgm import UCGMPipeline
-from diffusers_ucgm.evaluation.commands import named_scheduler
-from diffusers_ucgm.evaluation.compare import compare_solvers
-from diffusers_ucgm.evaluation.defaults import CALLS
-from diffusers_ucgm.evaluation.drawing import conditions_for
-from diffusers_ucgm.evaluation.exact_fields import exact_pipeline, random_mixture
-from diffusers_ucgm.evaluation.features import load_features
-from diffusers_ucgm.evaluation.measurements import Measurement, save_comparison
-from diffusers_ucgm.evaluation.objectives import Objective, frechet_objective
-from diffusers_ucgm.evaluation.references import load_reference
-from diffusers_ucgm.evaluation.stock_solvers import stock_solvers, ucgm_solvers
+from diffusers_ucgm.generation.drawing import conditions_for
+from diffusers_ucgm.image_metrics.features import load_features
+from diffusers_ucgm.image_metrics.references import load_reference
+from diffusers_ucgm.solver_study.compare import compare_solvers
+from diffusers_ucgm.solver_study.defaults import CALLS
+from diffusers_ucgm.solver_study.exact_fields import exact_pipeline, random_mixture
+from diffusers_ucgm.solver_study.measurements import Measurement, save_comparison
+from diffusers_ucgm.solver_study.objectives import Objective, frechet_objective
+from diffusers_ucgm.solver_study.stock_solvers import named_scheduler, stock_solvers, ucgm_solvers
 
 
 FEATURES = "fashion-mnist-classifier"

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from diffusers_ucgm import UCGMPipeline
-from diffusers_ucgm.images import ImageItems, load_image_dataset
+from diffusers_ucgm.data.images import ImageItems, load_image_dataset
+from diffusers_ucgm.data.latent_cache import CachedLatents, cache_latents, finish_cache
 from diffusers_ucgm.pipeline import denormalize_latents
-from diffusers_ucgm.training.cache import CachedLatents, cache_latents, finish_cache
 from diffusers_ucgm.training.encoding import encode_pixels
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from diffusers_ucgm.data.datasets import LabelledImages, load_images, pixels
 from diffusers_ucgm.models.image_classifier_2d import ImageClassifier2DModel
-from diffusers_ucgm.training.data import LabelledImages, load_images, pixels
 
 
 SIZE = 32

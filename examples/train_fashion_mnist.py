@@ -21,6 +21,7 @@ from diffusers import AutoencoderKL, DiTTransformer2DModel
 from safetensors.torch import load_file
 
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler, UCGMTrainer, UCGMTrainingConfig
+from diffusers_ucgm.data.datasets import LabelledImages, LatentDataset, load_images, pixels
 from diffusers_ucgm.files import replacing_folder, write_tensors
 from diffusers_ucgm.pipeline import normalize_latents
 from diffusers_ucgm.training.checkpoints import (
@@ -31,7 +32,6 @@ from diffusers_ucgm.training.checkpoints import (
     prune_checkpoints,
     save_checkpoint,
 )
-from diffusers_ucgm.training.data import LabelledImages, LatentDataset, load_images, pixels
 
 
 SIZE = 32  # 28 pixels on a black border, so that three levels of the autoencoder halve evenly

@@ -10,8 +10,8 @@ import argparse
 from pathlib import Path
 
 from diffusers_ucgm import UCGMPipeline, UCGMTrainer, UCGMTrainingConfig
-from diffusers_ucgm.images import ImageItems, load_image_dataset
-from diffusers_ucgm.training.cache import CachedLatents, cache_latents, finish_cache
+from diffusers_ucgm.data.images import ImageItems, load_image_dataset
+from diffusers_ucgm.data.latent_cache import CachedLatents, cache_latents, finish_cache
 from diffusers_ucgm.training.encoding import encode_pixels
 
 

@@ -11,11 +11,11 @@ from diffusers_ucgm import UCGMLoss, UCGMScheduler, UCGMTrainer, UCGMTrainingCon
 from diffusers_ucgm.cli import main
 from diffusers_ucgm.conversion.arguments import CONVERT_ARGUMENTS
 from diffusers_ucgm.conversion.convert import convert_checkpoint
-from diffusers_ucgm.evaluation.features import load_features
-from diffusers_ucgm.image_arguments import PREPARE_ARGUMENTS, SOURCE_ARGUMENTS
-from diffusers_ucgm.images import ImageItems, ImageSource, load_image_dataset, prepare_image
-from diffusers_ucgm.training.arguments import CACHE_ARGUMENTS, TRAINER_ARGUMENTS
-from diffusers_ucgm.training.cache import cache_latents
+from diffusers_ucgm.data.arguments import CACHE_ARGUMENTS, PREPARE_ARGUMENTS, SOURCE_ARGUMENTS
+from diffusers_ucgm.data.images import ImageItems, ImageSource, load_image_dataset, prepare_image
+from diffusers_ucgm.data.latent_cache import cache_latents
+from diffusers_ucgm.image_metrics.features import load_features
+from diffusers_ucgm.training.arguments import TRAINER_ARGUMENTS
 
 
 ODD = [1.5, b"a", {1: 2}, math.nan, {1, 2}, object(), [None], "", torch.ones(2, 2)]

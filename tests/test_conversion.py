@@ -29,7 +29,7 @@ from diffusers_ucgm.conversion.files import read_latent_statistics, read_state_d
 from diffusers_ucgm.conversion.networks import ARCHITECTURES, convert_network, network_plan
 from diffusers_ucgm.conversion.reference import LEFT_OUT, SPELLINGS, read_reference_config
 from diffusers_ucgm.conversion.sizes import published_settings
-from diffusers_ucgm.images import prepare_image
+from diffusers_ucgm.data.images import prepare_image
 from diffusers_ucgm.loading import DTYPE
 from diffusers_ucgm.locks import Lock
 from diffusers_ucgm.pipeline import denormalize_latents, guided, normalize_latents

@@ -9,11 +9,11 @@ from test_pipeline import pipeline
 
 from diffusers_ucgm.conversion.commands import read_id2label
 from diffusers_ucgm.conversion.reference import read_reference_config
-from diffusers_ucgm.evaluation.compare import RESULT, _Record
-from diffusers_ucgm.evaluation.features import BUNDLED_FEATURES, load_features
-from diffusers_ucgm.evaluation.search import _mend
 from diffusers_ucgm.files import read_yaml
+from diffusers_ucgm.image_metrics.features import BUNDLED_FEATURES, load_features
 from diffusers_ucgm.loading import load_pipeline
+from diffusers_ucgm.solver_study.compare import RESULT, _Record
+from diffusers_ucgm.solver_study.search import _mend
 from diffusers_ucgm.training.checkpoints import load_checkpoint, naming
 
 

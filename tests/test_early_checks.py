@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from diffusers_ucgm import UCGMPipeline, UCGMTrainer, UCGMTrainingConfig
 from diffusers_ucgm.checks import check_device
 from diffusers_ucgm.cli import main
-from diffusers_ucgm.evaluation.compare import compare_solvers
-from diffusers_ucgm.evaluation.evaluate import evaluate_pipeline
-from diffusers_ucgm.evaluation.tune import tune_sampler
-from diffusers_ucgm.training.denoisers import adapter_for_pipeline
+from diffusers_ucgm.image_metrics.evaluate import evaluate_pipeline
+from diffusers_ucgm.solver_study.compare import compare_solvers
+from diffusers_ucgm.solver_study.tune import tune_sampler
+from diffusers_ucgm.training.network_adapter import adapter_for_pipeline
 from diffusers_ucgm.training.requirements import check_data, check_image_size, validation_conditions
 
 

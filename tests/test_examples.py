@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from diffusers_ucgm import UCGMPipeline
-from diffusers_ucgm.evaluation.features import load_features
+from diffusers_ucgm.image_metrics.features import load_features
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -232,10 +232,10 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline.py": {"save_pretrained"},  # the host's own, which it extends
     # Into the folder of `replacing_folder`:
     "conversion/convert.py": {"save_pretrained"},
-    "evaluation/tune.py": {"save_pretrained"},
-    "evaluation/references.py": {"savez"},  # into memory
+    "solver_study/tune.py": {"save_pretrained"},
+    "image_metrics/references.py": {"savez"},  # into memory
     "scheduler.py": {"save_pretrained"},  # the host's own, which it extends
-    "training/results.py": {"save_pretrained"},
+    "training/export.py": {"save_pretrained"},
 }
 WRITERS = {"write_text", "write_bytes", "save_file", "rename", "savez", "savefig", "dump", "save_pretrained", "save"}
 

@@ -6,10 +6,10 @@ import sys
 import pytest
 
 from diffusers_ucgm.cli import COMMANDS, main
-from diffusers_ucgm.evaluation.defaults import OBJECTIVE_NAMES
-from diffusers_ucgm.evaluation.objectives import OBJECTIVES
 from diffusers_ucgm.loading import DTYPES
 from diffusers_ucgm.names import DTYPE_NAMES
+from diffusers_ucgm.solver_study.defaults import OBJECTIVE_NAMES
+from diffusers_ucgm.solver_study.objectives import OBJECTIVES
 from diffusers_ucgm.training.settings import settings_help
 
 

@@ -13,7 +13,7 @@ from test_pipeline import autoencoder, pipeline
 import diffusers_ucgm
 from diffusers_ucgm import UCGMScheduler
 from diffusers_ucgm.deferred import DeferredModule, defer
-from diffusers_ucgm.swap import STOCK_CLASS
+from diffusers_ucgm.sampling.swap import STOCK_CLASS
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

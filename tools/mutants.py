@@ -35,28 +35,28 @@ class Mutant:
 
 
 SCHEDULER_TESTS = ("tests/test_scheduler.py", "tests/test_scheduler_contract.py")
-MULTISTEP_TESTS = ("tests/test_multistep.py",)
-FAMILY_TESTS = ("tests/test_families.py", "tests/test_stock_configs.py")
+MULTISTEP_TESTS = ("tests/sampling/test_multistep.py",)
+FAMILY_TESTS = ("tests/sampling/test_conventions.py", "tests/sampling/test_stock_configs.py")
 LOADING_TESTS = ("tests/test_load_in_new_process.py",)
-SWAP_TESTS = ("tests/test_swap_keywords.py",)
+SWAP_TESTS = ("tests/sampling/test_swap_keywords.py",)
 LOSS_TESTS = ("tests/test_loss.py",)
-METRIC_TESTS = ("tests/evaluation/test_metrics.py",)
+METRIC_TESTS = ("tests/image_metrics/test_statistics.py",)
 HELP_TESTS = ("tests/test_help.py",)
 CONVERSION_TESTS = ("tests/test_conversion.py",)
 TRAINER_TESTS = ("tests/training",)
 AUTOENCODER_TESTS = ("tests/test_autoencoders.py",)
 LABEL_TESTS = ("tests/test_labels.py",)
-BAD_VALUE_TESTS = ("tests/evaluation/test_bad_values.py",)
+BAD_VALUE_TESTS = ("tests/image_metrics/test_bad_values.py",)
 AGREEMENT_TESTS = ("tests/training/test_agreement.py",)
 EARLY_TESTS = ("tests/test_early_checks.py",)
 PIPELINE_TESTS = ("tests/test_pipeline.py", "tests/test_pipeline_loading.py")
 CACHE_TESTS = ("tests/test_network_caches.py",)
 EXPERT_TESTS = ("tests/training/test_experts.py",)
 LORA_TESTS = ("tests/training/test_lora_loading.py",)
-SETTING_TESTS = ("tests/test_settings.py",)
-PRECISION_TESTS = ("tests/test_precision.py",)
-NOISE_TESTS = ("tests/test_run_noise.py",)
-NOISING_TESTS = ("tests/test_noising.py",)
+SETTING_TESTS = ("tests/sampling/test_settings.py",)
+PRECISION_TESTS = ("tests/sampling/test_precision.py",)
+NOISE_TESTS = ("tests/sampling/test_run_noise.py",)
+NOISING_TESTS = ("tests/sampling/test_noising.py",)
 
 MUTANTS = [
     # Settings, dtypes, noise of a run and times of the scheduler
@@ -83,42 +83,42 @@ MUTANTS = [
     ),
     Mutant(
         "an index of enumerate is taken for a time",
-        "schedules.py",
+        "sampling/grids.py",
         "int(timestep) in whole_times",
         "True",
         SETTING_TESTS,
     ),
     Mutant(
         "a chain may lose the data before its end",
-        "families.py",
+        "sampling/conventions.py",
         "if not bool((abar.diff() < 0).all()):",
         "if not bool((abar.diff() <= 0).all()):",
         SETTING_TESTS,
     ),
     Mutant(
         "results always have the sample's dtype",
-        "precision.py",
+        "sampling/precision.py",
         '"model_output": lambda sample, model_output: model_output,',
         '"model_output": lambda sample, model_output: sample,',
         PRECISION_TESTS,
     ),
     Mutant(
         "UniPC's results are promoted",
-        "precision.py",
+        "sampling/precision.py",
         '    "UniPCMultistepScheduler": "sample",\n',
         "",
         PRECISION_TESTS,
     ),
     Mutant(
         "a copy in mid run goes on from the rounded sample",
-        "precision.py",
+        "sampling/precision.py",
         "return looks_alike and torch.equal(self.rounded, sample)",
         "return False",
         PRECISION_TESTS,
     ),
     Mutant(
         "a copy takes any sample for its own",
-        "precision.py",
+        "sampling/precision.py",
         "return looks_alike and torch.equal(self.rounded, sample)",
         "return looks_alike",
         PRECISION_TESTS,
@@ -139,14 +139,14 @@ MUTANTS = [
     ),
     Mutant(
         "every step of a run has the same noise",
-        "run_noise.py",
+        "sampling/run_noise.py",
         "numbered_seed(seed, index)",
         "numbered_seed(seed, 0)",
         NOISE_TESTS,
     ),
     Mutant(
         "a batch has one seed",
-        "run_noise.py",
+        "sampling/run_noise.py",
         'self.seeds = [int.from_bytes(digest, "little") for digest in digests]',
         'self.seeds = [int.from_bytes(digests[0], "little") for digest in digests]',
         NOISE_TESTS,
@@ -160,14 +160,14 @@ MUTANTS = [
     ),
     Mutant(
         "times beyond the path are clamped without a word",
-        "noising.py",
+        "sampling/noising.py",
         "if not bool(((wide >= low - slack) & (wide <= high + slack)).all()):",
         "if not bool(wide.isfinite().all()):",
         NOISING_TESTS,
     ),
     Mutant(
         "one latent does not serve for several times",
-        "noising.py",
+        "sampling/noising.py",
         "if any(count not in (1, most)",
         "if any(count != most",
         NOISING_TESTS,
@@ -196,10 +196,10 @@ MUTANTS = [
     ),
     Mutant(
         "a negative prompt that the pipeline ignores is taken",
-        "evaluation/generation.py",
+        "generation/generate.py",
         "value <= 1.0:",
         "value <= 0.0:",
-        ("tests/evaluation/test_generation.py",),
+        ("tests/generation/test_generate.py",),
     ),
     Mutant(
         "a cache keeps its state from run to run",
@@ -281,24 +281,24 @@ MUTANTS = [
     ),
     Mutant(
         "warp exponents a and b swapped",
-        "time_grids.py",
+        "sampling/time_grids.py",
         "(1.0 - (1.0 - u**a) ** b) ** c",
         "(1.0 - (1.0 - u**b) ** a) ** c",
-        ("tests/test_time_grids.py", *SCHEDULER_TESTS),
+        ("tests/sampling/test_time_grids.py", *SCHEDULER_TESTS),
     ),
     Mutant(
         "a last gap of 0 evaluates the network at data",
-        "time_grids.py",
+        "sampling/time_grids.py",
         "drop = int(stop == 0)",
         "drop = 0",
-        ("tests/test_time_grids.py", *SCHEDULER_TESTS),
+        ("tests/sampling/test_time_grids.py", *SCHEDULER_TESTS),
     ),
     Mutant(
         "gaps swapped",
-        "time_grids.py",
+        "sampling/time_grids.py",
         "start, stop = time_gaps",
         "stop, start = time_gaps",
-        ("tests/test_time_grids.py", *SCHEDULER_TESTS),
+        ("tests/sampling/test_time_grids.py", *SCHEDULER_TESTS),
     ),
     # Loss and teacher
     Mutant(
@@ -483,28 +483,28 @@ MUTANTS = [
         "training/adapters.py",
         "                module.dropout_prob = 0.0\n",
         "                pass\n",
-        ("tests/training/test_denoisers.py",),
+        ("tests/training/test_network_adapter.py",),
     ),
     Mutant(
         "Z-Image's velocity with the flow's sign",
         "training/adapters.py",
         "return -torch.stack(output).squeeze(2)",
         "return torch.stack(output).squeeze(2)",
-        ("tests/training/test_denoisers.py",),
+        ("tests/training/test_network_adapter.py",),
     ),
     Mutant(
         "Flux's patches with their channels last",
         "training/adapters.py",
         "patches.permute(0, 2, 4, 1, 3, 5).flatten(3)",
         "patches.permute(0, 2, 4, 3, 5, 1).flatten(3)",
-        ("tests/training/test_denoisers.py",),
+        ("tests/training/test_network_adapter.py",),
     ),
     Mutant(
         "time in the weights' precision",
-        "training/denoisers.py",
+        "training/network_adapter.py",
         "self.time_argument: self.told(self.timestep(t))}",
         "self.time_argument: self.told(self.timestep(t.to(dtype)))}",
-        ("tests/training/test_denoisers.py",),
+        ("tests/training/test_network_adapter.py",),
     ),
     Mutant(
         "doubled calls in the wrong order",
@@ -649,57 +649,57 @@ MUTANTS = [
     ),
     Mutant(
         "a stopped cache starts anew",
-        "training/cache.py",
+        "data/latent_cache.py",
         "number % num_processes == process_index and not _is_whole(_shard(folder, number))",
         "number % num_processes == process_index",
-        ("tests/training/test_cache.py",),
+        ("tests/data/test_latent_cache.py",),
     ),
     # Sampler
     Mutant(
         "result of the last step is extrapolated",
-        "solver.py",
+        "sampling/solver.py",
         "return [*calls, Call(last.x_hat, last.x_hat, is_last=True)]",
         "return [*calls, Call(last.x_hat, NOTHING.plus(last.x_hat, 1.0 + self.extrapolation_ratio))]",
         SCHEDULER_TESTS,
     ),
     Mutant(
         "extrapolation starts one step early",
-        "solver.py",
+        "sampling/solver.py",
         'if self.extrapolation_ratio != "auto" and steps_made >= 2 else 0.0',
         'if self.extrapolation_ratio != "auto" and steps_made >= 1 else 0.0',
         SCHEDULER_TESTS,
     ),
     Mutant(
         "automatic ratio from the previous step alone",
-        "solver.py",
+        "sampling/solver.py",
         "integrals = (rise, span - rise,",
         "integrals = (rise, span / 2.0,",
         MULTISTEP_TESTS,
     ),
     Mutant(
         "third order with the second's weights",
-        "solver.py",
+        "sampling/solver.py",
         "span**2 - 2.0 * (span - rise))",
         "span**2 - (span - rise))",
         MULTISTEP_TESTS,
     ),
     Mutant(
         "pure noise taken for an estimate like others",
-        "solver.py",
+        "sampling/solver.py",
         "known = [ratio for ratio in ratios if math.isfinite(ratio)]",
         "known = [max(ratio, -1.0) for ratio in ratios]",
         MULTISTEP_TESTS,
     ),
     Mutant(
         "mended with the weights of both ends swapped",
-        "solver.py",
+        "sampling/solver.py",
         "return NOTHING.plus(SAMPLE, kept).plus(here.x_hat, rise - new), new",
         "return NOTHING.plus(SAMPLE, kept).plus(here.x_hat, new), rise - new",
         MULTISTEP_TESTS,
     ),
     Mutant(
         "steps with fresh noise mended",
-        "solver.py",
+        "sampling/solver.py",
         "corrected = is_multistep and not fresh",
         "corrected = is_multistep",
         MULTISTEP_TESTS,
@@ -727,35 +727,35 @@ MUTANTS = [
     ),
     Mutant(
         "second order that is a multistep method asks for half the steps",
-        "solver.py",
+        "sampling/solver.py",
         'return self.order == 2 and self.correction != "multistep"',
         "return self.order == 2",
         MULTISTEP_TESTS,
     ),
     Mutant(
         "stochasticity and its complement swapped",
-        "solver.py",
+        "sampling/solver.py",
         "fresh = there.alpha * math.sqrt(rho)",
         "fresh = there.alpha * math.sqrt(1.0 - rho)",
         SCHEDULER_TESTS,
     ),
     Mutant(
         "auto stochasticity silently 0",
-        "solver.py",
+        "sampling/solver.py",
         "return min(abs(there.t - here.t) * 2.0 * alpha / alpha_s**2, 1.0)",
         "return 0.0",
         SCHEDULER_TESTS,
     ),
     Mutant(
         "corrector ignores the second slope",
-        "solver.py",
+        "sampling/solver.py",
         "return base, NOTHING.plus(there.x_hat, rise).plus(there.z_hat, fall)",
         "return base, NOTHING.plus(here.x_hat, rise).plus(here.z_hat, fall)",
         SCHEDULER_TESTS,
     ),
     Mutant(
         "correction discards the injected noise",
-        "solver.py",
+        "sampling/solver.py",
         "calls.append(Call(there.x_hat, correction, corrects=True, noise=fresh))",
         "calls.append(Call(there.x_hat, correction, corrects=True))",
         SCHEDULER_TESTS,
@@ -769,21 +769,21 @@ MUTANTS = [
     ),
     Mutant(
         "published correction subtracts the slopes",
-        "published.py",
+        "sampling/published.py",
         "(0.5 * past.z_extrapolated + 0.5 * z_hat)",
         "(0.5 * past.z_extrapolated - 0.5 * z_hat)",
         SCHEDULER_TESTS,
     ),
     Mutant(
         "user's sigmas are warped",
-        "schedules.py",
+        "sampling/grids.py",
         '        t = _check_falling(family.time_of_sigma(levels), "sigmas", 0.0)\n',
         "        t = grid_of_steps(len(levels), spacing, family, mu)\n",
         SCHEDULER_TESTS,
     ),
     Mutant(
         "shift and mu lost",
-        "schedules.py",
+        "sampling/grids.py",
         "        t = spacing.shifted(t, mu, family) if family.is_flow else t\n",
         "",
         SCHEDULER_TESTS,
@@ -941,18 +941,18 @@ MUTANTS = [
     ),
     Mutant(
         "a label that is no class counted as a corrupt image",
-        "images.py",
+        "data/images.py",
         '            labels["class_labels"] = self.class_of(labels["class_labels"])\n        return {"pixels"',
         '            try:\n                labels["class_labels"] = self.class_of(labels["class_labels"])\n'
         '            except ValueError:\n                return None\n        return {"pixels"',
-        ("tests/training/test_cache.py",),
+        ("tests/data/test_latent_cache.py",),
     ),
     Mutant(
         "labels left out of the cache's identity",
-        "training/cache.py",
+        "data/latent_cache.py",
         '"fingerprint": dict(fingerprint), **_labels_of(items)}',
         '"fingerprint": dict(fingerprint)}',
-        ("tests/training/test_cache.py",),
+        ("tests/data/test_latent_cache.py",),
     ),
     Mutant(
         "classes that fit by chance on the samples that chose them",
@@ -985,7 +985,7 @@ MUTANTS = [
     ),
     Mutant(
         "the reference is read after all sampling",
-        "evaluation/requirements.py",
+        "image_metrics/requirements.py",
         "            check_width(found.statistics, network)\n",
         "            pass\n",
         EARLY_TESTS,
@@ -1007,14 +1007,14 @@ MUTANTS = [
     # Families and stock configs
     Mutant(
         "first step of a chain taken for the data",
-        "families.py",
+        "sampling/conventions.py",
         "lambda t: t * num_steps - 1.0,",
         "lambda t: t * (num_steps - 1.0),",
         FAMILY_TESTS,
     ),
     Mutant(
         "zero terminal signal-to-noise ignored",
-        "families.py",
+        "sampling/conventions.py",
         "    if rescale_betas_zero_snr:\n",
         "    if False:\n",
         FAMILY_TESTS,
@@ -1028,49 +1028,49 @@ MUTANTS = [
     ),
     Mutant(
         "CogVideoX's shift ignored",
-        "families.py",
+        "sampling/conventions.py",
         "    abar = abar / (snr_shift_scale + (1.0 - snr_shift_scale) * abar)\n",
         "",
         FAMILY_TESTS,
     ),
     Mutant(
         "a flow's shift under its other name ignored",
-        "stock.py",
+        "sampling/stock_configs.py",
         'said.get("flow_shift", said.get("shift", 1.0))',
         'said.get("shift", 1.0)',
         FAMILY_TESTS,
     ),
     Mutant(
         "defaults of the stock class ignored",
-        "stock.py",
+        "sampling/stock_configs.py",
         "said = {**own, **config}",
         "said = {**config}",
         FAMILY_TESTS,
     ),
     Mutant(
         "stock defaults give way to ours",
-        "swap.py",
+        "sampling/swap.py",
         'if name != "_use_default_values"}',
         'if name not in ["_use_default_values", *config.get("_use_default_values", [])]}',
         FAMILY_TESTS,
     ),
     Mutant(
         "stock settings lost as keywords",
-        "swap.py",
+        "sampling/swap.py",
         "{**stock, **theirs}",
         "stock",
         SWAP_TESTS,
     ),
     Mutant(
         "a second swap reads our settings as the stock scheduler's",
-        "swap.py",
+        "sampling/swap.py",
         "_stock_part(config, defaults, own) if is_own",
         "config if is_own",
         SWAP_TESTS,
     ),
     Mutant(
         "settings of the sampler lost at a second swap",
-        "swap.py",
+        "sampling/swap.py",
         "ours = said | ours",
         "ours = ours",
         SWAP_TESTS,
@@ -1098,7 +1098,7 @@ MUTANTS = [
     ),
     Mutant(
         "the word false is true in a stock setting",
-        "stock.py",
+        "sampling/stock_configs.py",
         "    check(READ_SETTINGS, said)\n",
         "",
         SWAP_TESTS,
@@ -1119,7 +1119,7 @@ MUTANTS = [
     ),
     Mutant(
         "EDM's other sign",
-        "families.py",
+        "sampling/conventions.py",
         '{"epsilon": 1.0, "v_prediction": -1.0}',
         '{"epsilon": 1.0, "v_prediction": 1.0}',
         FAMILY_TESTS,
@@ -1133,7 +1133,7 @@ MUTANTS = [
     ),
     Mutant(
         "noise of an sCM model not of the data's size",
-        "families.py",
+        "sampling/conventions.py",
         "lambda t: sigma_data * torch.sin(quarter * t),",
         "lambda t: torch.sin(quarter * t),",
         FAMILY_TESTS,
@@ -1147,28 +1147,28 @@ MUTANTS = [
     ),
     Mutant(
         "clipped estimates change the noise too",
-        "solver.py",
+        "sampling/solver.py",
         "x_hat = Weights(_snapped(-alpha_hat * scale / det), alpha / det, 1.0)",
         "x_hat = Weights(_snapped(-alpha_hat * scale / det), alpha / det, 0.9)",
         FAMILY_TESTS,
     ),
     Mutant(
         "latent consistency models asked between their steps",
-        "schedules.py",
+        "sampling/grids.py",
         "rungs = torch.ceil(t * known - 1e-4)",
         "rungs = torch.floor(t * known)",
         FAMILY_TESTS,
     ),
     Mutant(
         "terminal time lost",
-        "schedules.py",
+        "sampling/grids.py",
         "stretched(t, self.shift_terminal) if self.shift_terminal else t",
         "t",
         FAMILY_TESTS,
     ),
     Mutant(
         "spacing of the noise levels lost",
-        "schedules.py",
+        "sampling/grids.py",
         "        if self.levels is None or len(t) < 2:\n",
         "        if True:\n",
         FAMILY_TESTS,
@@ -1182,7 +1182,7 @@ MUTANTS = [
     ),
     Mutant(
         "tokens step to the schedule's time instead of the next below their own",
-        "solver.py",
+        "sampling/solver.py",
         "schedule < t - 1e-6",
         "schedule < 2.0",
         FAMILY_TESTS,
@@ -1331,35 +1331,35 @@ MUTANTS = [
     # Evaluation
     Mutant(
         "Frechet distance without the mean in the sums",
-        "evaluation/metrics.py",
+        "image_metrics/statistics.py",
         "(number - 1) * covariance + number * mean.outer(mean)",
         "(number - 1) * covariance + mean.outer(mean)",
         METRIC_TESTS,
     ),
     Mutant(
         "statistics with NaN go on to LAPACK",
-        "evaluation/metrics.py",
+        "image_metrics/statistics.py",
         '        check_finite("mean", mean)\n        check_finite("covariance", covariance)\n',
         "",
         BAD_VALUE_TESTS,
     ),
     Mutant(
         "features with NaN are kept until the metrics",
-        "evaluation/features.py",
+        "image_metrics/features.py",
         '        check_finite(field.name, value, remedy="Compute the features in float32.")\n',
         "",
         BAD_VALUE_TESTS,
     ),
     Mutant(
         "solutions with NaN are kept",
-        "evaluation/solutions.py",
+        "solver_study/solutions.py",
         "return found if bool(found.isfinite().all()) else None",
         "return found",
         BAD_VALUE_TESTS,
     ),
     Mutant(
         "an image with NaN becomes a black one",
-        "evaluation/evaluate.py",
+        "image_metrics/evaluate.py",
         '    check_finite("pixels", pixels, f"the samples of {str(file)!r}", SAMPLING_REMEDY)\n',
         "",
         BAD_VALUE_TESTS,
@@ -1374,45 +1374,45 @@ MUTANTS = [
     ),
     Mutant(
         "a picture is its own nearest neighbour",
-        "evaluation/metrics.py",
+        "image_metrics/statistics.py",
         "kthvalue(neighbours + 1)",
         "kthvalue(neighbours)",
         METRIC_TESTS,
     ),
     Mutant(
         "metrics added up over processes",
-        "evaluation/metrics.py",
+        "image_metrics/statistics.py",
         '{"sync_on_compute": False}',
         "{}",
-        ("tests/evaluation/test_evaluate.py",),
+        ("tests/image_metrics/test_evaluate.py",),
     ),
     Mutant(
         "sFID's channels first",
-        "evaluation/features.py",
+        "image_metrics/features.py",
         "maps[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)",
         "maps[:, :SPATIAL_CHANNELS].flatten(1)",
-        ("tests/evaluation/test_features.py",),
+        ("tests/image_metrics/test_features.py",),
     ),
     Mutant(
         "pictures of mixed sizes in the order of their sizes",
-        "evaluation/features.py",
+        "image_metrics/features.py",
         "else whole[order]",
         "else whole",
-        ("tests/evaluation/test_features.py",),
+        ("tests/image_metrics/test_features.py",),
     ),
     Mutant(
         "seeds that differ above 32 bits, which torch does not look at",
-        "seeds.py",
+        "randomness.py",
         "return (seed * STRIDE + number) % 2**32",
         "return seed * 2**32 + number",
-        ("tests/evaluation/test_evaluate.py", "tests/test_images.py"),
+        ("tests/image_metrics/test_evaluate.py", "tests/data/test_images.py"),
     ),
     Mutant(
         "torn files of samples taken for whole",
-        "evaluation/evaluate.py",
+        "image_metrics/evaluate.py",
         "if _rows_in(file) < len(part):",
         "if not file.is_file():",
-        ("tests/evaluation/test_evaluate.py",),
+        ("tests/image_metrics/test_evaluate.py",),
     ),
     # The command line
     Mutant(
@@ -1438,10 +1438,10 @@ MUTANTS = [
     ),
     Mutant(
         "guided sampling of a few-step LoRA",
-        "evaluation/sample.py",
+        "generation/commands.py",
         '{"num_inference_steps": 4, **_unguided(pipe), **call}',
         '{"num_inference_steps": 4, **call}',
-        ("tests/test_sample.py",),
+        ("tests/generation/test_commands.py",),
     ),
     Mutant(
         "schedules of a recipe in steps of the recipe's own length",
@@ -1474,80 +1474,80 @@ MUTANTS = [
     # Images
     Mutant(
         "errors of Pillow that end the run",
-        "images.py",
+        "data/images.py",
         "        except Exception as error:\n            return self._left_out",
         "        except (OSError, ValueError) as error:\n            return self._left_out",
-        ("tests/test_image_files.py",),
+        ("tests/data/test_image_files.py",),
     ),
     Mutant(
         "long thin images scaled as a whole",
-        "images.py",
+        "data/images.py",
         "if covering[0] * covering[1] > MAX_COVERING_RATIO * height * width:",
         "if False:",
-        ("tests/test_image_files.py",),
+        ("tests/data/test_image_files.py",),
     ),
     Mutant(
         "EPS opened by Ghostscript",
-        "image_files.py",
+        "data/image_files.py",
         "formats=[each for each in FORMATS if each in Image.OPEN]",
         "formats=None",
-        ("tests/test_image_files.py",),
+        ("tests/data/test_image_files.py",),
     ),
     Mutant(
         "files outside the folder read",
-        "image_files.py",
+        "data/image_files.py",
         "        return any(real.is_relative_to(os.path.realpath(folder)) for folder in self.folders)",
         "        return real.exists()",
-        ("tests/test_image_files.py", "tests/test_image_sources.py"),
+        ("tests/data/test_image_files.py", "tests/data/test_image_sources.py"),
     ),
     Mutant(
         "pipes and devices read",
-        "image_files.py",
+        "data/image_files.py",
         "if path.exists() and not path.is_file():",
         "if False:",
-        ("tests/test_image_files.py",),
+        ("tests/data/test_image_files.py",),
     ),
     Mutant(
         "files of any size read",
-        "image_files.py",
+        "data/image_files.py",
         "if max(size, len(data)) > MAX_FILE_BYTES:",
         "if False:",
-        ("tests/test_image_files.py",),
+        ("tests/data/test_image_files.py",),
     ),
     Mutant(
         "hidden colours of transparent images seen",
-        "image_modes.py",
+        "data/image_modes.py",
         "if image.has_transparency_data:",
         "if False:",
-        ("tests/test_image_modes.py",),
+        ("tests/data/test_image_modes.py",),
     ),
     Mutant(
         "32-bit integers taken for 16 bits",
-        "image_modes.py",
+        "data/image_modes.py",
         'if image.mode == "I" and image.format not in SIXTEEN_BIT_FORMATS:',
         "if False:",
-        ("tests/test_image_modes.py",),
+        ("tests/data/test_image_modes.py",),
     ),
     Mutant(
         "captions as Python writes a list",
-        "images.py",
+        "data/images.py",
         "    if isinstance(value, list | tuple):\n",
         "    if isinstance(value, list | tuple):\n        return str(value)\n",
-        ("tests/test_image_sources.py",),
+        ("tests/data/test_image_sources.py",),
     ),
     Mutant(
         "images that the metadata does not list vanish",
-        "image_sources.py",
+        "data/image_sources.py",
         "left_out=folder.passed_over(name for names in read.values() for name in names),",
         "left_out=(),",
-        ("tests/test_image_sources.py",),
+        ("tests/data/test_image_sources.py",),
     ),
     Mutant(
         "a gzipped IDX file read to its end, whatever its header says",
-        "idx.py",
+        "data/idx.py",
         "content = file.read(min(expected, MAX_BYTES) + 1)",
         "content = file.read()",
-        ("tests/test_image_sources.py",),
+        ("tests/data/test_image_sources.py",),
     ),
     # Values are refused by name
     Mutant(
@@ -1573,10 +1573,10 @@ MUTANTS = [
     ),
     Mutant(
         "an evaluation samples before it looks at its arguments",
-        "evaluation/evaluate.py",
+        "image_metrics/evaluate.py",
         "    check(EVALUATE_ARGUMENTS, locals())\n",
         "",
-        ("tests/evaluation/test_arguments.py",),
+        ("tests/solver_study/test_arguments.py",),
     ),
     Mutant(
         "weights that are not there stay empty",

@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import Image
 
-from diffusers_ucgm.idx import load_idx_images
+from diffusers_ucgm.data.idx import load_idx_images
 
 
 ROOT = Path(__file__).resolve().parents[1]

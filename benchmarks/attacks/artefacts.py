@@ -156,7 +156,7 @@ def _idx(folder: Path, rng: random.Random) -> None:
 
 
 def _classifier(folder: Path, rng: random.Random) -> None:
-    from diffusers_ucgm.evaluation.features import BUNDLED_FEATURES
+    from diffusers_ucgm.image_metrics.features import BUNDLED_FEATURES
 
     shutil.copytree(BUNDLED_FEATURES["fashion-mnist-classifier"], folder, dirs_exist_ok=True)
 

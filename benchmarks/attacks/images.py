@@ -118,7 +118,7 @@ def _prepared(content: bytes, name: str, folder: Path) -> object:
     """
     import datasets
 
-    from diffusers_ucgm.images import ImageItems, ImageSource
+    from diffusers_ucgm.data.images import ImageItems, ImageSource
 
     dataset = datasets.Dataset.from_dict({"image": [{"bytes": content, "path": name}]})
     items = ImageItems(ImageSource(dataset, "image"), 32)

@@ -12,7 +12,7 @@ import diffusers
 import torch
 
 from diffusers_ucgm import UCGMLoss, UCGMScheduler, UCGMTrainingConfig
-from diffusers_ucgm.stock import STOCK_SCHEDULERS
+from diffusers_ucgm.sampling.stock_configs import STOCK_SCHEDULERS
 
 from .attempts import Attempt, NotFinite, is_finite
 from .kinds import malformed, shortened
@@ -298,6 +298,6 @@ def _from_file(text: str, suffix: str, folder: Path) -> object:
 
 
 def _prepare(folder: Path, given: dict[str, Any]) -> object:
-    from diffusers_ucgm.images import prepare_image
+    from diffusers_ucgm.data.images import prepare_image
 
     return prepare_image(**{"image": PICTURE, "size": 8, **given})

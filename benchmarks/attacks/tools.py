@@ -48,7 +48,7 @@ class Tools:
 
     def image_items(self, folder: Path, given: dict[str, Any]) -> object:
         """One prepared image."""
-        from diffusers_ucgm.images import ImageItems
+        from diffusers_ucgm.data.images import ImageItems
 
         items = ImageItems(**{"source": self._source(), "size": 8, **given})
         item = next(items.blocks(4, lambda number: True))[1][0]
@@ -60,15 +60,15 @@ class Tools:
 
     def load_source(self, folder: Path, given: dict[str, Any]) -> object:
         """Open a folder of images."""
-        from diffusers_ucgm.images import load_image_dataset
+        from diffusers_ucgm.data.images import load_image_dataset
 
         load_image_dataset(**{"source": self.artefacts / "photos", **given})
         return None
 
     def cache_latents(self, folder: Path, given: dict[str, Any]) -> object:
         """Encode the folder of images by a mean over pixels."""
-        from diffusers_ucgm.images import ImageItems
-        from diffusers_ucgm.training.cache import cache_latents, finish_cache
+        from diffusers_ucgm.data.images import ImageItems
+        from diffusers_ucgm.data.latent_cache import cache_latents, finish_cache
 
         items = ImageItems(self._source(), 8)
         base = {"items": items, "encode_images": lambda x, generator: x, "folder": folder / "cache", "fingerprint": {}}
@@ -76,7 +76,7 @@ class Tools:
 
     def evaluate(self, folder: Path, given: dict[str, Any]) -> object:
         """A small evaluation."""
-        from diffusers_ucgm.evaluation.evaluate import evaluate_pipeline
+        from diffusers_ucgm.image_metrics.evaluate import evaluate_pipeline
 
         base = {
             "reference": self.artefacts / "reference.npz",
@@ -89,7 +89,7 @@ class Tools:
 
     def compare(self, folder: Path, given: dict[str, Any]) -> object:
         """A small comparison."""
-        from diffusers_ucgm.evaluation.compare import compare_solvers
+        from diffusers_ucgm.solver_study.compare import compare_solvers
 
         base = {"conditions": [0, 1], "seeds": [0, 1], "solvers": {"UCGM": UCGMScheduler()}, "calls": [2]}
         base |= {"num_solution_calls": 8, "output": folder / "out"}
@@ -97,7 +97,7 @@ class Tools:
 
     def tune(self, folder: Path, given: dict[str, Any]) -> object:
         """A small search."""
-        from diffusers_ucgm.evaluation.tune import tune_sampler
+        from diffusers_ucgm.solver_study.tune import tune_sampler
 
         base = {"num_inference_steps": 2, "num_trials": 8, "num_seeds": 2, "num_held_out": 2, "num_solution_calls": 8}
         return tune_sampler(self.pipeline(), output=folder / "out", progress=False, **{**base, **given}).own_value
@@ -111,7 +111,7 @@ class Tools:
 
     @cache  # noqa: B019
     def _source(self) -> Any:
-        from diffusers_ucgm.images import load_image_dataset
+        from diffusers_ucgm.data.images import load_image_dataset
 
         return load_image_dataset(self.artefacts / "photos")
 

@@ -36,11 +36,11 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "demo": Command(
-        "evaluation.options",
-        "evaluation.sample",
+        "generation.options",
+        "generation.commands",
         "sample the bundled models: 2 steps beside 40 steps, a row for each class",
     ),
-    "sample": Command("evaluation.options", "evaluation.sample", "draw a grid of pictures, a row for each label"),
+    "sample": Command("generation.options", "generation.commands", "draw a grid of pictures, a row for each label"),
     "info": Command("info", "info", "what a folder holds: a model, a run, a cache, an evaluation"),
     "train": Command("training.options", "training.commands", "train a network, or tune a pipeline to few steps"),
     "cache": Command("training.options", "training.commands", "encode images and captions once, for `train`"),
@@ -51,18 +51,18 @@ COMMANDS = {
         "conversion.options", "conversion.commands", "bring a published checkpoint of the paper into diffusers' form"
     ),
     "evaluate": Command(
-        "evaluation.options",
-        "evaluation.commands",
+        "image_metrics.options",
+        "image_metrics.commands",
         "draw samples and measure them: FID, sFID, Inception score, precision and recall",
     ),
     "compare": Command(
-        "evaluation.options",
-        "evaluation.commands",
+        "solver_study.options",
+        "solver_study.commands",
         "UCGM-S beside diffusers' own schedulers: distance to the solution by network calls",
     ),
     "tune-sampler": Command(
-        "evaluation.options",
-        "evaluation.commands",
+        "solver_study.options",
+        "solver_study.commands",
         "search the sampler's settings for a model and a number of network calls",
     ),
     "presets": Command("tables", "tables", "the paper's settings of the sampler, and results"),

@@ -17,6 +17,7 @@ from torch import Tensor
 
 
 __all__ = [
+    "FUNCTION",
     "GENERATOR",
     "KEYWORDS",
     "PATH",
@@ -249,6 +250,7 @@ def _is_mapping_of_names(value: object) -> bool:
     return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
 
 
+FUNCTION = Setting((("a function", callable),))
 GENERATOR = optional(Setting((("a torch.Generator or a list of them", is_generator),)))
 # The size of an image: one side, or height and width.
 SIZE = Setting(((f"a whole number from 1 to {LARGEST_SIDE}, or two of them", _is_size),))

@@ -64,7 +64,7 @@ def _described(folder: Path, name: str, describe: Callable[[Path, int], None], s
 
 
 def _plot_schedule(folder: Path, steps: int, path: str) -> Path:
-    from .evaluation.sampler_plots import plot_time_grid
+    from .solver_study.plots import plot_time_grid
 
     file = next((each for each in (folder, folder / "scheduler") if (each / "scheduler_config.json").is_file()), None)
     if file is None:

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from diffusers_ucgm.files import is_alive
+from .files import is_alive
 
 
 __all__ = ["Lock"]

@@ -14,7 +14,7 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from diffusers_ucgm import files
+from . import files
 
 
 __all__ = [

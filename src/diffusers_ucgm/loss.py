@@ -30,18 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .constraints import (
-    check,
-    choice,
-    flag,
-    fraction,
-    integer,
-    number,
-    numbers,
-    of_type,
-    optional,
-)
-from .time_grids import beta_times
+from .constraints import check, choice, flag, fraction, integer, number, numbers, of_type, optional
+from .sampling.time_grids import beta_times
 from .transports import QUARTER_TURN, Transport, get_transport
 
 

@@ -6,8 +6,10 @@ from difflib import get_close_matches
 from pathlib import Path
 
 
-__all__ = ["BUNDLED", "DTYPE_NAMES", "did_you_mean", "local_or_hub", "local_path"]
+__all__ = ["BUNDLED", "BUNDLED_CLASSIFIERS", "DTYPE_NAMES", "did_you_mean", "local_or_hub", "local_path"]
 
+# The feature networks inside the package.
+BUNDLED_CLASSIFIERS = ("fashion-mnist-classifier",)
 # The pipelines inside the package, by the name that `from_pretrained` takes.
 BUNDLED = {name: Path(__file__).parent / "bundled" / name for name in ("fashion-mnist", "fashion-mnist-2-step")}
 # The types that weights are loaded in (`--torch-dtype`); `loading.DTYPES` has torch's.

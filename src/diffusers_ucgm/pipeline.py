@@ -26,7 +26,7 @@ from .names import BUNDLED, local_or_hub
 from .network_caches import CacheRun, disable_cache, enable_cache
 from .pipeline_arguments import CONSTRUCTOR_ARGUMENTS
 from .readme import OWN_EXAMPLE, save_readme
-from .settings import CALL_ARGUMENTS
+from .sampling.settings import CALL_ARGUMENTS
 
 
 __all__ = ["BUNDLED", "UCGMPipeline", "UCGMPipelineOutput", "denormalize_latents", "guided", "normalize_latents"]

@@ -6,16 +6,7 @@ from typing import Any
 import torch
 from diffusers import SchedulerMixin
 
-from .constraints import (
-    KEYWORDS,
-    Setting,
-    flag,
-    is_whole,
-    numbers,
-    of_type,
-    optional,
-    whole,
-)
+from .constraints import KEYWORDS, Setting, flag, is_whole, numbers, of_type, optional, whole
 
 
 __all__ = ["CONSTRUCTOR_ARGUMENTS"]

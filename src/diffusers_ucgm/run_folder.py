@@ -16,8 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusers_ucgm import files
-from diffusers_ucgm.locks import Lock
+from . import files
+from .locks import Lock
 
 
 if TYPE_CHECKING:

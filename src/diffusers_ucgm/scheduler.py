@@ -17,18 +17,18 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from .constraints import KEYWORDS, PATH, check, is_number, is_whole, plain, shown
-from .families import Family, cumulative_alphas_of, family_of
-from .noising import noised
-from .precision import KeptState, result_dtypes, result_rule
 from .presets import get_preset
-from .published import PublishedCorrection
 from .readme import STOCK_EXAMPLE, save_readme
-from .run_noise import RunNoise
-from .schedules import Spacing, as_told, check_timestep, given_schedule, grid_of_steps, place_of, times_from
-from .settings import SCHEDULE_ARGUMENTS, SCHEDULER_SETTINGS, check_relations, check_step
-from .solver import SAMPLE, Call, Point, Solver, step_of_tokens, thresholded
-from .stock import STOCK_SCHEDULERS
-from .swap import STOCK_CLASS, swapped
+from .sampling.conventions import Family, cumulative_alphas_of, family_of
+from .sampling.grids import Spacing, as_told, check_timestep, given_schedule, grid_of_steps, place_of, times_from
+from .sampling.noising import noised
+from .sampling.precision import KeptState, result_dtypes, result_rule
+from .sampling.published import PublishedCorrection
+from .sampling.run_noise import RunNoise
+from .sampling.settings import SCHEDULE_ARGUMENTS, SCHEDULER_SETTINGS, check_relations, check_step
+from .sampling.solver import SAMPLE, Call, Point, Solver, step_of_tokens, thresholded
+from .sampling.stock_configs import STOCK_SCHEDULERS
+from .sampling.swap import STOCK_CLASS, swapped
 from .transports import Transport
 
 

@@ -18,9 +18,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from diffusers_ucgm import files
+from diffusers_ucgm.data.datasets import LatentDataset
 from diffusers_ucgm.training import trainer as trainer_module
 from diffusers_ucgm.training.config import UCGMTrainingConfig
-from diffusers_ucgm.training.data import LatentDataset
 from diffusers_ucgm.training.trainer import UCGMTrainer
 
 

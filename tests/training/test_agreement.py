@@ -8,10 +8,10 @@ from test_doctor import CLASSES, LINEAR, Calling, Exact, config, samples
 
 from diffusers_ucgm import UCGMPipeline
 from diffusers_ucgm.cli import main
+from diffusers_ucgm.data.datasets import LatentDataset
+from diffusers_ucgm.data.latent_cache import CachedLatents
 from diffusers_ucgm.labels import LabelMapping, ModelClasses
 from diffusers_ucgm.training.agreement import Agreement, labels_of, samples_by_label
-from diffusers_ucgm.training.cache import CachedLatents
-from diffusers_ucgm.training.data import LatentDataset
 from diffusers_ucgm.training.doctor import examine
 
 

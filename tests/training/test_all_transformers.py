@@ -12,12 +12,7 @@ import torch
 
 from diffusers_ucgm import UCGMLoss
 from diffusers_ucgm.training.adapters import ZImageAdapter
-from diffusers_ucgm.training.denoisers import (
-    ADAPTERS,
-    NetworkAdapter,
-    adapter_for_pipeline,
-    family_of_scheduler,
-)
+from diffusers_ucgm.training.network_adapter import ADAPTERS, NetworkAdapter, adapter_for_pipeline, family_of_scheduler
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")

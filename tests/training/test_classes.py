@@ -10,11 +10,11 @@ from PIL import Image
 
 from diffusers_ucgm import UCGMPipeline
 from diffusers_ucgm.cli import main
-from diffusers_ucgm.evaluation.drawing import conditions_for
-from diffusers_ucgm.images import ImageSource, load_image_dataset
-from diffusers_ucgm.training.cache import CachedLatents
+from diffusers_ucgm.data.images import ImageSource, load_image_dataset
+from diffusers_ucgm.data.latent_cache import CachedLatents
+from diffusers_ucgm.generation.drawing import conditions_for
 from diffusers_ucgm.training.classes import classes_of, matched_source
-from diffusers_ucgm.training.denoisers import adapter_for_pipeline
+from diffusers_ucgm.training.network_adapter import adapter_for_pipeline
 
 
 @pytest.fixture(autouse=True)

@@ -9,11 +9,11 @@ from distributed_run import data, network
 from torch import nn
 
 from diffusers_ucgm import UCGMPipeline
+from diffusers_ucgm.data.datasets import LatentDataset
 from diffusers_ucgm.oracles import GaussianMixture
 from diffusers_ucgm.training.config import UCGMTrainingConfig
-from diffusers_ucgm.training.data import LatentDataset
-from diffusers_ucgm.training.denoisers import adapter_for_pipeline, family_of_scheduler
 from diffusers_ucgm.training.doctor import examine
+from diffusers_ucgm.training.network_adapter import adapter_for_pipeline, family_of_scheduler
 from diffusers_ucgm.transports import get_transport
 
 

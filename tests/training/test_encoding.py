@@ -3,7 +3,7 @@
 import pytest
 import stock_pipelines
 import torch
-from test_denoisers import STOCK, recorded_steps, unpacked
+from test_network_adapter import STOCK, recorded_steps, unpacked
 from transformers import (
     BatchEncoding,
     CLIPTextModel,
@@ -18,8 +18,8 @@ from transformers import (
 
 from diffusers_ucgm import UCGMPipeline
 from diffusers_ucgm.pipeline import denormalize_latents, normalize_latents
-from diffusers_ucgm.training.denoisers import adapter_for_pipeline, denoiser_of, family_of_scheduler
 from diffusers_ucgm.training.encoding import encode_null, encode_pixels, encode_prompts
+from diffusers_ucgm.training.network_adapter import adapter_for_pipeline, denoiser_of, family_of_scheduler
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")

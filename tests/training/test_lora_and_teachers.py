@@ -10,10 +10,10 @@ from diffusers import FluxTransformer2DModel
 from torch import nn
 
 from diffusers_ucgm import Teacher, UCGMPipeline
+from diffusers_ucgm.data.datasets import LatentDataset
 from diffusers_ucgm.lora import add_lora, load_lora, save_lora, without_lora
 from diffusers_ucgm.training.config import UCGMTrainingConfig
-from diffusers_ucgm.training.data import LatentDataset
-from diffusers_ucgm.training.denoisers import denoiser_of
+from diffusers_ucgm.training.network_adapter import denoiser_of
 from diffusers_ucgm.training.trainer import UCGMTrainer
 
 

@@ -9,8 +9,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from distributed_run import data, network
 from full_disk import assert_named_and_gone
 
+from diffusers_ucgm.data.datasets import LatentDataset
 from diffusers_ucgm.training.config import UCGMTrainingConfig
-from diffusers_ucgm.training.data import LatentDataset
 from diffusers_ucgm.training.runs import data_identity
 from diffusers_ucgm.training.trainer import UCGMTrainer
 

@@ -10,11 +10,11 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from distributed_run import data, network
 
 from diffusers_ucgm import UCGMPipeline
-from diffusers_ucgm.training import results
+from diffusers_ucgm.data.datasets import LatentDataset
+from diffusers_ucgm.training import export
 from diffusers_ucgm.training import trainer as trainer_module
 from diffusers_ucgm.training.config import UCGMTrainingConfig
-from diffusers_ucgm.training.data import LatentDataset
-from diffusers_ucgm.training.denoisers import family_of_scheduler
+from diffusers_ucgm.training.network_adapter import family_of_scheduler
 from diffusers_ucgm.training.trainer import UCGMTrainer
 
 
@@ -225,7 +225,7 @@ def test_a_grid_is_drawn_with_the_whole_pipeline_on_the_networks_device(tmp_path
     moves = []
     monkeypatch.setattr(trainer.pipeline.vae, "to", lambda place: moves.append(str(place)))
     monkeypatch.setattr(type(trainer.accelerator), "device", torch.device("cuda", 0))
-    monkeypatch.setattr(results, "validation_grid", lambda *_, **__: moves.append("drawn"))
+    monkeypatch.setattr(export, "validation_grid", lambda *_, **__: moves.append("drawn"))
     trainer._grid()
     assert moves == ["cuda:0", "drawn", "cpu"]
     assert {value.device.type for value in trainer.transformer.parameters()} == {"cpu"}  # it alone is there already
@@ -237,7 +237,7 @@ def test_a_grid_that_fails_costs_neither_the_run_nor_the_weights(tmp_path, monke
     def fail(*_, **__):
         raise TypeError("this pipeline wants an image")
 
-    monkeypatch.setattr(results, "validation_grid", fail)
+    monkeypatch.setattr(export, "validation_grid", fail)
     assert trainer.train() == tmp_path / "transformer"
     folder = trainer.save_pipeline()
     assert UCGMPipeline.from_pretrained(folder).num_classes == 10

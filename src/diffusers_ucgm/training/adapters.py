@@ -14,7 +14,7 @@ from diffusers.models.embeddings import LabelEmbedding, get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from torch import Tensor, nn
 
-from .denoisers import NetworkAdapter, register_adapter
+from .network_adapter import NetworkAdapter, register_adapter
 
 
 __all__ = [

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from diffusers_ucgm.constraints import is_whole, plain, shown
+from diffusers_ucgm.data.datasets import LatentDataset
+from diffusers_ucgm.data.latent_cache import CachedLatents
 from diffusers_ucgm.transports import Transport
-
-from .cache import CachedLatents
-from .data import LatentDataset
 
 
 __all__ = ["Agreement", "class_errors", "labels_of", "samples_by_label"]

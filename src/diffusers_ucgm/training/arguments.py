@@ -1,19 +1,16 @@
-"""What the arguments of a cache and of a trainer must be, as tables."""
+"""What the arguments of a trainer must be, as a table."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from diffusers_ucgm.constraints import KEYWORDS, PATH, Setting, flag, integer, of_type, optional
+from diffusers_ucgm.constraints import FUNCTION, Setting, of_type, optional
 
 from .config import UCGMTrainingConfig
 
 
-__all__ = ["CACHE_ARGUMENTS", "TRAINER_ARGUMENTS"]
-
-_FUNCTION = Setting((("a function", callable),))
+__all__ = ["TRAINER_ARGUMENTS"]
 
 
 def _is_dataset(value: Any) -> bool:
@@ -22,33 +19,14 @@ def _is_dataset(value: Any) -> bool:
     return has_items and not isinstance(value, str | bytes | Mapping | set)
 
 
-def _is_json(value: Any) -> bool:
-    try:
-        json.dumps(dict(value))
-    except (TypeError, ValueError, RecursionError):
-        return False
-    return True
-
-
 def _is_scheduler(value: Any) -> bool:
     return hasattr(value, "config") or (isinstance(value, Mapping) and len(value) > 0)
 
 
-CACHE_ARGUMENTS: dict[str, Setting] = {
-    "encode_images": _FUNCTION,
-    "folder": PATH,
-    "encode_captions": optional(_FUNCTION),
-    "batch_size": integer(1),
-    "shard_size": integer(1),
-    "fingerprint": Setting((*KEYWORDS.checks, ("made of values that JSON can hold", _is_json))),
-    "process_index": integer(0),
-    "num_processes": integer(1),
-    "overwrite_output_dir": flag(),
-}
 TRAINER_ARGUMENTS: dict[str, Setting] = {
     "config": of_type("a UCGMTrainingConfig", UCGMTrainingConfig),
     "transformer": of_type("a module of torch", nn.Module),
     "dataset": Setting((("a data set, or a list of items", _is_dataset),)),
-    "adapter": optional(_FUNCTION),
+    "adapter": optional(FUNCTION),
     "scheduler": optional(Setting((("a scheduler of diffusers or its config", _is_scheduler),))),
 }

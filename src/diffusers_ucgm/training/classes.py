@@ -7,10 +7,10 @@ from typing import Any
 from datasets import ClassLabel, Value
 from diffusers import DiffusionPipeline
 
-from diffusers_ucgm.images import ImageSource
+from diffusers_ucgm.data.images import ImageSource
 from diffusers_ucgm.labels import LabelMapping, ModelClasses, class_names
 
-from .denoisers import NetworkAdapter, denoiser_of
+from .network_adapter import NetworkAdapter, denoiser_of
 
 
 __all__ = ["classes_of", "matched_source"]

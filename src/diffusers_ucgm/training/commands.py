@@ -10,22 +10,22 @@ from accelerate.utils import parse_flag_from_env
 
 from diffusers_ucgm import files
 from diffusers_ucgm.checks import check_device
+from diffusers_ucgm.data.datasets import LatentDataset
+from diffusers_ucgm.data.image_sources import check_image_source
+from diffusers_ucgm.data.images import ImageItems, load_image_dataset
+from diffusers_ucgm.data.latent_cache import CachedLatents, cache_latents, finish_cache
 from diffusers_ucgm.files import check_writable, read_tensors
-from diffusers_ucgm.image_sources import check_image_source
-from diffusers_ucgm.images import ImageItems, load_image_dataset
 from diffusers_ucgm.interruptions import Stopped
 from diffusers_ucgm.labels import read_label_map
 from diffusers_ucgm.loading import DTYPES, load_network, load_pipeline
 from diffusers_ucgm.names import BUNDLED, local_or_hub, local_path
 from diffusers_ucgm.processes import check_launch, is_first_process
 
-from .cache import CachedLatents, cache_latents, finish_cache
 from .classes import classes_of, matched_source
 from .config import UCGMTrainingConfig
-from .data import LatentDataset
-from .denoisers import adapter_for_pipeline
 from .encoding import encode_null, encode_pixels, encode_prompts
 from .experts import expert_of
+from .network_adapter import adapter_for_pipeline
 from .recipes import default_recipe, get_recipe
 from .requirements import check_image_size, check_run
 from .settings import read_setting, read_settings_file, recipe_settings
@@ -143,7 +143,7 @@ def doctor(args: argparse.Namespace) -> int:
     dataset, null = _data(args.data)
     dtype = DTYPES[args.torch_dtype]
     if args.pipeline:
-        from .denoisers import family_of_scheduler
+        from .network_adapter import family_of_scheduler
 
         pipeline = load_pipeline(args.pipeline, dtype, argument="--pipeline")
         expert, adapter = expert_of(pipeline, config.expert), adapter_for_pipeline(pipeline)

@@ -22,7 +22,7 @@ from diffusers_ucgm.transports import PREDICTIONS, Transport, get_transport
 from .agreement import MAX_LABELS, Agreement, class_errors, labels_of, samples_by_label
 from .batches import length_of
 from .config import UCGMTrainingConfig
-from .denoisers import DenoiserAdapter, adapter_for
+from .network_adapter import DenoiserAdapter, adapter_for
 from .ratios import ratio_at
 
 

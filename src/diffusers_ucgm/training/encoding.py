@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffusers_ucgm.autoencoders import autoencoder_of, encode_images, takes_unit_range
 
-from .denoisers import NetworkAdapter
+from .network_adapter import NetworkAdapter
 
 
 __all__ = ["encode_null", "encode_pixels", "encode_prompts"]

@@ -11,9 +11,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from diffusers_ucgm.evaluation.drawing import networks_of
+from diffusers_ucgm.generation.drawing import networks_of
 
-from .denoisers import denoiser_of, family_of_scheduler
+from .network_adapter import denoiser_of, family_of_scheduler
 
 
 __all__ = ["Expert", "expert_of"]

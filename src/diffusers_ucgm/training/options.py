@@ -2,7 +2,7 @@
 
 import argparse
 
-from diffusers_ucgm.evaluation.options import add_source_options
+from diffusers_ucgm.data.options import add_source_options
 from diffusers_ucgm.names import DTYPE_NAMES
 from diffusers_ucgm.run_folder import add_overwriting
 

@@ -19,7 +19,7 @@ from .adapters import PatchedAdapter
 from .agreement import labels_of
 from .batches import length_of
 from .config import UCGMTrainingConfig
-from .denoisers import DenoiserAdapter, NetworkAdapter, denoiser_of
+from .network_adapter import DenoiserAdapter, NetworkAdapter, denoiser_of
 
 
 __all__ = ["check_data", "check_image_size", "check_run", "validation_conditions"]

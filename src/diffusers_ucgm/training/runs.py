@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusers_ucgm.data.latent_cache import CachedLatents
 from diffusers_ucgm.run_folder import RunFolder, differences, used_folder
 
 from .batches import length_of
-from .cache import CachedLatents
 from .checkpoints import latest_checkpoint
 from .config import FREE_ON_RESUME, UCGMTrainingConfig
 

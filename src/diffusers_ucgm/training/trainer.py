@@ -34,16 +34,16 @@ from diffusers_ucgm.processes import check_launch
 from diffusers_ucgm.run_folder import RunFolder
 from diffusers_ucgm.teacher import Teacher
 
-from . import checkpoints, zero
+from . import backends, checkpoints
 from .arguments import TRAINER_ARGUMENTS
 from .batches import DrawnSamples, StepSampler, batches_from, generator_of, length_of
 from .config import UCGMTrainingConfig
-from .denoisers import DenoiserAdapter, adapter_for, family_of_scheduler
 from .experts import expert_of
+from .export import NOTHING_TO_DRAW, Results
+from .network_adapter import DenoiserAdapter, adapter_for, family_of_scheduler
 from .optimizers import make_optimizer
 from .ratios import ratio_at
 from .requirements import check_data, check_run, validation_conditions
-from .results import NOTHING_TO_DRAW, Results
 from .runs import begin_run, data_identity, network_identity, own_runs
 from .stability import CollapseGuard, TimeStatistics
 
@@ -138,9 +138,9 @@ class UCGMTrainer(Results):
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.find_unused_parameters)],
         )
         check_launch(self.accelerator.num_processes)
-        self.uses_zero = zero.uses_zero(self.accelerator)
+        self.uses_zero = backends.uses_zero(self.accelerator)
         if self.uses_zero:
-            zero.configure(self.accelerator, config)
+            backends.configure(self.accelerator, config)
         device = self.accelerator.device
         # A LoRA's base is not in its checkpoints.
         self._network_identity = network_identity(transformer, with_weights=config.lora_rank > 0)
@@ -216,8 +216,8 @@ class UCGMTrainer(Results):
         Raises:
             ValueError: See the constructor.
         """
-        from .denoisers import adapter_for_pipeline
         from .encoding import encode_null
+        from .network_adapter import adapter_for_pipeline
 
         network: Any = expert_of(pipeline, config.expert).network
         adapter = adapter_for_pipeline(pipeline)
@@ -331,7 +331,7 @@ class UCGMTrainer(Results):
             OSError: In every process, if the disk is full; older checkpoints stay.
         """
         if self.uses_zero:
-            optimizer_tensors, optimizer_values = zero.optimizer_state(self.transformer, self.optimizer)
+            optimizer_tensors, optimizer_values = backends.optimizer_state(self.transformer, self.optimizer)
         else:
             optimizer_tensors, optimizer_values = checkpoints.optimizer_state(self.optimizer)
         teacher_tensors, teacher_values = self.teacher.state_dict()
@@ -374,7 +374,7 @@ class UCGMTrainer(Results):
         # With LoRA the base is the pretrained model's own file, which nothing repeats.
         is_adapter = bool(self.config.lora_rank)
         if self.uses_zero:
-            return zero.whole_weights(self.transformer, is_adapter)
+            return backends.whole_weights(self.transformer, is_adapter)
         return checkpoints.gathered(self.trainable if is_adapter else self.transformer.state_dict())
 
     def load_checkpoint(self, folder: str | Path) -> None:
@@ -398,8 +398,8 @@ class UCGMTrainer(Results):
             )
         moments = tensors.get("optimizer", {}), values["optimizer"]
         if self.uses_zero:
-            zero.load_weights(self.transformer, tensors["model"], bool(self.config.lora_rank))
-            zero.load_optimizer_state(self.transformer, self.optimizer, *moments)
+            backends.load_weights(self.transformer, tensors["model"], bool(self.config.lora_rank))
+            backends.load_optimizer_state(self.transformer, self.optimizer, *moments)
         else:
             mine = self.trainable if self.config.lora_rank else self.transformer.state_dict()
             checkpoints.copy_tensors(mine, tensors["model"])

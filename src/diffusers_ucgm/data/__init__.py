@@ -1,0 +1,1 @@
+"""Images, captions and latents: what training and evaluation read."""

@@ -1,0 +1,380 @@
+"""Opening a source of images with `datasets`, and what its columns mean."""
+
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+from diffusers_ucgm.constraints import check
+from diffusers_ucgm.files import read_json
+from diffusers_ucgm.names import local_or_hub
+
+from .arguments import SOURCE_ARGUMENTS
+from .idx import is_idx_folder, load_idx_images
+from .image_files import FileAccess, reason_of
+from .image_folders import ImageFolder, scan_folder, without_classes
+
+
+__all__ = ["ImageSource", "check_image_source", "load_image_dataset", "rows_of"]
+
+# What columns are called in `datasets`' image folders, webdataset shards and on the Hub.
+IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img")
+LABEL_COLUMNS = ("label", "cls", "class", "fine_label")
+CAPTION_COLUMNS = ("text", "caption", "txt", "prompt")
+# Where captions from files beside the images are put.
+CAPTION_FILES_COLUMN = "txt"
+MAX_CAPTION_BYTES = 2**20
+# What `save_to_disk` writes.
+STATE, SPLITS = "state.json", "dataset_dict.json"
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """A data set of encoded images and what its columns mean.
+
+    Attributes:
+        dataset: Of `datasets`, with or without a length; it has the columns that are named here alone.
+        image_column: Where the encoded image is.
+        label_column: Where the class is, or None.
+        caption_column: Where the text is, or None.
+        names: The classes' names, empty where the source has none.
+        columns: All columns that the source has.
+        channels: 1 where all images are known to be grey, otherwise 3.
+        access: Which files the rows may name.
+        left_out: Name and reason of every image of a folder that is in no row.
+        no_classes: Why a folder of images has no classes, empty where it has them or the source is no such folder.
+        shards: The tar files that the rows come from.
+    """
+
+    dataset: Any
+    image_column: str
+    label_column: str | None = None
+    caption_column: str | None = None
+    names: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    channels: int = 3
+    access: FileAccess = field(default_factory=FileAccess)
+    left_out: tuple[str, ...] = ()
+    no_classes: str = ""
+    shards: tuple[str, ...] = ()
+
+
+@dataclass
+class _Opened:
+    """A data set as it was opened, with what is known of it besides; see `ImageSource`."""
+
+    dataset: Any
+    channels: int = 3
+    folders: tuple[str, ...] = ()
+    repository: str | None = None
+    folder: ImageFolder | None = None
+    left_out: tuple[str, ...] = ()
+    no_classes: str = ""
+    shards: tuple[str, ...] = ()
+
+
+def load_image_dataset(
+    source: str | Path,
+    split: str = "train",
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    caption_column: str | None = None,
+    streaming: bool = False,
+    allow_remote_files: bool = False,
+) -> ImageSource:
+    """Open a source of images.
+
+    Args:
+        source: A folder of images (`datasets`' image folder: a folder for each class, or captions in
+            `metadata.jsonl`; or captions in `.txt` or `.caption` files beside the images), a folder or pattern of
+            webdataset `.tar` shards, a folder of IDX files (MNIST's) or of `save_to_disk`, or a name on the Hub.
+        split: Of the data set.
+        image_column: None finds it by its usual names, as for the next two.
+        label_column: None finds one.
+        caption_column: None finds one.
+        streaming: Whether the source is read from the front without being copied first.
+        allow_remote_files: Whether rows may name files outside the data set's folder, and addresses.
+
+    Raises:
+        ValueError: If a column or the split is not there, or the source cannot be read.
+        FileNotFoundError: If the folder holds nothing that can be read.
+    """
+    check(SOURCE_ARGUMENTS, locals())
+    check_image_source("source", source)
+    source = source if "://" in str(source) else str(Path(source).expanduser())
+    opened = _open(source, split, streaming)
+    dataset = opened.dataset
+    first = dataset.features or next(iter(dataset), {})
+    # A shard's `json` entries count as columns of their own.
+    inner = first["json"] if isinstance(first.get("json"), dict) else {}
+    columns = [*first, *(f"json.{name}" for name in inner)]
+    image = _column("image_column", image_column, IMAGE_COLUMNS, columns)
+    if image is None:
+        raise ValueError(f"`image_column` must name one of the source's columns, {columns}. None is called as usual.")
+    access = FileAccess(opened.folders, opened.repository, allow_remote_files)
+    if opened.folder is not None and _column("caption_column", None, CAPTION_COLUMNS, columns) is None:
+        dataset = _with_caption_files(dataset, image, opened.folder, access)
+        columns += [CAPTION_FILES_COLUMN] if CAPTION_FILES_COLUMN in dataset.column_names else []
+    label = _column("label_column", label_column, LABEL_COLUMNS, columns)
+    caption = _column("caption_column", caption_column, CAPTION_COLUMNS, columns)
+    names = tuple(getattr((dataset.features or {}).get(label), "names", None) or ()) if label else ()
+    # Other columns are not read: `datasets` would decode images and sounds in them, wherever their rows point.
+    wanted = dict.fromkeys(_outer(each, columns) for each in (image, label, caption) if each is not None)
+    dataset = _still_encoded(dataset.select_columns(list(wanted)), image)
+    for argument, column in (("label_column", label), ("caption_column", caption)):
+        _check_decodes_nothing(argument, column, dataset.features)
+    return ImageSource(
+        dataset,
+        image,
+        label,
+        caption,
+        names,
+        tuple(columns),
+        opened.channels,
+        access,
+        opened.left_out,
+        "" if label is not None else opened.no_classes,
+        opened.shards,
+    )
+
+
+def check_image_source(argument: str, source: str | Path) -> None:
+    """Check that a source of images exists, or may be on the Hub.
+
+    Args:
+        argument: What the error calls it.
+        source: As `load_image_dataset` takes it.
+
+    Raises:
+        FileNotFoundError: If it is a mistyped name or path; the error says what exists.
+    """
+    if "://" not in str(source) and not glob(str(Path(source).expanduser())):
+        local_or_hub(argument, source)
+
+
+def rows_of(source: ImageSource) -> Iterator[dict[str, Any]]:
+    """The rows of a source, from the front.
+
+    Raises:
+        ValueError: If the source cannot be read to its end.
+    """
+    try:
+        yield from source.dataset
+    except Exception as error:
+        raise _unreadable(source.shards or source.access.folders, source.shards, error) from error
+
+
+def _open(source: str | Path, split: str, streaming: bool) -> _Opened:
+    import datasets
+
+    path = Path(source)
+    shards = sorted(glob(str(path / "*.tar" if path.is_dir() else source))) if "://" not in str(source) else []
+    if path.is_dir() and ((path / STATE).is_file() or (path / SPLITS).is_file()):
+        return _open_saved(path, split, streaming)
+    if shards and all(shard.endswith(".tar") for shard in shards):
+        return _open_shards(shards, split, streaming)
+    if path.is_dir() and is_idx_folder(path):
+        dataset = _idx_dataset(path, split)
+        return _Opened(dataset.to_iterable_dataset() if streaming else dataset, channels=1)
+    if path.is_dir():
+        return _open_folder(path, split, streaming)
+    loaded = _loaded(lambda: datasets.load_dataset(str(source), split=split, streaming=streaming), source)
+    return _Opened(loaded, folders=_hub_folders(), repository=str(source))
+
+
+def _open_saved(path: Path, split: str, streaming: bool) -> _Opened:
+    import datasets
+
+    _check_saved(path)
+    loaded = _loaded(lambda: datasets.load_from_disk(str(path)), path)
+    dataset: Any = _split(loaded, split) if isinstance(loaded, datasets.DatasetDict) else loaded
+    # A format that was saved would turn texts and images into arrays, and hide columns.
+    dataset = dataset.with_format(None)
+    return _Opened(dataset.to_iterable_dataset() if streaming else dataset, folders=(str(path),))
+
+
+def _check_saved(path: Path) -> None:
+    """Refuse a saved data set whose own lists name files outside its folder."""
+    folders = [path]
+    if (path / SPLITS).is_file():
+        folders = [path / str(name) for name in _listed(path / SPLITS, "splits")]
+    access = FileAccess((str(path),))
+    for folder in folders:
+        for entry in _listed(folder / STATE, "_data_files"):
+            name = entry.get("filename") if isinstance(entry, dict) else None
+            if not isinstance(name, str) or not access.is_inside(folder / name):
+                raise ValueError(
+                    f"`source` must name files inside its folder, got {name!r} in {str(folder / STATE)!r}."
+                )
+
+
+def _listed(file: Path, key: str) -> list[Any]:
+    entries = read_json(file).get(key)
+    if not isinstance(entries, list):
+        raise ValueError(f"`source` must be a data set of `save_to_disk`, got {str(file)!r} without a list {key!r}.")
+    return entries
+
+
+def _open_shards(shards: list[str], split: str, streaming: bool) -> _Opened:
+    import datasets
+
+    files = {split: shards}
+    loaded = _loaded(
+        lambda: datasets.load_dataset("webdataset", data_files=files, split=split, streaming=streaming),
+        ", ".join(shards[:3]),
+        shards,
+    )
+    folders = dict.fromkeys(str(Path(shard).parent) for shard in shards)
+    return _Opened(loaded, folders=tuple(folders), shards=tuple(shards))
+
+
+def _open_folder(path: Path, split: str, streaming: bool) -> _Opened:
+    import datasets
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder as Builder
+
+    if not any(path.iterdir()):
+        raise FileNotFoundError(f"`source` must hold images or .tar shards, got the empty folder {str(path)!r}.")
+    loaded = _loaded(lambda: datasets.load_dataset("imagefolder", data_dir=str(path), streaming=streaming), path)
+    dataset = _split(loaded, split)
+    folder = scan_folder(path, Builder.EXTENSIONS)
+    read = {name: list(_named_files(each)) for name, each in loaded.items()}
+    if not folder.images and not any(read.values()):
+        raise FileNotFoundError(f"`source` must hold images or .tar shards, got {str(path)!r} without one.")
+    return _Opened(
+        dataset,
+        # Archives in the folder are unpacked into `datasets`' cache.
+        folders=(str(path), datasets.config.EXTRACTED_DATASETS_PATH),
+        folder=folder,
+        left_out=folder.passed_over(name for names in read.values() for name in names),
+        no_classes=without_classes(path, read[split]),
+    )
+
+
+def _named_files(dataset: Any) -> Iterator[str]:
+    import datasets
+
+    images = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+    dataset = dataset.select_columns(images)
+    for name in images:
+        dataset = _still_encoded(dataset, name)
+    for rows in dataset.iter(batch_size=1000):
+        yield from (each["path"] for name in images for each in rows[name] if each and each.get("path"))
+
+
+def _idx_dataset(path: Path, split: str) -> Any:
+    import datasets
+
+    images, labels = load_idx_images(path, split)
+    # Netpbm's grey images are a line of text and the bytes themselves.
+    header = f"P5 {images.shape[3]} {images.shape[2]} 255\n".encode()
+    rows = {"image": [header + bytes(image.numpy().data) for image in images], "label": labels.tolist()}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def _with_caption_files(dataset: Any, image: str, folder: ImageFolder, access: FileAccess) -> Any:
+    """The data set with a column of captions, where any image of it has one in a file beside it."""
+
+    def caption(row: dict[str, Any]) -> dict[str, bytes | None]:
+        file = folder.caption_file((row[image] or {}).get("path") or "")
+        return {CAPTION_FILES_COLUMN: None if file is None else _caption_in(file, access)}
+
+    dataset = _still_encoded(dataset, image)
+    if not folder.captions or not any(folder.caption_file(name) for name in _named_files(dataset)):
+        return dataset
+    import datasets
+
+    features = datasets.Features({**dataset.features, CAPTION_FILES_COLUMN: datasets.Value("binary")})
+    if not hasattr(dataset, "__len__"):
+        return dataset.map(caption, features=features)
+    captions = [caption(row)[CAPTION_FILES_COLUMN] for row in dataset.select_columns([image])]
+    return dataset.add_column(CAPTION_FILES_COLUMN, captions).cast(features)
+
+
+def _caption_in(file: str, access: FileAccess) -> bytes | None:
+    try:
+        data = access.read(file)
+    except (OSError, ValueError):
+        return None
+    return data if len(data) <= MAX_CAPTION_BYTES else None
+
+
+def _hub_folders() -> tuple[str, ...]:
+    """Where `datasets` keeps what it fetched: the Hub's files and its own, but not the access token beside them."""
+    import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return (str(datasets.config.HF_DATASETS_CACHE), datasets.config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)
+
+
+def _split(loaded: Any, split: str) -> Any:
+    if split not in loaded:
+        raise ValueError(
+            f"`split` must be one of {sorted(loaded)}, got {split!r}. In a folder of images, names such as 'test' or "
+            "'validation' make splits."
+        )
+    return loaded[split]
+
+
+def _still_encoded(dataset: Any, image: str) -> Any:
+    import datasets
+
+    try:
+        return dataset.cast_column(image, datasets.Image(decode=False))
+    except Exception as error:
+        raise ValueError(
+            f"`image_column` must hold images, got {image!r} of {dataset.features[image]!r:.80}: {reason_of(error)}."
+        ) from error
+
+
+def _check_decodes_nothing(argument: str, column: str | None, features: Any) -> None:
+    from datasets.features.features import require_decoding
+
+    feature = None if column is None else (features or {}).get(column.partition(".")[0])
+    if feature is not None and require_decoding(feature):
+        raise ValueError(f"`{argument}` must not hold images or sounds, got {column!r} of {feature!r:.80}.")
+
+
+def _outer(column: str, columns: list[str]) -> str:
+    outer = column.partition(".")[0]
+    return outer if outer in columns and column.startswith("json.") else column
+
+
+def _column(argument: str, given: str | None, usual: tuple[str, ...], columns: list[str]) -> str | None:
+    if given is not None and given not in columns:
+        raise ValueError(f"`{argument}` must be one of the source's columns, {columns}, got {given!r}.")
+    return given or next((name for name in (*usual, *(f"json.{each}" for each in usual)) if name in columns), None)
+
+
+def _loaded(load: Callable[[], Any], source: str | Path, shards: list[str] | tuple[str, ...] = ()) -> Any:
+    try:
+        return load()
+    except (FileNotFoundError, PermissionError, ConnectionError, ImportError):
+        raise
+    except Exception as error:
+        raise _unreadable(str(source), shards, error) from error
+
+
+def _unreadable(source: Any, shards: list[str] | tuple[str, ...], error: Exception) -> ValueError:
+    """What `datasets` could not read, with the torn shards among several."""
+    first: BaseException = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    named = _torn(shards) or source
+    # Its bare errors, such as the IndexError of an empty file of metadata, say nothing without their type.
+    kind = f"{type(first).__name__}, " if isinstance(first, LookupError | TypeError | AttributeError) else ""
+    return ValueError(f"`source` must be a data set that can be read, got {named!r}: {kind}{reason_of(first)}.")
+
+
+def _torn(shards: list[str] | tuple[str, ...]) -> list[str]:
+    torn = []
+    for shard in shards:
+        try:
+            with tarfile.open(shard) as archive:
+                archive.getmembers()
+        except (OSError, EOFError, tarfile.TarError):
+            torn.append(shard)
+    return torn

@@ -1,0 +1,1 @@
+"""Images from a pipeline, and grids of them."""

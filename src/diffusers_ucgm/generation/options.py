@@ -1,0 +1,141 @@
+"""The options of `ucgm sample` and `ucgm demo`, and those that every command with a pipeline has."""
+
+import argparse
+
+from diffusers_ucgm.names import DTYPE_NAMES
+from diffusers_ucgm.run_folder import add_overwriting
+
+
+__all__ = ["OPTIONS", "SCHEDULER_OPTIONS", "add_model_options"]
+
+SCHEDULER_OPTIONS = (
+    "transport",
+    "solver_order",
+    "solver_type",
+    "extrapolation_ratio",
+    "extrapolation_order",
+    "stochasticity",
+    "time_warp",
+    "time_gaps",
+)
+
+
+def add_model_options(parser: argparse.ArgumentParser, output: str) -> None:
+    """What every command here takes: a pipeline, what it draws, and where the results go.
+
+    Args:
+        parser: Of the command.
+        output: The default folder of the results.
+    """
+    parser.add_argument("--model", required=True, help="pipeline: bundled name, folder or Hub repository")
+    conditions = parser.add_mutually_exclusive_group()
+    conditions.add_argument(
+        "--labels", nargs="+", metavar="LABEL", help="ids or names in turn; all classes by default"
+    )
+    conditions.add_argument(
+        "--prompts", nargs="+", metavar="PROMPT", help="prompts in turn, or a text file with one on each line"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="samples in a call (%(default)s)")
+    parser.add_argument("--device", help="an accelerator where there is one, by default")
+    parser.add_argument("--torch-dtype", choices=DTYPE_NAMES, default="fp32", help="of the loaded weights")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--guidance-scale", type=float, help="the pipeline's own by default")
+    add_lora_options(parser)
+    parser.add_argument("--output", default=output, help="folder of the results (%(default)s)")
+    add_overwriting(parser)
+
+
+def add_lora_options(parser: argparse.ArgumentParser) -> None:
+    """A LoRA for the pipeline, and how strong it is."""
+    parser.add_argument(
+        "--lora", help="for the pipeline: what `ucgm train` made of it, a folder, a file or a Hub repository"
+    )
+    parser.add_argument("--lora-scale", type=float, default=1.0, help="1 is as it was trained (%(default)s)")
+
+
+def add_demo_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `ucgm demo`."""
+    parser.add_argument("--samples-per-label", type=int, default=8, metavar="N", help="images of a class")
+    _add_image_options(parser, "ucgm-demo.png")
+
+
+def add_sample_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `ucgm sample`."""
+    parser.add_argument(
+        "--model", default="fashion-mnist", help="bundled name, folder or Hub repository of any pipeline (%(default)s)"
+    )
+    conditions = parser.add_mutually_exclusive_group()
+    conditions.add_argument(
+        "--labels", nargs="+", metavar="LABEL", help="class ids or names, a row for each; all classes by default"
+    )
+    conditions.add_argument(
+        "--prompt",
+        "--prompts",
+        dest="prompts",
+        nargs="+",
+        metavar="TEXT",
+        help="prompts, a row for each, or a text file with one on each line",
+    )
+    parser.add_argument(
+        "--num-images",
+        "--samples-per-label",
+        type=int,
+        metavar="N",
+        help="images of each label or prompt; 8 of a label and 1 of a prompt by default",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="network calls; by default 2 for a few-step model, 40 for "
+        "a class-conditional model, or the pipeline's own number",
+    )
+    call = parser.add_argument_group("call of the pipeline", "by default the pipeline's own values")
+    call.add_argument("--negative-prompt", metavar="TEXT", help="what guidance leads away from")
+    call.add_argument("--guidance-scale", type=float, metavar="NUMBER")
+    call.add_argument("--guidance-interval", type=float, nargs=2, metavar=("FROM", "TO"), help="canonical times")
+    call.add_argument("--height", type=int, metavar="PIXELS")
+    call.add_argument("--width", type=int, metavar="PIXELS")
+    call.add_argument("--num-frames", type=int, metavar="N", help="of a video, whose frames are shown side by side")
+    call.add_argument("--call", nargs="+", default=[], metavar="NAME=VALUE", help="further arguments of its call")
+    call.add_argument("--batch-size", type=int, default=16, metavar="N", help="images in a call (%(default)s)")
+    call.add_argument(
+        "--torch-dtype", choices=DTYPE_NAMES, default="fp32", help="type of the loaded weights (%(default)s)"
+    )
+    add_lora_options(parser)
+    sampler = parser.add_argument_group(
+        "sampler", "UCGMScheduler takes the place of a stock scheduler where one of these is given"
+    )
+    sampler.add_argument("--preset", metavar="NAME", help="published settings, see `ucgm presets`")
+    sampler.add_argument(
+        "--scheduler", metavar="FOLDER", help="a saved scheduler, such as that of `ucgm tune-sampler`"
+    )
+    sampler.add_argument("--transport", metavar="NAME")
+    sampler.add_argument("--solver-order", type=int, metavar="N")
+    sampler.add_argument("--solver-type", metavar="NAME")
+    sampler.add_argument("--extrapolation-ratio", type=_number_or_auto, metavar="NUMBER")
+    sampler.add_argument("--extrapolation-order", type=int, metavar="N")
+    sampler.add_argument("--stochasticity", type=_number_or_auto, metavar="NUMBER")
+    sampler.add_argument("--time-warp", type=float, nargs=3, metavar=("A", "B", "C"))
+    sampler.add_argument("--time-gaps", type=float, nargs=2, metavar=("NOISE", "DATA"))
+    parser.add_argument("--trajectory", metavar="FILE", help="also save the data estimate of each network call")
+    _add_image_options(parser, "ucgm-sample.png")
+
+
+def _add_image_options(parser: argparse.ArgumentParser, output: str) -> None:
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="decides the noise (%(default)s)")
+    parser.add_argument(
+        "--scale",
+        type=int,
+        metavar="N",
+        help="how many times images are enlarged; 2 for those up to 64 pixels, or else 1",
+    )
+    parser.add_argument("--device", help="an accelerator where there is one, by default")
+    parser.add_argument("--output", default=output, metavar="FILE", help="the image's file (%(default)s)")
+
+
+def _number_or_auto(word: str) -> float | str:
+    return word if word == "auto" else float(word)
+
+
+OPTIONS = {"demo": add_demo_options, "sample": add_sample_options}

@@ -1,0 +1,1 @@
+"""Generated images against real ones: features, statistics and metrics."""

@@ -1,0 +1,77 @@
+"""What `ucgm evaluate` does."""
+
+import argparse
+from pathlib import Path
+
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+
+from diffusers_ucgm.generation.inputs import call_argument, call_arguments, given_conditions, load_model
+from diffusers_ucgm.loading import load_scheduler
+from diffusers_ucgm.names import BUNDLED, local_or_hub
+from diffusers_ucgm.processes import check_launch
+
+from .references import check_reference
+
+
+__all__ = ["COMMANDS"]
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Draw samples and measure them; under `accelerate launch` in several processes."""
+    from diffusers_ucgm.image_metrics.evaluate import evaluate_pipeline
+    from diffusers_ucgm.image_metrics.model_index import metric_name, update_model_card
+
+    if args.update_model_card and not Path(args.model).is_dir():
+        raise ValueError(f"`--model` must be a folder for `--update-model-card`, got {args.model!r}.")
+    local_or_hub("--model", args.model, BUNDLED)
+    check_reference("--reference", args.reference)
+    state = PartialState(cpu=args.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU"))
+    check_launch(state.num_processes)
+    pipe = load_model(args, state.device)
+    if args.scheduler is not None:
+        pipe.scheduler = load_scheduler(args.scheduler, argument="--scheduler")
+    call = {**call_arguments(args), **dict(call_argument(word) for word in args.call)}
+    result = evaluate_pipeline(
+        pipe,
+        args.reference,
+        args.output,
+        features=args.features,
+        num_samples=args.num_samples,
+        conditions=given_conditions(args),
+        num_inference_steps=args.steps,
+        call=call,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        split=args.split,
+        size=args.size,
+        image_column=args.image_column,
+        background=args.background,
+        allow_remote_files=args.allow_remote_files,
+        reference_file=args.save_reference,
+        overwrite_output_dir=args.overwrite_output_dir,
+        state=state,
+    )
+    if result is None:
+        return 0
+    known = result.reference["num_samples"]
+    print(f"{result.num_samples} samples, {'an unknown number of' if known is None else known} real pictures")
+    for metric, value in result.metrics.items():
+        print(f"  {metric_name(metric, result.features)}: {value:.4f}")
+    for metric, reason in result.left_out.items():
+        print(f"  {metric_name(metric, result.features)}: left out, {reason}")
+    skipped = result.reference["skipped"]
+    if skipped:
+        print(f"{len(skipped)} images of the reference were left out:")
+    for each in skipped[:10]:
+        print(f"  {each}")
+    print(f"Results: {(Path(args.output) / 'results.json').resolve()}")
+    print(f"Picture: {(Path(args.output) / 'samples.png').resolve()}")
+    if args.save_reference:
+        print(f"Reference: {Path(args.save_reference).resolve()}")
+    if args.update_model_card:
+        print(f"Model card: {update_model_card(args.model, result)}")
+    return 0
+
+
+COMMANDS = {"evaluate": evaluate}

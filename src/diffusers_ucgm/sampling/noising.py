@@ -1,0 +1,100 @@
+"""Points of the path from data and noise, as pipelines and training scripts ask a scheduler for them."""
+
+import torch
+from torch import Tensor
+
+from diffusers_ucgm.constraints import is_floating, is_sequence, shown
+
+from .conventions import Family
+
+
+__all__ = ["noised"]
+
+
+def noised(
+    family: Family, sample: Tensor, noise: Tensor | None, timestep: Tensor | float, names: tuple[str, str, str]
+) -> Tensor:
+    """`x_t = alpha(t) noise + gamma(t) sample`, for one or several of each.
+
+    Args:
+        family: The model's family.
+        sample: Clean data, shape `(B, ...)`.
+        noise: Standard normal, shape `(B, ...)`; None draws it.
+        timestep: The network's times, shape `(B,)` or `()`.
+        names: What the caller calls the three, for messages.
+
+    Returns:
+        Shape `(B, ...)`, where B is the largest number; what is one serves for all.
+
+    Raises:
+        ValueError: If an argument is of the wrong type, a time is out of range, or the numbers do not agree.
+    """
+    for name, value in zip(names, (sample, noise), strict=False):
+        if not (is_floating(value) or (value is None and name == "noise")):
+            raise ValueError(f"`{name}` must be a tensor of floating-point numbers, got {shown(value)}.")
+    t = known_times(family, timestep, names[2]).to(sample.device)
+    count = _common_number(sample, noise, t, names)
+    shape = (count, *sample.shape[1:]) if sample.ndim else sample.shape
+    noise = torch.randn(shape, dtype=sample.dtype, device=sample.device) if noise is None else noise
+    if noise.shape[1:] != sample.shape[1:]:
+        raise ValueError(
+            f"`noise` must have the shape of `{names[0]}`, {tuple(sample.shape)}, got {tuple(noise.shape)}."
+        )
+    dtype = torch.promote_types(sample.dtype, torch.float32)
+    result = family.noised(sample.to(dtype), noise.to(sample.device, dtype), t.to(dtype))
+    return result.to(torch.promote_types(sample.dtype, noise.dtype))
+
+
+def known_times(family: Family, timestep: Tensor | float, name: str) -> Tensor:
+    """Canonical times, float32 or wider, of times that the network knows.
+
+    Args:
+        family: The model's family.
+        timestep: The network's times, shape `(B,)` or `()`.
+        name: The argument, for messages.
+
+    Raises:
+        ValueError: If it is something else, empty, or out of the network's range.
+    """
+    told = _as_tensor(timestep, name)
+    if not told.numel():
+        raise ValueError(
+            f"`{name}` must not be empty. In a pipeline that starts from an image, `strength` times "
+            "`num_inference_steps` must be at least 1."
+        )
+    ends = family.timestep(torch.tensor([family.earliest, 1.0], dtype=torch.float64))
+    low, high = sorted(ends.tolist())
+    # Half-precision pipelines round their times: 999 is 1000 in bfloat16.
+    rounding = torch.finfo(told.dtype).eps if told.is_floating_point() else 0.0
+    slack = 1e-5 * (high - low) + rounding * max(abs(low), abs(high))
+    wide = told.to(torch.promote_types(told.dtype, torch.float32))
+    if not bool(((wide >= low - slack) & (wide <= high + slack)).all()):
+        raise ValueError(
+            f"`{name}` must be times that the network knows, from {low:.6g} to {high:.6g}, got {shown(told.tolist())}."
+        )
+    return family.time(wide).clamp(family.earliest, 1.0)
+
+
+def _as_tensor(timestep: Tensor | float, name: str) -> Tensor:
+    is_known = isinstance(timestep, Tensor | float | int) or is_sequence(timestep)
+    try:
+        told = torch.as_tensor(timestep) if is_known and not isinstance(timestep, bool) else None
+    except (TypeError, ValueError, RuntimeError):  # a list of anything
+        told = None
+    if told is None or told.dtype == torch.bool or told.is_complex():
+        raise ValueError(f"`{name}` must be a number or a tensor of numbers, got {shown(timestep)}.")
+    return told.reshape(-1) if told.ndim else told
+
+
+def _common_number(sample: Tensor, noise: Tensor | None, t: Tensor, names: tuple[str, str, str]) -> int:
+    """How many samples come of the three."""
+    counts = {
+        names[0]: len(sample) if sample.ndim else 1,
+        names[1]: len(noise) if noise is not None and noise.ndim else 1,
+        names[2]: len(t) if t.ndim else 1,
+    }
+    most = max(counts.values())
+    if any(count not in (1, most) for count in counts.values()):
+        said = ", ".join(f"`{name}` of {count}" for name, count in counts.items())
+        raise ValueError(f"Samples, noise and times must be equally many, or one, got {said}.")
+    return most

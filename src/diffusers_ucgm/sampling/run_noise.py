@@ -1,0 +1,53 @@
+"""The noise of a run that is given no generator, derived from the samples that the run starts with.
+
+Most pipelines of diffusers draw the initial noise with their `generator` and do not pass it to `step`. Seeds made of
+the first samples let that generator decide the noise of the steps as well, without a change in the pipelines and
+without a look at torch's global random state.
+"""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+from diffusers_ucgm.randomness import numbered_seed
+
+
+__all__ = ["RunNoise"]
+
+# More values make a seed no better: it is enough that samples of different noise differ in some of them.
+MOST_VALUES = 65536
+
+
+class RunNoise:
+    """A run's source of noise: every sample has a seed, so that it does not depend on its batch.
+
+    Args:
+        sample: The samples as the run's first step sees them, shape `(B, ...)`.
+    """
+
+    def __init__(self, sample: Tensor) -> None:
+        """Make the seeds, from copies on the CPU in float32, the same on all devices."""
+        rows = sample.detach().reshape(sample.shape[0] if sample.ndim else 1, math.prod(sample.shape[1:]))
+        rows = rows[:, :: max(1, rows.shape[1] // MOST_VALUES)].to("cpu", torch.float32).contiguous().numpy()
+        digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows]
+        self.seeds = [int.from_bytes(digest, "little") for digest in digests]
+
+    def __call__(self, index: int, like: Tensor) -> Tensor:
+        """Standard normal noise of a step.
+
+        Args:
+            index: The place of the step's network call in the schedule.
+            like: A tensor of the noise's shape `(B, ...)`, dtype and device.
+        """
+        shape = like.shape[1:]
+        rows = [
+            torch.randn(shape, generator=torch.Generator().manual_seed(numbered_seed(seed, index)), dtype=like.dtype)
+            for seed in self.seeds
+        ]
+        return torch.stack(rows).reshape(like.shape).to(like.device) if rows else torch.empty_like(like)
+
+    def fits(self, sample: Tensor) -> bool:
+        """Whether there is a seed for every sample."""
+        return len(self.seeds) == (sample.shape[0] if sample.ndim else 1)

@@ -1,0 +1,1 @@
+"""Solvers against the solution of the ODE: comparison and search."""

@@ -1,0 +1,55 @@
+"""What the arguments of comparisons and searches must be, as tables."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers import SchedulerMixin
+
+from diffusers_ucgm.constraints import PATH, SEED, Setting, flag, integer, is_whole, optional, whole
+from diffusers_ucgm.generation.arguments import CONDITIONS, MOST_CALLS, PIPELINE, SAMPLES
+
+
+__all__ = ["COMPARE_ARGUMENTS", "TUNE_ARGUMENTS"]
+
+
+def _is_seeds(value: object) -> bool:
+    return isinstance(value, list | tuple | range) and all(is_whole(each) for each in value)
+
+
+def _is_solver(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(is_whole(budget) and isinstance(each, SchedulerMixin) for budget, each in value.items())
+    return isinstance(value, SchedulerMixin)
+
+
+def _is_solvers(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and _is_solver(solver) for name, solver in value.items()
+    )
+
+
+COMPARE_ARGUMENTS: dict[str, Setting] = {
+    "pipe": PIPELINE,
+    "conditions": CONDITIONS,
+    "seeds": Setting((("a list of whole numbers", _is_seeds),)),
+    "solvers": Setting((("schedulers by name, or mappings from budgets to schedulers", _is_solvers),)),
+    "calls": Setting((("a list of whole numbers", _is_seeds),)),
+    "output": optional(PATH),
+    "num_solution_calls": whole(MOST_CALLS),
+    "cache": optional(PATH),
+    "batch_size": integer(1),
+    "overwrite_output_dir": flag(),
+}
+TUNE_ARGUMENTS: dict[str, Setting] = {
+    "pipe": PIPELINE,
+    "num_inference_steps": whole(MOST_CALLS),
+    "output": PATH,
+    "conditions": optional(CONDITIONS),
+    "num_trials": integer(1),
+    "num_seeds": SAMPLES,
+    "num_held_out": SAMPLES,
+    "seed": SEED,
+    "num_solution_calls": whole(MOST_CALLS),
+    "batch_size": integer(1),
+    "overwrite_output_dir": flag(),
+}

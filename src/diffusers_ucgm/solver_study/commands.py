@@ -1,0 +1,119 @@
+"""What `ucgm compare` and `ucgm tune-sampler` do."""
+
+import argparse
+from importlib.util import find_spec
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from diffusers_ucgm.generation.inputs import call_arguments, given_conditions, load_model
+from diffusers_ucgm.image_metrics.references import check_reference
+
+
+__all__ = ["COMMANDS"]
+
+
+def tune(args: argparse.Namespace) -> int:
+    """Search a sampler's settings, show before and after, and say what was gained."""
+    from .objectives import OBJECTIVES, Objective
+    from .plots import plot_tuning
+    from .tune import report, save_pictures, save_pipeline, tune_sampler
+
+    if args.reference is not None:
+        check_reference("--reference", args.reference)
+    pipe = load_model(args)
+    objective: Objective | str = args.objective
+    if objective not in OBJECTIVES:
+        objective = _frechet(args, pipe)
+    call: dict[str, Any] = call_arguments(args)
+    result = tune_sampler(
+        pipe,
+        args.steps,
+        args.output,
+        conditions=given_conditions(args),
+        num_trials=args.num_trials,
+        num_seeds=args.num_seeds,
+        num_held_out=args.num_held_out,
+        seed=args.seed,
+        objective=objective,
+        num_solution_calls=args.solution_calls,
+        overwrite_output_dir=args.overwrite_output_dir,
+        batch_size=args.batch_size,
+        **call,
+    )
+    print(report(result))
+    print(f"Scheduler: {result.output / 'scheduler'}")
+    print(f"Picture: {save_pictures(pipe, result, **call)}")
+    # The search itself does without matplotlib.
+    if result.held_out is not None and find_spec("matplotlib") is not None:
+        values = [trial.value for trial in result.trials]
+        print(f"Plot: {plot_tuning(*result.held_out, values, result.output / 'tuning.png')}")
+    if args.save_pipeline:
+        print(f"Pipeline: {save_pipeline(pipe, result)}")
+    return 0
+
+
+def _frechet(args: argparse.Namespace, pipe: DiffusionPipeline) -> Any:
+    from diffusers_ucgm.image_metrics.features import load_features
+    from diffusers_ucgm.image_metrics.references import load_reference
+
+    from .objectives import frechet_objective
+
+    if args.reference is None:
+        raise ValueError("`--reference` must name real pictures or their statistics for `--objective frechet`.")
+    network = load_features(args.features, pipe.device)
+    found = load_reference(
+        args.reference,
+        network,
+        split=args.split,
+        size=args.size,
+        feature_name=args.features,
+        batch_size=args.batch_size,
+        background=args.background,
+        allow_remote_files=args.allow_remote_files,
+    )
+    identity = f"{args.features} {args.reference} {args.split} {args.size} {args.background}"
+    return frechet_objective(network, found.statistics, identity=identity, batch_size=args.batch_size)
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Measure solvers on the same seeds, print the table, and write tables and plot."""
+    from diffusers_ucgm.generation.drawing import conditions_for
+
+    from .compare import compare_solvers
+    from .measurements import save_comparison
+    from .stock_solvers import named_scheduler, stock_solvers, ucgm_solvers
+
+    if args.reference is not None:
+        check_reference("--reference", args.reference)
+    pipe = load_model(args)
+    config = pipe.scheduler.config
+    solvers: dict[str, Any] = {**ucgm_solvers(config), **stock_solvers(config)}
+    if args.only is not None:
+        if unknown := [name for name in args.only if name not in solvers]:
+            raise ValueError(f"`--only` must name some of {list(solvers)}, got {unknown}.")
+        solvers = {name: solver for name, solver in solvers.items() if name in args.only}
+    own = [name for name in solvers if name.startswith("UCGM")]
+    for word in args.scheduler:
+        name, found = named_scheduler(word, args.calls)
+        solvers[name] = found
+        own.append(name)
+    call: dict[str, Any] = call_arguments(args)
+    measurements = compare_solvers(
+        pipe,
+        conditions_for(pipe, args.num_samples, given_conditions(args)),
+        list(range(args.seed, args.seed + args.num_samples)),
+        solvers=solvers,
+        calls=args.calls,
+        output=args.output,
+        frechet=None if args.reference is None else _frechet(args, pipe),
+        num_solution_calls=args.solution_calls,
+        overwrite_output_dir=args.overwrite_output_dir,
+        batch_size=args.batch_size,
+        **call,
+    )
+    print(save_comparison(measurements, args.output, title=args.model, emphasised=own))
+    return 0
+
+
+COMMANDS = {"compare": compare, "tune-sampler": tune}

@@ -1,0 +1,58 @@
+"""The options of `ucgm compare` and `ucgm tune-sampler`."""
+
+import argparse
+
+from diffusers_ucgm.data.options import add_source_options
+from diffusers_ucgm.generation.options import add_model_options
+
+from .defaults import CALLS, FIRST_SEED, OBJECTIVE_NAMES
+
+
+__all__ = ["OPTIONS"]
+
+
+def add_tune_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `ucgm tune-sampler`."""
+    add_model_options(parser, "ucgm-tuned")
+    parser.set_defaults(seed=FIRST_SEED)
+    parser.add_argument("--steps", type=int, required=True, help="network calls that the settings are for")
+    parser.add_argument("--num-trials", type=int, default=100, help="settings to try (%(default)s)")
+    parser.add_argument("--num-seeds", type=int, default=64, help="samples on which they are tried (%(default)s)")
+    parser.add_argument("--num-held-out", type=int, default=128, help="other samples, to judge by (%(default)s)")
+    parser.add_argument("--solution-calls", type=int, default=1000, help="network calls of a solution (%(default)s)")
+    parser.add_argument(
+        "--objective",
+        choices=[*OBJECTIVE_NAMES, "frechet"],
+        default="median",
+        help="distance to the many-step solution, or Frechet distance to a reference (%(default)s)",
+    )
+    parser.add_argument("--reference", help="for frechet: as `ucgm evaluate` takes it, as the next five")
+    parser.add_argument("--split", default="train", help="of the reference (%(default)s)")
+    parser.add_argument("--size", type=int, help="of the reference's pictures")
+    add_source_options(parser)
+    parser.add_argument("--features", default="inception", help="the feature network (%(default)s)")
+    parser.add_argument("--save-pipeline", action="store_true", help="also save the whole pipeline, tuned")
+
+
+def add_compare_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `ucgm compare`."""
+    add_model_options(parser, "ucgm-comparison")
+    parser.add_argument("--calls", type=int, nargs="+", default=list(CALLS), help="budgets of network calls")
+    parser.add_argument("--num-samples", type=int, default=256, help="seeds, the same for all solvers (%(default)s)")
+    parser.add_argument("--only", nargs="+", metavar="SOLVER", help="solvers by name, such as UCGM-S; all by default")
+    parser.add_argument(
+        "--scheduler",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="a saved scheduler to compare too; '{calls}' in the folder's name stands for each budget; repeatable",
+    )
+    parser.add_argument("--solution-calls", type=int, default=1000, help="network calls of a solution (%(default)s)")
+    parser.add_argument("--reference", help="real pictures, for a Frechet distance, as for `ucgm evaluate`")
+    parser.add_argument("--split", default="train", help="of the reference (%(default)s)")
+    parser.add_argument("--size", type=int, help="of the reference's pictures")
+    add_source_options(parser)
+    parser.add_argument("--features", default="inception", help="the feature network (%(default)s)")
+
+
+OPTIONS = {"compare": add_compare_options, "tune-sampler": add_tune_options}

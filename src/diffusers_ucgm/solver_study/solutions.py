@@ -1,0 +1,246 @@
+"""Many-step solutions of the same noise, and how far samples are from them.
+
+A multi-step model's sampler solves an equation whose solution follows from the noise alone. In many steps it is found
+to any accuracy, so a sampler's error can be measured without data, a sample at a time:
+
+    distance_i = sqrt(mean((sample_i - solution_i)^2))
+
+A few seeds lie where the equation parts two modes. A small error there leads to another picture, not to a worse one,
+and dominates every mean: hence the median, and the share of seeds that ended elsewhere.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import ConfigMixin, DiffusionPipeline
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from diffusers_ucgm import files
+from diffusers_ucgm.checks import SAMPLING_REMEDY, check_finite
+from diffusers_ucgm.generation.drawing import draw
+from diffusers_ucgm.lora import active_adapters
+from diffusers_ucgm.network_caches import cache_settings
+from diffusers_ucgm.sampling.solver import Point
+from diffusers_ucgm.scheduler import UCGMScheduler
+
+
+__all__ = [
+    "ELSEWHERE",
+    "DistanceSummary",
+    "distances",
+    "fingerprint",
+    "reference_solutions",
+    "solution_scheduler",
+    "summary",
+    "told",
+]
+
+# Of the median distance between the solutions of different seeds: farther than this from its own, a sample is another.
+ELSEWHERE = 0.5
+# How many solutions are compared with each other for that, and how many values of a weight are read for a fingerprint.
+MAX_COMPARED, MAX_READ = 512, 4096
+# Part of every fingerprint: raise it when the same settings give other solutions.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class DistanceSummary:
+    """Distances of many samples in a few numbers.
+
+    Attributes:
+        median: The median distance.
+        rms: The root mean square, in which a few seeds may outweigh all others.
+        share_elsewhere: The share of samples farther from their solution than `ELSEWHERE` says.
+    """
+
+    median: float
+    rms: float
+    share_elsewhere: float
+
+
+def solution_scheduler(config: Mapping[str, Any]) -> UCGMScheduler:
+    """The scheduler that solves a model's equation: second order on even steps from pure noise to the data.
+
+    Args:
+        config: The config of the pipeline's scheduler. What belongs to the model is kept: path, shift, rounding of
+            times, clipping and where a run ends.
+
+    Raises:
+        ValueError: If the config is of a kind that `UCGMScheduler.from_config` refuses.
+    """
+    settings: dict[str, Any] = {
+        "solver_order": 2,
+        "solver_type": "velocity",
+        "extrapolation_ratio": 0.0,
+        "stochasticity": 0.0,
+        "time_warp": (1.0, 1.0, 1.0),
+        "time_gaps": (0.0, 0.0),
+    }
+    scheduler = UCGMScheduler.from_config(config, **settings)
+    try:
+        Point.at(scheduler.family, 1.0)
+    except ValueError:  # epsilon says nothing of the data at pure noise
+        scheduler = UCGMScheduler.from_config(config, **{**settings, "time_gaps": (0.001, 0.0)})
+    return scheduler
+
+
+def reference_solutions(
+    pipe: DiffusionPipeline,
+    conditions: Sequence[int | str],
+    seeds: Sequence[int],
+    *,
+    num_calls: int = 1000,
+    batch_size: int = 64,
+    cache: str | Path | None = None,
+    progress: bool = True,
+    **call: Any,
+) -> Tensor:
+    """Where the noise of each seed leads in many steps.
+
+    Args:
+        pipe: A `UCGMPipeline` or a stock pipeline, as `draw` takes them.
+        conditions: A class or prompt for each seed.
+        seeds: A seed for each solution, as `draw` takes them.
+        num_calls: The budget of network calls; two for each time. A pipeline that gives its own times makes two calls
+            at each of `num_calls` times.
+        batch_size: Solutions that are made together, and kept in one file.
+        cache: A folder in which every batch is kept as soon as it is made, under a name that follows from the model,
+            the seeds and the settings, so that a stopped run goes on and several runs share it. None keeps nothing.
+        progress: Whether a bar is shown.
+        call: Further arguments of the pipeline, such as `guidance_scale`.
+
+    Returns:
+        Latents, float32 on the CPU, shape `(B, ...)`.
+
+    Raises:
+        ValueError: If there are not as many seeds as conditions, the scheduler is of an unknown kind, or a solution is
+            not finite.
+    """
+    if len(conditions) != len(seeds) or not seeds:
+        raise ValueError(f"`seeds` must be one for each of {len(conditions)} conditions, got {len(seeds)}.")
+    scheduler = solution_scheduler(pipe.scheduler.config)
+    folder = None if cache is None else Path(cache)
+    model = "" if folder is None else fingerprint(pipe, scheduler=told(scheduler.config), num_calls=num_calls, **call)
+    parts = []
+    with tqdm(total=len(seeds), disable=not progress, unit="solution", desc=f"{num_calls}-call solutions") as bar:
+        for start in range(0, len(seeds), batch_size):
+            chunk = conditions[start : start + batch_size], seeds[start : start + batch_size]
+            file = None if folder is None else folder / f"solutions-{_digest(model, *map(list, chunk))}.safetensors"
+            solutions = None if file is None else _kept(file)
+            if solutions is None:
+                solutions = draw(pipe, *chunk, num_calls, scheduler=scheduler, batch_size=batch_size, **call)
+                check_finite("solutions", solutions, f"the seeds {chunk[1][0]} to {chunk[1][-1]}", SAMPLING_REMEDY)
+                if file is not None:
+                    files.write_tensors(file, {"solutions": solutions})
+            parts.append(solutions)
+            bar.update(len(solutions))
+    return torch.cat(parts)
+
+
+def distances(samples: Tensor, solutions: Tensor) -> Tensor:
+    """The root mean square distance of each sample from its solution.
+
+    Args:
+        samples: Shape `(B, ...)`.
+        solutions: Of the same seeds in the same order, same shape.
+
+    Returns:
+        float32, shape `(B,)`.
+
+    Raises:
+        ValueError: If the shapes differ, or a value is not finite.
+    """
+    if samples.shape != solutions.shape:
+        raise ValueError(
+            f"`samples` must have the shape of `solutions`, {tuple(solutions.shape)}, got {tuple(samples.shape)}."
+        )
+    check_finite("samples", samples)
+    check_finite("solutions", solutions)
+    return (samples.float() - solutions.float()).flatten(1).square().mean(1).sqrt()
+
+
+def summary(distances: Tensor, solutions: Tensor) -> DistanceSummary:
+    """Distances in a few numbers.
+
+    Args:
+        distances: As `distances` gives them, shape `(B,)`.
+        solutions: The solutions themselves, at least 2 of them, shape `(N, ...)`: how far apart different samples are.
+
+    Raises:
+        ValueError: If there are fewer than 2 solutions.
+    """
+    if len(solutions) < 2:
+        raise ValueError(f"`solutions` must be at least 2, got {len(solutions)}.")
+    flat = solutions[:MAX_COMPARED].float().flatten(1)
+    apart = float(torch.pdist(flat).median()) / flat.shape[1] ** 0.5
+    return DistanceSummary(
+        median=float(distances.quantile(0.5)),
+        rms=float(distances.square().mean().sqrt()),
+        share_elsewhere=float((distances > ELSEWHERE * apart).float().mean()),
+    )
+
+
+def fingerprint(pipe: DiffusionPipeline, **settings: Any) -> str:
+    """A word for a pipeline's networks and for settings: another model, adapter or setting gives another word.
+
+    Args:
+        pipe: Its autoencoder does not count, which has no part in latents. Of each weight a part is read.
+        settings: Numbers, strings, tensors, and lists and mappings of them.
+    """
+    networks = hashlib.sha256()
+    for name, component in sorted(pipe.components.items()):
+        if isinstance(component, torch.nn.Module) and name != "vae":
+            if isinstance(component, ConfigMixin):
+                networks.update(repr(sorted(told(component.config).items())).encode())
+            for key, value in sorted(component.state_dict().items()):
+                networks.update(f"{name}.{key} {value.dtype} {tuple(value.shape)}".encode())
+                networks.update(_bytes(value.flatten()[:: max(1, value.numel() // MAX_READ)]))
+            # What the weights do not tell, where there is any.
+            for others in (active_adapters(component), cache_settings(component)):
+                if others:
+                    networks.update(repr(others).encode())
+    defaults = pipe.config.get("call_defaults")
+    if (boundary := pipe.config.get("boundary_ratio")) is not None:
+        settings = {**settings, "boundary_ratio": boundary}
+    return _digest(VERSION, type(pipe).__name__, networks.hexdigest(), defaults, settings)
+
+
+def told(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without what diffusers notes in it for itself, which differs from process to process."""
+    return {name: value for name, value in config.items() if name == "_class_name" or not name.startswith("_")}
+
+
+def _digest(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=_described).encode()).hexdigest()[:32]
+
+
+def _described(value: Any) -> str:
+    """What JSON has no form for."""
+    if isinstance(value, Tensor | np.ndarray):
+        tensor = torch.as_tensor(value)
+        return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(_bytes(tensor)).hexdigest()}"
+    if isinstance(value, np.generic):
+        return repr(value.item())
+    raise TypeError(f"settings must be numbers, strings or tensors, got {type(value).__name__}.")
+
+
+def _bytes(values: Tensor) -> bytes:
+    return values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _kept(file: Path) -> Tensor | None:
+    """What a file holds; None where there is none, a torn one, or one with values that are not finite."""
+    try:
+        found = load_file(file)["solutions"]
+        return found if bool(found.isfinite().all()) else None
+    except (OSError, SafetensorError, KeyError):
+        return None

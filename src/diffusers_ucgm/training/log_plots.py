@@ -1,0 +1,99 @@
+"""Plots of a training run, from its log."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusers_ucgm.plotting import BLUE, ORANGE, plot_values, save_plot
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["plot_by_time", "plot_loss"]
+
+# The panels from the top, with their titles.
+PANELS = {
+    "loss": "loss",
+    "residual": "raw residual",
+    "consistency_ratio": "consistency ratio",
+    "learning_rate": "learning rate",
+}
+REQUIRED = ("loss", "learning_rate")
+
+
+def plot_by_time(statistics: Mapping[str, Sequence[float | None]], path: str | Path) -> Path:
+    """The loss by time, and below it the size of the derivative.
+
+    Args:
+        statistics: As `TimeStatistics.read` gives them, or the log under `by_time`: `t` (the middles of the bins),
+            `loss`, and where they are known `slope` (mean size of the derivative) and `clamped` (share of its entries
+            at the clamp). A bin with None or NaN is a gap.
+        path: Of the PNG file.
+
+    Raises:
+        ValueError: If `t` or `loss` is missing, or the numbers of bins differ.
+        ImportError: If matplotlib is not installed.
+    """
+    if missing := [name for name in ("t", "loss") if name not in statistics]:
+        raise ValueError(f"`statistics` must have 't' and 'loss', got no {missing} in {sorted(statistics)}.")
+    t = plot_values(statistics["t"])
+    series = {name: plot_values(statistics[name]) for name in ("loss", "slope", "clamped") if name in statistics}
+    if unequal := {name: len(values) for name, values in series.items() if len(values) != len(t)}:
+        raise ValueError(f"`statistics` must have {len(t)} values of each, as of 't', got {unequal}.")
+    labels = {"slope": "mean size", "clamped": "share at the clamp"}
+    derivative = {labels[name]: values for name, values in series.items() if name in labels}
+    # Both lie in [0, 1], so they share an axis.
+    panels: dict[str, dict[str, list[float]]] = {"loss": {"": series["loss"]}, "derivative": derivative}
+
+    def draw(axes: list["Axes"]) -> None:
+        for ax, (name, lines) in zip(axes, panels.items(), strict=False):
+            for (label, values), colour, marker in zip(lines.items(), (BLUE, ORANGE), "os", strict=False):
+                # Markers show a bin between two gaps, to which no line leads.
+                ax.plot(t, values, color=colour, marker=marker, markersize=4, label=label)
+            ax.set_ylabel(name)
+        axes[0].set_xlim(0.0, 1.0)
+        axes[-1].set_xlabel("time (0 is data, 1 is noise)")
+        if derivative:
+            axes[1].set_ylim(bottom=0.0)
+            axes[1].legend(frameon=False)
+
+    return save_plot(draw, 2 if derivative else 1, path)
+
+
+def plot_loss(lines: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
+    """The smoothed loss by optimizer step, and below it raw residual, consistency ratio and learning rate.
+
+    The loss of a healthy run rises with the consistency ratio, whose target differs more from the prediction.
+
+    Args:
+        lines: The lines of `log.jsonl`: `step`, `loss` and `learning_rate`, and where they are known `residual`
+            (root mean square of prediction minus target) and `consistency_ratio`.
+        path: Of the PNG file.
+
+    Raises:
+        ValueError: If there is no line.
+        ImportError: If matplotlib is not installed.
+    """
+    if not lines:
+        raise ValueError("`lines` must hold at least one line of the log, got none.")
+    steps = [line["step"] for line in lines]
+    known = [name for name in PANELS if name in REQUIRED or any(line.get(name) is not None for line in lines)]
+    series = {name: plot_values([line.get(name) for line in lines]) for name in known}
+    marker = "o" if len(lines) == 1 else ""
+
+    def draw(axes: list["Axes"]) -> None:
+        for ax, (name, values) in zip(axes, series.items(), strict=True):
+            ax.plot(steps, values, color=BLUE, marker=marker)
+            ax.set_ylabel(PANELS[name])
+            finite = [value for value in values if math.isfinite(value)]
+            if name in ("loss", "residual") and finite and min(finite) > 0:
+                ax.set_yscale("log")
+        if "consistency_ratio" in known:
+            axes[known.index("consistency_ratio")].set_ylim(-0.05, 1.05)
+        axes[-1].set_ylim(bottom=0.0)
+        axes[-1].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+        axes[-1].set_xlabel("optimizer step")
+
+    return save_plot(draw, len(known), path)

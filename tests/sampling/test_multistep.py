@@ -1,0 +1,218 @@
+"""Orders without further calls: extrapolation that follows from the grid, and correction by the next step's call."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from diffusers_ucgm import GaussianMixture, UCGMScheduler
+from diffusers_ucgm.sampling.solver import estimate_weights
+
+
+MIXTURE = GaussianMixture(
+    torch.tensor([[-1.0, 0.5], [1.0, -0.5]], dtype=torch.float64),
+    torch.tensor([0.3, 0.5], dtype=torch.float64),
+    torch.tensor([1.0, 2.0], dtype=torch.float64),
+)
+AUTO = {"extrapolation_ratio": "auto"}
+MULTISTEP = {"solver_order": 2, "solver_type": "multistep"}
+# Away from the path's ends, where the logarithm of the signal-to-noise ratio is infinite.
+INNER = {"time_gaps": (0.1, 0.1), "num_train_timesteps": 1}
+
+
+def noise(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def made(steps, **settings):
+    scheduler = UCGMScheduler(**settings)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def last_point(scheduler, network, sample):
+    """The sample that the last call gets, and the number of calls."""
+    for t in scheduler.timesteps[:-1]:
+        sample = scheduler.step(network(sample, t), t, sample, return_dict=False)[0]
+    return sample, len(scheduler.timesteps)
+
+
+def slope(settings, transport="linear", intervals=(8, 16, 32, 64)):
+    """How fast the error of the last point falls with the number of steps, as a power."""
+    network = MIXTURE.denoiser(made(2, transport=transport).transport)
+    start = noise(64, 2)
+    fine = {"solver_order": 2, "extrapolation_ratio": 0.0, "time_warp": settings["time_warp"]}
+    exact, _ = last_point(made(4001, transport=transport, **INNER, **fine), network, start)
+    errors = []
+    for n in intervals:
+        scheduler = made(n + 1, transport=transport, **INNER, **settings)
+        point, calls = last_point(scheduler, network, start)
+        assert calls == n + 1
+        errors.append(float((point - exact).square().mean().sqrt()))
+    return -np.polyfit(np.log(intervals), np.log(errors), 1)[0]
+
+
+@pytest.mark.parametrize("transport", ["linear", "trigflow", "edm"])
+@pytest.mark.parametrize("warp", [(1.0, 1.0, 1.0), (1.2, 0.8, 1.1)], ids=str)
+def test_auto_is_of_second_order_on_every_path_and_warp(transport, warp):
+    assert slope({**AUTO, "time_warp": warp}, transport) > 1.7
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_auto_has_the_order_that_it_is_told_once_it_is_started(order):
+    """A first step of first order would hide the third, so the steps grow from small ones."""
+    network, start, errors = MIXTURE.denoiser(made(2).transport), noise(64, 2), []
+    exact, intervals = None, np.array([2000, 64, 128, 256])
+    for n in intervals:
+        settings = {"solver_order": 2, "extrapolation_ratio": 0.0} if exact is None else AUTO
+        scheduler = UCGMScheduler(num_train_timesteps=1, extrapolation_order=order, **settings)
+        times = 0.9 - 0.8 * np.linspace(0.0, 1.0, n + 1) ** 2
+        scheduler.set_timesteps(timesteps=times)
+        point, _ = last_point(scheduler, network, start)
+        exact = point if exact is None else exact
+        errors.append(float((point - exact).square().mean().sqrt()))
+    slope = -np.polyfit(np.log(intervals[1:]), np.log(errors[1:]), 1)[0]
+    assert abs(slope - order) < 0.25, (slope, errors)
+
+
+@pytest.mark.parametrize("transport", ["linear", "trigflow", "edm"])
+@pytest.mark.parametrize("ratio", [0.0, 0.5, "auto"])
+def test_multistep_is_of_second_order_whatever_the_extrapolation(transport, ratio):
+    """Each correction forgets the extrapolation that led to it."""
+    settings = {**MULTISTEP, "extrapolation_ratio": ratio, "time_warp": (1.0, 1.0, 1.0)}
+    assert slope(settings, transport) > 1.7
+
+
+def test_without_either_the_order_is_one():
+    settings = {"extrapolation_ratio": 0.0, "time_warp": (1.0, 1.0, 1.0)}
+    assert abs(slope(settings) - 1.0) < 0.2
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_weights_are_exact_for_polynomials(number):
+    ratios, ratio, gamma = [0.3, -0.4, -1.5][:number], 1.1, 0.8
+    weights = estimate_weights(ratios, ratio, gamma)
+    x, quadrature = np.polynomial.legendre.leggauss(30)
+    line = ratios[0] + (ratio - ratios[0]) * (x + 1.0) / 2.0
+    # alpha(s) d(gamma / alpha), with gamma(s) = alpha(s) exp(l_s)
+    density = gamma * np.exp(line - ratio) * quadrature * (ratio - ratios[0]) / 2.0
+    for power in range(number):
+        found = sum(weight * place**power for weight, place in zip(weights, ratios, strict=True))
+        assert found == pytest.approx(float((density * line**power).sum()), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "settings", [AUTO, {**AUTO, "extrapolation_order": 3}, MULTISTEP, {**AUTO, **MULTISTEP}], ids=str
+)
+@pytest.mark.parametrize("gaps", [(0.0, 0.0), (0.001, 0.001)], ids=str)
+def test_a_network_that_always_sees_the_same_data_is_followed_exactly(settings, gaps):
+    """One point of data: every step on the straight line to it is exact, from pure noise on."""
+    point = noise(1, 2, seed=5)
+    scheduler = made(7, **{"num_train_timesteps": 1, "time_gaps": gaps, **settings})
+    start = noise(3, 2)
+    first = scheduler.canonical_times[0]
+    sample = origin = first * start + (1.0 - first) * point
+    for t, canonical in zip(scheduler.timesteps, scheduler.canonical_times, strict=True):
+        line = (canonical / first) * origin + (1.0 - canonical / first) * point
+        torch.testing.assert_close(sample, line, rtol=0, atol=1e-6)
+        sample = scheduler.step((sample - point) / canonical, t, sample, return_dict=False)[0]
+    torch.testing.assert_close(sample, point.expand(3, 2), rtol=0, atol=1e-6)
+
+
+def test_multistep_makes_one_call_a_step():
+    scheduler = made(9, **MULTISTEP)
+    assert len(scheduler.timesteps) == 9
+    assert bool((scheduler.timesteps.diff() < 0).all())
+
+
+def test_steps_with_fresh_noise_are_not_corrected():
+    noisy = {"extrapolation_ratio": 0.0, "stochasticity": 0.5, **INNER}
+    network = MIXTURE.denoiser(made(2).transport)
+    runs = []
+    for settings in (noisy, {**noisy, **MULTISTEP}):
+        scheduler, sample = made(6, **settings), noise(4, 2)
+        generator = torch.Generator().manual_seed(3)
+        for t in scheduler.timesteps:
+            sample = scheduler.step(network(sample, t), t, sample, generator=generator).prev_sample
+        runs.append(sample)
+    torch.testing.assert_close(*runs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("begin", [1, 3])
+def test_a_run_that_begins_in_the_middle_looks_back_at_its_own_calls_alone(begin):
+    network = MIXTURE.denoiser(made(2).transport)
+    scheduler = made(8, **INNER, **AUTO, **MULTISTEP)
+    start = noise(4, 2)
+    for t in scheduler.timesteps[:3]:  # a run that was broken off
+        scheduler.step(network(start, t), t, start)
+    scheduler.set_begin_index(begin)
+    sample = start
+    for t in scheduler.timesteps[begin:]:
+        sample = scheduler.step(network(sample, t), t, sample).prev_sample
+    alone = UCGMScheduler(**INNER, **AUTO, **MULTISTEP)
+    alone.set_timesteps(timesteps=scheduler.timesteps[begin:])
+    expected = start
+    for t in alone.timesteps:
+        expected = alone.step(network(expected, t), t, expected).prev_sample
+    torch.testing.assert_close(sample, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_a_call_made_again_is_neither_mended_nor_extrapolated(order):
+    """Where the third order has one earlier estimate left, it is used as in a run whose steps began there."""
+    network = MIXTURE.denoiser(made(2).transport)
+    plain = made(6, **INNER, extrapolation_ratio=0.0 if order == 2 else "auto")
+    again = made(6, **INNER, **AUTO, **MULTISTEP, extrapolation_order=order)
+    results = []
+    for scheduler in (plain, again):
+        sample = noise(4, 2)
+        for i, t in enumerate(scheduler.timesteps):
+            output = network(sample, t)
+            if scheduler is again:
+                scheduler.step(output, t, sample)
+                scheduler._step_index -= 1
+            sample = scheduler.step(output, t, sample).prev_sample
+            if order == 3 and i == 1:
+                break  # from the third step on, one estimate of two is missing
+        results.append(sample)
+    torch.testing.assert_close(*results, rtol=0, atol=1e-12)
+
+
+def test_clipped_estimates_are_mended_and_extrapolated_as_clipped():
+    """A network whose estimates are outside the clip is followed as one that always sees the clip's border."""
+    settings = {"transport": "discrete_beta", "prediction_type": "sample", "clip_sample": True, **AUTO, **MULTISTEP}
+    scheduler = made(8, **settings)
+    sample = noise(2, 3)
+    for t in scheduler.timesteps:
+        result = scheduler.step(torch.full_like(sample, 3.0), t, sample)
+        sample = result.prev_sample
+        torch.testing.assert_close(result.pred_original_sample, torch.ones_like(sample))
+    torch.testing.assert_close(sample, torch.ones_like(sample))
+
+
+def test_half_precision_samples_keep_the_state_in_float32():
+    network = MIXTURE.denoiser(made(2).transport)
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        scheduler, sample = made(10, **INNER, **AUTO, **MULTISTEP), noise(32, 2, dtype=torch.float32).to(dtype)
+        for t in scheduler.timesteps:
+            sample = scheduler.step(network(sample.float(), t).to(dtype), t, sample).prev_sample
+            assert sample.dtype == dtype
+        results.append(sample.float())
+    assert float((results[0] - results[1]).abs().median()) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"extrapolation_ratio": "automatic"}, "`extrapolation_ratio` must be a number from 0 up or 'auto'"),
+        ({"extrapolation_order": 4}, "`extrapolation_order` must be 2 or 3, got 4"),
+        ({"solver_order": 2, "solver_type": "noise", **AUTO}, "`solver_type='noise'` must go with"),
+        ({"extrapolation_ratio": math.nan}, "`extrapolation_ratio` must be a number from 0 up or 'auto'"),
+    ],
+    ids=str,
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        UCGMScheduler(**settings)

@@ -1,0 +1,318 @@
+"""Comparison of solvers: true numbers of calls, convergence on exact fields, resumption, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, PNDMScheduler
+from full_disk import assert_named_and_gone
+from test_pipeline import autoencoder, pipeline
+
+from diffusers_ucgm import UCGMScheduler
+from diffusers_ucgm.cli import main
+from diffusers_ucgm.solver_study import compare
+from diffusers_ucgm.solver_study.compare import compare_solvers
+from diffusers_ucgm.solver_study.exact_fields import ExactTransformer2DModel, exact_pipeline, random_mixture
+from diffusers_ucgm.solver_study.measurements import Measurement, comparison_curves, comparison_table
+from diffusers_ucgm.solver_study.objectives import Objective
+from diffusers_ucgm.solver_study.stock_solvers import STOCK_SOLVERS, stock_solvers, ucgm_solvers
+
+
+NUMBER = 16
+PATHS = {
+    "linear": lambda: FlowMatchEulerDiscreteScheduler(shift=2.0),
+    "discrete_beta": lambda: DDIMScheduler(timestep_spacing="trailing", clip_sample=False),
+    "sigma_space": lambda: EDMEulerScheduler(sigma_data=1.0),
+}
+
+
+def exact(scheduler=None):
+    return exact_pipeline(random_mixture(4, 2), scheduler or PATHS["linear"]())
+
+
+def compared(pipe, solvers, calls, number=NUMBER, **settings):
+    settings = {"num_solution_calls": 300, "batch_size": number, "progress": False, **settings}
+    return compare_solvers(pipe, [0] * number, range(number), solvers=solvers, calls=calls, **settings)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """How many cells have been drawn; `stop_at` interrupts one."""
+    log = {"cells": 0, "stop_at": None}
+    draw = compare.draw
+
+    def counted(*args, **settings):
+        if log["cells"] == log["stop_at"]:
+            raise KeyboardInterrupt
+        log["cells"] += 1
+        return draw(*args, **settings)
+
+    monkeypatch.setattr(compare, "draw", counted)
+    return log
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_every_solver_converges_to_the_solution(path):
+    config = PATHS[path]().config
+    solvers = stock_solvers(config) | ucgm_solvers(config)
+    assert set(STOCK_SOLVERS[path]) <= set(solvers)
+    solvers.pop("LCM", None)  # fresh noise at every step
+    rows = compared(exact(PATHS[path]()), solvers, (10, 100))
+    for coarse, fine in zip(rows[::2], rows[1::2], strict=True):
+        assert fine.reason is None, fine
+        # Of samples with a variance of 1; the worst are Euler's and DEIS's, which leaves the last noise in.
+        assert fine.median < 0.03, fine
+        assert fine.median < coarse.median, (coarse, fine)
+        assert fine.calls_made in (99, 100)
+
+
+def test_fresh_noise_leads_elsewhere():
+    pipe = exact(PATHS["discrete_beta"]())
+    (row,) = compared(pipe, {"LCM": stock_solvers(pipe.scheduler.config)["LCM"]}, (20,))
+    assert row.median > 0.3
+
+
+def test_calls_are_counted_at_the_network():
+    pipe, seen = exact(), []
+    pipe.transformer.register_forward_hook(lambda *_: seen.append(1))
+    solvers = stock_solvers(pipe.scheduler.config)
+    chosen = {name: solvers[name] for name in ("FlowMatchEuler", "FlowMatchHeun")}
+    rows = compared(pipe, chosen, (1, 2, 8), batch_size=5, num_solution_calls=9)
+    assert [(row.solver, row.calls, row.calls_made) for row in rows] == [
+        ("FlowMatchEuler", 1, 1),
+        ("FlowMatchEuler", 2, 2),
+        ("FlowMatchEuler", 8, 8),
+        ("FlowMatchHeun", 1, 1),
+        ("FlowMatchHeun", 2, 1),
+        ("FlowMatchHeun", 8, 7),
+    ]
+    # Four batches of at most 5, of every cell and of the solutions.
+    assert len(seen) == 4 * (1 + 2 + 8 + 1 + 1 + 7 + 9)
+
+
+def test_the_size_of_a_batch_changes_nothing():
+    pipe = exact()
+    whole, parts = (compared(pipe, ucgm_solvers(pipe.scheduler.config), (4,), batch_size=size) for size in (16, 5))
+    for one, other in zip(whole, parts, strict=True):
+        assert one.median == pytest.approx(other.median, rel=1e-3)
+
+
+def test_the_pipeline_is_left_as_it_was():
+    pipe = exact()
+    scheduler, hooks = pipe.scheduler, len(pipe.transformer._forward_hooks)
+    compared(pipe, {"own": UCGMScheduler.from_config(scheduler.config)}, (2,))
+    assert pipe.scheduler is scheduler
+    assert len(pipe.transformer._forward_hooks) == hooks
+
+
+def test_what_cannot_be_run_is_blank_with_a_reason():
+    pipe = exact(PATHS["discrete_beta"]())
+    own = UCGMScheduler.from_config(pipe.scheduler.config)
+    solvers = {
+        "LCM": stock_solvers(pipe.scheduler.config)["LCM"],
+        "PNDM with its first steps": PNDMScheduler(),
+        "tuned for 60": {60: own},
+    }
+    rows = {(row.solver, row.calls): row for row in compared(pipe, solvers, (2, 60), num_solution_calls=20)}
+    assert rows["LCM", 2].calls_made == 2
+    assert rows["LCM", 60].calls_made is rows["LCM", 60].median is None
+    assert "50 x 1.0 is smaller than `num_inference_steps`: 60" in rows["LCM", 60].reason
+    assert rows["PNDM with its first steps", 2].reason is not None
+    assert rows["tuned for 60", 2].median is rows["tuned for 60", 2].reason is None
+    assert rows["tuned for 60", 60].median < 0.1
+    table = comparison_table(list(rows.values()))
+    assert "| tuned for 60 |  | 0.0" in table.replace("**", "")
+
+
+def test_samples_that_are_not_finite_are_blank():
+    pipe = exact()
+    pipe.transformer.register_forward_hook(lambda module, inputs, output: (output[0] / 0.0,))
+    solution = torch.zeros(NUMBER, 1, 2, 2)
+    blank = Measurement("own", 2)
+    own = UCGMScheduler.from_config(pipe.scheduler.config)
+    row = compare._measured(pipe, [0] * NUMBER, range(NUMBER), own, blank, solution, None, NUMBER, {})
+    assert row.median is None
+    assert "not finite" in row.reason
+
+
+def test_a_stopped_comparison_goes_on_to_the_same_numbers(tmp_path, drawn):
+    pipe = exact()
+    solvers = ucgm_solvers(pipe.scheduler.config)
+    whole = compared(pipe, solvers, (2, 4))
+    drawn.update(cells=0, stop_at=3)
+    with pytest.raises(KeyboardInterrupt):
+        compared(pipe, solvers, (2, 4), output=tmp_path)
+    assert len(json.loads((tmp_path / "comparison.json").read_text())["measurements"]) == 3
+    drawn.update(cells=0, stop_at=None)
+    resumed = compared(pipe, solvers, (2, 4), output=tmp_path)
+    assert drawn["cells"] == 2 * len(solvers) - 3
+    assert [{**vars(row), "seconds": 0} for row in resumed] == [{**vars(row), "seconds": 0} for row in whole]
+    compared(pipe, solvers, (2, 4), output=tmp_path)
+    assert drawn["cells"] == 2 * len(solvers) - 3
+    assert {entry.name for entry in tmp_path.iterdir()} == {"comparison.json", "run.json", "solutions"}
+
+
+def test_what_diffusers_notes_for_itself_does_not_begin_a_comparison_anew(tmp_path, drawn):
+    """It lists the defaults of a config in another order in every process."""
+    pipe = exact()
+    own = UCGMScheduler.from_config(pipe.scheduler.config)
+    compared(pipe, {"own": own}, (2,), output=tmp_path)
+    for scheduler in (pipe.scheduler, own):
+        listed = scheduler.config.get("_use_default_values", [])
+        scheduler.register_to_config(_use_default_values=[*reversed(listed), "num_train_timesteps"])
+    compared(pipe, {"own": own}, (2,), output=tmp_path)
+    assert drawn["cells"] == 1
+
+
+def test_only_what_is_new_is_measured(tmp_path, drawn):
+    pipe = exact()
+    config = pipe.scheduler.config
+    solvers = {"a": UCGMScheduler.from_config(config)}
+    compared(pipe, solvers, (2,), output=tmp_path)
+    compared(pipe, {**solvers, "b": UCGMScheduler.from_config(config, shift=3.0)}, (2, 3), output=tmp_path)
+    assert drawn["cells"] == 4
+    # The same name with other settings is another solver.
+    compared(pipe, {"a": UCGMScheduler.from_config(config, shift=3.0)}, (2,), output=tmp_path)
+    assert drawn["cells"] == 5
+
+
+@pytest.mark.parametrize("name", [r"comparison\.json", r"solutions-\w+\.safetensors"])
+def test_a_full_disk_is_named_and_the_comparison_goes_on(tmp_path, name):
+    pipe = exact()
+    solvers = {"own": UCGMScheduler.from_config(pipe.scheduler.config)}
+    assert_named_and_gone(tmp_path, name, lambda: compared(pipe, solvers, (2,), output=tmp_path))
+
+
+def test_a_folder_of_another_comparison_is_refused(tmp_path):
+    pipe = exact()
+    solvers = {"own": UCGMScheduler.from_config(pipe.scheduler.config)}
+    compared(pipe, solvers, (2,), output=tmp_path)
+    with pytest.raises(ValueError, match=r"`output` must be a new folder or of the same run, got .*'num_samples'"):
+        compared(pipe, solvers, (2,), number=8, output=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"solvers": {}}, "`solvers` must not be empty"),
+        ({"calls": ()}, r"`calls` must be different numbers from 1 up, got \[\]"),
+        ({"calls": (0, 2)}, r"`calls` must be different numbers from 1 up, got \[0, 2\]"),
+        ({"calls": (2, 2)}, r"`calls` must be different numbers from 1 up, got \[2, 2\]"),
+        ({"number": 1}, "`seeds` must be at least 2, one for each of 1 conditions, got 1"),
+    ],
+)
+def test_bad_input_is_refused(changed, message):
+    pipe = exact()
+    given = {"solvers": ucgm_solvers(pipe.scheduler.config), "calls": (2,), **changed}
+    with pytest.raises(ValueError, match=message):
+        compared(pipe, given.pop("solvers"), given.pop("calls"), **given)
+
+
+def test_a_few_step_model_has_no_solution_to_compare_with():
+    pipe = exact(UCGMScheduler(stochasticity=1.0))
+    with pytest.raises(ValueError, match=r"`pipe` must be of a multi-step model, .* got one with `stochasticity=1.0`"):
+        compared(pipe, {"own": pipe.scheduler}, (2,))
+
+
+def test_the_frechet_distance_is_of_the_pictures():
+    shapes = []
+
+    def measured(pictures, solutions):
+        shapes.append(tuple(pictures.shape))
+        return pictures
+
+    objective = Objective("frechet", measured, lambda rows: float(rows.mean()), "pt", needs_solutions=False)
+    pipe = exact()
+    (row,) = compared(pipe, {"own": pipe.scheduler}, (2,), frechet=objective, batch_size=5)
+    assert shapes == [(NUMBER, 1, 2, 2)]
+    assert 0.0 < row.frechet_distance < 1.0
+
+
+def test_the_table_marks_the_best_and_the_calls_really_made():
+    rows = [
+        Measurement("Euler", 2, 2, 0.5, 0.6, 0.0),
+        Measurement("Euler", 4, 4, 0.00001234, 0.6, 0.0),
+        Measurement("Heun", 2, 1, 0.25, 0.7, 0.125),
+        Measurement("Heun", 4, reason="ValueError: no"),
+    ]
+    assert comparison_table(rows).splitlines() == [
+        "| solver | 2 | 4 |",
+        "| --- | ---: | ---: |",
+        "| Euler | 0.5 | **1.2e-05** |",
+        "| Heun | **0.25** (1) |  |",
+    ]
+    assert "| Heun | 0.125 (1) |  |" in comparison_table(rows, "share_elsewhere")
+    assert comparison_curves(rows) == {"Euler": ([2, 4], [0.5, 0.00001234]), "Heun": ([1], [0.25])}
+    with pytest.raises(ValueError, match="`measure` must be one of .*, got 'speed'"):
+        comparison_table(rows, "speed")
+
+
+def test_stock_solvers_are_of_the_models_path():
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    stock = DDIMScheduler(**betas, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False)
+    for config in (stock.config, UCGMScheduler.from_config(stock.config).config):
+        for name, solver in stock_solvers(config).items():
+            assert {key: solver.config[key] for key in betas} == betas, name
+            assert solver.config.prediction_type == "v_prediction", name
+            # Where the model's runs end at its least noise, so do these.
+            assert solver.config.get("set_alpha_to_one", False) is False, name
+            assert solver.config.get("final_sigmas_type", "sigma_min") == "sigma_min", name
+    flow = stock_solvers(UCGMScheduler(shift=3.0).config)
+    assert flow["FlowMatchEuler"].config.shift == flow["UniPCMultistep"].config.flow_shift == 3.0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        UCGMScheduler(transport="trigflow").config,
+        UCGMScheduler(num_train_timesteps=1).config,
+        UCGMScheduler(transport="scm").config,
+    ],
+)
+def test_paths_without_stock_solvers_have_none(config):
+    assert stock_solvers(config) == {}
+
+
+def test_a_chain_that_ends_in_pure_noise_leaves_out_what_cannot_make_it():
+    config = DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction").config
+    solvers = stock_solvers(config)
+    assert "Heun" not in solvers
+    assert solvers["DPMSolverMultistep"].config.rescale_betas_zero_snr
+
+
+def test_adjusted_times_are_those_of_the_noise_levels():
+    solvers = stock_solvers(FlowMatchEulerDiscreteScheduler().config)
+    rounded, adjusted = (solvers[f"UniPCMultistep{suffix}"] for suffix in ("", " exact times"))
+    with compare.unwarned():
+        rounded.set_timesteps(3)
+        adjusted.set_timesteps(3)
+    assert not rounded.timesteps.is_floating_point()
+    torch.testing.assert_close(adjusted.timesteps, adjusted.sigmas[:-1] * 1000)
+    even = solvers["FlowMatchEuler even sigmas"]
+    even.set_timesteps(4)
+    torch.testing.assert_close(even.sigmas, torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0]))
+
+
+def test_an_exact_network_without_a_field_says_so():
+    with pytest.raises(RuntimeError, match="`forward` was called before `set_field`"):
+        ExactTransformer2DModel()(torch.zeros(1, 1, 4, 4), torch.ones(1))
+
+
+def test_the_command_writes_tables_and_plot(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    pipeline(autoencoder("kl", channels=1)).save_pretrained(tmp_path / "model")
+    UCGMScheduler(shift=2.0).save_pretrained(tmp_path / "tuned" / "2")
+    words = ["compare", "--model", str(tmp_path / "model"), "--num-samples", "4", "--calls", "1", "2"]
+    words += ["--only", "UCGM-S", "FlowMatchHeun", "--solution-calls", "9", "--output", str(tmp_path / "out")]
+    words += ["--scheduler", f"tuned={tmp_path / 'tuned'}/{{calls}}"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "| solver | 1 | 2 |" in printed
+    assert "| tuned |  | " in printed
+    assert {"comparison.json", "comparison.md", "quality.png"} <= {each.name for each in (tmp_path / "out").iterdir()}
+    assert main([*words, "--only", "Magic"]) == 2
+    assert "`--only` must name some of" in capsys.readouterr().err
+    assert main([*words, "--scheduler", "tuned"]) == 2
+    assert "`--scheduler` must be a word of the form NAME=FOLDER, got 'tuned'" in capsys.readouterr().err
+    assert main([*words, "--scheduler", f"x={tmp_path}/none-{{calls}}"]) == 2
+    assert "`--scheduler` must name a folder for at least one of [1, 2] calls" in capsys.readouterr().err

@@ -1,0 +1,207 @@
+"""Plots of samplers and strips of trajectories: what is drawn, and what is refused."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMPipeline, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from PIL import Image
+from test_pipeline import autoencoder, pipeline
+
+from diffusers_ucgm import UCGMScheduler
+from diffusers_ucgm.cli import main
+from diffusers_ucgm.generation.drawing import draw
+from diffusers_ucgm.generation.trajectories import decoded, trajectory, trajectory_strip
+from diffusers_ucgm.solver_study import plots
+from diffusers_ucgm.solver_study.exact_fields import exact_pipeline, random_mixture
+from diffusers_ucgm.solver_study.plots import plot_quality, plot_time_grid, plot_tuning
+
+
+pytest.importorskip("matplotlib")
+BLOCKS = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+
+
+@pytest.fixture
+def axes(monkeypatch):
+    """The axes of the last plot."""
+    seen = []
+    make = plots.save_plot
+
+    def save_plot(draw, number, path, **settings):
+        def recorded(panels):
+            draw(panels)
+            seen[:] = panels
+
+        return make(recorded, number, path, **settings)
+
+    monkeypatch.setattr(plots, "save_plot", save_plot)
+    return seen
+
+
+def scheduled(steps=6, **settings):
+    scheduler = UCGMScheduler(**settings)
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+def words_on(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def test_the_time_grid_is_drawn_with_signal_to_noise(tmp_path, axes):
+    schedulers = {"even": scheduled(time_warp=(1.0, 1.0, 1.0), time_gaps=(0.0, 0.0)), "own": scheduled(8)}
+    path = plot_time_grid(schedulers, tmp_path / "grid.png")
+    with Image.open(path) as picture:
+        assert picture.mode == "RGB"
+        assert picture.width > picture.height > 300
+    times, ratio = axes
+    np.testing.assert_allclose(times.lines[0].get_ydata(), schedulers["even"].canonical_times)
+    assert times.lines[1].get_xdata().tolist() == list(range(1, 9))
+    assert [text.get_text() for text in times.get_legend().get_texts()] == ["even", "own"]
+    # (gamma / alpha)^2 on the linear path; pure noise has no place on the axis.
+    even = np.array(schedulers["even"].canonical_times)
+    np.testing.assert_allclose(ratio.lines[0].get_ydata()[1:], ((1 - even[1:]) / even[1:]) ** 2)
+    assert math.isnan(ratio.lines[0].get_ydata()[0])
+    assert ratio.get_yscale() == "log"
+
+
+def test_schedulers_without_times_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"`schedulers` must have their times, got none in \['new'\]"):
+        plot_time_grid({"new": UCGMScheduler()}, tmp_path / "grid.png")
+    with pytest.raises(ValueError, match="`schedulers` must not be empty"):
+        plot_time_grid({}, tmp_path / "grid.png")
+
+
+def test_every_line_of_quality_has_its_name_beside_it(tmp_path, axes):
+    curves = {f"solver {i}": ([1, 2, 10, 250], [0.5, 0.1, 0.01, 0.001 + 1e-6 * i]) for i in range(6)}
+    path = plot_quality(curves, tmp_path / "quality.png", measure="distance", title="a model", emphasised=["solver 3"])
+    assert path.is_file()
+    (ax,) = axes
+    assert sorted(words_on(ax)) == sorted(curves)
+    assert (ax.get_xscale(), ax.get_yscale(), ax.get_ylabel(), ax.get_title("left")) == (
+        "log",
+        "log",
+        "distance",
+        "a model",
+    )
+    assert [f"{tick:g}" for tick in ax.get_xticks()] == ["1", "2", "10", "250"]
+    heights = sorted(text.get_position()[1] for text in ax.texts)
+    # All lines end at the same place, and their names must not.
+    assert min(np.diff(heights)) > 0.02
+    assert {text.get_text() for text in ax.texts if text.get_fontweight() == "bold"} == {"solver 3"}
+
+
+def test_of_many_lines_only_the_best_have_names(tmp_path, axes):
+    curves = {f"solver {i}": ([1, 2], [1.0 + i, 2.0 + i]) for i in range(20)}
+    plot_quality(curves, tmp_path / "quality.png", emphasised=["solver 19"])
+    (ax,) = axes
+    assert sorted(words_on(ax)) == ["solver 0", "solver 19"]
+    assert len(ax.lines) == 20 + 1
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["18 others, nowhere better"]
+
+
+def test_values_that_reach_zero_have_a_linear_axis(tmp_path, axes):
+    plot_quality({"a": ([1, 2], [0.5, 0.0]), "b": ([1, 2], [math.nan, 0.25])}, tmp_path / "quality.png")
+    assert axes[0].get_yscale() == "linear"
+    assert sorted(words_on(axes[0])) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("curves", "message"),
+    [
+        ({}, "`curves` must hold at least one value"),
+        ({"a": ([], [])}, "`curves` must hold at least one value"),
+        ({"a": ([1, 2], [0.5])}, "`curves` must have a value for each call, got 2 and 1 in 'a'"),
+    ],
+)
+def test_curves_without_values_are_refused(tmp_path, curves, message):
+    with pytest.raises(ValueError, match=message):
+        plot_quality(curves, tmp_path / "quality.png")
+
+
+def test_tuning_is_drawn_before_against_after(tmp_path, axes):
+    path = plot_tuning([0.1, 0.2, 0.4], [0.05, 0.3, 0.1], [0.5, None, 0.7, 0.2], tmp_path / "tuning.png")
+    with Image.open(path) as picture:
+        assert picture.width > 1.5 * picture.height
+    seeds, search = axes
+    assert seeds.get_title("left") == "2 of 3 seeds came closer"
+    assert seeds.lines[1].get_xdata().tolist() == [0.1, 0.2, 0.4]
+    assert seeds.lines[1].get_ydata().tolist() == [0.05, 0.3, 0.1]
+    assert search.lines[1].get_ydata().tolist() == [0.5, 0.5, 0.5, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "values", "message"),
+    [
+        ([], [], [1.0], "`after` must be of the 0 seeds of `before`, at least 1, got 0"),
+        ([1.0], [1.0, 2.0], [1.0], "`after` must be of the 1 seeds of `before`, at least 1, got 2"),
+        ([1.0], [1.0], [None], r"`values` must hold at least one number, got \[None\]"),
+    ],
+)
+def test_tuning_without_numbers_is_refused(tmp_path, before, after, values, message):
+    with pytest.raises(ValueError, match=message):
+        plot_tuning(before, after, values, tmp_path / "tuning.png")
+
+
+def test_a_trajectory_ends_with_the_sample():
+    pipe = exact_pipeline(random_mixture(), FlowMatchEulerDiscreteScheduler())
+    scheduler = UCGMScheduler.from_config(pipe.scheduler.config)
+    estimates, times = trajectory(pipe, [0, 0], [3, 4], 5, scheduler=scheduler)
+    assert len(estimates) == len(times) == 5
+    assert times[0] == 1000.0
+    torch.testing.assert_close(estimates[-1], draw(pipe, [0, 0], [3, 4], 5, scheduler=scheduler))
+    # The first estimate of an exact network knows nothing but the mean.
+    assert float((estimates[0][0] - estimates[0][1]).abs().max()) < 1e-3
+    assert "step" not in vars(scheduler)
+
+
+def test_stock_schedulers_with_estimates_have_a_trajectory():
+    pipe = exact_pipeline(random_mixture(), DDIMScheduler(timestep_spacing="trailing", clip_sample=False))
+    estimates, times = trajectory(pipe, [0], [0], 4)
+    assert (len(estimates), times) == (4, [999.0, 749.0, 499.0, 249.0])
+    torch.testing.assert_close(estimates[-1], draw(pipe, [0], [0], 4))
+
+
+def test_a_scheduler_without_estimates_is_refused():
+    pipe = exact_pipeline(random_mixture(), FlowMatchEulerDiscreteScheduler())
+    with pytest.raises(ValueError, match="`scheduler` must give `pred_original_sample`, got FlowMatchEuler"):
+        trajectory(pipe, [0], [0], 2)
+
+
+def test_a_strip_has_a_row_for_each_condition_and_a_column_for_each_call():
+    pipe = pipeline(autoencoder("kl", channels=1))
+    scheduler = UCGMScheduler(solver_order=2, extrapolation_ratio=0.0)
+    strips = [trajectory_strip(pipe, labels, 5, scheduler=scheduler, scale=4) for labels in ([0], [0, 1])]
+    (width, low), (same, high) = (strip.size for strip in strips)
+    assert width == same
+    assert high - low == 16 * 4 + 3
+    assert width > 5 * 16 * 4
+    with pytest.raises(ValueError, match=r"`conditions` must not be empty, got \[\]"):
+        trajectory_strip(pipe, [], 2)
+
+
+def test_pictures_are_decoded_as_the_pipeline_does_it():
+    pipe = pipeline(autoencoder("kl"))
+    latents = draw(pipe, [0, 1], [0, 1], 2)
+    torch.testing.assert_close(decoded(pipe, latents), draw(pipe, [0, 1], [0, 1], 2, output_type="pt"))
+
+
+def test_latents_that_are_packed_otherwise_are_refused():
+    unet = UNet2DModel(8, block_out_channels=(8,), norm_num_groups=4, **BLOCKS)
+    stock = DDPMPipeline(unet=unet, scheduler=DDIMScheduler())
+    with pytest.raises(ValueError, match=r"`latents` must be those of the pipeline's autoencoder, .* got \(1, 4, 8\)"):
+        decoded(stock, torch.zeros(1, 4, 8))
+
+
+def test_the_commands_write_their_plots(tmp_path, capsys):
+    pipeline(autoencoder("kl", channels=1)).save_pretrained(tmp_path / "model")
+    model, grid, strip = (str(tmp_path / name) for name in ("model", "grid.png", "strip.png"))
+    assert main(["info", model, "--steps", "4", "--plot", grid]) == 0
+    words = ["sample", "--model", model, "--labels", "Bag", "--samples-per-label", "1", "--steps", "3"]
+    assert main([*words, "--output", str(tmp_path / "a.png"), "--trajectory", strip]) == 0
+    printed = capsys.readouterr().out
+    assert f"Plot: {grid}" in printed
+    assert f"Trajectory: {strip}" in printed
+    assert main(["info", f"{model}/transformer", "--plot", grid]) == 2
+    assert "`--plot` needs a scheduler" in capsys.readouterr().err

@@ -1,0 +1,150 @@
+"""Many-step solutions: exact, cached by what they depend on, and compared in medians and shares."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+from exact_pipeline import exact_pipeline
+
+from diffusers_ucgm import UCGMScheduler
+from diffusers_ucgm.generation.drawing import draw
+from diffusers_ucgm.solver_study import solutions
+from diffusers_ucgm.solver_study.solutions import (
+    distances,
+    fingerprint,
+    reference_solutions,
+    solution_scheduler,
+    summary,
+    told,
+)
+
+
+CONDITIONS, SEEDS = [0, 1, 2, 0], [5, 6, 7, 8]
+
+
+def solved(pipe, num_calls=40, **options):
+    return reference_solutions(pipe, CONDITIONS, SEEDS, num_calls=num_calls, progress=False, **options)
+
+
+def test_solutions_converge_at_second_order_and_samples_at_more_steps_come_closer():
+    pipe = exact_pipeline()
+    best = solved(pipe, 2000)
+    errors = [float(distances(solved(pipe, calls), best).median()) for calls in (80, 160, 320)]
+    assert 3.0 < errors[0] / errors[1] < 6.0  # 4 where the order is 2
+    assert 3.0 < errors[1] / errors[2] < 6.0
+    drawn = [distances(draw(pipe, CONDITIONS, SEEDS, steps), best).median() for steps in (5, 20)]
+    assert errors[0] < drawn[1] < drawn[0]
+
+
+def test_settings_of_the_sampler_make_no_difference_and_the_pipeline_is_left_alone():
+    one, other = exact_pipeline(), exact_pipeline(UCGMScheduler(extrapolation_ratio="auto", time_warp=(2.0, 1.0, 1.0)))
+    assert torch.equal(solved(one), solved(other))
+    assert other.scheduler.config.extrapolation_ratio == "auto"
+
+
+@pytest.mark.parametrize(
+    "stock",
+    [
+        DDIMScheduler(),
+        DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"),
+        UCGMScheduler(prediction_type="epsilon", stochasticity=1.0),
+        EDMEulerScheduler(),
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+    ],
+)
+@pytest.mark.parametrize("num_calls", [100, 1000])
+def test_every_kind_of_model_has_a_schedule_of_solutions(stock, num_calls):
+    scheduler = solution_scheduler(stock.config)
+    scheduler.set_timesteps(num_calls)
+    assert num_calls - 1 <= len(scheduler.canonical_times) <= num_calls
+    assert scheduler.canonical_times[0] > 0.99
+    assert scheduler.canonical_times[-1] < 3.0 / num_calls * scheduler.config.shift
+    if scheduler.config.round_timesteps:
+        assert scheduler.timesteps.dtype == torch.long
+        assert len(set(scheduler.timesteps.tolist())) == num_calls // 2
+
+
+def test_cache_is_read_and_what_is_missing_or_torn_is_made_again(tmp_path, monkeypatch):
+    pipe = exact_pipeline()
+    expected = solved(pipe)
+    assert torch.equal(solved(pipe, cache=tmp_path, batch_size=2), expected)
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 2
+    drawn = []
+    monkeypatch.setattr(solutions, "draw", lambda *args, **options: drawn.append(args[2]) or draw(*args, **options))
+    assert torch.equal(solved(pipe, cache=tmp_path, batch_size=2), expected)
+    assert drawn == []
+    files[0].unlink()
+    files[1].write_bytes(files[1].read_bytes()[:50])
+    assert torch.equal(solved(pipe, cache=tmp_path, batch_size=2), expected)
+    assert sorted(drawn) == [[5, 6], [7, 8]]
+    assert sorted(tmp_path.iterdir()) == files
+
+
+def test_a_stopped_run_keeps_what_it_has(tmp_path, monkeypatch):
+    pipe, calls = exact_pipeline(), []
+
+    def stopping(*args, **options):
+        calls.append(args[2])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return draw(*args, **options)
+
+    monkeypatch.setattr(solutions, "draw", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        solved(pipe, cache=tmp_path, batch_size=1)
+    solved(pipe, cache=tmp_path, batch_size=1)
+    assert calls == [[5], [6], [6], [7], [8]]
+
+
+def test_fingerprint_follows_weights_settings_and_defaults():
+    pipe, words = exact_pipeline(), set()
+    words.add(fingerprint(pipe))
+    assert fingerprint(exact_pipeline()) in words
+    with torch.no_grad():
+        pipe.transformer.means.flatten()[3] += 1e-4
+    words |= {fingerprint(pipe), fingerprint(pipe, guidance_scale=2.0)}
+    pipe.register_to_config(call_defaults={"guidance_scale": 2.0})
+    words.add(fingerprint(pipe))
+    words |= {fingerprint(pipe, prompt_embeds=torch.full((1, 2), value)) for value in (0.0, 1.0)}
+    assert len(words) == 6
+    assert fingerprint(exact_pipeline(std=0.3)) not in words
+    with pytest.raises(TypeError, match="settings must be numbers, strings or tensors, got function"):
+        fingerprint(pipe, callback=lambda: None)
+
+
+def test_every_process_gives_a_pipeline_the_same_fingerprint():
+    code = (
+        "from exact_pipeline import exact_pipeline\n"
+        "from diffusers_ucgm.solver_study.solutions import fingerprint, told\n"
+        "pipe = exact_pipeline()\n"
+        "print(fingerprint(pipe, scheduler=told(pipe.scheduler.config)))"
+    )
+    # The order of sets, in which diffusers notes what was left at its default, is another in every process.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "1"}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    pipe = exact_pipeline()
+    assert run.stdout.strip() == fingerprint(pipe, scheduler=told(pipe.scheduler.config))
+
+
+def test_summary_tells_the_median_and_who_ended_elsewhere():
+    targets = torch.stack([torch.full((2, 2), float(value)) for value in (0, 4, 8, 12)])
+    samples = targets.clone()
+    samples[:3] += 0.5
+    samples[3] = targets[0]
+    found = summary(distances(samples, targets), targets)
+    assert found.median == pytest.approx(0.5)
+    assert found.rms == pytest.approx(((3 * 0.25 + 144) / 4) ** 0.5)
+    assert found.share_elsewhere == 0.25
+
+
+def test_wrong_input_is_told():
+    with pytest.raises(ValueError, match="`seeds` must be one for each of 2 conditions, got 1"):
+        reference_solutions(exact_pipeline(), [0, 1], [0])
+    with pytest.raises(ValueError, match=r"`samples` must have the shape of `solutions`, \(2, 3\), got \(2, 2\)"):
+        distances(torch.zeros(2, 2), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="`solutions` must be at least 2, got 1"):
+        summary(torch.zeros(1), torch.zeros(1, 3))

@@ -1,0 +1,315 @@
+"""The search for a sampler's settings: what it gains on other seeds, that it goes on, and what it saves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DiTPipeline, FlowMatchEulerDiscreteScheduler
+from exact_pipeline import exact_pipeline
+from full_disk import assert_named_and_gone
+from PIL import Image
+from stock_pipelines import dit, flux
+from test_pipeline import autoencoder, pipeline
+
+from diffusers_ucgm import UCGMPipeline, UCGMScheduler
+from diffusers_ucgm.cli import main
+from diffusers_ucgm.generation.drawing import draw
+from diffusers_ucgm.image_metrics.features import ImageFeatures
+from diffusers_ucgm.image_metrics.statistics import FeatureStatistics
+from diffusers_ucgm.solver_study import search, tune
+from diffusers_ucgm.solver_study.objectives import OBJECTIVES, frechet_objective, gain_of
+from diffusers_ucgm.solver_study.search import SEARCH_SPACE, found_settings, parameters_of, settings_of
+from diffusers_ucgm.solver_study.solutions import distances, reference_solutions
+
+
+STARTS = {"own", "even", "paper", "auto-2", "auto-3", "multistep", "multistep-ratio"}
+QUICK = {"num_trials": 14, "num_seeds": 8, "num_held_out": 16, "num_solution_calls": 100, "progress": False}
+
+
+def tuned(output, pipe=None, **options):
+    return tune.tune_sampler(pipe or exact_pipeline(), 8, output, **{**QUICK, **options})
+
+
+def recorded(output):
+    return json.loads((output / "tuning.json").read_text())
+
+
+def test_tuning_gains_on_held_out_seeds_and_is_never_worse_than_a_start(tmp_path):
+    result = tuned(tmp_path, num_trials=30)
+    assert result.gain.is_gain
+    assert result.gain.ratio < 0.6
+    assert result.gain.low < result.gain.ratio < result.gain.high
+    starts = {trial.start: trial.value for trial in result.trials if trial.start}
+    assert set(starts) == STARTS
+    assert result.best.value <= min(starts.values())
+    assert result.own_value == pytest.approx(starts["own"])  # the default settings lie in the search's ranges
+    assert len(result.trials) == 30
+
+
+def test_saved_scheduler_gives_the_reported_value_on_seeds_that_were_not_tuned_on(tmp_path):
+    pipe = exact_pipeline()
+    result = tuned(tmp_path, pipe, seed=100)
+    found = recorded(tmp_path)
+    assert (found["first_seed"], found["num_seeds"], found["num_held_out"]) == (100, 8, 16)
+    seeds = list(range(108, 124))
+    conditions = [i % 3 for i in range(8, 24)]
+    pipe.scheduler = UCGMScheduler.from_pretrained(tmp_path, subfolder="scheduler")
+    targets = reference_solutions(pipe, conditions, seeds, num_calls=100, progress=False)
+    value = float(distances(draw(pipe, conditions, seeds, 8), targets).quantile(0.5))
+    assert value == pytest.approx(result.gain.after, rel=1e-4)
+    assert found["held_out"]["after"] == result.gain.after
+    assert found["settings"] == result.settings
+    assert found["is_gain"] is True
+    assert {"diffusers-ucgm", "diffusers", "torch", "optuna"} == set(found["versions"])
+    assert [trial["value"] for trial in found["trials"]] == [trial.value for trial in result.trials]
+
+
+def test_seeds_of_the_search_and_of_the_judgement_are_disjoint(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(tune, "draw", lambda *args, **options: drawn.append(args[2]) or draw(*args, **options))
+    tuned(tmp_path)
+    *tried, before, after = drawn
+    assert before == after
+    assert len(set(before)) == 16
+    assert set(before).isdisjoint(seed for seeds in tried for seed in seeds)
+    assert min(min(seeds) for seeds in drawn) >= tune.FIRST_SEED
+
+
+def test_a_search_that_was_stopped_makes_the_trials_of_one_that_was_not(tmp_path, monkeypatch):
+    whole = tuned(tmp_path / "whole")
+    value, calls = tune._Draws.value, []
+
+    def stopping(*args):
+        calls.append(args)
+        if len(calls) in (3, 9, 13):
+            raise KeyboardInterrupt
+        return value(*args)
+
+    monkeypatch.setattr(tune._Draws, "value", stopping)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            tuned(tmp_path / "stopped")
+    stopped = tuned(tmp_path / "stopped")
+    assert len(calls) == len(whole.trials) + 3
+    by_start = [{trial.start: trial.value for trial in each.trials[: len(STARTS)]} for each in (whole, stopped)]
+    assert by_start[0] == by_start[1]
+    made = [[(trial.settings, trial.value) for trial in each.trials[len(STARTS) :]] for each in (whole, stopped)]
+    assert made[0] == made[1]
+    assert stopped.gain == whole.gain
+    assert len(tuned(tmp_path / "stopped", num_trials=16).trials) == 16
+    assert len(calls) == len(whole.trials) + 5
+
+
+def test_a_killed_search_goes_on(tmp_path):
+    code = (
+        "from exact_pipeline import exact_pipeline\n"
+        "from diffusers_ucgm.solver_study.tune import tune_sampler\n"
+        f"tune_sampler(exact_pipeline(), 8, {str(tmp_path)!r}, **{ {**QUICK, 'num_trials': 10**6} })"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    journal = tmp_path / "trials.jsonl"
+    while not (journal.is_file() and journal.read_text().count('"state":1') > 7):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    # As a full disk leaves it.
+    with journal.open("a") as file:
+        file.write('{"op_code":4,"work')
+    lock = journal.with_name("trials.jsonl.lock")
+    lock.unlink(missing_ok=True)
+    lock.symlink_to(journal)
+    result = tuned(tmp_path, num_trials=40)
+    assert len(result.trials) == 40
+    assert {trial.start for trial in result.trials[: len(STARTS)]} == STARTS
+    assert all(trial.value is not None for trial in result.trials)
+
+
+def test_nothing_gained_is_said_and_the_own_settings_stay(tmp_path, monkeypatch):
+    # A search whose best is its start.
+    monkeypatch.setattr(tune._Draws, "value", lambda self, settings, part: 1.0)
+    pipe = exact_pipeline(UCGMScheduler(extrapolation_ratio="auto", extrapolation_order=3, shift=1.5))
+    result = tuned(tmp_path, pipe)
+    assert result.best.start == "own"
+    assert not result.gain.is_gain
+    assert result.gain.ratio == pytest.approx(1.0, rel=1e-3)
+    assert "Nothing was gained" in tune.report(result)
+    assert result.scheduler is pipe.scheduler
+    saved = UCGMScheduler.from_pretrained(tmp_path, subfolder="scheduler").config
+    assert (saved.extrapolation_ratio, saved.extrapolation_order, saved.shift) == ("auto", 3, 1.5)
+    assert recorded(tmp_path)["is_gain"] is False
+
+
+def test_interval_reaches_one_where_before_and_after_differ_by_chance():
+    generator = torch.Generator().manual_seed(0)
+    before = torch.rand(100, generator=generator) + 0.5
+    after = before * (1.0 + 0.1 * torch.randn(100, generator=generator))
+    assert not gain_of(OBJECTIVES["median"], before, after).is_gain
+    less = gain_of(OBJECTIVES["mean"], before, after * 0.8)
+    assert less.is_gain
+    assert less.ratio == pytest.approx(0.8, abs=0.03)
+    assert less.elsewhere_before is None
+
+
+def test_few_step_model_is_tuned_by_a_frechet_distance_and_not_by_solutions(tmp_path):
+    pipe = pipeline(autoencoder("kl", channels=1), UCGMScheduler(extrapolation_ratio=0.0, stochasticity=1.0))
+    with pytest.raises(ValueError, match=r"got 'median' with `stochasticity=1.0`: .* `--objective frechet`"):
+        tuned(tmp_path / "none", pipe)
+    network = lambda pictures: ImageFeatures(pictures.float().flatten(1).mean(1, keepdim=True) / 255.0)
+    goal = frechet_objective(network, FeatureStatistics.of(torch.tensor([[0.8], [1.0]])), identity="grey")
+    result = tuned(tmp_path, pipe, objective=goal)
+    assert not (tmp_path / "solutions").exists()
+    assert all("stochasticity" in trial.settings for trial in result.trials)
+    assert result.gain.elsewhere_before is None
+    assert result.best.value <= result.own_value
+
+
+def test_a_pipeline_with_times_of_its_own_is_searched_for_what_changes_its_samples(tmp_path, monkeypatch):
+    case = flux()
+    case.pipe.encode_prompt = lambda prompt, **_: (
+        torch.ones(len(prompt), 5, 8),
+        torch.ones(len(prompt), 8),
+        torch.zeros(5, 3),
+    )
+    pictures = {"height": 16, "width": 16, "guidance_scale": 2.0}
+    result = tuned(tmp_path, case.pipe, conditions=["a", "b"], num_held_out=8, **pictures)
+    for trial in result.trials:
+        assert trial.settings["solver_order"] == 1 or trial.settings["solver_type"] == "multistep"
+        assert {"time_warp", "time_gaps", "shift", "stochasticity"}.isdisjoint(trial.settings)
+    kept = tmp_path / "scheduler" / "scheduler_config.json"
+    assert json.loads(kept.read_text())["_class_name"] == type(result.scheduler).__name__
+    assert type(case.pipe.scheduler) is FlowMatchEulerDiscreteScheduler
+
+
+def test_stock_pipeline_of_a_chain_is_tuned_at_whole_times(tmp_path):
+    pipe = dit().pipe
+    assert isinstance(pipe, DiTPipeline)
+    result = tuned(tmp_path, pipe, conditions=[1, 2], num_held_out=4, num_seeds=4, num_solution_calls=20, num_trials=8)
+    scheduler = UCGMScheduler.from_config(pipe.scheduler.config, **result.settings)
+    scheduler.set_timesteps(8)
+    assert scheduler.timesteps.dtype == torch.long
+
+
+def test_parameters_come_back_from_settings():
+    parameters = {"method": "ratio", "extrapolation_ratio": 0.3, "warp_a": 2.0, "warp_b": 0.5, "warp_c": 1.5}
+    parameters |= {"gap_noise": 0.01, "gap_data": 0.05, "shift": 2.0, "stochasticity": 0.25}
+    config = UCGMScheduler(**settings_of(parameters)).config
+    assert parameters_of(config, SEARCH_SPACE, 10) == pytest.approx(parameters)
+    for method in search.METHODS:
+        config = UCGMScheduler(**settings_of({**parameters, "method": method})).config
+        assert parameters_of(config, SEARCH_SPACE, 10)["method"] == method
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_gap_of_nothing_is_the_same_grid_as_its_parameter(order):
+    even = UCGMScheduler(solver_order=order, time_warp=(1.0, 1.0, 1.0), time_gaps=(0.0, 0.0))
+    nearest = UCGMScheduler(**settings_of(parameters_of(even.config, SEARCH_SPACE, 10)))
+    for scheduler in (even, nearest):
+        scheduler.set_timesteps(10)
+    torch.testing.assert_close(nearest.timesteps, even.timesteps, rtol=0, atol=0.02)  # of 1000
+
+
+def test_settings_that_cannot_be_run_are_passed_over(tmp_path):
+    space = {name: SEARCH_SPACE[name] for name in ("method", "extrapolation_ratio")}
+    given = []
+
+    def measure(settings):
+        given.append(settings)
+        return None if len(given) % 2 else float(len(given))
+
+    starts = {"first": {"method": "ratio", "extrapolation_ratio": 0.5}}
+    trials = found_settings(measure, space, starts, tmp_path / "trials.jsonl", num_trials=6, progress=False)
+    assert [trial.value for trial in trials] == [None, 2.0, None, 4.0, None, 6.0]
+    assert tune._best(trials).value == 2.0
+    with pytest.raises(RuntimeError, match="None of the settings could be run"):
+        tune._best(trials[:1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_trials": 4}, "`num_trials` must be at least 7, got 4"),
+        ({"num_seeds": 1}, "`num_seeds` must be at least 2, got 1"),
+        ({"num_held_out": 1}, "`num_held_out` must be at least 2, got 1"),
+        ({"objective": "best"}, r"`objective` must be an `Objective` or one of \['mean', 'median'\], got 'best'"),
+        ({"conditions": [7]}, r"`class_labels` must be in \[0, 2\], got 7"),
+    ],
+)
+def test_wrong_input_is_told_before_anything_is_drawn(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        tuned(tmp_path / "output", **options)
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("name", ["scheduler", r"tuning\.json"])
+def test_a_full_disk_is_named_and_the_search_goes_on(tmp_path, name):
+    assert_named_and_gone(tmp_path, name, lambda: tuned(tmp_path, num_trials=7))
+    assert len(recorded(tmp_path)["trials"]) == 7
+
+
+def test_a_folder_holds_one_search(tmp_path):
+    tuned(tmp_path, num_trials=7)
+    with pytest.raises(
+        ValueError, match=r"`output` must be a new folder or of the same run, got .* \['num_seeds'\] differ"
+    ):
+        tuned(tmp_path, num_trials=7, num_seeds=9)
+    with pytest.raises(ValueError, match=r"\['model'\] differ"):
+        tuned(tmp_path, exact_pipeline(std=0.3), num_trials=7)
+
+
+def test_missing_optuna_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(
+        ImportError, match=r"The search needs optuna. Install it by `pip install 'diffusers-ucgm\[tune\]'`"
+    ):
+        tuned(tmp_path)
+
+
+def test_command_tunes_shows_and_saves(tmp_path, capsys):
+    model, output = tmp_path / "model", tmp_path / "tuned"
+    pipeline(autoencoder("kl", channels=1)).save_pretrained(model)
+    words = ["tune-sampler", "--model", str(model), "--steps", "4", "--output", str(output), "--device", "cpu"]
+    numbers = ["--num-trials", "8", "--num-seeds", "4", "--num-held-out", "6", "--solution-calls", "20"]
+    assert main([*words, *numbers, "--save-pipeline"]) == 0
+    printed = capsys.readouterr().out
+    assert "start 'auto-3'" in printed
+    assert "95% interval" in printed
+    with Image.open(output / "before-after.png") as image:
+        assert image.height > 6 * 16
+    pipe = UCGMPipeline.from_pretrained(output / "pipeline")
+    assert pipe.config.call_defaults == {"num_inference_steps": 4}
+    saved = UCGMScheduler.from_pretrained(output, subfolder="scheduler").config
+    assert pipe.scheduler.config.time_warp == saved.time_warp
+    assert main([*words, *numbers, "--objective", "frechet"]) == 2
+    assert "`--reference` must name real pictures" in capsys.readouterr().err
+
+
+def test_command_tunes_towards_real_pictures(tmp_path, capsys, monkeypatch):
+    model, real = tmp_path / "model", tmp_path / "real"
+    pipeline(autoencoder("kl", channels=1), UCGMScheduler(stochasticity=1.0)).save_pretrained(model)
+    real.mkdir()
+    for i in range(4):
+        Image.new("L", (16, 16), 60 * i).save(real / f"{i}.png")
+    make = lambda device: lambda pictures: ImageFeatures(pictures.float().flatten(1).mean(1, keepdim=True) / 255.0)
+    monkeypatch.setitem(sys.modules, "own_features", SimpleNamespace(make=make))
+    words = [
+        "tune-sampler",
+        "--model",
+        str(model),
+        "--steps",
+        "2",
+        "--output",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+    ]
+    words += ["--num-trials", "8", "--num-seeds", "4", "--num-held-out", "6", "--objective", "frechet"]
+    assert main([*words, "--reference", str(real), "--features", "own_features:make"]) == 0
+    assert "95% interval" in capsys.readouterr().out
