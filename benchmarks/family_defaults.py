@@ -77,32 +77,32 @@ def field(seed: int) -> GaussianMixture:
     return GaussianMixture(means / scale, torch.full((8,), 0.15, dtype=torch.float64) / scale)
 
 
-def solution(scheduler: Any, steps: int, mixture: GaussianMixture, family: Any, samples: int) -> Tensor:
+def solution(scheduler: Any, steps: int, mixture: GaussianMixture, convention: Any, samples: int) -> Tensor:
     """What a scheduler makes of the exact network, shape `(samples, 16)`."""
-    network = mixture.denoiser(family.transport)
+    network = mixture.denoiser(convention.transport)
     scheduler.set_timesteps(steps)
     noise = torch.randn(samples, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     sample = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     for timestep in scheduler.timesteps:
         scaled = scheduler.scale_model_input(sample, timestep) if hasattr(scheduler, "scale_model_input") else sample
-        t = family.time(timestep.double()).clamp(family.earliest, 1.0)
+        t = convention.time(timestep.double()).clamp(convention.earliest, 1.0)
         sample = scheduler.step(network(scaled, t), timestep, sample, return_dict=False)[0].double()
     return sample
 
 
 def rows(peers: list[Callable[[], Any]], samples: int, fields: int) -> dict[str, list[float]]:
-    """The figures of a family's solvers, by row, for each number of calls."""
+    """The figures of a model's solvers, by row, for each number of calls."""
     config = peers[0]().config
-    family = UCGMScheduler.from_config(config).family
+    convention = UCGMScheduler.from_config(config).convention
     exact = {"solver_type": "velocity", "extrapolation_ratio": 0.0, "time_gaps": (0.0005, 0.0005)}
     fine = UCGMScheduler.from_config(config, **exact)
     mixtures = [field(seed) for seed in range(fields)]
-    ends = [solution(fine, 1500, mixture, family, samples) for mixture in mixtures]
+    ends = [solution(fine, 1500, mixture, convention, samples) for mixture in mixtures]
     solvers = {row: UCGMScheduler.from_config(config, **settings) for row, settings in OURS.items()}
     solvers |= {type(peer).__name__.removesuffix("Scheduler"): peer for peer in (make() for make in peers)}
 
     def distance(solver: Any, calls: int) -> float:
-        found = [solution(solver, calls, mixture, family, samples) for mixture in mixtures]
+        found = [solution(solver, calls, mixture, convention, samples) for mixture in mixtures]
         medians = [(x - end).square().mean(dim=1).sqrt().median() for x, end in zip(found, ends, strict=True)]
         return float(torch.stack(medians).mean())
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from .constraints import KEYWORDS, PATH, check, is_number, is_whole, plain, shown
 from .presets import get_preset
 from .readme import STOCK_EXAMPLE, save_readme
-from .sampling.conventions import Family, cumulative_alphas_of, family_of
+from .sampling.conventions import Convention, convention_of, cumulative_alphas_of
 from .sampling.grids import Spacing, as_told, check_timestep, given_schedule, grid_of_steps, place_of, times_from
 from .sampling.noising import noised
 from .sampling.precision import KeptState, result_dtypes, result_rule
@@ -195,8 +195,8 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         check_relations(self.config)
         # JSON holds no scalars of numpy and torch.
         self.register_to_config(**{name: plain(self.config[name]) for name in SCHEDULER_SETTINGS})
-        Spacing.of(self.config)  # its settings are checked where it is made, as the family's are
-        self._family: Family | None = family_of(self.config)
+        Spacing.of(self.config)  # its settings are checked where it is made, as the convention's are
+        self._convention: Convention | None = convention_of(self.config)
         # A stock scheduler that is made from this config must not read the sampler's settings as its own.
         defaults = self.config.get("_use_default_values", [])
         self.register_to_config(
@@ -219,10 +219,10 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         return self.config.num_train_timesteps
 
     def __getstate__(self) -> dict[str, Any]:
-        # A family is made of functions, which cannot be pickled; the config makes it again. What a run writes to in
-        # place must not be shared by a copy, and the kept state must know that it is in one.
+        # A convention is made of functions, which cannot be pickled; the config makes it again. What a run writes to
+        # in place must not be shared by a copy, and the kept state must know that it is in one.
         own = {name: copy.copy(self.__dict__[name]) for name in ("_last", "_published")}
-        return {**self.__dict__, "_family": None, "_history": [each.clone() for each in self._history], **own}
+        return {**self.__dict__, "_convention": None, "_history": [each.clone() for each in self._history], **own}
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -286,24 +286,24 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     @property
-    def family(self) -> Family:
+    def convention(self) -> Convention:
         """The model's path, and what its network and pipelines call time, noise level and sample."""
-        if self._family is None:
-            self._family = family_of(self.config)
-        return self._family
+        if self._convention is None:
+            self._convention = convention_of(self.config)
+        return self._convention
 
     @property
     def transport(self) -> Transport:
         """The model's path and prediction in canonical time."""
-        return self.family.transport
+        return self.convention.transport
 
     @property
     def init_noise_sigma(self) -> float:
         """What a pipeline multiplies standard normal noise by to start: 1, or sqrt(sigma^2 + 1) in sigma space."""
-        if not self.family.divides:
+        if not self.convention.divides:
             return 1.0
         t = torch.tensor(self._points[0].t if self._points else 1.0, dtype=torch.float64)
-        return math.sqrt(float(self.family.sigma(t)) ** 2 + 1.0)
+        return math.sqrt(float(self.convention.sigma(t)) ** 2 + 1.0)
 
     @property
     def step_index(self) -> int | None:
@@ -330,7 +330,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         t = torch.tensor([*self.canonical_times[1:], 0.0], dtype=torch.float64)
         if self.config.stochasticity != 0:
             t = torch.zeros_like(t)
-        return self.family.timestep(t).to(self.timesteps)
+        return self.convention.timestep(t).to(self.timesteps)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Start in the middle of the schedule, as image-to-image pipelines do.
@@ -394,19 +394,19 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             "intermediate_timesteps": intermediate_timesteps,
         }
         check(SCHEDULE_ARGUMENTS, given)
-        family, spacing = self.family, self._spacing
+        convention, spacing = self.convention, self._spacing
         if max_timesteps is not None and timesteps is None and num_inference_steps:
-            timesteps = times_from(max_timesteps, intermediate_timesteps, num_inference_steps, family)
+            timesteps = times_from(max_timesteps, intermediate_timesteps, num_inference_steps, convention)
         ladder = original_inference_steps or self.config.original_inference_steps
         if timesteps is not None or sigmas is not None:
-            t, told = given_schedule(timesteps, sigmas, spacing, family, mu, num_inference_steps)
+            t, told = given_schedule(timesteps, sigmas, spacing, convention, mu, num_inference_steps)
         elif num_inference_steps is None:
             raise ValueError(f"`num_inference_steps` must be at least 1, got {num_inference_steps!r}.")
         else:
             num_points = (num_inference_steps + 1) // 2 if self._solver.repeats else num_inference_steps
-            t = grid_of_steps(num_points, spacing, family, mu, ladder, 1.0 if strength is None else strength)
-            t, told = as_told(spacing.rounded(t, family) if self.config.round_timesteps else t, family)
-        self._points = [Point.at(family, value) for value in t.tolist()]
+            t = grid_of_steps(num_points, spacing, convention, mu, ladder, 1.0 if strength is None else strength)
+            t, told = as_told(spacing.rounded(t, convention) if self.config.round_timesteps else t, convention)
+        self._points = [Point.at(convention, value) for value in t.tolist()]
         if self._is_published and self._points[0].gamma == 0:
             raise ValueError(
                 f"`solver_type='noise'` divides by gamma(t), which is 0 at the first time, got t = {t[0]}. Start "
@@ -418,10 +418,10 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         told = told.long() if has_whole_times else told
         self._whole_times = frozenset(told.tolist() if has_whole_times else ())
         data_time = t.new_zeros(1)
-        if family.ends_at_data:
-            told = torch.cat([told, family.timestep(data_time).float()])
+        if convention.ends_at_data:
+            told = torch.cat([told, convention.timestep(data_time).float()])
         self.timesteps = told.to(device)
-        self.sigmas = torch.cat([family.sigma(t), data_time]).float().to(device)
+        self.sigmas = torch.cat([convention.sigma(t), data_time]).float().to(device)
         self.num_inference_steps = len(t) if num_inference_steps is None else num_inference_steps
         self._reset()
         self._plan(0)
@@ -445,7 +445,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             sample: The sample, shape `(B, ...)`.
             timestep: The entry of `timesteps` that the network will be called with.
         """
-        if not self.family.divides:
+        if not self.convention.divides:
             return sample
         if not self._calls:
             raise RuntimeError("`scale_model_input` was called before `set_timesteps`.")
@@ -511,7 +511,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             self._run_noise = RunNoise(sample)
         x = self._working_copy(sample)
         rule = result_rule(self.config.get(STOCK_CLASS), self.config)
-        dtype, x_hat_dtype = result_dtypes(rule, self.family.is_flow, sample.dtype, model_output.dtype, x.dtype)
+        dtype, x_hat_dtype = result_dtypes(rule, self.convention.is_flow, sample.dtype, model_output.dtype, x.dtype)
         if torch.promote_types(model_output.dtype, x.dtype) != x.dtype:
             model_output = model_output.to(x.dtype)
         if pred_original_sample is not None:
@@ -567,11 +567,11 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         Raises:
             ValueError: If a time is out of the model's range, or the numbers of samples do not agree.
         """
-        return noised(self.family, sample, noise, timestep, ("sample", "noise", "timestep"))
+        return noised(self.convention, sample, noise, timestep, ("sample", "noise", "timestep"))
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`scale_noise` in the argument order of diffusers' other schedulers."""
-        return noised(self.family, original_samples, noise, timesteps, ("original_samples", "noise", "timesteps"))
+        return noised(self.convention, original_samples, noise, timesteps, ("original_samples", "noise", "timesteps"))
 
     @property
     def _spacing(self) -> Spacing:
@@ -611,9 +611,9 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         self._published: PublishedCorrection | None = None
 
     def _plan(self, begin_index: int) -> None:
-        end = Point.at(self.family, self.family.earliest) if self.config.ends_at_first_step else None
+        end = Point.at(self.convention, self.convention.earliest) if self.config.ends_at_first_step else None
         self._calls = self._solver.plan(self._points, begin_index, end)
-        if self.family.ends_at_data:
+        if self.convention.ends_at_data:
             self._calls.append(Call(SAMPLE, SAMPLE))
         if self._is_published:
             self._published = PublishedCorrection(self._solver, self._points, begin_index)
@@ -668,13 +668,13 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
 
     def _step_of_tokens(self, x: Tensor, model_output: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Euler's step of every token from its own time, and its data estimate."""
-        if not self.family.is_flow or self._solver.repeats or self.config.stochasticity != 0:
+        if not self.convention.is_flow or self._solver.repeats or self.config.stochasticity != 0:
             raise ValueError(
                 "`per_token_timesteps` needs a flow-matching model with one call a step and `stochasticity=0`, got "
                 f"{self.config.transport!r}, `solver_order={self.config.solver_order}` and "
                 f"{self.config.stochasticity!r}."
             )
-        return step_of_tokens(x, model_output, self.family.time(timesteps.to(x.dtype)), self.sigmas)
+        return step_of_tokens(x, model_output, self.convention.time(timesteps.to(x.dtype)), self.sigmas)
 
     def _working_copy(self, sample: Tensor) -> Tensor:
         """The sample in the step's precision: what the last step gave before rounding, if it comes back untouched."""
@@ -698,7 +698,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
     def _output(self, prev_sample: Tensor, x_hat: Any, return_dict: bool) -> UCGMSchedulerOutput | tuple[Tensor, ...]:
         if return_dict:
             return UCGMSchedulerOutput(prev_sample, x_hat())
-        return (prev_sample,) if self.family.is_flow else (prev_sample, x_hat())
+        return (prev_sample,) if self.convention.is_flow else (prev_sample, x_hat())
 
     def _has_noise_for(self, sample: Tensor) -> bool:
         return self._run_noise is not None and self._run_noise.fits(sample)

@@ -1,4 +1,4 @@
-"""Families of models: their paths, times and noise levels, against diffusers' own schedulers for them."""
+"""Conventions of models: their paths, times and noise levels, against diffusers' own schedulers for them."""
 
 import math
 import pickle  # noqa: TID251 - diffusers' schedulers travel to worker processes
@@ -35,7 +35,7 @@ CHAINS = [
     {"trained_betas": [0.01 + 0.0002 * i for i in range(200)], "num_train_timesteps": 200},
     {"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
 ]
-FAMILIES = {
+CONVENTIONS = {
     "flow": flow(get_transport("linear"), 1000),
     "reversed flow": flow(get_transport("relinear"), 1000),
     "chain": discrete_beta(cumulative_alphas(1000)),
@@ -64,18 +64,18 @@ def run(scheduler, times=None, steps=None, seed=0, output=network, **given):
     return sample
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CONVENTIONS)
 def test_times_and_noise_levels_have_inverses(name):
-    family = FAMILIES[name]
-    t = torch.linspace(max(family.earliest, 0.01), 0.999, 50, dtype=torch.float64)
-    torch.testing.assert_close(family.time(family.timestep(t)), t)
-    torch.testing.assert_close(family.time_of_sigma(family.sigma(t)), t)
-    assert (family.sigma(t).diff() > 0).all()
+    convention = CONVENTIONS[name]
+    t = torch.linspace(max(convention.earliest, 0.01), 0.999, 50, dtype=torch.float64)
+    torch.testing.assert_close(convention.time(convention.timestep(t)), t)
+    torch.testing.assert_close(convention.time_of_sigma(convention.sigma(t)), t)
+    assert (convention.sigma(t).diff() > 0).all()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CONVENTIONS)
 def test_estimates_invert_the_path(name):
-    transport = FAMILIES[name].transport
+    transport = CONVENTIONS[name].transport
     x, z = torch.randn(2, 5, 3, dtype=torch.float64)
     t = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
     x_hat, z_hat = transport.estimate(transport.target(x, z, t), transport.sample(x, z, t), t)
@@ -83,14 +83,14 @@ def test_estimates_invert_the_path(name):
     torch.testing.assert_close(z_hat, z)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CONVENTIONS)
 def test_noised_samples_have_the_noise_level_of_their_time(name):
-    family = FAMILIES[name]
+    convention = CONVENTIONS[name]
     x, z, t = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64), torch.tensor([0.6])
-    noisy = family.noised(x, z, t.double())
-    gamma = 1.0 if family.divides else family.transport.gamma(t.double())
-    level = noisy / gamma if not family.is_flow else noisy
-    torch.testing.assert_close(level.flatten(), family.sigma(t.double()))
+    noisy = convention.noised(x, z, t.double())
+    gamma = 1.0 if convention.divides else convention.transport.gamma(t.double())
+    level = noisy / gamma if not convention.is_flow else noisy
+    torch.testing.assert_close(level.flatten(), convention.sigma(t.double()))
 
 
 @pytest.mark.parametrize("settings", CHAINS, ids=str)
@@ -98,7 +98,7 @@ def test_chains_pass_through_the_stock_table_and_are_smooth_between(settings):
     stock = DDIMScheduler(**settings)
     ours = UCGMScheduler.from_config(stock.config)
     steps = torch.arange(stock.config.num_train_timesteps, dtype=torch.float64)
-    transport, t = ours.transport, ours.family.time(steps)
+    transport, t = ours.transport, ours.convention.time(steps)
     torch.testing.assert_close(transport.gamma(t).square().float(), stock.alphas_cumprod, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(transport.alpha(t).square() + transport.gamma(t).square(), torch.ones_like(t))
     torch.testing.assert_close(ours.alphas_cumprod, stock.alphas_cumprod, rtol=1e-4, atol=1e-6)
@@ -480,7 +480,7 @@ def test_a_call_made_again_gives_the_step_without_extrapolation():
     ],
     ids=str,
 )
-def test_steps_of_every_family_neither_wait_for_the_device_nor_make_float64(settings):
+def test_steps_of_every_convention_neither_wait_for_the_device_nor_make_float64(settings):
     scheduler = UCGMScheduler(**settings)
     scheduler.set_timesteps(7)
     sample, timesteps = torch.randn(2, 3, 4, 4) * scheduler.init_noise_sigma, list(scheduler.timesteps)
@@ -507,21 +507,21 @@ def test_steps_of_every_family_neither_wait_for_the_device_nor_make_float64(sett
     ],
     ids=["flow", "shifted flow", "chain", "sigma space"],
 )
-def test_defaults_of_a_family_halve_the_error_of_its_first_order_solver(stock):
+def test_defaults_of_a_convention_halve_the_error_of_its_first_order_solver(stock):
     """The exact field of a mixture; figures for more solvers and calls are in benchmarks/family_defaults.py."""
     means = torch.randn(8, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     mixture = GaussianMixture(means / means.std(), torch.full((8,), 0.15, dtype=torch.float64))
-    family = UCGMScheduler.from_config(stock.config).family
+    convention = UCGMScheduler.from_config(stock.config).convention
 
-    network = mixture.denoiser(family.transport)
+    network = mixture.denoiser(convention.transport)
 
     def solution(scheduler, steps):
         scheduler.set_timesteps(steps)
         start = torch.randn(128, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         sample = start * getattr(scheduler, "init_noise_sigma", 1.0)
         for t in scheduler.timesteps:
-            model_input = sample if family.is_flow else scheduler.scale_model_input(sample, t)
-            output = network(model_input, family.time(t.double()).clamp(family.earliest, 1.0))
+            model_input = sample if convention.is_flow else scheduler.scale_model_input(sample, t)
+            output = network(model_input, convention.time(t.double()).clamp(convention.earliest, 1.0))
             sample = scheduler.step(output, t, sample, return_dict=False)[0].double()
         return sample
 
@@ -616,7 +616,7 @@ def test_schedulers_can_be_pickled_in_the_middle_of_a_run(name):
         ({"transport": "sigma_space", "solver_order": 2, "solver_type": "noise"}, "neither clipped nor divided"),
     ],
 )
-def test_bad_families_are_refused(settings, message):
+def test_bad_conventions_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         UCGMScheduler(**settings)
 

@@ -93,7 +93,7 @@ def run(scheduler):
     generator = torch.Generator().manual_seed(0)
     sample = torch.linspace(-1.0, 1.0, 12).view(1, 3, 2, 2)
     samples = []
-    for t in scheduler.timesteps[: len(scheduler.timesteps) - scheduler.family.ends_at_data]:
+    for t in scheduler.timesteps[: len(scheduler.timesteps) - scheduler.convention.ends_at_data]:
         scaled = scheduler.scale_model_input(sample, t)
         sample = scheduler.step(torch.cos(3.0 * scaled), t, sample, generator=generator).prev_sample
         samples.append(sample)

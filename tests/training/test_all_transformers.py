@@ -12,7 +12,12 @@ import torch
 
 from diffusers_ucgm import UCGMLoss
 from diffusers_ucgm.training.adapters import ZImageAdapter
-from diffusers_ucgm.training.network_adapter import ADAPTERS, NetworkAdapter, adapter_for_pipeline, family_of_scheduler
+from diffusers_ucgm.training.network_adapter import (
+    ADAPTERS,
+    NetworkAdapter,
+    adapter_for_pipeline,
+    convention_of_scheduler,
+)
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -88,7 +93,7 @@ def test_takes_a_step_through_its_own_adapter(name):
     torch.manual_seed(0)
     latents = torch.randn(2, *shape)
     condition = {keyword: case.arguments[argument].repeat_interleave(2, 0) for keyword, argument in keywords.items()}
-    transport = family_of_scheduler(case.pipe.scheduler).transport
+    transport = convention_of_scheduler(case.pipe.scheduler).transport
     for settings in SETTINGS:
         loss = UCGMLoss(transport=transport, **settings, huber_c=5.0, label_dropout=0.5)
         network.zero_grad()

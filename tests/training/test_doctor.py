@@ -13,7 +13,7 @@ from diffusers_ucgm.data.datasets import LatentDataset
 from diffusers_ucgm.oracles import GaussianMixture
 from diffusers_ucgm.training.config import UCGMTrainingConfig
 from diffusers_ucgm.training.doctor import examine
-from diffusers_ucgm.training.network_adapter import adapter_for_pipeline, family_of_scheduler
+from diffusers_ucgm.training.network_adapter import adapter_for_pipeline, convention_of_scheduler
 from diffusers_ucgm.transports import get_transport
 
 
@@ -167,13 +167,13 @@ def bundled(few_step):
     call = {"num_inference_steps": 10, "output_type": "latent", "generator": torch.Generator().manual_seed(0)}
     latents = pipe(labels.tolist(), **call).images
     settings = {} if few_step else MULTI_STEP
-    family = family_of_scheduler(pipe.scheduler)
+    convention = convention_of_scheduler(pipe.scheduler)
     return examine(
         config(**settings),
         pipe.transformer,
         LatentDataset(latents, labels),
         adapter=adapter_for_pipeline(pipe),
-        transport=family.transport,
+        transport=convention.transport,
     )
 
 

@@ -19,7 +19,7 @@ from transformers import (
 from diffusers_ucgm import UCGMPipeline
 from diffusers_ucgm.pipeline import denormalize_latents, normalize_latents
 from diffusers_ucgm.training.encoding import encode_null, encode_pixels, encode_prompts
-from diffusers_ucgm.training.network_adapter import adapter_for_pipeline, denoiser_of, family_of_scheduler
+from diffusers_ucgm.training.network_adapter import adapter_for_pipeline, convention_of_scheduler, denoiser_of
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -139,16 +139,18 @@ LENGTHS = {"cogvideox_2b": {"max_sequence_length": 5}, "lumina2": {"max_sequence
 def test_prompts_are_encoded_as_the_stock_pipeline_encodes_them(name):
     case, stock = with_encoders(name), STOCK[name]
     pipe = case.pipe
-    adapter, family = adapter_for_pipeline(pipe), family_of_scheduler(pipe.scheduler)
+    adapter, convention = adapter_for_pipeline(pipe), convention_of_scheduler(pipe.scheduler)
     condition = encode_prompts(pipe, adapter, ["a red square"], **LENGTHS.get(name, {}))
     (model_output, timestep, sample), *_ = recorded_steps(case, **stock.call)
-    t = family.time(torch.as_tensor(timestep).double().reshape(1))
+    t = convention.time(torch.as_tensor(timestep).double().reshape(1))
     if stock.latents:
         like = torch.empty(1, *stock.latents)
         sample, model_output = (unpacked(adapter, value, like) for value in (sample, model_output))
-    x_t = sample * family.transport.gamma(t).reshape(-1, *(1,) * (sample.ndim - 1)) if family.divides else sample
+    x_t = (
+        sample * convention.transport.gamma(t).reshape(-1, *(1,) * (sample.ndim - 1)) if convention.divides else sample
+    )
     with torch.no_grad():
-        found = adapter(denoiser_of(pipe), x_t.float(), family.transport.model_time(t).float(), **condition)
+        found = adapter(denoiser_of(pipe), x_t.float(), convention.transport.model_time(t).float(), **condition)
     torch.testing.assert_close(found, model_output[:, : found.shape[1]].float(), rtol=1e-4, atol=2e-5)
 
 

@@ -20,8 +20,8 @@ from diffusers_ucgm.training.network_adapter import (
     NetworkAdapter,
     adapter_for,
     adapter_for_pipeline,
+    convention_of_scheduler,
     denoiser_of,
-    family_of_scheduler,
     register_adapter,
 )
 
@@ -109,22 +109,26 @@ def one_batch(value):
 def test_reproduces_what_the_stock_pipeline_hands_its_scheduler(name):
     stock, case = STOCK[name], stock_case(name)
     pipe, network = case.pipe, denoiser_of(case.pipe)
-    family = family_of_scheduler(pipe.scheduler)
+    convention = convention_of_scheduler(pipe.scheduler)
     adapter = adapter_for_pipeline(pipe)
     condition = {keyword: one_batch(case.arguments[argument]) for keyword, argument in stock.condition.items()}
     steps = recorded_steps(case, **stock.call)
     assert len(steps) >= 3
     for model_output, timestep, sample in steps[:3]:
-        t = family.time(torch.as_tensor(timestep).double().reshape(1))
+        t = convention.time(torch.as_tensor(timestep).double().reshape(1))
         if stock.latents:
             like = torch.empty(1, *stock.latents)
             # Packed or turned by the pipeline: the adapter's own inverse, which the last lines hold to account.
             sample, expected = (unpacked(adapter, value, like) for value in (sample, model_output))
         else:
             expected = model_output[:, : sample.shape[1]]
-        x_t = sample * family.transport.gamma(t).reshape(-1, *(1,) * (sample.ndim - 1)) if family.divides else sample
+        x_t = (
+            sample * convention.transport.gamma(t).reshape(-1, *(1,) * (sample.ndim - 1))
+            if convention.divides
+            else sample
+        )
         with torch.no_grad():
-            found = adapter(network, x_t.float(), family.transport.model_time(t).float(), **condition)
+            found = adapter(network, x_t.float(), convention.transport.model_time(t).float(), **condition)
         torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=2e-5)
 
 
@@ -155,9 +159,9 @@ def test_the_papers_networks_are_called_as_their_pipeline_calls_them(name):
 
     pipe.scheduler.step = record
     pipe([1, 3], num_inference_steps=3, output_type="latent", generator=torch.Generator().manual_seed(0))
-    family, adapter = family_of_scheduler(pipe.scheduler), adapter_for_pipeline(pipe)
+    convention, adapter = convention_of_scheduler(pipe.scheduler), adapter_for_pipeline(pipe)
     for expected, timestep, sample in seen:
-        t = family.transport.model_time(family.time(timestep.double().reshape(1))).float().expand(2)
+        t = convention.transport.model_time(convention.time(timestep.double().reshape(1))).float().expand(2)
         with torch.no_grad():
             found = adapter(pipe.transformer, sample, t, class_labels=torch.tensor([1, 3]))
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

@@ -14,7 +14,7 @@ from diffusers_ucgm.data.datasets import LatentDataset
 from diffusers_ucgm.training import export
 from diffusers_ucgm.training import trainer as trainer_module
 from diffusers_ucgm.training.config import UCGMTrainingConfig
-from diffusers_ucgm.training.network_adapter import family_of_scheduler
+from diffusers_ucgm.training.network_adapter import convention_of_scheduler
 from diffusers_ucgm.training.trainer import UCGMTrainer
 
 
@@ -163,7 +163,7 @@ def test_path_and_time_follow_the_pipelines_scheduler(tmp_path):
     config = settings(tmp_path, max_train_steps=2, label_dropout=0.5)
     trainer = UCGMTrainer.from_pipeline(config, case.pipe, items, null_condition=null)
     t = torch.tensor([0.1, 0.6, 1.0])
-    expected = family_of_scheduler(case.pipe.scheduler).transport
+    expected = convention_of_scheduler(case.pipe.scheduler).transport
     assert torch.equal(trainer.loss.transport.alpha(t), expected.alpha(t))
     told = []
     case.pipe.unet.register_forward_pre_hook(

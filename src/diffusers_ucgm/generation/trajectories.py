@@ -140,7 +140,7 @@ def trajectory_strip(
 def _title(index: int, time: float, scheduler: Any) -> str:
     """The number of a call and its canonical time, where it is known."""
     if isinstance(scheduler, UCGMScheduler):
-        canonical = scheduler.family.time(torch.tensor(time, dtype=torch.float64))
+        canonical = scheduler.convention.time(torch.tensor(time, dtype=torch.float64))
         return f"{index + 1}: t={float(canonical):.2f}"
     return f"{index + 1}: {time:.4g}"
 

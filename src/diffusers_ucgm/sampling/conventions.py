@@ -1,8 +1,8 @@
-"""Families of pretrained models: what their networks and pipelines call time, noise level and sample.
+"""Conventions of pretrained models: how their networks and pipelines name time, noise level and sample.
 
-A transport lives on canonical time, 0 at the data and 1 at noise. diffusers' models tell time in steps of a discrete
-chain, in the logarithm of a noise level or in radians, and some pipelines hand over the sample divided by the data's
-weight. A `Family` is a transport and these four translations, so that one sampler serves them all.
+A transport lives on canonical time, 0 at the data and 1 at noise. diffusers' models measure time in steps of a
+discrete noise schedule, in the logarithm of a noise level or in radians, and some pipelines hand over the sample
+divided by the data's weight. A `Convention` is a transport with these translations, so that one sampler serves all.
 """
 
 import math
@@ -18,11 +18,11 @@ from diffusers_ucgm.transports import PREDICTIONS, Coefficient, Transport, get_t
 
 __all__ = [
     "BETA_SCHEDULES",
-    "Family",
+    "Convention",
+    "convention_of",
     "cumulative_alphas",
     "cumulative_alphas_of",
     "discrete_beta",
-    "family_of",
     "flow",
     "scm",
     "sigma_space",
@@ -53,14 +53,14 @@ SIGMA_TOLERANCE = 1.01
 
 
 @dataclass(frozen=True)
-class Family:
-    """A transport, and the names that a family of models has for its quantities.
+class Convention:
+    """A transport, and how a diffusers model names time, noise level and sample on it.
 
     Attributes:
         transport: Path and prediction in canonical time.
         timestep: The network's time of canonical times, elementwise.
         time: Canonical time of the network's times, the inverse of `timestep`.
-        sigma: The noise level, as the family's own schedulers show it in `sigmas`, of canonical times.
+        sigma: The noise level, as the convention's own schedulers show it in `sigmas`, of canonical times.
         is_flow: Whether `sigma` is canonical time itself, which `shift` and `mu` move.
         earliest: The least canonical time that the network knows.
         divides: Whether the pipelines' sample is `x_t / gamma(t)`, data plus noise of the level sigma.
@@ -101,7 +101,7 @@ class Family:
         return (low + high) / 2.0
 
     def noised(self, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
-        """The pipelines' sample at canonical times: `alpha z + gamma x`, divided by gamma where the family divides.
+        """The pipelines' sample at canonical times: `alpha z + gamma x`, divided by gamma where `divides` is true.
 
         Args:
             x: Data, shape `(B, ...)`.
@@ -112,14 +112,14 @@ class Family:
         return alpha / gamma * z + x if self.divides else alpha * z + gamma * x
 
 
-def flow(transport: Transport, num_train_timesteps: float) -> Family:
+def flow(transport: Transport, num_train_timesteps: float) -> Convention:
     """Flow matching and the paper's own transports: the network's time is canonical time in other units.
 
     Args:
         transport: Any transport.
         num_train_timesteps: The network's time of pure noise.
     """
-    return Family(
+    return Convention(
         transport,
         lambda t: transport.model_time(t) * num_train_timesteps,
         lambda timestep: transport.model_time(timestep / num_train_timesteps),
@@ -188,7 +188,7 @@ def cumulative_alphas(
     return abar.double()
 
 
-def discrete_beta(abar: Tensor, prediction_type: str = "epsilon", divides: bool = False) -> Family:
+def discrete_beta(abar: Tensor, prediction_type: str = "epsilon", divides: bool = False) -> Convention:
     """A model trained on a chain of noise levels, made continuous.
 
     Step `n` of the chain is canonical time `(n + 1) / T`, so that 0 is the data. The path keeps the variance,
@@ -198,7 +198,7 @@ def discrete_beta(abar: Tensor, prediction_type: str = "epsilon", divides: bool 
     Args:
         abar: The chain's table of squared data weights, shape `(T,)`, falling.
         prediction_type: One of `PREDICTIONS`.
-        divides: Whether the sample is divided by gamma, which must then not vanish: see `Family`.
+        divides: Whether the sample is divided by gamma, which must then not vanish: see `Convention`.
 
     Raises:
         ValueError: If the prediction is unknown, or does not determine the data at the last step.
@@ -230,7 +230,7 @@ def discrete_beta(abar: Tensor, prediction_type: str = "epsilon", divides: bool 
         return value + u * (1.0 - u).square() * slope[index] - u.square() * (1.0 - u) * slope[index + 1]
 
     alpha, gamma = (lambda t: torch.sin(angle(t))), (lambda t: torch.cos(angle(t)))
-    return Family(
+    return Convention(
         Transport(alpha, gamma, *PREDICTIONS[prediction_type](alpha, gamma)),
         lambda t: t * num_steps - 1.0,
         lambda timestep: (timestep + 1.0) / num_steps,
@@ -248,7 +248,7 @@ def sigma_space(
     rho: float = 7.0,
     prediction_type: str = "epsilon",
     sigma_embedding: str = "log",
-) -> Family:
+) -> Convention:
     """A model with EDM's preconditioning (arXiv 2206.00364), whose samples are data plus noise of the level sigma.
 
     Args:
@@ -303,7 +303,7 @@ def sigma_space(
         lambda t: sign * sigma(t) / sigma_data * scale(t),
     )
     told, level = EMBEDDINGS[sigma_embedding]
-    return Family(
+    return Convention(
         Transport(*weights),
         lambda t: told(sigma(t)),
         lambda timestep: time(level(timestep)),
@@ -312,7 +312,7 @@ def sigma_space(
     )
 
 
-def scm(sigma_data: float = 0.5) -> Family:
+def scm(sigma_data: float = 0.5) -> Convention:
     """A consistency model on the trigonometric path (sCM, arXiv 2410.11081), as diffusers' `SCMScheduler` runs it.
 
     Time is an angle from pi / 2 at noise to 0 at data, the noise has the standard deviation of the data, and the
@@ -327,7 +327,7 @@ def scm(sigma_data: float = 0.5) -> Family:
     if not sigma_data > 0:
         raise ValueError(f"`sigma_data` must be positive, got {sigma_data!r}.")
     quarter = math.pi / 2.0
-    return Family(
+    return Convention(
         Transport(
             lambda t: sigma_data * torch.sin(quarter * t),
             lambda t: torch.cos(quarter * t),
@@ -341,8 +341,8 @@ def scm(sigma_data: float = 0.5) -> Family:
     )
 
 
-def family_of(config: Mapping[str, Any]) -> Family:
-    """The family that a `UCGMScheduler`'s config names.
+def convention_of(config: Mapping[str, Any]) -> Convention:
+    """The convention that a `UCGMScheduler`'s config names.
 
     Raises:
         ValueError: If a setting is out of its range.

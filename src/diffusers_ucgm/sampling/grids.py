@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusers_ucgm.constraints import is_number, is_whole, shown
 
-from .conventions import Family
+from .conventions import Convention
 from .time_grids import distinct_integers, dynamic_shift, respaced, static_shift, stretched, time_grid
 
 
@@ -77,13 +77,13 @@ class Spacing:
             chosen[0] if chosen else None,
         )
 
-    def shifted(self, t: Tensor, mu: float | None, family: Family) -> Tensor:
+    def shifted(self, t: Tensor, mu: float | None, convention: Convention) -> Tensor:
         """Times with the shift, the last time and the spacing of the noise levels that a flow's config asks for.
 
         Args:
             t: Falling canonical times, float64, shape `(N,)`.
             mu: The shift where it is dynamic.
-            family: The model's family.
+            convention: The model's convention.
 
         Raises:
             ValueError: If `mu` is missing or out of its range.
@@ -99,37 +99,37 @@ class Spacing:
                     f"`mu` must be in [{low:g}, {high:g}] with `time_shift_type={self.time_shift_type!r}`, got {mu!r}."
                 )
             t = dynamic_shift(t, mu, self.time_shift_type)
-        return self.spaced(stretched(t, self.shift_terminal) if self.shift_terminal else t, family)
+        return self.spaced(stretched(t, self.shift_terminal) if self.shift_terminal else t, convention)
 
-    def spaced(self, t: Tensor, family: Family) -> Tensor:
+    def spaced(self, t: Tensor, convention: Convention) -> Tensor:
         """Times whose noise levels are spaced as asked between the first and the last.
 
         Args:
             t: Falling canonical times, float64, shape `(N,)`.
-            family: The model's family.
+            convention: The model's convention.
         """
         if self.levels is None or len(t) < 2:
             return t
-        levels = family.sigma(t)
-        return family.time_of_sigma(respaced(levels, self.levels).clamp(levels[-1], levels[0]))
+        levels = convention.sigma(t)
+        return convention.time_of_sigma(respaced(levels, self.levels).clamp(levels[-1], levels[0]))
 
-    def rounded(self, t: Tensor, family: Family) -> Tensor:
+    def rounded(self, t: Tensor, convention: Convention) -> Tensor:
         """Times that are whole numbers to the network, none twice.
 
         Args:
             t: Falling canonical times, float64, shape `(N,)`.
-            family: The model's family.
+            convention: The model's convention.
         """
-        told = family.timestep(t)
+        told = convention.timestep(t)
         rises = len(told) > 1 and bool(told[-1] > told[0])
         whole = distinct_integers(told.flip(0)).flip(0) if rises else distinct_integers(told)
-        return family.time(whole)
+        return convention.time(whole)
 
 
 def grid_of_steps(
     num_points: int,
     spacing: Spacing,
-    family: Family,
+    convention: Convention,
     mu: float | None = None,
     original_inference_steps: int | None = None,
     strength: float = 1.0,
@@ -139,7 +139,7 @@ def grid_of_steps(
     Args:
         num_points: Number of grid points, at least 1.
         spacing: The settings.
-        family: The model's family.
+        convention: The model's convention.
         mu: The shift where it is dynamic.
         original_inference_steps: The steps that a latent consistency model knows; the grid takes the nearest above.
         strength: The first time, in (0, 1].
@@ -163,16 +163,16 @@ def grid_of_steps(
         rungs = torch.ceil(t * known - 1e-4).clamp(1, known)
         return distinct_integers(rungs) / original_inference_steps
     t = t * strength
-    if family.is_flow:
-        return spacing.shifted(t, mu, family)
-    return spacing.spaced(t.clamp(min=family.earliest), family)
+    if convention.is_flow:
+        return spacing.shifted(t, mu, convention)
+    return spacing.spaced(t.clamp(min=convention.earliest), convention)
 
 
 def given_schedule(
     timesteps: Sequence[float] | np.ndarray | Tensor | None,
     sigmas: Sequence[float] | np.ndarray | Tensor | None,
     spacing: Spacing,
-    family: Family,
+    convention: Convention,
     mu: float | None = None,
     num_inference_steps: int | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -182,7 +182,7 @@ def given_schedule(
         timesteps: The network's times, or None.
         sigmas: The path's noise levels, or None. A flow's are shifted and spaced as diffusers' schedulers do it.
         spacing: The settings.
-        family: The model's family.
+        convention: The model's convention.
         mu: The shift where it is dynamic.
         num_inference_steps: The length that the caller expects, or None.
 
@@ -193,50 +193,50 @@ def given_schedule(
         ValueError: If what is given rises, leaves the path or has another length than expected.
     """
     told = None if timesteps is None else _numbers(timesteps, "timesteps")
-    if told is not None and family.ends_at_data and len(told) > 1 and told[-1] == 0:
+    if told is not None and convention.ends_at_data and len(told) > 1 and told[-1] == 0:
         told = told[:-1]
     if sigmas is not None:
         levels = _numbers(sigmas, "sigmas")
         levels = levels[:-1] if len(levels) > 1 and levels[-1] == 0 else levels
-        t = _check_falling(family.time_of_sigma(levels), "sigmas", 0.0)
-        t = spacing.shifted(t, mu, family) if family.is_flow else t
+        t = _check_falling(convention.time_of_sigma(levels), "sigmas", 0.0)
+        t = spacing.shifted(t, mu, convention) if convention.is_flow else t
     else:
         assert told is not None
-        t = _check_falling(family.time(told), "timesteps", family.earliest)
+        t = _check_falling(convention.time(told), "timesteps", convention.earliest)
     given = "sigmas" if told is None else "timesteps"
     if num_inference_steps not in (None, len(t)):
         raise ValueError(
             f"`num_inference_steps` must be the length of `{given}`, {len(t)}, got {num_inference_steps}."
         )
     if told is None or sigmas is None:
-        return as_told(t, family)
+        return as_told(t, convention)
     if len(told) != len(t):
         raise ValueError(f"`timesteps` and `sigmas` must have the same length, got {len(told)} and {len(t)}.")
     return t, told.float()
 
 
-def as_told(t: Tensor, family: Family) -> tuple[Tensor, Tensor]:
+def as_told(t: Tensor, convention: Convention) -> tuple[Tensor, Tensor]:
     """Canonical times as they are when the network is told them in float32, and what it is told.
 
     Near the noise end the rounding matters to gamma(t).
     """
-    told = family.timestep(t).float()
-    return family.time(told.double()).clamp(family.earliest, 1.0), told
+    told = convention.timestep(t).float()
+    return convention.time(told.double()).clamp(convention.earliest, 1.0), told
 
 
-def times_from(first: float, second: float | None, number: int, family: Family) -> np.ndarray:
+def times_from(first: float, second: float | None, number: int, convention: Convention) -> np.ndarray:
     """An sCM model's even times.
 
     Args:
         first: The first time.
         second: The second where there are two, or None.
         number: How many.
-        family: The model's family.
+        convention: The model's convention.
 
     Raises:
         ValueError: If the times do not fall within the network's.
     """
-    most = float(family.timestep(torch.ones((), dtype=torch.float64)))
+    most = float(convention.timestep(torch.ones((), dtype=torch.float64)))
     if not first <= most + 1e-4:
         raise ValueError(f"`max_timesteps` must be at most the network's {most:.6g}, got {first!r}.")
     times = np.linspace(first, 0.0, number + 1)[:-1]

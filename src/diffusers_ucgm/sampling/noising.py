@@ -5,19 +5,19 @@ from torch import Tensor
 
 from diffusers_ucgm.constraints import is_floating, is_sequence, shown
 
-from .conventions import Family
+from .conventions import Convention
 
 
 __all__ = ["noised"]
 
 
 def noised(
-    family: Family, sample: Tensor, noise: Tensor | None, timestep: Tensor | float, names: tuple[str, str, str]
+    convention: Convention, sample: Tensor, noise: Tensor | None, timestep: Tensor | float, names: tuple[str, str, str]
 ) -> Tensor:
     """`x_t = alpha(t) noise + gamma(t) sample`, for one or several of each.
 
     Args:
-        family: The model's family.
+        convention: The model's convention.
         sample: Clean data, shape `(B, ...)`.
         noise: Standard normal, shape `(B, ...)`; None draws it.
         timestep: The network's times, shape `(B,)` or `()`.
@@ -32,7 +32,7 @@ def noised(
     for name, value in zip(names, (sample, noise), strict=False):
         if not (is_floating(value) or (value is None and name == "noise")):
             raise ValueError(f"`{name}` must be a tensor of floating-point numbers, got {shown(value)}.")
-    t = known_times(family, timestep, names[2]).to(sample.device)
+    t = known_times(convention, timestep, names[2]).to(sample.device)
     count = _common_number(sample, noise, t, names)
     shape = (count, *sample.shape[1:]) if sample.ndim else sample.shape
     noise = torch.randn(shape, dtype=sample.dtype, device=sample.device) if noise is None else noise
@@ -41,15 +41,15 @@ def noised(
             f"`noise` must have the shape of `{names[0]}`, {tuple(sample.shape)}, got {tuple(noise.shape)}."
         )
     dtype = torch.promote_types(sample.dtype, torch.float32)
-    result = family.noised(sample.to(dtype), noise.to(sample.device, dtype), t.to(dtype))
+    result = convention.noised(sample.to(dtype), noise.to(sample.device, dtype), t.to(dtype))
     return result.to(torch.promote_types(sample.dtype, noise.dtype))
 
 
-def known_times(family: Family, timestep: Tensor | float, name: str) -> Tensor:
+def known_times(convention: Convention, timestep: Tensor | float, name: str) -> Tensor:
     """Canonical times, float32 or wider, of times that the network knows.
 
     Args:
-        family: The model's family.
+        convention: The model's convention.
         timestep: The network's times, shape `(B,)` or `()`.
         name: The argument, for messages.
 
@@ -62,7 +62,7 @@ def known_times(family: Family, timestep: Tensor | float, name: str) -> Tensor:
             f"`{name}` must not be empty. In a pipeline that starts from an image, `strength` times "
             "`num_inference_steps` must be at least 1."
         )
-    ends = family.timestep(torch.tensor([family.earliest, 1.0], dtype=torch.float64))
+    ends = convention.timestep(torch.tensor([convention.earliest, 1.0], dtype=torch.float64))
     low, high = sorted(ends.tolist())
     # Half-precision pipelines round their times: 999 is 1000 in bfloat16.
     rounding = torch.finfo(told.dtype).eps if told.is_floating_point() else 0.0
@@ -72,7 +72,7 @@ def known_times(family: Family, timestep: Tensor | float, name: str) -> Tensor:
         raise ValueError(
             f"`{name}` must be times that the network knows, from {low:.6g} to {high:.6g}, got {shown(told.tolist())}."
         )
-    return family.time(wide).clamp(family.earliest, 1.0)
+    return convention.time(wide).clamp(convention.earliest, 1.0)
 
 
 def _as_tensor(timestep: Tensor | float, name: str) -> Tensor:

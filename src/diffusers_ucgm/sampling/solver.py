@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .conventions import Family
+from .conventions import Convention
 
 
 __all__ = ["SAMPLE", "Call", "Point", "Solver", "Weights", "estimate_weights", "step_of_tokens", "thresholded"]
@@ -100,7 +100,7 @@ class Call(NamedTuple):
 class Point:
     """A canonical time of the grid, its coefficients for the pipelines' sample, and its estimates as weights.
 
-    `scale` turns that sample into the network's input: 1, or gamma(t) for a family that divides by it.
+    `scale` turns that sample into the network's input: 1, or gamma(t) for a convention that divides by it.
     """
 
     t: float
@@ -118,21 +118,21 @@ class Point:
         return math.log(self.gamma / self.alpha) if self.gamma else -math.inf
 
     @classmethod
-    def at(cls, family: Family, t: float) -> "Point":
-        """The point of a family's path at `t`.
+    def at(cls, convention: Convention, t: float) -> "Point":
+        """The point of a convention's path at `t`.
 
         Raises:
             ValueError: If the prediction does not determine data and noise there.
         """
         time = torch.tensor(t, dtype=torch.float64)
-        alpha, gamma, alpha_hat, gamma_hat = (float(value) for value in family.transport.coefficients(time, time))
+        alpha, gamma, alpha_hat, gamma_hat = (float(value) for value in convention.transport.coefficients(time, time))
         det = alpha * gamma_hat - gamma * alpha_hat
         if det == 0:
             raise ValueError(
                 f"The network's prediction must determine data and noise at every time, got D(t) = 0 at t = {t}. Use "
                 "a gap above 0 in `time_gaps`."
             )
-        scale = gamma if family.divides else 1.0
+        scale = gamma if convention.divides else 1.0
         x_hat = Weights(_snapped(-alpha_hat * scale / det), alpha / det, 1.0)
         return cls(t, alpha / scale, gamma / scale, scale, x_hat, Weights(gamma_hat * scale / det, -gamma / det))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusers_ucgm.oracles import GaussianMixture
 from diffusers_ucgm.pipeline import UCGMPipeline
-from diffusers_ucgm.sampling.conventions import Family
+from diffusers_ucgm.sampling.conventions import Convention
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 
@@ -35,18 +35,18 @@ class ExactTransformer2DModel(ModelMixin, ConfigMixin):
         # What a network's dtype and device are read from, and what tells one mixture from another.
         self.means = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
         self.stds = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
-        self._family: Family | None = None
+        self._convention: Convention | None = None
 
-    def set_field(self, mixture: GaussianMixture, family: Family) -> "ExactTransformer2DModel":
+    def set_field(self, mixture: GaussianMixture, convention: Convention) -> "ExactTransformer2DModel":
         """Give it what it predicts.
 
         Args:
             mixture: The data, of one mean's shape `(in_channels, sample_size, sample_size)`.
-            family: What the network and its pipeline call time and sample.
+            convention: What the network and its pipeline call time and sample.
         """
         self.means = torch.nn.Parameter(mixture.means.float(), requires_grad=False)
         self.stds = torch.nn.Parameter(mixture.stds.float(), requires_grad=False)
-        self._family, self._denoiser = family, mixture.denoiser(family.transport)
+        self._convention, self._denoiser = convention, mixture.denoiser(convention.transport)
         return self
 
     def forward(
@@ -63,10 +63,10 @@ class ExactTransformer2DModel(ModelMixin, ConfigMixin):
         Raises:
             RuntimeError: If there is no field.
         """
-        if self._family is None:
+        if self._convention is None:
             raise RuntimeError("`forward` was called before `set_field`.")
-        t = self._family.time(timestep.double()).clamp(self._family.earliest, 1.0)
-        told = self._family.transport.model_time(t)
+        t = self._convention.time(timestep.double()).clamp(self._convention.earliest, 1.0)
+        told = self._convention.transport.model_time(t)
         return (self._denoiser(sample.double(), told).to(sample.dtype),)
 
 
@@ -79,7 +79,7 @@ def exact_pipeline(mixture: GaussianMixture, scheduler: Any) -> UCGMPipeline:
     """
     channels, side, _ = mixture.means.shape[1:]
     network = ExactTransformer2DModel(side, channels)
-    network.set_field(mixture, UCGMScheduler.from_config(scheduler.config).family)
+    network.set_field(mixture, UCGMScheduler.from_config(scheduler.config).convention)
     return UCGMPipeline(transformer=network, vae=None, scheduler=scheduler)
 
 

@@ -87,7 +87,7 @@ def solution_scheduler(config: Mapping[str, Any]) -> UCGMScheduler:
     }
     scheduler = UCGMScheduler.from_config(config, **settings)
     try:
-        Point.at(scheduler.family, 1.0)
+        Point.at(scheduler.convention, 1.0)
     except ValueError:  # epsilon says nothing of the data at pure noise
         scheduler = UCGMScheduler.from_config(config, **{**settings, "time_gaps": (0.001, 0.0)})
     return scheduler

@@ -143,13 +143,13 @@ def doctor(args: argparse.Namespace) -> int:
     dataset, null = _data(args.data)
     dtype = DTYPES[args.torch_dtype]
     if args.pipeline:
-        from .network_adapter import family_of_scheduler
+        from .network_adapter import convention_of_scheduler
 
         pipeline = load_pipeline(args.pipeline, dtype, argument="--pipeline")
         expert, adapter = expert_of(pipeline, config.expert), adapter_for_pipeline(pipeline)
         if null is not None:
             adapter.null_condition = null
-        transport = family_of_scheduler(pipeline.scheduler).transport
+        transport = convention_of_scheduler(pipeline.scheduler).transport
         findings = examine(
             config,
             expert.network,

@@ -13,7 +13,7 @@ from torch import nn
 
 from diffusers_ucgm.generation.drawing import networks_of
 
-from .network_adapter import denoiser_of, family_of_scheduler
+from .network_adapter import convention_of_scheduler, denoiser_of
 
 
 __all__ = ["Expert", "expert_of"]
@@ -73,4 +73,4 @@ def expert_of(pipe: DiffusionPipeline, name: str | None) -> Expert:
 def _boundary(pipe: DiffusionPipeline, ratio: float) -> float:
     """The canonical time at which the pipeline changes its network, as it compares the network's times."""
     timestep = torch.tensor([ratio * pipe.scheduler.config.num_train_timesteps], dtype=torch.float64)
-    return float(family_of_scheduler(pipe.scheduler).time(timestep))
+    return float(convention_of_scheduler(pipe.scheduler).time(timestep))

@@ -14,7 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from diffusers_ucgm.sampling.conventions import Family
+from diffusers_ucgm.sampling.conventions import Convention
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 
@@ -24,8 +24,8 @@ __all__ = [
     "NetworkAdapter",
     "adapter_for",
     "adapter_for_pipeline",
+    "convention_of_scheduler",
     "denoiser_of",
-    "family_of_scheduler",
     "register_adapter",
 ]
 
@@ -158,13 +158,13 @@ def register_adapter(*names: str) -> Callable[[type[NetworkAdapter]], type[Netwo
     return register
 
 
-def family_of_scheduler(scheduler: Any) -> Family:
+def convention_of_scheduler(scheduler: Any) -> Convention:
     """The path, prediction and time of the models that a scheduler of diffusers, or its config, is made for.
 
     Raises:
         ValueError: If the scheduler is of another kind: see `UCGMScheduler.from_config`.
     """
-    return UCGMScheduler.from_config(getattr(scheduler, "config", scheduler)).family
+    return UCGMScheduler.from_config(getattr(scheduler, "config", scheduler)).convention
 
 
 def adapter_for(network: nn.Module, scheduler: Any = None, **options: Any) -> NetworkAdapter:
@@ -184,7 +184,7 @@ def adapter_for(network: nn.Module, scheduler: Any = None, **options: Any) -> Ne
     cls = next(
         (ADAPTERS[each.__name__] for each in type(network).__mro__ if each.__name__ in ADAPTERS), NetworkAdapter
     )
-    timestep = None if scheduler is None else _timestep_of(family_of_scheduler(scheduler))
+    timestep = None if scheduler is None else _timestep_of(convention_of_scheduler(scheduler))
     return cls(network, timestep, **options)
 
 
@@ -211,9 +211,9 @@ def adapter_for_pipeline(pipe: DiffusionPipeline, **options: Any) -> NetworkAdap
     return adapter_for(network, pipe.scheduler, **{**cls.options_of(pipe), **options})
 
 
-def _timestep_of(family: Family) -> Callable[[Tensor], Tensor]:
+def _timestep_of(convention: Convention) -> Callable[[Tensor], Tensor]:
     # Below its first time a discrete chain has nothing to be told of.
-    return lambda t: family.timestep(family.transport.model_time(t).clamp(min=family.earliest))
+    return lambda t: convention.timestep(convention.transport.model_time(t).clamp(min=convention.earliest))
 
 
 def _argument(names: Mapping[str, Any], known: tuple[str, ...], network: nn.Module) -> str:

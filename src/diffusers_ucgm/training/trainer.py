@@ -40,7 +40,7 @@ from .batches import DrawnSamples, StepSampler, batches_from, generator_of, leng
 from .config import UCGMTrainingConfig
 from .experts import expert_of
 from .export import NOTHING_TO_DRAW, Results
-from .network_adapter import DenoiserAdapter, adapter_for, family_of_scheduler
+from .network_adapter import DenoiserAdapter, adapter_for, convention_of_scheduler
 from .optimizers import make_optimizer
 from .ratios import ratio_at
 from .requirements import check_data, check_run, validation_conditions
@@ -124,7 +124,7 @@ class UCGMTrainer(Results):
         self.pipeline = pipeline
         self.expert = None if pipeline is None else expert_of(pipeline, config.expert)
         self.adapter = adapter_for(transformer, scheduler) if adapter is None else adapter
-        self.transport = None if scheduler is None else family_of_scheduler(scheduler).transport
+        self.transport = None if scheduler is None else convention_of_scheduler(scheduler).transport
         self.loss = config.loss(0, self.transport)
         check_run(config)
         check_data(transformer, self.adapter, dataset)
