@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from diffusers_ucgm.loss import UCGMLoss, pseudo_huber
+from diffusers_ucgm.loss import UCGMLoss
+from diffusers_ucgm.targets import pseudo_huber
 from diffusers_ucgm.teacher import Teacher
 from diffusers_ucgm.transports import TRANSPORTS, Transport, get_transport
 

@@ -101,7 +101,7 @@ def test_differences_approach_the_exact_derivative(transport, monkeypatch):
     exact = slopes({"transport": transport, "derivative": "forward"}, t)
     errors = []
     for step in (0.02, 0.01):
-        monkeypatch.setattr("diffusers_ucgm.loss.DIFFERENCE_STEP", step)
+        monkeypatch.setattr("diffusers_ucgm.student_path.DIFFERENCE_STEP", step)
         difference = slopes({"transport": transport}, t)
         inside = (exact.abs() < 0.99) & (difference.abs() < 0.99)  # away from the clamp
         assert inside.any()

@@ -318,28 +318,28 @@ MUTANTS = [
     ),
     Mutant(
         "network asked outside [0, 1]",
-        "loss.py",
+        "student_path.py",
         "inside = ends[0].clamp(min=0.0), ends[1].clamp(max=1.0)",
         "inside = ends",
         LOSS_TESTS,
     ),
     Mutant(
         "times in the dtype of the latents",
-        "loss.py",
+        "student_path.py",
         "self.transport.model_time(t).float()",
         "self.transport.model_time(t).to(self.network_dtype)",
         LOSS_TESTS,
     ),
     Mutant(
         "NaN at t = 0 from 4 / sin(0)",
-        "loss.py",
+        "targets.py",
         "MIN_TIME = 1e-4",
         "MIN_TIME = 0.0",
         LOSS_TESTS,
     ),
     Mutant(
         "consistency loss of a reversed transport in the network's own time",
-        "loss.py",
+        "student_path.py",
         "self.transport.model_time(t).float()",
         "t.float()",
         LOSS_TESTS,
@@ -360,7 +360,7 @@ MUTANTS = [
     ),
     Mutant(
         "network calls of one step under different dropout",
-        "loss.py",
+        "student_path.py",
         "        torch.manual_seed(seed)\n",
         "",
         LOSS_TESTS,
@@ -374,9 +374,9 @@ MUTANTS = [
     ),
     Mutant(
         "dropped samples enhanced like the others",
-        "loss.py",
-        "return _select(dropped, 0.5 * (value + reference), kept)",
-        "return kept",
+        "targets.py",
+        "return torch.where(column(dropped, value), 0.5 * (value + reference), moved)",
+        "return moved",
         LOSS_TESTS,
     ),
     Mutant(
@@ -508,7 +508,7 @@ MUTANTS = [
     ),
     Mutant(
         "doubled calls in the wrong order",
-        "loss.py",
+        "student_path.py",
         "self.predict(self.denoiser, torch.cat(points), torch.cat(times), condition).chunk(number)",
         "self.predict(self.denoiser, torch.cat(points), torch.cat(times), condition).chunk(number)[::-1]",
         ("tests/test_loss_speed.py",),

@@ -18,32 +18,23 @@ Calls of a network in one evaluation, the one with a gradient included; each is 
 With `batched_calls` the two of a difference are one call of a doubled batch.
 """
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .constraints import check, choice, flag, fraction, integer, number, numbers, of_type, optional
 from .sampling.time_grids import beta_times
+from .student_path import Denoiser, Predictor, StudentPath, central_slope, draw_seed, forward_slope, slope_to_past
+from .targets import MIN_TIME, column, consistency_target, enhance, mean_rows, pseudo_huber
 from .transports import QUARTER_TURN, Transport, get_transport
 
 
-__all__ = ["Denoiser", "UCGMLoss", "UCGMLossOutput", "consistency_target", "enhanced", "pseudo_huber"]
+__all__ = ["UCGMLoss", "UCGMLossOutput"]
 
-# A network as the loss calls it: `denoiser(x_t, t, **condition) -> F`, with the network's own time in [0, 1].
-Denoiser = Callable[..., Tensor]
-
-# Where a derivative in time or 1 / sin(1.57 t) is taken, t keeps this distance from data, where both are 0 / 0.
-MIN_TIME = 1e-4
-# Half the width of the central difference (UCGM, appendix on few-step training).
-DIFFERENCE_STEP = 0.005
 DERIVATIVES = ("difference", "forward")
 LOSS_SETTINGS = {
     "transport": of_type("a name, such as 'linear', or a Transport", str, Transport),
@@ -170,8 +161,8 @@ class UCGMLoss:
         self,
         denoiser: Denoiser,
         x: Tensor,
-        condition: Mapping[str, Any] | None = None,
-        null_condition: Mapping[str, Any] | None = None,
+        condition: Mapping[str, object] | None = None,
+        null_condition: Mapping[str, object] | None = None,
         *,
         teacher: Denoiser | None = None,
         t: Tensor | None = None,
@@ -201,14 +192,14 @@ class UCGMLoss:
             ValueError: If a shape does not fit, a time is outside [0, 1], or the null condition is needed and missing.
         """
         batch = self._batch(x, condition, null_condition, t, noise, dropped, generator)
-        predict = _Predictor(self._transport, x.dtype, batch.x.dtype, _draw_seed(generator))
+        predict = Predictor(self._transport, x.dtype, batch.x.dtype, draw_seed(generator))
         prediction = predict(denoiser, batch.x_t, batch.t, batch.condition)
         student = prediction.detach()
         with torch.no_grad():
             target, slope = self._target(batch, predict, student, denoiser, teacher)
         per_sample = pseudo_huber(prediction, target, self.huber_c)
         if self.cosine_term:
-            per_sample = per_sample + _mean_rows(1.0 - F.cosine_similarity(prediction, target, dim=self.channel_dim))
+            per_sample = per_sample + mean_rows(1.0 - F.cosine_similarity(prediction, target, dim=self.channel_dim))
         weight = torch.cos(QUARTER_TURN * batch.t) if self.cosine_weighting else 1.0
         loss = (per_sample * weight).mean()
         return UCGMLossOutput(loss, per_sample.detach(), student, target, batch.t, batch.z, batch.dropped, slope)
@@ -216,8 +207,8 @@ class UCGMLoss:
     def _batch(
         self,
         x: Tensor,
-        condition: Mapping[str, Any] | None,
-        null_condition: Mapping[str, Any] | None,
+        condition: Mapping[str, object] | None,
+        null_condition: Mapping[str, object] | None,
         t: Tensor | None,
         noise: Tensor | None,
         dropped: Tensor | None,
@@ -240,7 +231,7 @@ class UCGMLoss:
         return _Batch(clean, noise, t, self._transport.sample(clean, noise, t), dropped, mixed, null)
 
     def _target(
-        self, batch: "_Batch", predict: "_Predictor", student: Tensor, denoiser: Denoiser, teacher: Denoiser | None
+        self, batch: "_Batch", predict: Predictor, student: Tensor, denoiser: Denoiser, teacher: Denoiser | None
     ) -> tuple[Tensor, Tensor | None]:
         """The target F* and, at a positive consistency ratio, the clamped slope that it holds."""
         transport = predict.transport
@@ -249,12 +240,12 @@ class UCGMLoss:
             x_star, z_star = self._enhanced_ends(batch, predict, student, denoiser, teacher)
         if self.consistency_ratio == 0.0:
             return transport.target(x_star, z_star, batch.t), None
-        path = _Path(x_star, z_star, batch.condition, predict, denoiser, self.batched_calls)
+        path = StudentPath(x_star, z_star, batch.condition, predict, denoiser, self.batched_calls)
         slope = self._slope(path, student, batch.t).clamp(-1.0, 1.0)
         return consistency_target(transport, student, slope, batch.t), slope
 
     def _enhanced_ends(
-        self, batch: "_Batch", predict: "_Predictor", student: Tensor, denoiser: Denoiser, teacher: Denoiser | None
+        self, batch: "_Batch", predict: Predictor, student: Tensor, denoiser: Denoiser, teacher: Denoiser | None
     ) -> tuple[Tensor, ...]:
         """Data and noise, moved by the enhanced target: by guidance, or at a positive ratio towards the teacher."""
         transport, x_t, t = predict.transport, batch.x_t, batch.t
@@ -269,7 +260,7 @@ class UCGMLoss:
             reference = batch.x, batch.z
         ratio, interval = self.effective_enhancement_ratio, self.enhancement_range
         return tuple(
-            enhanced(value, given, without, t, batch.dropped, ratio, interval)
+            enhance(value, given, without, t, batch.dropped, ratio, interval)
             for value, given, without in zip((batch.x, batch.z), conditional, reference, strict=True)
         )
 
@@ -311,11 +302,11 @@ class UCGMLoss:
     @cached_property
     def _regular_times(self) -> tuple[float, float]:
         """Where data and noise follow from the prediction: [0, 1], less an end at which D(t) vanishes."""
-        first, last = (self._transport.determinant(torch.tensor([0.0, 1.0], dtype=torch.float64))).abs().tolist()
-        return MIN_TIME if first < SINGULAR else 0.0, 1.0 - MIN_TIME if last < SINGULAR else 1.0
+        first, last = self._transport.determinant(torch.tensor([0.0, 1.0], dtype=torch.float64)).abs() < SINGULAR
+        return MIN_TIME if first else 0.0, 1.0 - MIN_TIME if last else 1.0
 
     def _check_null_condition(
-        self, condition: Mapping[str, Any], null_condition: Mapping[str, Any] | None, dropped: Tensor | None
+        self, condition: Mapping[str, object], null_condition: Mapping[str, object] | None, dropped: Tensor | None
     ) -> None:
         if null_condition is None:
             needs_null = self.enhancement_ratio != 0.0 and self.consistency_ratio == 0.0
@@ -341,14 +332,13 @@ class UCGMLoss:
                     f"samples can be dropped, got {type(condition[unequal[0]]).__name__} under {unequal[0]!r}."
                 )
 
-    def _slope(self, path: "_Path", student: Tensor, t: Tensor) -> Tensor:
+    def _slope(self, path: StudentPath, student: Tensor, t: Tensor) -> Tensor:
         """df/dt of the data estimate along the path: at `t` for consistency ratio 1, else back to `lambda t`."""
         if self.consistency_ratio < 1.0:
-            return _slope_to_past(path, student, t.clamp(min=MIN_TIME), self.consistency_ratio)
+            return slope_to_past(path, student, t.clamp(min=MIN_TIME), self.consistency_ratio)
         if self.derivative == "forward":
-            t = t.clamp(MIN_TIME, 1.0 - MIN_TIME)
-            return _forward_derivative(lambda time: path.data_estimate(path.outputs(time)[0], time), t)
-        return _central_slope(path, t)
+            return forward_slope(path, t)
+        return central_slope(path, t)
 
 
 @dataclass(frozen=True)
@@ -360,186 +350,19 @@ class _Batch:
     t: Tensor
     x_t: Tensor
     dropped: Tensor
-    condition: dict[str, Any]
-    null_condition: dict[str, Any]
+    condition: dict[str, object]
+    null_condition: dict[str, object]
 
 
-@dataclass(frozen=True)
-class _Predictor:
-    """How one evaluation calls a network: in the dtype of the latents, and always under the same dropout."""
-
-    transport: Transport
-    network_dtype: torch.dtype
-    dtype: torch.dtype
-    seed: int
-
-    def __call__(self, network: Denoiser, x_t: Tensor, t: Tensor, condition: Mapping[str, Any]) -> Tensor:
-        with _seeded(self.seed, x_t.device):
-            output = network(x_t.to(self.network_dtype), self.transport.model_time(t).float(), **condition)
-        if output.shape != x_t.shape:
-            raise ValueError(f"The denoiser must return shape {tuple(x_t.shape)}, got {tuple(output.shape)}.")
-        return output.to(self.dtype)
+def _select(mask: Tensor, yes: object, no: object) -> object:
+    """Rows of one value of a condition or of its null value; what is no tensor is the same in both."""
+    if isinstance(yes, Tensor) and isinstance(no, Tensor):
+        return torch.where(column(mask, no), yes, no)
+    return no
 
 
-@dataclass(frozen=True)
-class _Path:
-    """The path between data `x` and noise `z`, with the student's predictions on it."""
-
-    x: Tensor
-    z: Tensor
-    condition: dict[str, Any]
-    predict: _Predictor
-    denoiser: Denoiser
-    batched_calls: bool
-
-    def outputs(self, *times: Tensor) -> tuple[Tensor, ...]:
-        """The student's F at each of the times, by one call each or by one call of all."""
-        points = [self.predict.transport.sample(self.x, self.z, t) for t in times]
-        if not self.batched_calls or len(times) == 1:
-            calls = zip(points, times, strict=True)
-            return tuple(self.predict(self.denoiser, x_t, t, self.condition) for x_t, t in calls)
-        number = len(times)
-        condition = {name: _repeated(value, number) for name, value in self.condition.items()}
-        return self.predict(self.denoiser, torch.cat(points), torch.cat(times), condition).chunk(number)
-
-    def data_estimate(self, output: Tensor, t: Tensor) -> Tensor:
-        """f(t) from an output at the path's point."""
-        return self.predict.transport.estimate(output, self.predict.transport.sample(self.x, self.z, t), t)[0]
-
-
-def _slope_to_past(path: _Path, student: Tensor, t: Tensor, ratio: float) -> Tensor:
-    """`(f(t) - f(lambda t)) / (t - lambda t)`."""
-    past = ratio * t
-    rise = path.data_estimate(student, t) - path.data_estimate(path.outputs(past)[0], past)
-    return rise / _column(t - past, student)
-
-
-def _central_slope(path: _Path, t: Tensor) -> Tensor:
-    """`(f(t + step) - f(t - step)) / (2 step)`."""
-    ends = t - DIFFERENCE_STEP, t + DIFFERENCE_STEP
-    inside = ends[0].clamp(min=0.0), ends[1].clamp(max=1.0)
-    start, stop = path.outputs(*inside)
-    # Within a step of t = 0 or 1 the network is asked at the end itself, and its output is continued linearly.
-    before, after = (
-        path.data_estimate(torch.lerp(start, stop, _column((r - inside[0]) / (inside[1] - inside[0]), start)), r)
-        for r in ends
-    )
-    return (after - before) / (2.0 * DIFFERENCE_STEP)
-
-
-def enhanced(
-    value: Tensor,
-    conditional: Tensor,
-    reference: Tensor,
-    t: Tensor,
-    dropped: Tensor,
-    ratio: float,
-    interval: Sequence[float],
-) -> Tensor:
-    """`v + zeta (v_c - v_r)` inside the interval, half-way to the estimate elsewhere (UCGM, section 3.2).
-
-    Args:
-        value: Data or noise `v`, shape `(B, C, ...)`.
-        conditional: Its estimate `v_c` under the condition, same shape.
-        reference: What that is compared with, `v_r`: the estimate under no condition, or `v` itself. Same shape.
-        t: Canonical times, shape `(B,)`.
-        dropped: Which samples have no condition, shape `(B,)`, boolean; they move half-way to the reference.
-        ratio: zeta.
-        interval: The times strictly between which the value is enhanced.
-
-    Returns:
-        Shape `(B, C, ...)`.
-    """
-    start, stop = interval
-    inside = (t > start) & (t < stop)
-    pushed = value + ratio * (conditional - reference)
-    kept = _select(inside, pushed, 0.5 * (value + conditional))
-    return _select(dropped, 0.5 * (value + reference), kept)
-
-
-def consistency_target(transport: Transport, student: Tensor, slope: Tensor, t: Tensor) -> Tensor:
-    """`F - alpha(t) / D(t) * 4 / sin(1.57 t) * df/dt` (UCGM, section 3.2).
-
-    Args:
-        transport: The path and the prediction.
-        student: The student's F without gradient, shape `(B, C, ...)`.
-        slope: The clamped derivative of the data estimate, same shape.
-        t: Canonical times, shape `(B,)`.
-
-    Returns:
-        The target F*, shape `(B, C, ...)`.
-    """
-    t = t.clamp(min=MIN_TIME)
-    weight = transport.alpha(t) / transport.determinant(t) * 4.0 / torch.sin(QUARTER_TURN * t)
-    return student - _column(weight, student) * slope
-
-
-def pseudo_huber(prediction: Tensor, target: Tensor, c: float) -> Tensor:
-    """`sqrt(mean((F - F*)^2) + c^2) - c` of every sample (UCGM, section 3.2).
-
-    Args:
-        prediction: Shape `(B, ...)`.
-        target: Same shape.
-        c: From 0, where it is the root mean square, upwards, where it is ever more the mean square.
-
-    Returns:
-        Shape `(B,)`.
-    """
-    mean = _mean_rows((prediction - target).square())
-    if c == 0.0:
-        # The root has no finite gradient at 0, where a perfect prediction lands: take 0 there, and keep NaN.
-        return torch.where(mean == 0, torch.ones_like(mean), mean).sqrt() * (mean != 0)
-    return (mean + c**2).sqrt() - c
-
-
-def _mean_rows(value: Tensor) -> Tensor:
-    return value.flatten(1).mean(1) if value.ndim > 1 else value
-
-
-def _column(value: Tensor, like: Tensor) -> Tensor:
-    return value.reshape(-1, *(1,) * (like.ndim - 1))
-
-
-def _select(mask: Tensor, yes: Any, no: Any) -> Any:
-    return torch.where(_column(mask, no), yes, no) if isinstance(no, Tensor) else no
-
-
-def _rows(value: Any, like: Any) -> Any:
+def _rows(value: object, like: object) -> object:
     """A null value in the form of its conditional twin: as many rows, same dtype and device."""
     if not isinstance(like, Tensor):
         return value
     return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand(like.shape)
-
-
-def _repeated(value: Any, number: int) -> Any:
-    return torch.cat([value] * number) if isinstance(value, Tensor) else value
-
-
-def _forward_derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    """The derivative of every row of a function by its own time, in one pass."""
-    # The fused kernels of attention have no forward derivative. torch warns of its own modules at the first use.
-    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        try:
-            return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
-        except (NotImplementedError, RuntimeError) as error:
-            if "forward" not in str(error).lower() and "jvp" not in str(error).lower():
-                raise
-            raise RuntimeError(
-                "`derivative='forward'` must go with a network whose operations all have a forward derivative, got "
-                f"{error} Use `derivative='difference'`, or another attention backend."
-            ) from error
-
-
-def _draw_seed(generator: torch.Generator | None) -> int:
-    device = "cpu" if generator is None else generator.device
-    return int(torch.randint(2**31, (), generator=generator, device=device))
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    # Only these keep a state for each device that can be put back; elsewhere the seed stays behind.
-    forked = device.type in ("cuda", "xpu")
-    with torch.random.fork_rng([device] if forked else [], device_type=device.type if forked else "cuda"):
-        torch.manual_seed(seed)
-        yield

@@ -1,3 +1,4 @@
+# pyright: reportUnnecessaryIsInstance=false
 """Transports: what a network saw and what it predicts, as four functions of time.
 
 A transport mixes data `x` and noise `z` on a path and names what the network predicts of them (UCGM, section 3.1):
@@ -135,7 +136,7 @@ class Transport:
             if not isinstance(value, Tensor) or value.shape != t.shape or not value.isfinite().all():
                 raise ValueError(f"`{name}` must map times in (0, 1) to finite values of the same shape.")
         det = self.determinant(t)
-        if det.abs().min() < 1e-8 or det.sign().unique().numel() != 1:
+        if det.abs().min() < 1e-8 or bool((det.sign() != det.sign()[0]).any()):
             raise ValueError(
                 f"D(t) = alpha gamma_hat - gamma alpha_hat must not vanish on (0, 1), got values from {det.min():.3g} "
                 f"to {det.max():.3g}. Choose a prediction that is independent of the path."

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from diffusers_ucgm.labels import ModelClasses
-from diffusers_ucgm.loss import DIFFERENCE_STEP
+from diffusers_ucgm.student_path import DIFFERENCE_STEP
 from diffusers_ucgm.transports import PREDICTIONS, Transport, get_transport
 
 from .agreement import MAX_LABELS, Agreement, class_errors, labels_of, samples_by_label
