@@ -25,6 +25,7 @@ __all__ = [
     "SIZE",
     "TEXT",
     "Setting",
+    "brief",
     "check",
     "choice",
     "flag",
@@ -42,7 +43,6 @@ __all__ = [
     "one_of_two",
     "optional",
     "plain",
-    "shown",
     "whole",
 ]
 
@@ -72,10 +72,10 @@ class Setting:
         """
         for constraint, accepts in self.checks:
             if not accepts(value):
-                raise ValueError(f"`{name}` must be {constraint}, got {shown(value)}.")
+                raise ValueError(f"`{name}` must be {constraint}, got {brief(value)}.")
 
 
-def shown(value: object) -> str:
+def brief(value: object) -> str:
     """A value for a message, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."
@@ -138,13 +138,13 @@ def number(constraint: str, accepts: Callable[[Any], bool], limits: tuple[float,
     """
     low, high = limits
 
-    def is_accepted(value: Any) -> bool:
+    def passes(value: Any) -> bool:
         return (bool(word) and is_in(value, (word,))) or (is_number(value) and bool(accepts(value)))
 
     def is_within(value: Any) -> bool:
         return isinstance(value, str) or low <= value <= high
 
-    return Setting(((constraint, is_accepted), (f"from {low:g} to {high:g}", is_within)))
+    return Setting(((constraint, passes), (f"from {low:g} to {high:g}", is_within)))
 
 
 def whole(most: int) -> Setting:
@@ -167,7 +167,7 @@ def numbers(constraint: str, accepts: Callable[[Sequence[float]], bool], length:
         length: How many; None for any number.
     """
 
-    def is_accepted(value: Any) -> bool:
+    def passes(value: Any) -> bool:
         return (
             is_sequence(value)
             and (length is None or len(value) == length)
@@ -175,7 +175,7 @@ def numbers(constraint: str, accepts: Callable[[Sequence[float]], bool], length:
             and accepts([float(each) for each in value])
         )
 
-    return Setting(((constraint, is_accepted),))
+    return Setting(((constraint, passes),))
 
 
 def optional(setting: Setting) -> Setting:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import files
 from .autoencoders import decode_latents, denormalize_latents, normalize_latents, takes_unit_range
-from .constraints import check, shown
+from .constraints import brief, check
 from .labels import ModelClasses
 from .names import BUNDLED, local_or_hub
 from .network_caches import CacheRun, disable_cache, enable_cache
@@ -284,7 +284,7 @@ class UCGMPipeline(DiffusionPipeline):
         if isinstance(class_labels, str | int | np.integer):
             class_labels = [class_labels]
         if not isinstance(class_labels, list | tuple):
-            raise ValueError(f"`class_labels` must be ids or names, or a list of them, got {shown(class_labels)}.")
+            raise ValueError(f"`class_labels` must be ids or names, or a list of them, got {brief(class_labels)}.")
         if len(class_labels) == 0:
             raise ValueError("`class_labels` must not be empty, got [].")
         classes = ModelClasses.of(self.config.id2label, self.num_classes)

@@ -16,7 +16,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .constraints import KEYWORDS, PATH, check, is_number, is_whole, plain, shown
+from .constraints import KEYWORDS, PATH, brief, check, is_number, is_whole, plain
 from .presets import get_preset
 from .readme import STOCK_EXAMPLE, save_readme
 from .sampling.conventions import Convention, convention_of, cumulative_alphas_of
@@ -344,7 +344,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
                 pipelines then say themselves that `strength` leaves no step.
         """
         if not is_whole(begin_index):
-            raise ValueError(f"`begin_index` must be a whole number, got {shown(begin_index)}.")
+            raise ValueError(f"`begin_index` must be a whole number, got {brief(begin_index)}.")
         if self._calls:
             self._check_begin(int(begin_index))
         self._reset()

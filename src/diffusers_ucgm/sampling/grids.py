@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusers_ucgm.constraints import is_number, is_whole, shown
+from diffusers_ucgm.constraints import brief, is_number, is_whole
 
 from .conventions import Convention
 from .time_grids import distinct_integers, dynamic_shift, respaced, static_shift, stretched, time_grid
@@ -261,13 +261,13 @@ def check_timestep(timestep: Tensor | float | None, whole_times: Collection[int]
         return
     is_tensor = isinstance(timestep, Tensor)
     if not (is_tensor and timestep.dtype != torch.bool) and not is_number(timestep):
-        raise ValueError(f"`timestep` must be an entry of `scheduler.timesteps`, got {shown(timestep)}.")
+        raise ValueError(f"`timestep` must be an entry of `scheduler.timesteps`, got {brief(timestep)}.")
     # What a tensor holds is not looked up at every call: it may be on another device.
     if is_tensor or is_whole(timestep):
         is_known = bool(whole_times) if is_tensor else int(timestep) in whole_times
         if not is_known:
             raise ValueError(
-                f"`timestep` must be an entry of `scheduler.timesteps`, got the integer {shown(timestep)}, which is "
+                f"`timestep` must be an entry of `scheduler.timesteps`, got the integer {brief(timestep)}, which is "
                 "none, like an index that `enumerate` gives. Pass `scheduler.timesteps[i]` in place of `i`."
             )
 
@@ -292,7 +292,7 @@ def place_of(timestep: Tensor | float, schedule: Tensor) -> int:
     is_rounded = isinstance(timestep, float) and float(distances.min()) <= 0.01 * float(times.abs().max())
     if not (is_rounded or float(distances.min()) == 0.0):
         raise ValueError(
-            f"`timestep` must be an entry of `scheduler.timesteps`, {shown(schedule.tolist())}, got {timestep!r}."
+            f"`timestep` must be an entry of `scheduler.timesteps`, {brief(schedule.tolist())}, got {timestep!r}."
         )
     nearest = (distances == distances.min()).nonzero().flatten().tolist()
     return nearest[min(1, len(nearest) - 1)]
@@ -304,7 +304,7 @@ def _numbers(values: Sequence[float] | np.ndarray | Tensor, name: str) -> Tensor
         given = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
         numbers = torch.as_tensor(given.astype(np.float64) if given.dtype.kind in "iuf" else np.full(1, math.nan))
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise ValueError(f"`{name}` must be a list of finite numbers, got {shown(values)}.") from error
+        raise ValueError(f"`{name}` must be a list of finite numbers, got {brief(values)}.") from error
     if numbers.ndim != 1 or len(numbers) == 0 or not bool(numbers.isfinite().all()):
         raise ValueError(f"`{name}` must be a list of finite numbers, got shape {tuple(numbers.shape)}.")
     return numbers

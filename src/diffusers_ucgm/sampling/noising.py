@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from diffusers_ucgm.constraints import is_floating, is_sequence, shown
+from diffusers_ucgm.constraints import brief, is_floating, is_sequence
 
 from .conventions import Convention
 
@@ -31,7 +31,7 @@ def noised(
     """
     for name, value in zip(names, (sample, noise), strict=False):
         if not (is_floating(value) or (value is None and name == "noise")):
-            raise ValueError(f"`{name}` must be a tensor of floating-point numbers, got {shown(value)}.")
+            raise ValueError(f"`{name}` must be a tensor of floating-point numbers, got {brief(value)}.")
     t = known_times(convention, timestep, names[2]).to(sample.device)
     count = _common_number(sample, noise, t, names)
     shape = (count, *sample.shape[1:]) if sample.ndim else sample.shape
@@ -70,7 +70,7 @@ def known_times(convention: Convention, timestep: Tensor | float, name: str) -> 
     wide = told.to(torch.promote_types(told.dtype, torch.float32))
     if not bool(((wide >= low - slack) & (wide <= high + slack)).all()):
         raise ValueError(
-            f"`{name}` must be times that the network knows, from {low:.6g} to {high:.6g}, got {shown(told.tolist())}."
+            f"`{name}` must be times that the network knows, from {low:.6g} to {high:.6g}, got {brief(told.tolist())}."
         )
     return convention.time(wide).clamp(convention.earliest, 1.0)
 
@@ -82,7 +82,7 @@ def _as_tensor(timestep: Tensor | float, name: str) -> Tensor:
     except (TypeError, ValueError, RuntimeError):  # a list of anything
         told = None
     if told is None or told.dtype == torch.bool or told.is_complex():
-        raise ValueError(f"`{name}` must be a number or a tensor of numbers, got {shown(timestep)}.")
+        raise ValueError(f"`{name}` must be a number or a tensor of numbers, got {brief(timestep)}.")
     return told.reshape(-1) if told.ndim else told
 
 

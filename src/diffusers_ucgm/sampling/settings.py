@@ -12,6 +12,7 @@ from torch import Tensor
 from diffusers_ucgm.constraints import (
     GENERATOR,
     Setting,
+    brief,
     check,
     choice,
     flag,
@@ -23,7 +24,6 @@ from diffusers_ucgm.constraints import (
     numbers,
     one_of_two,
     optional,
-    shown,
     whole,
 )
 from diffusers_ucgm.transports import PREDICTIONS
@@ -177,7 +177,7 @@ def check_step(
     check(STEP_ARGUMENTS, dict(zip(STEP_ARGUMENTS, values, strict=True)))
     if not (eta is None or (is_number(eta) and eta == 0)):  # a pipeline of LCM passes None
         raise ValueError(
-            f"`eta` must be 0, got {shown(eta)}. Set `stochasticity` in `UCGMScheduler.from_config` instead."
+            f"`eta` must be 0, got {brief(eta)}. Set `stochasticity` in `UCGMScheduler.from_config` instead."
         )
     # Guided pipelines may step the sample twice in one batch.
     if isinstance(generator, list | tuple) and len(sample) % len(generator) != 0:

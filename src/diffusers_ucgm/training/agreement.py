@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusers_ucgm.constraints import is_whole, plain, shown
+from diffusers_ucgm.constraints import brief, is_whole, plain
 from diffusers_ucgm.data.datasets import LatentDataset
 from diffusers_ucgm.data.latent_cache import CachedLatents
 from diffusers_ucgm.transports import Transport
@@ -33,7 +33,7 @@ def labels_of(dataset: Any) -> Tensor | None:
     if isinstance(dataset, list) and all("class_labels" in item for item in dataset):
         labels = [_number(item["class_labels"]) for item in dataset]
         if wrong := [label for label in labels if not is_whole(label)]:
-            raise ValueError(f"`class_labels` must be whole numbers, the ids of classes, got {shown(wrong[0])}.")
+            raise ValueError(f"`class_labels` must be whole numbers, the ids of classes, got {brief(wrong[0])}.")
         return torch.tensor(labels)
     return None
 
