@@ -36,7 +36,7 @@ LAYERS = [
         "transports",
     },
     {"oracles", "run_folder", "sampling", "targets"},
-    {"data", "hub", "scheduler", "student_path"},
+    {"data", "hub", "loss_inputs", "scheduler", "student_path"},
     {"loss"},
     {"pipeline"},
     {"loading"},
@@ -52,6 +52,7 @@ THIRD_PARTY = {
     "transports": {"torch"},
     "sampling": {"numpy", "scipy", "torch"},  # scipy on demand
     "loss": {"torch"},
+    "loss_inputs": {"torch"},
     "student_path": {"torch"},
     "targets": {"torch"},
     "oracles": {"torch"},

@@ -304,16 +304,16 @@ MUTANTS = [
     Mutant(
         "labels dropped in the last round(0.1 B) rows, all of them for B < 5",
         "loss.py",
-        "dropped = torch.rand(batch_size, generator=generator, device=source) < self.label_dropout",
-        "dropped = torch.zeros(batch_size, dtype=torch.bool)\n"
-        "            dropped[-round(self.label_dropout * batch_size) :] = True",
+        "dropped = torch.rand(len(x), generator=generator, device=source) < self.label_dropout",
+        "dropped = torch.zeros(len(x), dtype=torch.bool)\n"
+        "            dropped[-round(self.label_dropout * len(x)) :] = True",
         LOSS_TESTS,
     ),
     Mutant(
         "batch changed in place",
         "loss.py",
-        "clean = x.to(dtype)",
-        "clean = x.to(dtype).mul_(1.0 + 1e-3)",
+        "clean = x.to(torch.promote_types(x.dtype, torch.float32))",
+        "clean = x.to(torch.promote_types(x.dtype, torch.float32)).mul_(1.0 + 1e-3)",
         LOSS_TESTS,
     ),
     Mutant(

@@ -27,9 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .constraints import check, choice, flag, fraction, integer, number, numbers, of_type, optional
+from .loss_inputs import LOSS_ARGUMENTS, check_null_condition, check_shapes, repeat_rows, select_rows
 from .sampling.time_grids import beta_times
 from .student_path import Denoiser, Predictor, StudentPath, central_slope, draw_seed, forward_slope, slope_to_past
-from .targets import MIN_TIME, column, consistency_target, enhance, mean_rows, pseudo_huber
+from .targets import MIN_TIME, consistency_target, enhance, mean_rows, pseudo_huber
 from .transports import QUARTER_TURN, Transport, get_transport
 
 
@@ -50,17 +51,6 @@ LOSS_SETTINGS = {
     "channel_dim": integer(),
     "batched_calls": flag(),
     "derivative": choice(DERIVATIVES),
-}
-_TENSOR = of_type("a tensor", Tensor)
-_MAPPING = optional(of_type("a mapping of the network's keywords", Mapping))
-LOSS_ARGUMENTS = {
-    "x": _TENSOR,
-    "condition": _MAPPING,
-    "null_condition": _MAPPING,
-    "t": optional(_TENSOR),
-    "noise": optional(_TENSOR),
-    "dropped": optional(_TENSOR),
-    "generator": optional(of_type("a torch.Generator", torch.Generator)),
 }
 # A determinant below this is 0: the prediction does not tell data from noise there.
 SINGULAR = 1e-6
@@ -217,18 +207,20 @@ class UCGMLoss:
         """The checked inputs with what is drawn, in the dtype of the computation."""
         values = (x, condition, null_condition, t, noise, dropped, generator)
         check(LOSS_ARGUMENTS, dict(zip(LOSS_ARGUMENTS, values, strict=True)))
-        if not x.is_floating_point():
-            raise ValueError(f"`x` must be floating point, got {x.dtype}. Scale bytes to [-1, 1] first.")
-        if x.ndim < 2 or not x.numel():
-            raise ValueError(f"`x` must be a batch of shape (B, C, ...), got shape {tuple(x.shape)}.")
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        condition = dict(condition or {})
-        self._check_null_condition(condition, null_condition, dropped)
-        t, noise, dropped = self._draw(x, dtype, t, noise, dropped, generator)
-        clean = x.to(dtype)
-        null = {name: _rows(value, condition[name]) for name, value in (null_condition or {}).items()}
-        mixed = {name: _select(dropped, null[name], value) if null else value for name, value in condition.items()}
-        return _Batch(clean, noise, t, self._transport.sample(clean, noise, t), dropped, mixed, null)
+        check_shapes(x, t, noise, dropped)
+        condition = condition or {}
+        check_null_condition(condition, null_condition, self._needs_null_condition(dropped))
+        clean = x.to(torch.promote_types(x.dtype, torch.float32))
+        t, z, dropped = self._draw(clean, t, noise, dropped, generator)
+        null = {name: repeat_rows(value, condition[name]) for name, value in (null_condition or {}).items()}
+        mixed = {name: select_rows(dropped, null.get(name), value) for name, value in condition.items()}
+        return _Batch(clean, z, t, self._transport.sample(clean, z, t), dropped, mixed, null)
+
+    def _needs_null_condition(self, dropped: Tensor | None) -> bool:
+        """Whether a sample may be dropped, or guidance compares with the null condition."""
+        is_dropping = dropped is not None and dropped.device.type == "cpu" and bool(dropped.any())
+        is_guided = self.enhancement_ratio != 0.0 and self.consistency_ratio == 0.0
+        return is_dropping or is_guided or self.label_dropout > 0.0
 
     def _target(
         self, batch: "_Batch", predict: Predictor, student: Tensor, denoiser: Denoiser, teacher: Denoiser | None
@@ -267,70 +259,27 @@ class UCGMLoss:
     def _draw(
         self,
         x: Tensor,
-        dtype: torch.dtype,
         t: Tensor | None,
         noise: Tensor | None,
         dropped: Tensor | None,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        batch_size, device = len(x), x.device
-        source = device if generator is None else generator.device
+        """Times, noise and dropped samples, drawn in this order where they are not given."""
+        source = x.device if generator is None else generator.device
         if t is None:
-            t = beta_times(batch_size, self.time_distribution, generator)
-        # Values on a device are not looked at: that would wait for it.
-        elif t.shape != (batch_size,) or (t.device.type == "cpu" and not bool(((t >= 0) & (t <= 1)).all())):
-            raise ValueError(
-                f"`t` must have shape ({batch_size},) and values in [0, 1], got shape {tuple(t.shape)} and values "
-                f"from {t.min():.4g} to {t.max():.4g}."
-            )
+            t = beta_times(len(x), self.time_distribution, generator)
         if noise is None:
-            noise = torch.randn(x.shape, generator=generator, device=source, dtype=dtype)
-        elif noise.shape != x.shape:
-            raise ValueError(f"`noise` must have the shape of `x`, {tuple(x.shape)}, got {tuple(noise.shape)}.")
-        elif noise.device.type == "cpu" and not bool(noise.isfinite().all()):
-            raise ValueError("`noise` must be finite, got NaN or infinity.")
+            noise = torch.randn(x.shape, generator=generator, device=source, dtype=x.dtype)
         if dropped is None:
-            dropped = torch.rand(batch_size, generator=generator, device=source) < self.label_dropout
-        elif dropped.shape != (batch_size,) or dropped.dtype != torch.bool:
-            raise ValueError(
-                f"`dropped` must be boolean of shape ({batch_size},), got {dropped.dtype} {tuple(dropped.shape)}."
-            )
-        start, stop = self._regular_times
-        t = t.to(device, dtype, non_blocking=True).clamp(start, stop)
-        return t, noise.to(device, dtype, non_blocking=True), dropped.to(device, non_blocking=True)
+            dropped = torch.rand(len(x), generator=generator, device=source) < self.label_dropout
+        t = t.to(x, non_blocking=True).clamp(*self._regular_times)
+        return t, noise.to(x, non_blocking=True), dropped.to(x.device, non_blocking=True)
 
     @cached_property
     def _regular_times(self) -> tuple[float, float]:
         """Where data and noise follow from the prediction: [0, 1], less an end at which D(t) vanishes."""
         first, last = self._transport.determinant(torch.tensor([0.0, 1.0], dtype=torch.float64)).abs() < SINGULAR
         return MIN_TIME if first else 0.0, 1.0 - MIN_TIME if last else 1.0
-
-    def _check_null_condition(
-        self, condition: Mapping[str, object], null_condition: Mapping[str, object] | None, dropped: Tensor | None
-    ) -> None:
-        if null_condition is None:
-            needs_null = self.enhancement_ratio != 0.0 and self.consistency_ratio == 0.0
-            drops = self.label_dropout > 0.0
-            if dropped is not None and dropped.device.type == "cpu":
-                drops = drops or bool(dropped.any())
-            if condition and (drops or needs_null):
-                raise ValueError(
-                    "`null_condition` must be given for `label_dropout` above 0, for `dropped` samples and for "
-                    "the enhanced target at consistency ratio 0, got None. Pass the same keywords as `condition`, "
-                    "with the null class or an empty prompt."
-                )
-        elif set(null_condition) != set(condition):
-            raise ValueError(
-                f"`null_condition` must have the keywords of `condition`, {sorted(condition)}, "
-                f"got {sorted(null_condition)}."
-            )
-        else:
-            whole = [name for name, value in condition.items() if not isinstance(value, Tensor)]
-            if unequal := [name for name in whole if condition[name] != null_condition[name]]:
-                raise ValueError(
-                    "`condition` must hold tensors of B rows where it differs from `null_condition`, so that single "
-                    f"samples can be dropped, got {type(condition[unequal[0]]).__name__} under {unequal[0]!r}."
-                )
 
     def _slope(self, path: StudentPath, student: Tensor, t: Tensor) -> Tensor:
         """df/dt of the data estimate along the path: at `t` for consistency ratio 1, else back to `lambda t`."""
@@ -352,17 +301,3 @@ class _Batch:
     dropped: Tensor
     condition: dict[str, object]
     null_condition: dict[str, object]
-
-
-def _select(mask: Tensor, yes: object, no: object) -> object:
-    """Rows of one value of a condition or of its null value; what is no tensor is the same in both."""
-    if isinstance(yes, Tensor) and isinstance(no, Tensor):
-        return torch.where(column(mask, no), yes, no)
-    return no
-
-
-def _rows(value: object, like: object) -> object:
-    """A null value in the form of its conditional twin: as many rows, same dtype and device."""
-    if not isinstance(like, Tensor):
-        return value
-    return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand(like.shape)

@@ -1,0 +1,124 @@
+"""The checks of what a caller of the loss gives, and the form that conditions take in a batch."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .constraints import of_type, optional
+from .targets import column
+
+
+__all__ = ["LOSS_ARGUMENTS", "check_null_condition", "check_shapes", "repeat_rows", "select_rows"]
+
+_TENSOR = of_type("a tensor", Tensor)
+_MAPPING = optional(of_type("a mapping of the network's keywords", Mapping))
+LOSS_ARGUMENTS = {
+    "x": _TENSOR,
+    "condition": _MAPPING,
+    "null_condition": _MAPPING,
+    "t": optional(_TENSOR),
+    "noise": optional(_TENSOR),
+    "dropped": optional(_TENSOR),
+    "generator": optional(of_type("a torch.Generator", torch.Generator)),
+}
+
+
+def check_shapes(x: Tensor, t: Tensor | None, noise: Tensor | None, dropped: Tensor | None) -> None:
+    """Refuse tensors that are no batch, or that do not belong to this one.
+
+    Values on a device are not read, since that would wait for the device.
+
+    Args:
+        x: Data, shape `(B, C, ...)`.
+        t: Canonical times, shape `(B,)`, or None.
+        noise: Noise of the shape of `x`, or None.
+        dropped: Boolean, shape `(B,)`, or None.
+
+    Raises:
+        ValueError: If one of them has another shape, dtype or range.
+    """
+    _check_data(x)
+    if t is not None:
+        _check_times(t, len(x))
+    if noise is not None:
+        _check_noise(noise, x)
+    if dropped is not None and (dropped.shape != x.shape[:1] or dropped.dtype != torch.bool):
+        raise ValueError(
+            f"`dropped` must be boolean of shape ({len(x)},), got {dropped.dtype} {tuple(dropped.shape)}."
+        )
+
+
+def _check_data(x: Tensor) -> None:
+    if not x.is_floating_point():
+        raise ValueError(f"`x` must be floating point, got {x.dtype}. Scale bytes to [-1, 1] first.")
+    if x.ndim < 2 or not x.numel():
+        raise ValueError(f"`x` must be a batch of shape (B, C, ...), got shape {tuple(x.shape)}.")
+
+
+def _check_times(t: Tensor, batch_size: int) -> None:
+    if t.shape != (batch_size,) or not _is_true_on_host((t >= 0) & (t <= 1)):
+        raise ValueError(
+            f"`t` must have shape ({batch_size},) and values in [0, 1], got shape {tuple(t.shape)} and values "
+            f"from {t.min():.4g} to {t.max():.4g}."
+        )
+
+
+def _check_noise(noise: Tensor, x: Tensor) -> None:
+    if noise.shape != x.shape:
+        raise ValueError(f"`noise` must have the shape of `x`, {tuple(x.shape)}, got {tuple(noise.shape)}.")
+    if not _is_true_on_host(noise.isfinite()):
+        raise ValueError("`noise` must be finite, got NaN or infinity.")
+
+
+def _is_true_on_host(condition: Tensor) -> bool:
+    return condition.device.type != "cpu" or bool(condition.all())
+
+
+def check_null_condition(
+    condition: Mapping[str, object], null_condition: Mapping[str, object] | None, is_needed: bool
+) -> None:
+    """Refuse a null condition that is missing, or that cannot stand in single rows of the condition.
+
+    Args:
+        condition: The network's keywords.
+        null_condition: The same keywords without a condition, or None.
+        is_needed: Whether the loss uses the null condition.
+
+    Raises:
+        ValueError: If it is needed and missing, has other keywords, or differs in a value that is no tensor.
+    """
+    if null_condition is None:
+        if condition and is_needed:
+            raise ValueError(
+                "`null_condition` must be given for `label_dropout` above 0, for `dropped` samples and for "
+                "the enhanced target at consistency ratio 0, got None. Pass the same keywords as `condition`, "
+                "with the null class or an empty prompt."
+            )
+        return
+    if set(null_condition) != set(condition):
+        raise ValueError(
+            f"`null_condition` must have the keywords of `condition`, {sorted(condition)}, "
+            f"got {sorted(null_condition)}."
+        )
+    for name, value in condition.items():
+        if isinstance(value, Tensor) or value == null_condition[name]:
+            continue
+        raise ValueError(
+            "`condition` must hold tensors of B rows where it differs from `null_condition`, so that single "
+            f"samples can be dropped, got {type(value).__name__} under {name!r}."
+        )
+
+
+def select_rows(mask: Tensor, yes: object, no: object) -> object:
+    """Take a null value's rows `yes` where the mask is set, else the condition's `no`. Only tensors differ in rows."""
+    if isinstance(yes, Tensor) and isinstance(no, Tensor):
+        return torch.where(column(mask, no), yes, no)
+    return no
+
+
+def repeat_rows(value: object, like: object) -> object:
+    """Bring a null value into the form of the condition's value: its number of rows, dtype and device."""
+    if not isinstance(like, Tensor):
+        return value
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand(like.shape)
