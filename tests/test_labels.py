@@ -109,7 +109,7 @@ def test_a_label_map_says_the_rest():
         ({"Hat": "Sneekers"}, "'Hat': 'Sneekers' is no class. Did you mean 'Sneaker'"),
         ({"Hat": 10}, "'Hat': 10 is no class: ids are from 0 to 9"),
         ({"Hat": -1}, "-1 is no class"),
-        ({"hat": 1, "HAT": 2}, "'HAT' is there twice"),
+        ({"hat": 1, "HAT": 2}, "'HAT' is named twice"),
     ],
 )
 def test_a_label_map_is_checked_itself(given, message):
@@ -174,7 +174,7 @@ def test_the_folders_of_imagenet_are_its_classes_in_order():
         ("", "which cannot be read"),
         ("[1, 2]", r"with \[1, 2\]"),
         ("{}", "with {}"),
-        ('{"a": 1, "a": 2}', r"\['a'\] are there twice"),
+        ('{"a": 1, "a": 2}', r"\['a'\] occur twice"),
         ('{"a": true}', "'a' has True"),
         ('{"a": 1.5}', "'a' has 1.5"),
         ('{"a": null}', "'a' has None"),

@@ -1,7 +1,7 @@
 """Autoencoders of diffusers: what they encode and decode, and how a network's latents are scaled.
 
-The classes differ in the name of the encoder's result, in where the statistics of the latents stand, in the range of
-the pixels and in what `decode` wants beside the latents. All of these differences stand here.
+The classes differ in the name of the encoder's result, in the place of the latents' statistics, in the range of the
+pixels and in the arguments of `decode` beside the latents. This module holds all of these differences.
 """
 
 import inspect
@@ -26,7 +26,7 @@ __all__ = [
 
 # The pipelines' names for an autoencoder whose latents the pipeline's network sees.
 COMPONENTS = ("vae", "vqvae")
-# Where the output of `encode` has the latents, if it has no distribution of them.
+# Names of the latents in an output of `encode` that has no distribution of them.
 LATENT_NAMES = ("latents", "latent")
 # Classes that scale their latents themselves and take pixels in [0, 1].
 SCALED_INSIDE, UNIT_RANGE = {"AutoencoderRAE"}, {"AutoencoderRAE"}
@@ -71,18 +71,22 @@ def encode_images(
     if pixels.ndim == 4 and _encodes_videos(module):
         pixels = pixels.unsqueeze(2)
     parameter = next(module.parameters())
-    with _sliced(module):
+    with _one_by_one(module):
         encoded = module.encode(pixels.to(parameter.device, parameter.dtype))
-    if hasattr(encoded, "latent_dist"):
-        posterior = encoded.latent_dist
-        z = posterior.mode() if posterior_mean else posterior.sample(generator)
-    elif isinstance(encoded, tuple):
-        z = encoded[0]
-    else:
-        z = next((encoded[name] for name in LATENT_NAMES if name in encoded), None)
+    z = _latents_in(encoded, generator, posterior_mean)
     if not isinstance(z, Tensor):
         raise ValueError(f"`vae` must give a `latent_dist` or `latents`, got neither from {type(vae).__name__}.")
     return normalize_latents(vae, z.float())
+
+
+def _latents_in(encoded: Any, generator: torch.Generator | None, posterior_mean: bool) -> Tensor | None:
+    """The latents in an output of `encode`, or None if it has none under a known name."""
+    if hasattr(encoded, "latent_dist"):
+        posterior = encoded.latent_dist
+        return posterior.mode() if posterior_mean else posterior.sample(generator)
+    if isinstance(encoded, tuple):
+        return encoded[0]
+    return next((encoded[name] for name in LATENT_NAMES if name in encoded), None)
 
 
 @torch.no_grad()
@@ -102,7 +106,7 @@ def decode_latents(
     # Some decoders have a batch of frames, of which an image has one.
     known = {"return_dict": False, "generator": generator, "num_frames": 1}
     taken = inspect.signature(module.decode).parameters
-    with _sliced(module):
+    with _one_by_one(module):
         decoded = module.decode(z, **{name: value for name, value in known.items() if name in taken})
     if hasattr(decoded, "sample"):
         return decoded.sample
@@ -155,7 +159,7 @@ def _encodes_videos(vae: nn.Module) -> bool:
 
 
 @contextmanager
-def _sliced(vae: Any) -> Iterator[None]:
+def _one_by_one(vae: Any) -> Iterator[None]:
     """Images one by one while entered, for classes whose code fails on several."""
     before = getattr(vae, "use_slicing", False)
     vae.use_slicing = before or type(vae).__name__ in ONE_BY_ONE
@@ -176,13 +180,14 @@ def _latent_statistics(vae: ModelMixin, like: Tensor) -> tuple[Tensor, Tensor]:
         mean = module.bn.running_mean.to(like).reshape(shape)
         return mean, (module.bn.running_var.to(like) + config.batch_norm_eps).rsqrt().reshape(shape)
     scale = getattr(config, "scaling_factor", None) or 1.0
-    attributes = {**vars(vae), **dict(module.named_buffers(recurse=False))}
-    mean, std = (
-        attributes.get(name) if (value := getattr(config, name, None)) is None else value
-        for name in ("latents_mean", "latents_std")
-    )
+    mean, std = _statistic(module, "latents_mean"), _statistic(module, "latents_std")
     if mean is None or std is None:
-        shift = getattr(config, "shift_factor", None) or 0.0
-        return like.new_tensor(shift), like.new_tensor(scale)
+        return like.new_tensor(getattr(config, "shift_factor", None) or 0.0), like.new_tensor(scale)
     mean, std = (torch.as_tensor(value).to(like).reshape(shape) for value in (mean, std))
     return mean, scale / std
+
+
+def _statistic(vae: Any, name: str) -> Any:
+    """A statistic of the latents by channel: the config's, or else the attribute or buffer of that name, or None."""
+    value = getattr(vae.config, name, None)
+    return {**vars(vae), **dict(vae.named_buffers(recurse=False))}.get(name) if value is None else value

@@ -19,8 +19,8 @@ from .names import did_you_mean
 
 __all__ = ["LabelMapping", "ModelClasses", "class_names", "read_label_map"]
 
-# What an error shows of long lists.
-SHOWN = 40
+# The number of entries that an error names of a long list.
+MOST_NAMED = 40
 REMEDY = "Name the model's class of each in a JSON file, `--label-map` (`given`): {label of the source: class or id}."
 # ImageNet's folders are the WordNet ids of its classes, whose order is that of their ids.
 WORDNET_ID, IMAGENET_CLASSES, FIRST_OF_IMAGENET = re.compile(r"n\d{8}"), 1000, "tench"
@@ -30,22 +30,22 @@ def _exact(name: str) -> str:
     return unicodedata.normalize("NFKC", name).strip()
 
 
-def _spaced(name: str) -> str:
+def _with_spaces(name: str) -> str:
     """A name in one case, with spaces for `_` and `-`."""
     return " ".join(re.sub(r"[_-]", " ", unicodedata.normalize("NFKC", _exact(name).casefold())).split())
 
 
 def _letters(name: str) -> str:
     """A name's letters and digits alone: folders cannot be called `T-shirt/top`."""
-    return "".join(each for each in _spaced(name) if unicodedata.category(each)[0] in "LMN")
+    return "".join(each for each in _with_spaces(name) if unicodedata.category(each)[0] in "LMN")
 
 
-# What the configs of networks call the number of their classes.
+# The names that configs of networks have for the number of classes.
 NUMBERS = ("num_embeds_ada_norm", "num_classes", "num_class_embeds")
 
 
-# From the strictest on: a name is what the first form finds.
-FORMS = (_exact, _spaced, _letters)
+# From the strictest on: the first form that finds a name decides.
+FORMS = (_exact, _with_spaces, _letters)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ModelClasses:
     Attributes:
         names: The name of each id, perhaps several separated by commas, as ImageNet's are; empty where the model has
             none.
-        number: How many classes the model has, or None where it is not known.
+        number: The number of the model's classes, or None where it is not known.
     """
 
     names: Mapping[int, str] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class ModelClasses:
 
     @classmethod
     def of(cls, id2label: Mapping[Any, Any] | None, number: int | None) -> "ModelClasses":
-        """From a config's `id2label`, whose keys JSON turned into texts.
+        """The classes of a config's `id2label`, whose keys JSON turned into texts.
 
         Raises:
             ValueError: If a key is no id.
@@ -78,8 +78,8 @@ class ModelClasses:
         """The classes of a network of diffusers, or None where it takes none.
 
         Args:
-            network: With a config.
-            id2label: The names, which the network's pipeline has.
+            network: A network with a config.
+            id2label: The names of the classes, which the network's pipeline holds.
         """
         config = getattr(network, "config", None)
         numbers = (getattr(config, name, None) for name in NUMBERS)
@@ -116,14 +116,14 @@ class ModelClasses:
             if len(ids) == 1:
                 return next(iter(ids))
             if ids:
-                raise ValueError(f"{label!r} may be {self.described(ids)}.")
+                raise ValueError(f"{label!r} may be {self.describe(ids)}.")
             raise ValueError(f"{label!r} is no class.{did_you_mean(label, self.words)}")
         if label not in self:
             raise ValueError(f"{label} is no class: ids are from 0 to {len(self) - 1}.")
         return label
 
     def __len__(self) -> int:
-        """How many classes there are, as far as it is known."""
+        """The number of classes, as far as it is known."""
         return self.number if self.number is not None else max(self.names, default=-1) + 1
 
     @property
@@ -131,11 +131,11 @@ class ModelClasses:
         """All names, synonyms one by one."""
         return [word for name in self.names.values() for word in _synonyms(name)]
 
-    def described(self, ids: Iterable[int] | None = None) -> str:
-        """Classes with their ids, for people."""
-        shown = sorted(self.names if ids is None else ids)
-        text = ", ".join(f"{index}: {self.name(index)!r}" for index in shown[:SHOWN])
-        return text + (f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")
+    def describe(self, ids: Iterable[int] | None = None) -> str:
+        """A text that names classes with their ids; None names all."""
+        indices = sorted(self.names if ids is None else ids)
+        text = ", ".join(f"{index}: {self.name(index)!r}" for index in indices[:MOST_NAMED])
+        return text + (f" and {len(indices) - MOST_NAMED} more" if len(indices) > MOST_NAMED else "")
 
     @cached_property
     def _by_form(self) -> list[dict[str, set[int]]]:
@@ -175,8 +175,8 @@ class LabelMapping:
     """The model's class of every label of a source.
 
     Attributes:
-        classes: Label of the source to the model's id, of all labels that are known so far.
-        notes: What people should know of how it was found.
+        classes: The model's id of each label of the source that is known so far.
+        notes: Sentences about how the mapping was found, for people.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class LabelMapping:
         Args:
             model: The classes of the model.
             labels: The source's names, in its own order. Integers without names need no mapping: they are ids.
-            given: The classes of some labels, a name or an id each, as `read_label_map` reads them.
+            given: The classes of some labels, each by its name or its id: the form that `read_label_map` returns.
 
         Raises:
             ValueError: If a label is no class of the model, or may be several; if two labels are one class, or
@@ -199,7 +199,7 @@ class LabelMapping:
         self.model = model
         self.notes: list[str] = []
         labels = list(dict.fromkeys(labels))
-        self._given = self._checked(given or {}, labels)
+        self._given = self._read_given(given or {}, labels)
         self.classes: dict[str, int] = {}
         if not labels:
             return
@@ -229,7 +229,7 @@ class LabelMapping:
         return int(label)
 
     def lines(self) -> list[str]:
-        """The mapping for people, a class in a line."""
+        """The mapping as lines of text, one for each label."""
         width = max(map(len, self.classes), default=0)
         names = self.model.names
         rows = [
@@ -239,7 +239,7 @@ class LabelMapping:
         return [*rows, *self.notes]
 
     def to_dict(self) -> dict[str, Any]:
-        """As a cache keeps it: the class of each label, and what the model calls these classes."""
+        """The form that a cache keeps: the class of each label, and the model's names of these classes."""
         used = sorted({*self.classes.values(), *self._given.values()})
         names = {str(index): self.model.names[index] for index in used if index in self.model.names}
         given = {label: index for label, index in self._given.items() if label not in self.classes}
@@ -253,64 +253,63 @@ class LabelMapping:
             except ValueError as error:
                 failures.append(str(error))
         if failures:
-            named = f" The model has {self.model.described()}." if self.model.names else ""
+            known = f" The model has {self.model.describe()}." if self.model.names else ""
             raise ValueError(
-                f"`labels` must be classes of the model, got {_shown(labels)}: {' '.join(failures[:SHOWN])}{named} "
-                f"{REMEDY}"
+                f"`labels` must be classes of the model, got {_enumerate(labels)}: "
+                f"{' '.join(failures[:MOST_NAMED])}{known} {REMEDY}"
             )
         return found
 
     def _by_order(self, labels: list[str]) -> dict[str, int]:
-        """Of a model without names: ids in digits, or else the source's own numbers, said aloud."""
+        """The classes of a model without names: ids in digits, or else the order of the source, with a note."""
         rest = [label for label in labels if label not in self._given]
-        if not rest or all(label.strip().isascii() and label.strip().isdigit() for label in rest):
+        if all(label.strip().isascii() and label.strip().isdigit() for label in rest):
             return self._by_name(labels)
-        if self.model.number is not None and len(labels) > self.model.number:
+        number = self.model.number
+        if number is not None and len(labels) > number:
             raise ValueError(
-                f"`labels` must be at most {self.model.number}, the classes of the model, got {len(labels)}: "
-                f"{_shown(labels)}. {REMEDY}"
+                f"`labels` must be at most {number}, the classes of the model, got {len(labels)}: "
+                f"{_enumerate(labels)}. {REMEDY}"
             )
         if self._given:
             raise ValueError(
-                f"`given` must name the class of every label of a model without names, got none for {_shown(rest)}."
+                "`given` must name the class of every label of a model without names, got none for "
+                f"{_enumerate(rest)}."
             )
         self.notes.append(
             "The model has no names for its classes (`id2label`): the labels are numbered in the source's order. If "
             "the model was trained in another one, give `--label-map`."
         )
-        if self.model.number is not None and len(labels) < self.model.number:
-            self.notes.append(f"The source has {len(labels)} of the model's {self.model.number} classes.")
+        if number is not None and len(labels) < number:
+            self.notes.append(f"The source has {len(labels)} of the model's {number} classes.")
         return {label: index for index, label in enumerate(labels)}
 
     def _imagenet(self, labels: list[str]) -> dict[str, int] | None:
         is_imagenet = len(labels) == IMAGENET_CLASSES and all(WORDNET_ID.fullmatch(label) for label in labels)
         if not is_imagenet or self._given or self.model.number not in (None, IMAGENET_CLASSES):
             return None
-        if self.model.names and FIRST_OF_IMAGENET not in map(_spaced, _synonyms(self.model.name(0))):
+        if self.model.names and FIRST_OF_IMAGENET not in map(_with_spaces, _synonyms(self.model.name(0))):
             return None
         self.notes.append("The labels are ImageNet's 1000 WordNet ids, whose order is that of its classes.")
         return {label: index for index, label in enumerate(sorted(labels))}
 
-    def _checked(self, given: Mapping[str, str | int], labels: list[str]) -> dict[str, int]:
+    def _read_given(self, given: Mapping[str, str | int], labels: list[str]) -> dict[str, int]:
         """The given classes, by the source's labels."""
-        found, failures = {}, []
+        found: dict[str, int] = {}
+        failures: list[str] = []
         for key, value in given.items():
-            near = [label for label in labels if _spaced(label) == _spaced(key)]
-            label = key if key in labels or not labels else (near[0] if len(near) == 1 else None)
-            if label is None:
-                failures.append(f"{key!r} is no label of the source.{did_you_mean(key, labels)}")
-                continue
             try:
+                label = _label_of(key, labels)
                 if label in found:
-                    raise ValueError(f"{key!r} is there twice.")
+                    raise ValueError(f"{key!r} is named twice.")
                 found[label] = self.model.id_of(value)
             except ValueError as error:
                 failures.append(f"{key!r}: {error}" if key not in str(error) else str(error))
         if failures:
             raise ValueError(
                 f"`given` (`--label-map`) must map labels of the source to classes of the model, got: "
-                f"{' '.join(failures[:SHOWN])} The source has {_shown(labels)}; the model has "
-                f"{self.model.described() or f'{len(self.model)} classes without names'}."
+                f"{' '.join(failures[:MOST_NAMED])} The source has {_enumerate(labels)}; the model has "
+                f"{self.model.describe() or f'{len(self.model)} classes without names'}."
             )
         return found
 
@@ -321,13 +320,23 @@ class LabelMapping:
             if label not in self._given:
                 by_class.setdefault(index, []).append(label)
         if same := {index: both for index, both in by_class.items() if len(both) > 1}:
-            text = "; ".join(f"{_shown(both)} would all be {self.model.described([i])}" for i, both in same.items())
-            raise ValueError(f"`labels` must be different classes, got {_shown(classes)}: {text}. {REMEDY}")
+            text = "; ".join(f"{_enumerate(both)} would all be {self.model.describe([i])}" for i, both in same.items())
+            raise ValueError(f"`labels` must be different classes, got {_enumerate(classes)}: {text}. {REMEDY}")
 
 
-def _shown(labels: Iterable[str]) -> str:
+def _label_of(key: str, labels: list[str]) -> str:
+    """The source's label that a key of a label map names; without known labels, any key."""
+    if key in labels or not labels:
+        return key
+    near = [label for label in labels if _with_spaces(label) == _with_spaces(key)]
+    if len(near) != 1:
+        raise ValueError(f"{key!r} is no label of the source.{did_you_mean(key, labels)}")
+    return near[0]
+
+
+def _enumerate(labels: Iterable[str]) -> str:
     labels = list(labels)
-    return f"{labels[:SHOWN]}" + (f" and {len(labels) - SHOWN} more" if len(labels) > SHOWN else "")
+    return f"{labels[:MOST_NAMED]}" + (f" and {len(labels) - MOST_NAMED} more" if len(labels) > MOST_NAMED else "")
 
 
 def read_label_map(path: str | Path) -> dict[str, str | int]:
@@ -335,20 +344,13 @@ def read_label_map(path: str | Path) -> dict[str, str | int]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is torn, no such object, or names a label twice.
+        ValueError: If it is truncated, holds no such object, or names a label twice.
     """
     wanted = f"`label_map` must be a JSON file of an object {{label: class name or id}}, got {str(path)!r}"
     if not Path(path).is_file():
         raise FileNotFoundError(f"{wanted}, which is no file.")
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        if twice := sorted({key for key in keys if keys.count(key) > 1}):
-            raise ValueError(f"{twice} are there twice")
-        return dict(pairs)
-
     try:
-        values = json.loads(Path(path).read_bytes().decode("utf-8-sig"), object_pairs_hook=once)
+        values = json.loads(Path(path).read_bytes().decode("utf-8-sig"), object_pairs_hook=_distinct_keys)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{wanted}, which cannot be read: {error}.") from error
     if not isinstance(values, dict) or not values:
@@ -357,3 +359,10 @@ def read_label_map(path: str | Path) -> dict[str, str | int]:
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise ValueError(f"{wanted}, where {key!r} has {value!r:.80}.")
     return values
+
+
+def _distinct_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    keys = [key for key, _ in pairs]
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        raise ValueError(f"{twice} occur twice")
+    return dict(pairs)

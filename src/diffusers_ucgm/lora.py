@@ -1,4 +1,4 @@
-"""LoRA by peft on any network: added, switched off for the teacher, saved as the stock pipelines load it."""
+"""LoRA adapters of peft for any network, saved in the form that the stock pipelines load."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +21,7 @@ __all__ = [
     "LORA_WEIGHTS_NAME",
     "active_adapters",
     "add_lora",
+    "has_lora",
     "load_lora",
     "lora_notes",
     "remove_lora",
@@ -30,7 +31,7 @@ __all__ = [
 ]
 
 LORA_WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
-# Where a file's metadata has what else its use needs: the sampler, and a network that its names do not tell of.
+# The entry of a file's metadata for what else its use needs: the sampler's settings, and the network's component.
 NOTES = "diffusers_ucgm"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 ADAPTER = "default"
@@ -47,21 +48,16 @@ def add_lora(
 
     Args:
         network: Any module, changed in place.
-        rank: Of the adapter's matrices.
+        rank: Rank of the adapter's matrices.
         alpha: The adapter is scaled by `alpha / rank`; None is the rank.
-        dropout: Before the adapter.
+        dropout: Dropout before the adapter, in [0, 1).
         target_modules: Ends of the names of the modules that get an adapter; None takes those of attention.
 
     Raises:
         ValueError: If the network has no module of these names.
     """
     targets = list(target_modules or ATTENTION)
-    names = [name for name, _ in network.named_modules()]
-    if not any(name == target or name.endswith(f".{target}") for name in names for target in targets):
-        raise ValueError(
-            f"`target_modules` must name modules of {type(network).__name__}, got {targets}. It has, for example, "
-            f"{sorted({name.rsplit('.', 1)[-1] for name in names if name})[:20]}."
-        )
+    _check_targets(network, targets)
     network.requires_grad_(False)
     config = LoraConfig(
         r=rank,
@@ -74,6 +70,15 @@ def add_lora(
         if parameter.requires_grad:
             # Over a base in half precision: small steps would be rounded away.
             parameter.data = parameter.data.float()
+
+
+def _check_targets(network: nn.Module, targets: list[str]) -> None:
+    names = [name for name, _ in network.named_modules()]
+    if not any(name == target or name.endswith(f".{target}") for name in names for target in targets):
+        raise ValueError(
+            f"`target_modules` must name modules of {type(network).__name__}, got {targets}. It has, for example, "
+            f"{sorted({name.rsplit('.', 1)[-1] for name in names if name})[:20]}."
+        )
 
 
 @contextmanager
@@ -98,14 +103,14 @@ def save_lora(
     state_dict: dict[str, Tensor] | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the adapter as `pytorch_lora_weights.safetensors`, as a pipeline's `load_lora_weights` reads it.
+    """Write the adapter as `pytorch_lora_weights.safetensors`, the file that a pipeline's `load_lora_weights` reads.
 
     Args:
-        network: With an adapter of `add_lora`.
-        folder: Made if it is missing.
+        network: A network with an adapter of `add_lora`.
+        folder: The folder, which is made if it is missing.
         prefix: The name of the pipeline's component, "transformer" or "unet".
         state_dict: The network's tensors where they are not whole in itself; None takes its own.
-        notes: What else belongs to the adapter, as `lora_notes` reads it.
+        notes: Further values that belong to the adapter and that `lora_notes` reads.
 
     Returns:
         The file, which is whole whenever it has its name.
@@ -127,9 +132,9 @@ def load_lora(network: nn.Module, folder: str | Path, prefix: str = "transformer
     """Give a network the adapter that `save_lora` wrote; stock pipelines do the same by `load_lora_weights`.
 
     Args:
-        network: Changed in place, unless the adapter is refused.
-        folder: With the file that `save_lora` wrote, or a file of that form.
-        prefix: As `save_lora` was given it.
+        network: The network, which is changed in place unless the adapter is refused.
+        folder: A folder with the file that `save_lora` wrote, or a file of that form.
+        prefix: The prefix that `save_lora` was given.
 
     Raises:
         FileNotFoundError: If the folder has no adapter.
@@ -139,23 +144,17 @@ def load_lora(network: nn.Module, folder: str | Path, prefix: str = "transformer
     file = Path(folder) if Path(folder).is_file() else Path(folder) / LORA_WEIGHTS_NAME
     if not file.is_file():
         raise FileNotFoundError(f"`folder` must hold {LORA_WEIGHTS_NAME!r}, got {str(folder)!r}.")
-    if any(isinstance(module, BaseTunerLayer) for module in network.modules()):
+    if has_lora(network):
         raise ValueError(f"`network` must not have an adapter yet, got {type(network).__name__} with one.")
-    with safe_open(file, "pt") as opened:
-        metadata = opened.metadata() or {}
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    start = f"{prefix}."
-    settings = json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
-    settings = {name.removeprefix(start): value for name, value in settings.items() if name.startswith(start)}
+    settings, tensors = _read_lora(file, f"{prefix}.")
     if not settings:
         raise ValueError(f"`folder` must hold an adapter for {prefix!r} with its settings, got {str(file)!r}.")
-    state = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
     try:
         inject_adapter_in_model(LoraConfig(**settings), network, ADAPTER)
         wanted = get_peft_model_state_dict(network, adapter_name=ADAPTER)
-        if differing := sorted({*wanted} ^ {*state}):
+        if differing := sorted({*wanted} ^ {*tensors}):
             raise ValueError(f"it has other modules, such as {differing[0]!r}")
-        set_peft_model_state_dict(network, state, ADAPTER)
+        set_peft_model_state_dict(network, tensors, ADAPTER)
     except (RuntimeError, ValueError) as error:
         remove_lora(network)
         raise ValueError(
@@ -163,9 +162,27 @@ def load_lora(network: nn.Module, folder: str | Path, prefix: str = "transformer
         ) from error
 
 
+def _read_lora(file: Path, start: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The settings and the tensors of a file under the names that begin with `start`, without that beginning."""
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata() or {}
+        tensors = {
+            name.removeprefix(start): opened.get_tensor(name)
+            for name in opened.keys()  # noqa: SIM118
+            if name.startswith(start)
+        }
+    settings: dict[str, Any] = json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
+    return {name.removeprefix(start): value for name, value in settings.items() if name.startswith(start)}, tensors
+
+
+def has_lora(network: nn.Module) -> bool:
+    """Whether a module of the network has an adapter."""
+    return any(isinstance(module, BaseTunerLayer) for module in network.modules())
+
+
 def remove_lora(network: nn.Module) -> None:
     """Take every adapter off again."""
-    if any(isinstance(module, BaseTunerLayer) for module in network.modules()):
+    if has_lora(network):
         recurse_remove_peft_layers(network)
     vars(network).pop("peft_config", None)
     # diffusers keeps its own note of it.
@@ -182,7 +199,7 @@ def set_lora_scale(network: nn.Module, scale: float) -> int:
 
 
 def active_adapters(network: nn.Module) -> list[tuple[str, str, float]]:
-    """What the weights of a network do not tell of its adapters: module, adapter and scale of each that has effect."""
+    """Module, adapter and scale of each adapter that has an effect, which the weights alone do not show."""
     return [
         (name, adapter, float(module.scaling[adapter]))
         for name, module in network.named_modules()
@@ -193,14 +210,14 @@ def active_adapters(network: nn.Module) -> list[tuple[str, str, float]]:
 
 
 def lora_notes(file: str | Path) -> dict[str, Any]:
-    """What `save_lora` was given as `notes`; nothing for a file of another origin."""
+    """The `notes` that `save_lora` was given; none for a file of another origin."""
     with safe_open(file, "pt") as opened:
         found = json.loads((opened.metadata() or {}).get(NOTES, "{}"))
     return found if isinstance(found, dict) else {}
 
 
 def _plain(value: object) -> object:
-    """A value of a peft config as JSON has it."""
+    """A value of a peft config in the form that JSON holds."""
     if isinstance(value, set | tuple):
         return sorted(value)
     return value.value if hasattr(value, "value") else value

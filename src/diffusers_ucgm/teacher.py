@@ -48,9 +48,9 @@ class Teacher:
                 tuning), anything between follows the student as an exponential moving average.
             without_adapter: For a student that is a frozen base with an adapter: switches the adapter off while it is
                 entered. The base is then the frozen teacher, without a copy, and `teacher_decay` must be 0 or 1.
-            dtype: Of a frozen copy; None keeps the student's.
-            offload_from: A device whose memory a frozen copy does not occupy: it stays on the CPU and its weights are
-                on this device only during a call.
+            dtype: The dtype of a frozen copy; None keeps the student's.
+            offload_from: A device whose memory a frozen copy leaves free: the copy stays on the CPU, and its weights
+                are on this device only during a call.
 
         Raises:
             ValueError: If `teacher_decay` is outside [0, 1], or not 0 or 1 where the student has an adapter.

@@ -178,5 +178,5 @@ def validation_conditions(pipe: DiffusionPipeline, inputs: Any) -> list[str | in
         # It takes names, which are the titles of a grid's rows.
         return list(inputs) if isinstance(pipe, UCGMPipeline) else ids
     except ValueError as error:
-        known = classes.described() or f"{len(classes)} classes without names"
+        known = classes.describe() or f"{len(classes)} classes without names"
         raise ValueError(f"`validation_inputs` must be classes of the network: {error} It has {known}.") from error
