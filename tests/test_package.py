@@ -21,6 +21,7 @@ SCRIPTS = sorted(file for folder in ("benchmarks", "examples", "tools") for file
 
 # From the core outwards; a module imports only from the sets above its own.
 LAYERS = [
+    {"contracts"},
     {"autoencoders", "checks", "constraints", "deferred", "files", "interruptions", "names", "network_caches"},
     {"processes", "randomness"},
     {
@@ -57,6 +58,7 @@ THIRD_PARTY = {
     "targets": {"torch"},
     "oracles": {"torch"},
     "teacher": {"torch"},
+    "contracts": {"torch"},
     "presets": set(),
     "labels": set(),
     "names": set(),

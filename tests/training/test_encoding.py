@@ -17,9 +17,10 @@ from transformers import (
 )
 
 from diffusers_ucgm import UCGMPipeline
+from diffusers_ucgm.contracts import network_of
 from diffusers_ucgm.pipeline import denormalize_latents, normalize_latents
 from diffusers_ucgm.training.encoding import encode_null, encode_pixels, encode_prompts
-from diffusers_ucgm.training.network_adapter import adapter_for_pipeline, convention_of_scheduler, denoiser_of
+from diffusers_ucgm.training.network_adapter import adapter_for_pipeline, convention_of_scheduler
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -150,7 +151,7 @@ def test_prompts_are_encoded_as_the_stock_pipeline_encodes_them(name):
         sample * convention.transport.gamma(t).reshape(-1, *(1,) * (sample.ndim - 1)) if convention.divides else sample
     )
     with torch.no_grad():
-        found = adapter(denoiser_of(pipe), x_t.float(), convention.transport.model_time(t).float(), **condition)
+        found = adapter(network_of(pipe), x_t.float(), convention.transport.model_time(t).float(), **condition)
     torch.testing.assert_close(found, model_output[:, : found.shape[1]].float(), rtol=1e-4, atol=2e-5)
 
 

@@ -10,10 +10,10 @@ from diffusers import FluxTransformer2DModel
 from torch import nn
 
 from diffusers_ucgm import Teacher, UCGMPipeline
+from diffusers_ucgm.contracts import network_of
 from diffusers_ucgm.data.datasets import LatentDataset
 from diffusers_ucgm.lora import add_lora, load_lora, save_lora, without_lora
 from diffusers_ucgm.training.config import UCGMTrainingConfig
-from diffusers_ucgm.training.network_adapter import denoiser_of
 from diffusers_ucgm.training.trainer import UCGMTrainer
 
 
@@ -100,12 +100,12 @@ def test_a_tuned_lora_loads_into_the_stock_pipeline(tmp_path, name):
     folder = trainer.train()
     assert folder == tmp_path / "lora"
     assert {file.suffix for file in folder.iterdir()} == {".safetensors", ".md"}
-    denoiser_of(case.pipe).eval()
+    network_of(case.pipe).eval()
     tuned = case()
     assert not torch.equal(tuned, base)
     fresh.pipe.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors")
     torch.testing.assert_close(fresh(), tuned, rtol=0, atol=0)
-    with without_lora(denoiser_of(case.pipe)):
+    with without_lora(network_of(case.pipe)):
         torch.testing.assert_close(case(), base, rtol=0, atol=1e-5)
 
 

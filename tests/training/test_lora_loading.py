@@ -11,13 +11,13 @@ from test_lora_and_teachers import PIPELINES, Texts, settings
 from test_lora_and_teachers import _fresh_accelerate as _fresh_accelerate
 
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler
+from diffusers_ucgm.contracts import network_of
 from diffusers_ucgm.data.datasets import LatentDataset
 from diffusers_ucgm.image_metrics.evaluate import draw_samples
 from diffusers_ucgm.loading import load_pipeline_lora
 from diffusers_ucgm.lora import LORA_WEIGHTS_NAME, add_lora, lora_notes, save_lora
 from diffusers_ucgm.solver_study.compare import compare_solvers
 from diffusers_ucgm.solver_study.solutions import fingerprint
-from diffusers_ucgm.training.network_adapter import denoiser_of
 from diffusers_ucgm.training.trainer import UCGMTrainer
 
 
@@ -30,7 +30,7 @@ def trained(name, folder, **options):
     names, shape = PIPELINES[name]
     case = getattr(stock_pipelines, name)()
     UCGMTrainer.from_pipeline(settings(folder, lora_rank=2, **options), case.pipe, Texts(case, names, shape)).train()
-    denoiser_of(case.pipe).eval()
+    network_of(case.pipe).eval()
     return case
 
 

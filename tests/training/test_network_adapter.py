@@ -13,6 +13,7 @@ from diffusers.models.embeddings import LabelEmbedding
 from torch import nn
 
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler
+from diffusers_ucgm.contracts import network_of
 from diffusers_ucgm.conversion.networks import ARCHITECTURES, convert_network
 from diffusers_ucgm.training.adapters import DiTAdapter, FluxAdapter, SanaAdapter
 from diffusers_ucgm.training.network_adapter import (
@@ -21,7 +22,6 @@ from diffusers_ucgm.training.network_adapter import (
     adapter_for,
     adapter_for_pipeline,
     convention_of_scheduler,
-    denoiser_of,
     register_adapter,
 )
 
@@ -108,7 +108,7 @@ def one_batch(value):
 @pytest.mark.parametrize("name", STOCK)
 def test_reproduces_what_the_stock_pipeline_hands_its_scheduler(name):
     stock, case = STOCK[name], stock_case(name)
-    pipe, network = case.pipe, denoiser_of(case.pipe)
+    pipe, network = case.pipe, network_of(case.pipe)
     convention = convention_of_scheduler(pipe.scheduler)
     adapter = adapter_for_pipeline(pipe)
     condition = {keyword: one_batch(case.arguments[argument]) for keyword, argument in stock.condition.items()}
@@ -176,7 +176,7 @@ def test_every_named_adapter_is_held_to_its_pipeline():
 
 @pytest.mark.parametrize(("flux_latents", "expected"), [((1, 16, 8, 8), (1, 16, 64)), ((2, 4, 6, 10), (2, 15, 16))])
 def test_packing_keeps_every_value(flux_latents, expected):
-    adapter = FluxAdapter(denoiser_of(stock_case("flux").pipe))
+    adapter = FluxAdapter(network_of(stock_case("flux").pipe))
     x = torch.randn(flux_latents)
     packed = adapter.pack(x)
     assert packed.shape == expected

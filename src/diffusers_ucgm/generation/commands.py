@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from diffusers_ucgm.checks import check_device
+from diffusers_ucgm.contracts import takes_classes
 from diffusers_ucgm.files import check_writable, write_image
 from diffusers_ucgm.labels import class_names
 from diffusers_ucgm.loading import load_pipeline, load_scheduler
@@ -19,7 +20,6 @@ from diffusers_ucgm.pipeline import UCGMPipeline
 from diffusers_ucgm.presets import Preset, get_preset
 from diffusers_ucgm.scheduler import UCGMScheduler
 
-from .drawing import takes_classes
 from .generate import Generation, generate
 from .image_grid import image_grid
 from .inputs import call_argument, given_conditions, load_model

@@ -11,15 +11,12 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from diffusers_ucgm.contracts import condition_name, networks_of, takes_classes
 from diffusers_ucgm.labels import ModelClasses, class_names
 from diffusers_ucgm.pipeline import UCGMPipeline
 
 
-__all__ = ["as_found", "conditions_for", "counted_calls", "draw", "generators_of", "networks_of", "takes_classes"]
-
-# The names that pipelines have for the networks whose predictions their scheduler takes. Some have two, one for each
-# part of the times.
-NETWORKS = ("transformer", "transformer_2", "unet", "unet_2", "prior")
+__all__ = ["as_found", "conditions_for", "counted_calls", "draw", "generators_of"]
 
 
 def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
@@ -94,7 +91,7 @@ def draw(
     if num_inference_steps is not None:
         call["num_inference_steps"] = num_inference_steps
     drawn: list[Tensor] = []
-    name = _condition_name(pipe)
+    name = condition_name(pipe)
     negative = call.pop("negative_prompt", None)
     called: Any = pipe
     with as_found(pipe):
@@ -142,19 +139,6 @@ def as_found(pipe: Any) -> Iterator[None]:
             module.training = mode
 
 
-def networks_of(pipe: DiffusionPipeline) -> dict[str, torch.nn.Module]:
-    """The networks that a pipeline's scheduler solves with, by name: two where each has its own part of the times.
-
-    Raises:
-        ValueError: If the pipeline has none under a name of diffusers.
-    """
-    named = {name: getattr(pipe, name, None) for name in NETWORKS}
-    found = {name: each for name, each in named.items() if isinstance(each, torch.nn.Module)}
-    if not found:
-        raise ValueError(f"`pipe` must have a `transformer` or `unet`, got {type(pipe).__name__} with neither.")
-    return found
-
-
 @contextmanager
 def counted_calls(pipe: DiffusionPipeline) -> Iterator[list[int]]:
     """The number of calls of the pipeline's networks while entered, as the one entry of a list.
@@ -173,24 +157,6 @@ def counted_calls(pipe: DiffusionPipeline) -> Iterator[list[int]]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def takes_classes(pipe: DiffusionPipeline) -> bool:
-    """Whether a pipeline is conditioned on classes, and not on text.
-
-    Raises:
-        ValueError: If it takes neither.
-    """
-    return _condition_name(pipe) == "class_labels"
-
-
-def _condition_name(pipe: DiffusionPipeline) -> str:
-    """What a pipeline calls its conditions."""
-    accepted = inspect.signature(type(pipe).__call__).parameters
-    for name in ("class_labels", "prompt"):
-        if name in accepted:
-            return name
-    raise ValueError(f"`pipe` must take a `prompt` or `class_labels`, got {type(pipe).__name__}, which takes neither.")
 
 
 def _class_ids(pipe: Any, conditions: Sequence[int | str]) -> list[int]:

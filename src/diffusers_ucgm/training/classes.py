@@ -7,10 +7,11 @@ from typing import Any
 from datasets import ClassLabel, Value
 from diffusers import DiffusionPipeline
 
+from diffusers_ucgm.contracts import network_of
 from diffusers_ucgm.data.images import ImageSource
 from diffusers_ucgm.labels import LabelMapping, ModelClasses, class_names
 
-from .network_adapter import NetworkAdapter, denoiser_of
+from .network_adapter import NetworkAdapter
 
 
 __all__ = ["classes_of", "matched_source"]
@@ -22,7 +23,7 @@ def classes_of(pipe: DiffusionPipeline) -> ModelClasses | None:
     Raises:
         ValueError: If the pipeline has no network, or names that are not by id.
     """
-    return ModelClasses.of_network(denoiser_of(pipe), class_names(pipe))
+    return ModelClasses.of_network(network_of(pipe), class_names(pipe))
 
 
 def matched_source(
@@ -42,7 +43,7 @@ def matched_source(
     Raises:
         ValueError: If the source lacks the column that the network takes, or a label is no class of the model.
     """
-    network = type(denoiser_of(pipe)).__name__
+    network = type(network_of(pipe)).__name__
     found = f"got the columns {_columns(source)}"
     if adapter.prompt_outputs:
         if source.caption_column is None:

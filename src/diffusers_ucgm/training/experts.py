@@ -11,9 +11,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from diffusers_ucgm.generation.drawing import networks_of
+from diffusers_ucgm.contracts import networks_of
 
-from .network_adapter import convention_of_scheduler, denoiser_of
+from .network_adapter import convention_of_scheduler
 
 
 __all__ = ["Expert", "expert_of"]
@@ -54,7 +54,7 @@ def expert_of(pipe: DiffusionPipeline, name: str | None) -> Expert:
                 f"`pipeline` must tell the times of `{others[0]}` by its `boundary_ratio`, got a {owner} without one."
             )
         # Without a ratio the pipelines leave a second network out.
-        only = next(each for each, network in networks.items() if network is denoiser_of(pipe))
+        only = next(iter(networks))
         if name not in (None, only):
             raise ValueError(f"`expert` must be left out or {only!r}, the one network of {owner}, got {name!r}.")
         return Expert(only, networks[only])

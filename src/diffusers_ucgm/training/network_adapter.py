@@ -14,6 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from diffusers_ucgm.contracts import network_of
 from diffusers_ucgm.sampling.conventions import Convention
 from diffusers_ucgm.scheduler import UCGMScheduler
 
@@ -25,7 +26,6 @@ __all__ = [
     "adapter_for",
     "adapter_for_pipeline",
     "convention_of_scheduler",
-    "denoiser_of",
     "register_adapter",
 ]
 
@@ -188,25 +188,13 @@ def adapter_for(network: nn.Module, scheduler: Any = None, **options: Any) -> Ne
     return cls(network, timestep, **options)
 
 
-def denoiser_of(pipe: DiffusionPipeline) -> nn.Module:
-    """The network of a pipeline that its scheduler solves with.
-
-    Raises:
-        ValueError: If the pipeline has none under a name of diffusers.
-    """
-    for name in ("transformer", "unet", "prior", "transformer_2", "unet_2"):
-        if isinstance(component := getattr(pipe, name, None), nn.Module):
-            return component
-    raise ValueError(f"`pipe` must have a `transformer` or `unet`, got {type(pipe).__name__} with neither.")
-
-
 def adapter_for_pipeline(pipe: DiffusionPipeline, **options: Any) -> NetworkAdapter:
     """The adapter of a pipeline's network, with what the pipeline knows of time, sizes and scales.
 
     Raises:
-        ValueError: See `denoiser_of` and `adapter_for`.
+        ValueError: See `network_of` and `adapter_for`.
     """
-    network = denoiser_of(pipe)
+    network = network_of(pipe)
     cls = type(adapter_for(network))
     return adapter_for(network, pipe.scheduler, **{**cls.options_of(pipe), **options})
 

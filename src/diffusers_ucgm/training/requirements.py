@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from diffusers_ucgm.autoencoders import autoencoder_of, spatial_factor
+from diffusers_ucgm.contracts import network_of
 from diffusers_ucgm.files import check_writable
 from diffusers_ucgm.labels import ModelClasses, class_names
 from diffusers_ucgm.pipeline import UCGMPipeline
@@ -19,7 +20,7 @@ from .adapters import PatchedAdapter
 from .agreement import labels_of
 from .batches import length_of
 from .config import UCGMTrainingConfig
-from .network_adapter import DenoiserAdapter, NetworkAdapter, denoiser_of
+from .network_adapter import DenoiserAdapter, NetworkAdapter
 
 
 __all__ = ["check_data", "check_image_size", "check_run", "validation_conditions"]
@@ -138,7 +139,7 @@ def check_image_size(pipe: DiffusionPipeline, adapter: DenoiserAdapter, size: in
     sides = (size, size) if isinstance(size, int) else tuple(size)
     if min(sides) < 1:
         raise ValueError(f"`size` must be at least 1, got {size}.")
-    vae, network = autoencoder_of(pipe), denoiser_of(pipe)
+    vae, network = autoencoder_of(pipe), network_of(pipe)
     factor = 1 if vae is None else spatial_factor(vae)
     if factor is None or type(vae).__name__ == "AutoencoderRAE":
         return
@@ -168,7 +169,7 @@ def validation_conditions(pipe: DiffusionPipeline, inputs: Any) -> list[str | in
     Raises:
         ValueError: If one is no class of the network, or no prompt.
     """
-    classes = ModelClasses.of_network(denoiser_of(pipe), class_names(pipe))
+    classes = ModelClasses.of_network(network_of(pipe), class_names(pipe))
     if classes is None:
         if wrong := [each for each in inputs if not isinstance(each, str) or not each.strip()]:
             raise ValueError(f"`validation_inputs` must be prompts for {type(pipe).__name__}, got {wrong}.")

@@ -1,0 +1,141 @@
+"""What this package needs of a pipeline, a scheduler and a denoiser, whatever their classes.
+
+diffusers has no common type for pipelines that sample, nor for schedulers: the methods are alike, the base classes do
+not declare them. The protocols of this module name the part that the package uses, and its functions find the rest.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+__all__ = [
+    "Denoiser",
+    "Pipeline",
+    "Steppable",
+    "call_parameters",
+    "condition_name",
+    "network_of",
+    "networks_of",
+    "takes_classes",
+]
+
+# The names that pipelines of diffusers have for the networks whose predictions their scheduler takes. A second network
+# has a part of the times for itself.
+NETWORK_NAMES = ("transformer", "unet", "prior", "transformer_2", "unet_2")
+# The names that pipelines of diffusers have for their conditions.
+CONDITION_NAMES = ("class_labels", "prompt")
+
+
+class Steppable(Protocol):
+    """A scheduler of diffusers, stock or `UCGMScheduler`."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The settings; they are attributes too."""
+        ...
+
+    @property
+    def timesteps(self) -> Tensor:
+        """The network's times of a run, shape `(N,)`, in the order of the calls."""
+        ...
+
+    @property
+    def set_timesteps(self) -> Callable[..., None]:
+        """Begin a run: `set_timesteps(num_inference_steps, device=...)`, and what else the class takes."""
+        ...
+
+    @property
+    def step(self) -> Callable[..., Any]:
+        """The next sample: `step(model_output, timestep, sample, return_dict=...)`, and what else the class takes."""
+        ...
+
+
+class Pipeline(Protocol):
+    """A pipeline of diffusers that samples: `UCGMPipeline`, or a stock one with a `prompt` or `class_labels`."""
+
+    scheduler: Steppable
+
+    @property
+    def components(self) -> Mapping[str, Any]:
+        """The networks, the scheduler and the other parts, by name."""
+        ...
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The settings and the classes of the parts."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the networks."""
+        ...
+
+    @property
+    def set_progress_bar_config(self) -> Callable[..., None]:
+        """Arguments of tqdm for the bar of a call."""
+        ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Sample."""
+        ...
+
+
+class Denoiser(Protocol):
+    """A prediction of a noisy sample at the network's own times: what the loss trains, or a teacher."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, /, **condition: Any) -> Tensor:
+        """The prediction F, shape of `x_t`, `(B, C, ...)`, for times of shape `(B,)` in [0, 1]."""
+        ...
+
+
+def networks_of(pipe: object) -> dict[str, nn.Module]:
+    """The networks that a pipeline's scheduler solves with, by name: two where each has its own part of the times.
+
+    Raises:
+        ValueError: If the pipeline has none under a name of diffusers.
+    """
+    named = {name: getattr(pipe, name, None) for name in NETWORK_NAMES}
+    networks = {name: network for name, network in named.items() if isinstance(network, nn.Module)}
+    if not networks:
+        raise ValueError(f"`pipe` must have a `transformer` or `unet`, got {type(pipe).__name__} with neither.")
+    return networks
+
+
+def network_of(pipe: object) -> nn.Module:
+    """The network that a pipeline's scheduler solves with; the first where there are two.
+
+    Raises:
+        ValueError: If the pipeline has none under a name of diffusers.
+    """
+    return next(iter(networks_of(pipe).values()))
+
+
+def call_parameters(pipe: object) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a pipeline's call, by name."""
+    return inspect.signature(type(pipe).__call__).parameters
+
+
+def condition_name(pipe: object) -> str:
+    """The parameter of a pipeline's call that takes the conditions: "class_labels" or "prompt".
+
+    Raises:
+        ValueError: If the pipeline takes neither.
+    """
+    accepted = call_parameters(pipe)
+    for name in CONDITION_NAMES:
+        if name in accepted:
+            return name
+    raise ValueError(f"`pipe` must take a `prompt` or `class_labels`, got {type(pipe).__name__}, which takes neither.")
+
+
+def takes_classes(pipe: object) -> bool:
+    """Whether a pipeline is conditioned on classes, and not on text.
+
+    Raises:
+        ValueError: If the pipeline takes neither.
+    """
+    return condition_name(pipe) == "class_labels"

@@ -1,0 +1,89 @@
+"""The protocols fit the classes of diffusers and of this package, and the parts of a pipeline are found."""
+
+import inspect
+
+import diffusers
+import pytest
+import stock_pipelines
+from exact_pipeline import exact_pipeline
+from torch import nn
+
+from diffusers_ucgm import UCGMPipeline, UCGMScheduler
+from diffusers_ucgm.contracts import (
+    Pipeline,
+    Steppable,
+    call_parameters,
+    condition_name,
+    network_of,
+    networks_of,
+    takes_classes,
+)
+
+
+class Parts:
+    """A pipeline of nothing but the networks that it is made with."""
+
+    def __init__(self, **networks):
+        vars(self).update(networks)
+
+
+def members(protocol):
+    names = {name for name in vars(protocol) if not name.startswith("_")} | set(protocol.__annotations__)
+    return sorted(names)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        UCGMScheduler,
+        diffusers.DDIMScheduler,
+        diffusers.EulerDiscreteScheduler,
+        diffusers.FlowMatchEulerDiscreteScheduler,
+        diffusers.UniPCMultistepScheduler,
+    ],
+)
+def test_schedulers_have_what_the_protocol_names(scheduler):
+    assert members(Steppable) == ["config", "set_timesteps", "step", "timesteps"]
+    assert all(hasattr(scheduler(), name) for name in members(Steppable))
+
+
+@pytest.mark.parametrize(
+    "build", [exact_pipeline, lambda: stock_pipelines.sd15().pipe, lambda: stock_pipelines.dit().pipe]
+)
+def test_pipelines_have_what_the_protocol_names(build):
+    assert members(Pipeline) == ["components", "config", "device", "scheduler", "set_progress_bar_config"]
+    assert all(hasattr(build(), name) for name in members(Pipeline))
+
+
+@pytest.mark.parametrize("name", ["transformer", "unet", "prior", "transformer_2", "unet_2"])
+def test_a_network_is_found_under_every_name_of_diffusers(name):
+    network = nn.Identity()
+    assert network_of(Parts(**{name: network}, vae=nn.Identity())) is network
+
+
+def test_the_first_of_two_networks_comes_first():
+    first, second = nn.Identity(), nn.Identity()
+    pipe = Parts(transformer_2=second, transformer=first)
+    assert network_of(pipe) is first
+    assert list(networks_of(pipe).items()) == [("transformer", first), ("transformer_2", second)]
+    # A pipeline such as `WanPipeline` may be loaded without its first network.
+    assert networks_of(Parts(transformer=None, transformer_2=second)) == {"transformer_2": second}
+
+
+def test_a_pipeline_without_a_network_is_refused():
+    with pytest.raises(ValueError, match="`pipe` must have a `transformer` or `unet`, got Parts with neither"):
+        network_of(Parts(vae=nn.Identity()))
+
+
+def test_conditions_are_classes_or_prompts():
+    classes, text = exact_pipeline(), stock_pipelines.sd15().pipe
+    assert (condition_name(classes), condition_name(text)) == ("class_labels", "prompt")
+    assert (takes_classes(classes), takes_classes(text)) == (True, False)
+    assert takes_classes(stock_pipelines.dit().pipe)
+    neither = "`pipe` must take a `prompt` or `class_labels`, got DDPMPipeline, which takes neither"
+    with pytest.raises(ValueError, match=neither):
+        takes_classes(stock_pipelines.ddpm().pipe)
+
+
+def test_parameters_are_those_of_the_call():
+    assert call_parameters(exact_pipeline()) == inspect.signature(UCGMPipeline.__call__).parameters
