@@ -1233,15 +1233,15 @@ MUTANTS = [
     Mutant(
         "DDT's label added again in the decoder",
         "models/transformer_2d.py",
-        "condition = F.silu(time + encoded)",
+        "condition = F.silu(time + features)",
         "condition = F.silu(time + self.class_embedder(class_labels)[:, None] + encoded)",
         CONVERSION_TESTS,
     ),
     Mutant(
         "EDM2's left-out class scales the time",
         "models/edm2_unet_2d.py",
-        "torch.where(left_out[:, None], embedding, _mixed(embedding, label, CLASS_SHARE))",
-        "torch.where(left_out[:, None], embedding * 0.5**0.5, _mixed(embedding, label, CLASS_SHARE))",
+        "torch.where(left_out[:, None], embedding, _mix(embedding, label, CLASS_WEIGHT))",
+        "torch.where(left_out[:, None], embedding * 0.5**0.5, _mix(embedding, label, CLASS_WEIGHT))",
         ("tests/test_models.py", "tests/test_conversion.py"),
     ),
     Mutant(

@@ -21,43 +21,43 @@ from .layers import SelfAttention
 __all__ = ["EDM2UNet2DModel"]
 
 EPSILON = 1e-4
-# The share of the second of two branches (arXiv 2312.02696, appendix B).
-CLASS_SHARE = SKIP_SHARE = 0.5
-RESIDUAL_SHARE = ATTENTION_SHARE = 0.3
+# The weights of the second of two branches (arXiv 2312.02696, appendix B).
+CLASS_WEIGHT = SKIP_WEIGHT = 0.5
+RESIDUAL_WEIGHT = ATTENTION_WEIGHT = 0.3
 LARGEST_ACTIVATION = 256.0
-# silu of normal values has this root mean square.
+# The root mean square of silu for normal values.
 SILU_MAGNITUDE = 0.596
-# ln(sigma) / 4 of the path's time in [0, 1], as the transport "edm" has it.
+# ln(sigma) / 4 is this linear function of the path's time in [0, 1], as in the transport "edm".
 LOG_SIGMA_SCALE, LOG_SIGMA_SHIFT = 2.68, -1.59
 
 
-def _normalized(v: Tensor, dims: int | tuple[int, ...]) -> Tensor:
-    """`v` with a root mean square of 1 over some axes; statistics in float32, epsilon outside the root."""
+def _normalize(v: Tensor, dims: int | tuple[int, ...]) -> Tensor:
+    """Scale `v` to a root mean square of 1 over some axes; statistics in float32, epsilon outside the root."""
     magnitude = v.float().square().mean(dims, keepdim=True).sqrt() + EPSILON
     return v / magnitude.to(v.dtype)
 
 
-def _mixed(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """`(1 - share) a + share b`, of the magnitude that independent `a` and `b` have."""
-    return ((1.0 - share) * a + share * b) / math.sqrt((1.0 - share) ** 2 + share**2)
+def _mix(a: Tensor, b: Tensor, weight: float) -> Tensor:
+    """`(1 - weight) a + weight b`, scaled to the magnitude that independent `a` and `b` have."""
+    return ((1.0 - weight) * a + weight * b) / math.sqrt((1.0 - weight) ** 2 + weight**2)
 
 
-def _joined(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """Channels of both, each side weighted so that it counts by its share and not by its number."""
+def _concatenate(a: Tensor, b: Tensor, weight: float) -> Tensor:
+    """The channels of both, scaled so that `b` counts by its weight and not by its number of channels."""
     number_a, number_b = a.shape[1], b.shape[1]
-    scale = math.sqrt((number_a + number_b) / ((1.0 - share) ** 2 + share**2))
-    weight_a, weight_b = scale * (1.0 - share) / math.sqrt(number_a), scale * share / math.sqrt(number_b)
+    scale = math.sqrt((number_a + number_b) / ((1.0 - weight) ** 2 + weight**2))
+    weight_a, weight_b = scale * (1.0 - weight) / math.sqrt(number_a), scale * weight / math.sqrt(number_b)
     return torch.cat([a * weight_a, b * weight_b], dim=1)
 
 
-def _activated(v: Tensor) -> Tensor:
+def _activation(v: Tensor) -> Tensor:
     return F.silu(v) / SILU_MAGNITUDE
 
 
 def _unit_weight(weight: Tensor) -> Tensor:
     """The weight by which a layer of independent inputs of magnitude 1 gives outputs of magnitude 1."""
     dims = tuple(range(1, weight.ndim))
-    return (_normalized(weight.float(), dims) / math.sqrt(weight[0].numel())).to(weight.dtype)
+    return (_normalize(weight.float(), dims) / math.sqrt(weight[0].numel())).to(weight.dtype)
 
 
 class EDM2Linear(nn.Linear):
@@ -92,7 +92,7 @@ class EDM2Embedding(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Shape `(B, embedding_dim)` for ids of shape `(B,)`."""
         # A one-hot vector times sqrt(number of embeddings) picks a column of the normalised weight.
-        return F.embedding(input, _normalized(self.weight.float(), 1).to(self.weight.dtype).T)
+        return F.embedding(input, _normalize(self.weight.float(), 1).to(self.weight.dtype).T)
 
 
 class EDM2Norm(nn.Module):
@@ -100,7 +100,7 @@ class EDM2Norm(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Same shape."""
-        return _normalized(hidden_states, -1)
+        return _normalize(hidden_states, -1)
 
 
 class EDM2TimeFeatures(nn.Module):
@@ -154,24 +154,24 @@ class EDM2Block(nn.Module):
         Args:
             x: Activations, shape `(B, channels, H, W)`.
             embedding: Time and class after their activation, shape `(B, E)`.
-            skip: What the encoder gave, for a block that takes it.
+            skip: Activations of the encoder, for a block that takes them.
         """
         if skip is not None:
-            x = _joined(x, skip, SKIP_SHARE)
+            x = _concatenate(x, skip, SKIP_WEIGHT)
         if self.resample == "down":
             x = F.avg_pool2d(x, 2)
         elif self.resample == "up":
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         if not self.decoder:
-            x = _normalized(x if self.conv_shortcut is None else self.conv_shortcut(x), 1)
+            x = _normalize(x if self.conv_shortcut is None else self.conv_shortcut(x), 1)
         scale = 1.0 + self.emb_linear(embedding) * self.emb_gain
-        y = self.conv2(_activated(self.conv1(_activated(x)) * scale[:, :, None, None]))
+        y = self.conv2(_activation(self.conv1(_activation(x)) * scale[:, :, None, None]))
         if self.decoder and self.conv_shortcut is not None:
             x = self.conv_shortcut(x)
-        x = _mixed(x, y, RESIDUAL_SHARE)
+        x = _mix(x, y, RESIDUAL_WEIGHT)
         if self.attn is not None:
             attended = self.attn(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, x.shape[2:])
-            x = _mixed(x, attended, ATTENTION_SHARE)
+            x = _mix(x, attended, ATTENTION_WEIGHT)
         return x.clamp(-LARGEST_ACTIVATION, LARGEST_ACTIVATION)
 
 
@@ -222,37 +222,47 @@ class EDM2UNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin,
         self.class_embedding = EDM2Embedding(num_classes, embedding_dim)
         # A channel of ones stands in for biases.
         self.conv_in = EDM2Conv2d(in_channels + 1, width, 3)
-        block = partial(EDM2Block, embedding_dim=embedding_dim)
-        last = len(block_out_channels) - 1
-
-        def heads(channels: int, level: int) -> int:
-            return channels // attention_head_dim if level in attention_levels else 0
-
-        self.down_blocks, skips = nn.ModuleList(), [width]
-        for level, channels in enumerate(block_out_channels):
-            if level:
-                self.down_blocks.append(block(width, width, resample="down"))
-                skips.append(width)
-            for _ in range(layers_per_block):
-                self.down_blocks.append(block(width, channels, heads=heads(channels, level)))
-                skips.append(width := channels)
-        self.up_blocks = nn.ModuleList(
-            [block(width, width, heads=width // attention_head_dim, decoder=True), block(width, width, decoder=True)]
-        )
-        for level, channels in reversed(list(enumerate(block_out_channels))):
-            if level != last:
-                self.up_blocks.append(block(width, width, decoder=True, resample="up"))
-            for _ in range(layers_per_block + 1):
-                joined = width + skips.pop()
-                up = block(joined, channels, heads=heads(channels, level), decoder=True, takes_skip=True)
-                self.up_blocks.append(up)
-                width = channels
+        self.down_blocks, skips = self._encoder(embedding_dim)
+        self.up_blocks = self._decoder(embedding_dim, skips)
         self.conv_out = EDM2Conv2d(width, in_channels if out_channels is None else out_channels, 3)
         self.out_gain = nn.Parameter(torch.zeros([]))
         self.gradient_checkpointing = False
         for module in self.modules():
             if isinstance(module, EDM2Linear | EDM2Conv2d | EDM2Embedding):
                 nn.init.normal_(module.weight)
+
+    def _heads(self, channels: int, level: int) -> int:
+        return channels // self.config.attention_head_dim if level in self.config.attention_levels else 0
+
+    def _encoder(self, embedding_dim: int) -> tuple[nn.ModuleList, list[int]]:
+        """The encoder's blocks, and the widths of the activations that the decoder takes."""
+        width = self.config.block_out_channels[0]
+        blocks, skips = nn.ModuleList(), [width]
+        for level, channels in enumerate(self.config.block_out_channels):
+            if level:
+                blocks.append(EDM2Block(width, width, embedding_dim, resample="down"))
+                skips.append(width)
+            for _ in range(self.config.layers_per_block):
+                blocks.append(EDM2Block(width, channels, embedding_dim, heads=self._heads(channels, level)))
+                skips.append(width := channels)
+        return blocks, skips
+
+    def _decoder(self, embedding_dim: int, skips: list[int]) -> nn.ModuleList:
+        """The decoder's blocks; `skips` are the widths of the encoder's activations, the last one taken first."""
+        channels_of_levels = self.config.block_out_channels
+        width, last = channels_of_levels[-1], len(channels_of_levels) - 1
+        block = partial(EDM2Block, embedding_dim=embedding_dim, decoder=True)
+        blocks = nn.ModuleList(
+            [block(width, width, heads=width // self.config.attention_head_dim), block(width, width)]
+        )
+        for level, channels in reversed(list(enumerate(channels_of_levels))):
+            if level != last:
+                blocks.append(block(width, width, resample="up"))
+            for _ in range(self.config.layers_per_block + 1):
+                heads = self._heads(channels, level)
+                blocks.append(block(width + skips.pop(), channels, heads=heads, takes_skip=True))
+                width = channels
+        return blocks
 
     def forward(
         self,
@@ -284,7 +294,7 @@ class EDM2UNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin,
         embedding = self.time_embedding(features)
         if class_labels is not None:
             embedding = self._with_class(embedding, class_labels)
-        embedding = _activated(embedding)
+        embedding = _activation(embedding)
         x = self.conv_in(torch.cat([sample, torch.ones_like(sample[:, :1])], dim=1))
         skips = [x]
         for block in self.down_blocks:
@@ -312,7 +322,7 @@ class EDM2UNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin,
         """Time and class mixed; the time alone, at its full weight, where the class is left out."""
         left_out = class_labels == self.config.num_classes
         label = self.class_embedding(class_labels.masked_fill(left_out, 0))
-        return torch.where(left_out[:, None], embedding, _mixed(embedding, label, CLASS_SHARE))
+        return torch.where(left_out[:, None], embedding, _mix(embedding, label, CLASS_WEIGHT))
 
     def _run(self, block: nn.Module, x: Tensor, embedding: Tensor, skip: Tensor | None) -> Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:

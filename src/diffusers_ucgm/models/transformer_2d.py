@@ -227,48 +227,58 @@ class UCGMTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
         Raises:
             ValueError: If the latents do not fit patches or the table of positions.
         """
-        size, patch = self.config.sample_size, self.config.patch_size
         batch, _, height, width = hidden_states.shape
+        self._check_sides(height, width)
+        rows, columns = height // self.config.patch_size, width // self.config.patch_size
+        time, condition = self._condition(hidden_states, timestep, class_labels)
+        rotary = self._rotary(rows, columns, hidden_states.device)
+        encoder = self.config.num_encoder_layers
+        if self.encoder_proj_in is not None:
+            features = self.encoder_proj_in(hidden_states).flatten(2).transpose(1, 2)
+            for block in self.transformer_blocks[:encoder]:
+                features = self._run(block, features, condition, rotary)
+            condition = F.silu(time + features)
+        tokens = self.proj_in(hidden_states).flatten(2).transpose(1, 2)
+        if self.pos_embed is not None:
+            tokens = tokens + self.pos_embed.to(hidden_states.dtype)
+        for block in self.transformer_blocks[encoder:]:
+            tokens = self._run(block, tokens, condition, rotary)
+        shift, scale = self.modulation_out(condition).chunk(2, dim=-1)
+        tokens = self.proj_out(self.norm_out(tokens) * (1 + scale) + shift)
+        patch = self.config.patch_size
+        tokens = tokens.reshape(batch, rows, columns, patch, patch, self.out_channels)
+        sample = tokens.permute(0, 5, 1, 3, 2, 4).reshape(batch, self.out_channels, height, width)
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _check_sides(self, height: int, width: int) -> None:
+        size, patch = self.config.sample_size, self.config.patch_size
         if height % patch or width % patch:
             raise ValueError(f"`hidden_states` must have sides that are multiples of {patch}, got {height}x{width}.")
         if self.pos_embed is not None and (height, width) != (size, size):
             raise ValueError(f"`hidden_states` must be {size}x{size}, as the position table is, got {height}x{width}.")
-        dtype = hidden_states.dtype
-        rows, columns = height // patch, width // patch
-        time = torch.as_tensor(timestep, device=hidden_states.device).expand(batch)
+
+    def _condition(
+        self, hidden_states: Tensor, timestep: Tensor | float, class_labels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The embedded time, and time and class after their activation, both of shape `(B, 1, D)`."""
+        batch, device = len(hidden_states), hidden_states.device
         features = get_timestep_embedding(
-            time.float(),
+            torch.as_tensor(timestep, device=device).expand(batch).float(),
             TIME_FEATURES,
             flip_sin_to_cos=True,
             downscale_freq_shift=0,
             max_period=self.config.time_max_period,  # pyright: ignore[reportArgumentType]
         )
-        time = self.time_embedder(features.to(dtype))[:, None]
+        time = self.time_embedder(features.to(hidden_states.dtype))[:, None]
         if class_labels is None:
-            class_labels = torch.full((batch,), self.config.num_classes, device=hidden_states.device)
-        condition = F.silu(time + self.class_embedder(class_labels)[:, None])
-        rotary = None
-        if self.config.rotary_embedding is not None:
-            positions = ROTARY_POSITIONS[self.config.rotary_embedding]
-            device = hidden_states.device
-            rotary = rotary_table(positions(rows, device), positions(columns, device), self.config.attention_head_dim)
+            class_labels = torch.full((batch,), self.config.num_classes, device=device)
+        return time, F.silu(time + self.class_embedder(class_labels)[:, None])
 
-        encoder = self.config.num_encoder_layers
-        if self.encoder_proj_in is not None:
-            encoded = self.encoder_proj_in(hidden_states).flatten(2).transpose(1, 2)
-            for block in self.transformer_blocks[:encoder]:
-                encoded = self._run(block, encoded, condition, rotary)
-            condition = F.silu(time + encoded)
-        tokens = self.proj_in(hidden_states).flatten(2).transpose(1, 2)
-        if self.pos_embed is not None:
-            tokens = tokens + self.pos_embed.to(dtype)
-        for block in self.transformer_blocks[encoder:]:
-            tokens = self._run(block, tokens, condition, rotary)
-        shift, scale = self.modulation_out(condition).chunk(2, dim=-1)
-        tokens = self.proj_out(self.norm_out(tokens) * (1 + scale) + shift)
-        tokens = tokens.reshape(batch, rows, columns, patch, patch, self.out_channels)
-        sample = tokens.permute(0, 5, 1, 3, 2, 4).reshape(batch, self.out_channels, height, width)
-        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+    def _rotary(self, rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        if self.config.rotary_embedding is None:
+            return None
+        positions = ROTARY_POSITIONS[self.config.rotary_embedding]
+        return rotary_table(positions(rows, device), positions(columns, device), self.config.attention_head_dim)
 
     def _run(
         self, block: nn.Module, tokens: Tensor, condition: Tensor, rotary: tuple[Tensor, Tensor] | None
