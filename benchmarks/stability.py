@@ -38,11 +38,11 @@ ROUGH: dict[str, Any] = {
 ROWS: dict[str, dict[str, Any]] = {
     "plain": {},
     "gradients clipped at 0.1": {"max_grad_norm": 0.1},
-    "ratio rising over half the run": {"consistency_ratio": [[0, 0.5], [STEPS // 2, 1.0]]},
+    "ratio rising over half the run": {"consistency_schedule": [[0, 0.5], [STEPS // 2, 1.0]]},
     "roll back on collapse": {"on_collapse": "roll_back", "collapse_factor": 2.0},
     "all three": {
         "max_grad_norm": 0.1,
-        "consistency_ratio": [[0, 0.5], [STEPS // 2, 1.0]],
+        "consistency_schedule": [[0, 0.5], [STEPS // 2, 1.0]],
         "on_collapse": "roll_back",
         "collapse_factor": 2.0,
     },

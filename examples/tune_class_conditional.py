@@ -38,7 +38,7 @@ def main() -> None:
         args.output / "run",
         train_batch_size=args.batch_size,
         max_train_steps=args.steps,
-        validation_inputs=list(range(min(4, pipe.num_classes))),
+        validation_inputs=tuple(str(i) for i in range(min(4, pipe.num_classes))),
         resume_from_checkpoint="latest",
     )
     trainer = UCGMTrainer.from_pipeline(config, pipe, CachedLatents(args.output / "cache"))

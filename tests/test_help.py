@@ -10,7 +10,7 @@ from diffusers_ucgm.loading import DTYPES
 from diffusers_ucgm.names import DTYPE_NAMES
 from diffusers_ucgm.solver_study.defaults import OBJECTIVE_NAMES
 from diffusers_ucgm.solver_study.objectives import OBJECTIVES
-from diffusers_ucgm.training.settings import settings_help
+from diffusers_ucgm.training.settings_help import settings_help
 
 
 # What takes seconds to import, and what imports it.

@@ -453,8 +453,8 @@ MUTANTS = [
     Mutant(
         "consistency ratio stays at its first value",
         "training/config.py",
-        'settings["consistency_ratio"] = ratio_at(self.consistency_ratio, step)',
-        'settings["consistency_ratio"] = ratio_at(self.consistency_ratio, 0)',
+        'settings["consistency_ratio"] = self.ratio_at(step)',
+        'settings["consistency_ratio"] = self.ratio_at(0)',
         TRAINER_TESTS,
     ),
     Mutant(
@@ -1453,14 +1453,14 @@ MUTANTS = [
     Mutant(
         "the recipe wins over what is given",
         "training/settings.py",
-        "{**get_recipe(name).settings_for(steps), **given}",
-        "{**given, **get_recipe(name).settings_for(steps)}",
+        "override(get_recipe(name).settings_for(steps), others)",
+        "override(others, get_recipe(name).settings_for(steps))",
         ("tests/training/test_recipes.py",),
     ),
     Mutant(
         "an adapter trained against an averaged teacher",
         "training/config.py",
-        "self.teacher_decay = 1.0 if is_of(self.lora_rank, int) and self.lora_rank else 0.999",
+        "self.teacher_decay = 1.0 if isinstance(self.lora_rank, int) and self.lora_rank else 0.999",
         "self.teacher_decay = 0.999",
         ("tests/training/test_recipes.py",),
     ),

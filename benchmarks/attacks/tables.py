@@ -157,8 +157,9 @@ TRAINING: Fields = {
     "output_dir": Anything(("", 5, None, [], {}, b"run", True, 1.5, math.nan)),
     "transport": Maybe(LOSS["transport"]),
     **{name: kind for name, kind in LOSS.items() if name not in ("transport", "consistency_ratio")},
-    "consistency_ratio": Either(
-        (SHARE, Anything(([], [[0]], [[0, 2.0]], [[5, 0.1], [2, 0.2]], [["a", 0.1]], [[0, "b"]])))
+    "consistency_ratio": SHARE,
+    "consistency_schedule": Maybe(
+        Anything(([], [[0]], [[0, 2.0]], [[5, 0.1], [2, 0.2]], [["a", 0.1]], [[0, "b"]], [[0.5, 0.1]]))
     ),
     "expert": Maybe(Choice(("transformer", "transformer_2", "unet", "unet_2"))),
     "overwrite_output_dir": Truth(),

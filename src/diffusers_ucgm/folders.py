@@ -13,6 +13,15 @@ __all__ = ["describe_results"]
 
 # A log's last lines that are shown.
 NUM_LINES = 3
+# The settings of a training run that are shown.
+SETTINGS = (
+    "consistency_ratio",
+    "consistency_schedule",
+    "learning_rate",
+    "train_batch_size",
+    "lora_rank",
+    "teacher_decay",
+)
 
 
 def describe_results(folder: Path) -> str | None:
@@ -53,8 +62,7 @@ def _train(folder: Path) -> list[str]:
     shown.append(f"results: {', '.join(f'{name}/' for name in results) or 'none'}")
     if whole and not results:
         shown.append(f"It goes on with `--resume-from-checkpoint latest --output-dir {folder}` and the same options.")
-    names = ("consistency_ratio", "learning_rate", "train_batch_size", "lora_rank", "teacher_decay")
-    return [*shown, *(f"  {name}: {settings[name]}" for name in names if name in settings)]
+    return [*shown, *(f"  {name}: {settings[name]}" for name in SETTINGS if settings.get(name) is not None)]
 
 
 def _loss(line: dict[str, Any]) -> str:

@@ -8,9 +8,8 @@ from diffusers.optimization import SchedulerType
 
 from diffusers_ucgm.cli import parser_for
 from diffusers_ucgm.loss import DERIVATIVES, UCGMLoss
-from diffusers_ucgm.training.config import CHOICES, FREE_ON_RESUME, UCGMTrainingConfig
+from diffusers_ucgm.training.config import FREE_ON_RESUME, SETTING_TYPES, UCGMTrainingConfig
 from diffusers_ucgm.training.optimizers import OPTIMIZERS
-from diffusers_ucgm.training.settings import read_setting
 from diffusers_ucgm.transports import PREDICTIONS
 
 
@@ -36,10 +35,11 @@ def test_loss_takes_every_setting_of_the_config():
 
 def test_choices_are_those_of_diffusers_and_of_the_optimizers():
     # The settings are read without torch, so these names stand twice.
-    assert set(CHOICES["lr_scheduler"]) == {each.value for each in SchedulerType}
-    assert set(CHOICES["optimizer"]) == set(OPTIMIZERS)
-    assert set(CHOICES["prediction_type"]) == {None, *PREDICTIONS}
-    assert CHOICES["derivative"] == DERIVATIVES
+    choices = {name: kind.choices for name, kind in SETTING_TYPES.items()}
+    assert set(choices["lr_scheduler"]) == {each.value for each in SchedulerType}
+    assert set(choices["optimizer"]) == set(OPTIMIZERS)
+    assert set(choices["prediction_type"]) == set(PREDICTIONS)
+    assert choices["derivative"] == DERIVATIVES
 
 
 def test_defaults_of_the_loss_and_the_config_agree():
@@ -119,9 +119,9 @@ def test_words_that_yaml_takes_for_something_else_are_what_the_setting_is(tmp_pa
     config = UCGMTrainingConfig.from_file(file)
     assert (config.output_dir, config.mixed_precision, config.report_to) == ("2026-11-25", "no", None)
     assert config.gradient_checkpointing is True
-    assert config.consistency_ratio == [[0.0, 0.0], [2000.0, 1.0]]
+    assert config.consistency_schedule == ((0, 0.0), (2000, 1.0))
     assert config.lora_alpha == 8.0
-    assert config.validation_inputs == ("cat: dog", 7, "no", "1e3")
+    assert config.validation_inputs == ("cat: dog", "7", "no", "1e3")
 
 
 @pytest.mark.parametrize(
@@ -132,17 +132,21 @@ def test_words_that_yaml_takes_for_something_else_are_what_the_setting_is(tmp_pa
         ("max_train_steps", "100", 100),
         ("learning_rate", "1e-4", 1e-4),
         ("lora_alpha", "null", None),
-        ("consistency_ratio", ["1"], 1.0),
-        ("consistency_ratio", ["[[0, 0.0], [2000, 1.0]]"], [[0, 0.0], [2000, 1.0]]),
-        ("consistency_ratio", ["[0, 0.0]", "[2000, 1]"], [[0, 0.0], [2000, 1]]),
+        ("consistency_ratio", "1", 1.0),
+        ("max_train_steps", "2e3", 2000),
+        ("consistency_schedule", ["[[0, 0.0], [2000, 1.0]]"], [[0, 0.0], [2000, 1.0]]),
+        ("consistency_schedule", ["[0, 0.0]", "[2000, 1]"], [[0, 0.0], [2000, 1.0]]),
+        ("consistency_schedule", [["0", "0.5"], ["2e3", "1"]], [[0, 0.5], [2000, 1.0]]),
+        ("consistency_schedule", ["null"], None),
+        ("enhancement_range", ["[0, 0.5]"], [0.0, 0.5]),
         ("enhancement_range", ["0", "0.5"], [0.0, 0.5]),
-        ("validation_inputs", ["cat: dog", "3"], ["cat: dog", 3]),
-        ("validation_inputs", ['["a cat", 3]'], ["a cat", 3]),
+        ("validation_inputs", ["cat: dog", "3"], ["cat: dog", "3"]),
+        ("validation_inputs", ['["a cat", 3]'], ["a cat", "3"]),
         ("lora_target_modules", ["to_q"], ["to_q"]),
     ],
 )
 def test_words_are_read_by_the_type_of_their_setting(name, words, value):
-    found = read_setting(name, words)
+    found = SETTING_TYPES[name].read(name, words)
     assert found == value
     assert type(found) is type(value)
 
@@ -152,17 +156,57 @@ def test_words_are_read_by_the_type_of_their_setting(name, words, value):
     [
         ("max_train_steps", "1.5", r"`max_train_steps` must be of type int, got '1\.5'\."),
         ("gradient_checkpointing", "maybe", r"`gradient_checkpointing` must be of type bool, got 'maybe'\."),
+        ("enhancement_range", ["0"], r"`enhancement_range` must be of type tuple\[float, float\], got \['0'\]\."),
+        ("consistency_schedule", ["[[1.5, 0]]"], r"`consistency_schedule` must be of type tuple\[tuple\[int, float\]"),
+        ("consistency_schedule", ["0", "0.5"], r"`consistency_schedule` must be of type tuple\[tuple\[int, float\]"),
         ("seed", ["1", "2"], r"`seed` must be of type int, got \['1', '2'\]\."),
         (
             "validation_inputs",
             [{"cat": "dog"}],
-            r"of type Sequence\[str \| int\], got .*Quote texts with a colon",
+            r"of type tuple\[str, \.\.\.\], got .*Quote texts with a colon",
         ),
     ],
 )
 def test_words_of_another_type_are_refused(name, words, message):
     with pytest.raises(ValueError, match=message):
-        read_setting(name, words)
+        SETTING_TYPES[name].read(name, words)
+
+
+SCHEDULE = [[0, 0.5], [100, 1.0]]
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, ((0, 0.5), (100, 1.0)), [[0.0, 0.5], [100.0, 1]]])
+def test_a_schedule_may_still_be_a_value_of_the_ratio(schedule):
+    config = UCGMTrainingConfig("run", consistency_ratio=schedule)
+    assert config.consistency_ratio == 0.0
+    assert config.consistency_schedule == ((0, 0.5), (100, 1.0))
+    assert all(type(step) is int for step, _ in config.consistency_schedule)
+
+
+@pytest.mark.parametrize("name", ["run.json", "run.yaml"])
+def test_files_of_version_0_1_0_with_a_schedule_and_ids_are_read(tmp_path, name):
+    file = tmp_path / name
+    file.write_text(
+        '{"output_dir": "run", "consistency_ratio": [[0.0, 0.5], [1e2, 1.0]], "validation_inputs": ["a", 3]}'
+    )
+    config = UCGMTrainingConfig.from_file(file)
+    assert config.consistency_schedule == ((0, 0.5), (100, 1.0))
+    assert config.validation_inputs == ("a", "3")
+    other = UCGMTrainingConfig.from_file(file, consistency_ratio=0.25)
+    assert (other.consistency_ratio, other.consistency_schedule) == (0.25, None)
+    other = UCGMTrainingConfig.from_file(file, consistency_ratio=[[0, 1.0]])
+    assert other.consistency_schedule == ((0, 1.0),)
+
+
+def test_a_run_of_version_0_1_0_with_a_schedule_is_resumed():
+    saved = UCGMTrainingConfig("run").to_dict()
+    del saved["consistency_schedule"]
+    config = UCGMTrainingConfig("run", consistency_schedule=SCHEDULE)
+    for steps in (0, 100), (0.0, 100.0):
+        config.check_resumable({**saved, "consistency_ratio": [[steps[0], 0.5], [steps[1], 1.0]]})
+    with pytest.raises(ValueError, match=r"consistency_schedule: \[\[0, 0.5\]\] is now \[\[0, 0.5\], \[100, 1.0\]\]"):
+        config.check_resumable({**saved, "consistency_ratio": [[0, 0.5]]})
+    UCGMTrainingConfig("run", consistency_ratio=0.5).check_resumable({**saved, "consistency_ratio": 0.5})
 
 
 @pytest.mark.parametrize("name", ["config.json", "config.yaml"])

@@ -246,5 +246,5 @@ def test_settings_that_go_together_badly_are_named():
     assert names == {"warm-up", "learning rate", "data set size"}
     untrained = examine(config(), network(), data(), is_pretrained=False)
     assert [finding.name for finding in untrained] == ["start"]
-    rising = replaced(config(), consistency_ratio=[[0, 0.0], [100, 1.0]])
+    rising = replaced(config(), consistency_ratio=0.0, consistency_schedule=[[0, 0.0], [100, 1.0]])
     assert examine(rising, network(), data(), is_pretrained=False) == []

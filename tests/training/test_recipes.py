@@ -1,5 +1,6 @@
 """Recipes: legal at every length, in force as the command line says, and shown in the help."""
 
+import json
 from dataclasses import fields
 
 import pytest
@@ -10,9 +11,8 @@ from test_pipeline import autoencoder, pipeline
 
 from diffusers_ucgm import UCGMTrainingConfig
 from diffusers_ucgm.cli import main
-from diffusers_ucgm.training.ratios import ratio_at
 from diffusers_ucgm.training.recipes import RECIPES
-from diffusers_ucgm.training.settings import settings_help
+from diffusers_ucgm.training.settings_help import settings_help
 
 
 FEW_STEP = {"two-step", "four-step", "two-step-lora", "four-step-lora"}
@@ -25,13 +25,13 @@ def test_recipes_are_legal_at_every_length(name, steps):
     config = UCGMTrainingConfig.from_recipe(name, "run", **({} if steps is None else {"max_train_steps": steps}))
     assert steps is None or config.max_train_steps == steps
     assert config.lr_warmup_steps <= config.max_train_steps
-    assert ratio_at(config.consistency_ratio, config.max_train_steps) == (1.0 if name in FEW_STEP else 0.0)
+    assert config.ratio_at(config.max_train_steps) == (1.0 if name in FEW_STEP else 0.0)
 
 
 def test_schedules_of_a_recipe_follow_the_length_of_the_run():
     short, long = (UCGMTrainingConfig.from_recipe("two-step", "run", max_train_steps=steps) for steps in (200, 2000))
-    assert short.consistency_ratio == [[0, 0.5], [100, 1.0]]
-    assert long.consistency_ratio == [[0, 0.5], [1000, 1.0]]
+    assert short.consistency_schedule == ((0, 0.5), (100, 1.0))
+    assert long.consistency_schedule == ((0, 0.5), (1000, 1.0))
     assert (short.lr_warmup_steps, long.lr_warmup_steps) == (10, 100)
     assert (short.checkpointing_steps, long.checkpointing_steps) == (50, 500)
     assert (short.ema_decay, long.ema_decay) == (0.95, 0.995)
@@ -41,7 +41,7 @@ def test_the_two_step_recipe_is_what_was_measured():
     # The row "all weights, 2%" of docs/tune-to-few-steps.md.
     config = UCGMTrainingConfig.from_recipe("two-step", "run")
     assert (config.max_train_steps, config.train_batch_size, config.learning_rate) == (208, 64, 5e-4)
-    assert (config.consistency_ratio, config.lr_warmup_steps) == ([[0, 0.5], [104, 1.0]], 10)
+    assert (config.consistency_schedule, config.lr_warmup_steps) == (((0, 0.5), (104, 1.0)), 10)
     assert config.ema_decay == pytest.approx(0.95, abs=0.005)
     assert (config.teacher_decay, config.huber_c, config.max_grad_norm) == (1.0, 5.0, 0.1)
 
@@ -49,6 +49,7 @@ def test_the_two_step_recipe_is_what_was_measured():
 def test_arguments_win_over_a_recipe_and_unknown_ones_are_named():
     config = UCGMTrainingConfig.from_recipe("two-step", "run", learning_rate=1e-5, consistency_ratio=0.5)
     assert (config.learning_rate, config.consistency_ratio, config.huber_c) == (1e-5, 0.5, 5.0)
+    assert config.consistency_schedule is None
     with pytest.raises(ValueError, match=r"`recipe` must be one of .*, got 'twostep'\. Did you mean 'two-step'\?"):
         UCGMTrainingConfig.from_recipe("twostep", "run")
     with pytest.raises(ValueError, match=r"`max_train_steps` must be at least 1, got 'many'\."):
@@ -123,6 +124,20 @@ def test_options_win_over_the_file_and_the_file_over_the_recipe(model, tmp_path,
     first, settings = trained(model, tmp_path / "other", capsys, "--config", str(file))
     assert first == f"Settings: {file}"
     assert settings["max_grad_norm"] == 1.0
+
+
+def test_a_run_of_version_0_1_0_with_a_schedule_goes_on(model, tmp_path, capsys):
+    words = ("--recipe", "two-step", "--max-train-steps", "4", "--checkpointing-steps", "2")
+    trained(model, tmp_path / "run", capsys, *words)
+    for file in (tmp_path / "run" / "run.json", tmp_path / "run" / "checkpoint-2" / "state.json"):
+        values = json.loads(file.read_text())
+        settings = values["settings" if file.name == "run.json" else "config"]
+        settings["consistency_ratio"] = settings.pop("consistency_schedule")
+        assert settings["consistency_ratio"] == [[0, 0.5], [2, 1.0]]
+        file.write_text(json.dumps(values))
+    trained(model, tmp_path / "run", capsys, *words, "--resume-from-checkpoint", "latest")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["consistency_ratio"]) for line in lines] == [(1, 0.75), (2, 1.0), (3, 1.0), (4, 1.0)]
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,13 @@ from diffusers_ucgm.names import BUNDLED, local_or_hub, local_path
 from diffusers_ucgm.processes import check_launch, is_first_process
 
 from .classes import classes_of, matched_source
-from .config import UCGMTrainingConfig
+from .config import SETTING_TYPES, UCGMTrainingConfig
 from .encoding import encode_null, encode_pixels, encode_prompts
 from .experts import expert_of
 from .network_adapter import adapter_for_pipeline
 from .recipes import default_recipe, get_recipe
 from .requirements import check_image_size, check_run
-from .settings import read_setting, read_settings_file, recipe_settings
+from .settings import override, read_settings_file, read_words, recipe_settings
 
 
 __all__ = ["COMMANDS"]
@@ -47,9 +47,9 @@ def _config(args: argparse.Namespace, **defaults: Any) -> UCGMTrainingConfig:
     }
     if empty := sorted(name for name, value in {**words, "config": args.config}.items() if value in ("", [""])):
         raise ValueError(f"`--{empty[0].replace('_', '-')}` must not be empty, got ''. Leave the option out.")
-    given = {name: read_setting(name, value) for name, value in words.items()}
+    given = read_words(words, SETTING_TYPES)
     if args.config:
-        given = {**read_settings_file(args.config), **given}
+        given = override(read_settings_file(args.config, SETTING_TYPES), given)
     given = {**defaults, **given}
     if "output_dir" not in given:
         raise ValueError("`--output-dir` must be given, here or in the file of `--config`.")

@@ -1,23 +1,22 @@
 """Settings of a training run: the loss's, the optimizer's and the run's own, under diffusers' names."""
 
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
-
-from diffusers_ucgm.names import did_you_mean
+from typing import TYPE_CHECKING, Any, Literal
 
 from .ratios import check_schedule, ratio_at
-from .setting_types import is_of, shown
+from .setting_ranges import check_ranges, check_tracker
+from .setting_types import setting_types
+from .settings import in_current_form, override, read_settings_file, recipe_settings
 
 
 if TYPE_CHECKING:
     from diffusers_ucgm.loss import UCGMLoss
     from diffusers_ucgm.transports import Transport
 
-__all__ = ["CHOICES", "UCGMTrainingConfig"]
+__all__ = ["SETTING_TYPES", "UCGMTrainingConfig"]
 
 # What may change when a run is resumed, because it does not enter the weights at a given step.
 FREE_ON_RESUME = {
@@ -41,66 +40,6 @@ FREE_ON_RESUME = {
 }
 # Learning rates that do not depend on the length of the run, which may then be raised.
 ENDLESS_SCHEDULES = ("constant", "constant_with_warmup")
-# Written out, because this module serves the help of the command line, which does without torch and diffusers.
-CHOICES: dict[str, tuple[str | None, ...]] = {
-    "optimizer": ("adamw", "adamw_8bit", "adamw_schedule_free", "radam"),
-    "lr_scheduler": (
-        "constant",
-        "constant_with_warmup",
-        "cosine",
-        "cosine_with_restarts",
-        "linear",
-        "piecewise_constant",
-        "polynomial",
-    ),
-    "mixed_precision": ("no", "bf16", "fp16"),
-    "nonfinite_gradients": ("skip", "zero", "stop"),
-    "on_collapse": ("ignore", "warn", "back_off", "roll_back"),
-    "teacher_dtype": (None, "bf16", "fp16"),
-    "expert": (None, "transformer", "transformer_2", "unet", "unet_2"),
-    "prediction_type": (None, "epsilon", "flow_prediction", "sample", "v_prediction"),
-    "derivative": ("difference", "forward"),
-}
-AT_LEAST_ONE = (
-    "train_batch_size",
-    "gradient_accumulation_steps",
-    "max_train_steps",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "logging_steps",
-)
-NOT_EMPTY = (
-    "output_dir",
-    "transport",
-    "lora_target_modules",
-    "resume_from_checkpoint",
-    "tracker_project_name",
-    "validation_num_inference_steps",
-)
-FRACTIONS = ("teacher_decay", "ema_decay", "lora_dropout")
-NOT_NEGATIVE = (
-    "learning_rate",
-    "max_grad_norm",
-    "lr_warmup_steps",
-    "adam_weight_decay",
-    "adam_epsilon",
-    "lora_rank",
-    "validation_steps",
-    "dataloader_num_workers",
-)
-
-
-def check_tracker_name(name: str) -> None:
-    """Check that accelerate knows a tracker.
-
-    Raises:
-        ValueError: If it does not.
-    """
-    from accelerate.utils import LoggerType
-
-    known = [each.value for each in LoggerType if each.value != "all"]
-    if name not in known:
-        raise ValueError(f"`report_to` must be one of {known}, got {name!r}.{did_you_mean(name, known)}")
 
 
 @dataclass
@@ -112,8 +51,9 @@ class UCGMTrainingConfig:
         transport: What the network sees and predicts: linear, relinear, trigflow, triglinear, edm, random or a
             registered name; null takes it from the scheduler that the trainer is given, and is linear without one.
         prediction_type: What the network predicts, in place of the transport's own prediction; null keeps that.
-        consistency_ratio: A number in [0, 1], where 0 trains a multi-step model and 1 a few-step model, or a schedule:
-            pairs of a step and a ratio, linear between them, such as [[0, 0.0], [2000, 1.0]].
+        consistency_ratio: A number in [0, 1], where 0 trains a multi-step model and 1 a few-step model.
+        consistency_schedule: Pairs of an optimizer step and a consistency ratio, which is linear between them, such as
+            [[0, 0.0], [2000, 1.0]]; null keeps the ratio constant.
         enhancement_ratio: Strength of the enhanced target, which takes the place of classifier-free guidance; 0 is
             off. The paper uses 0.57 to 0.67 at consistency ratio 0 and 1.3 to 2 at 1.
         enhancement_range: Canonical times (0 is data, 1 is noise) between which the target is enhanced.
@@ -179,8 +119,9 @@ class UCGMTrainingConfig:
 
     output_dir: str
     transport: str | None = None
-    prediction_type: str | None = None
-    consistency_ratio: float | Sequence[Sequence[float]] = 0.0
+    prediction_type: Literal["epsilon", "flow_prediction", "sample", "v_prediction"] | None = None
+    consistency_ratio: float = 0.0
+    consistency_schedule: tuple[tuple[int, float], ...] | None = None
     enhancement_ratio: float = 0.0
     enhancement_range: tuple[float, float] = (0.0, 0.75)
     huber_c: float = 0.0
@@ -190,38 +131,46 @@ class UCGMTrainingConfig:
     time_distribution: tuple[float, float, float] = (1.0, 1.0, 1.0)
     channel_dim: int = 1
     batched_calls: bool = False
-    derivative: str = "difference"
+    derivative: Literal["difference", "forward"] = "difference"
     # Resolved by `__post_init__`, which knows whether there is an adapter.
     teacher_decay: float = None  # pyright: ignore[reportAssignmentType]
-    teacher_dtype: str | None = None
+    teacher_dtype: Literal["bf16", "fp16"] | None = None
     teacher_offload: bool = False
-    expert: str | None = None
+    expert: Literal["transformer", "transformer_2", "unet", "unet_2"] | None = None
     lora_rank: int = 0
     lora_alpha: float | None = None
     lora_dropout: float = 0.0
-    lora_target_modules: Sequence[str] | None = None
+    lora_target_modules: tuple[str, ...] | None = None
     train_batch_size: int = 64
     gradient_accumulation_steps: int = 1
     max_train_steps: int = 10_000
-    optimizer: str = "adamw"
+    optimizer: Literal["adamw", "adamw_8bit", "adamw_schedule_free", "radam"] = "adamw"
     learning_rate: float = 2e-4
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
     adam_epsilon: float = 1e-8
     adam_weight_decay: float = 0.0
-    lr_scheduler: str = "constant"
+    lr_scheduler: Literal[
+        "constant",
+        "constant_with_warmup",
+        "cosine",
+        "cosine_with_restarts",
+        "linear",
+        "piecewise_constant",
+        "polynomial",
+    ] = "constant"
     lr_warmup_steps: int = 0
     lr_step_rules: str | None = None
     max_grad_norm: float = 1.0
     ema_decay: float = 0.9999
-    mixed_precision: str = "no"
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False
     torch_compile: bool = False
     find_unused_parameters: bool = False
     seed: int = 0
     dataloader_num_workers: int = 0
-    nonfinite_gradients: str = "skip"
-    on_collapse: str = "warn"
+    nonfinite_gradients: Literal["skip", "zero", "stop"] = "skip"
+    on_collapse: Literal["ignore", "warn", "back_off", "roll_back"] = "warn"
     collapse_factor: float = 5.0
     checkpointing_steps: int = 500
     checkpoints_total_limit: int = 2
@@ -231,87 +180,35 @@ class UCGMTrainingConfig:
     report_to: str | None = None
     tracker_project_name: str = "ucgm"
     validation_steps: int = 0
-    validation_inputs: Sequence[str | int] = ()
-    validation_num_inference_steps: Sequence[int] = (1, 2, 4, 40)
+    validation_inputs: tuple[str, ...] = ()
+    validation_num_inference_steps: tuple[int, ...] = (1, 2, 4, 40)
 
     def __post_init__(self) -> None:
         # Paths are welcome, but the settings go into checkpoints, which are JSON.
         self.output_dir = str(self.output_dir) if isinstance(self.output_dir, Path) else self.output_dir
+        vars(self).update({"consistency_ratio": 0.0, **in_current_form(vars(self))})
         if self.teacher_decay is None:
-            self.teacher_decay = 1.0 if is_of(self.lora_rank, int) and self.lora_rank else 0.999
+            self.teacher_decay = 1.0 if isinstance(self.lora_rank, int) and self.lora_rank else 0.999
         self._check_types()
-        self.enhancement_range = tuple(self.enhancement_range)
-        self.time_distribution = tuple(self.time_distribution)
-        self.validation_inputs = tuple(self.validation_inputs)
-        self.validation_num_inference_steps = tuple(self.validation_num_inference_steps)
-        self._check_ranges()
-        self._check_pairs()
-        self.consistency_ratio = check_schedule(self.consistency_ratio)
-        ratio = self.consistency_ratio
-        if self.expert is not None and (max(each for _, each in ratio) if isinstance(ratio, list) else ratio) > 0:
-            raise ValueError(
-                "`consistency_ratio` must be 0 with `expert`, got "
-                f"{self.consistency_ratio!r}: few steps lead from the noise to the data through both networks, of "
-                "which one is trained. Use the recipe 'multi-step'."
-            )
-        ends = self.consistency_ratio if isinstance(self.consistency_ratio, list) else [[0, 0.0]]
-        for step, _ in ends:
-            self.loss(int(step))
+        if self.report_to is not None:
+            check_tracker(self.report_to)
+        check_ranges(vars(self))
+        self._check_optimizer()
+        self._check_teacher()
+        self._check_ratios()
+        self._check_expert()
 
     def _check_types(self) -> None:
-        for name, hint in get_type_hints(type(self)).items():
-            if not is_of(getattr(self, name), hint):
-                raise ValueError(f"`{name}` must be of type {shown(hint)}, got {getattr(self, name)!r}.")
+        """Check the type of every setting, and keep lists as tuples."""
+        for name, kind in SETTING_TYPES.items():
+            kind.check(name, getattr(self, name))
+            setattr(self, name, kind.freeze(getattr(self, name)))
 
-    def _check_ranges(self) -> None:
-        for name, allowed in CHOICES.items():
-            if (value := getattr(self, name)) not in allowed:
-                hint = did_you_mean(value, allowed)
-                raise ValueError(f"`{name}` must be one of {list(allowed)}, got {value!r}.{hint}")
-        if self.report_to is not None:
-            check_tracker_name(self.report_to)
-        for name in NOT_EMPTY:
-            if (value := getattr(self, name)) is not None and not (value.strip() if isinstance(value, str) else value):
-                raise ValueError(f"`{name}` must not be empty, got {value!r}.")
-        if any(not module.strip() for module in self.lora_target_modules or ()):
-            raise ValueError(f"`lora_target_modules` must be names of modules, got {self.lora_target_modules!r}.")
-        for name in AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if min(self.validation_num_inference_steps, default=1) < 1:
-            raise ValueError(
-                f"`validation_num_inference_steps` must be at least 1, got {self.validation_num_inference_steps}."
-            )
-        for name in FRACTIONS:
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"`{name}` must be in [0, 1], got {getattr(self, name)}.")
-        for name in ("adam_beta1", "adam_beta2"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"`{name}` must be in [0, 1), got {getattr(self, name)}.")
-        for name in NOT_NEGATIVE:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}.")
-        if self.lora_alpha is not None and not 0.0 < self.lora_alpha < math.inf:
-            raise ValueError(f"`lora_alpha` must be above 0, got {self.lora_alpha}.")
-        if not 1.0 < self.collapse_factor < math.inf:
-            raise ValueError(f"`collapse_factor` must be above 1, got {self.collapse_factor}.")
-
-    def _check_pairs(self) -> None:
-        """Check settings that must go together."""
+    def _check_optimizer(self) -> None:
         if (self.lr_scheduler == "piecewise_constant") != (self.lr_step_rules is not None):
             raise ValueError(
                 "`lr_step_rules` must go with `lr_scheduler='piecewise_constant'`, and only with it, got "
                 f"{self.lr_step_rules!r} with {self.lr_scheduler!r}."
-            )
-        if self.lora_rank and 0.0 < self.teacher_decay < 1.0:
-            raise ValueError(
-                "`teacher_decay` must be 1, for the base model, or 0, for the student itself, with `lora_rank` above "
-                f"0, got {self.teacher_decay}. A LoRA run keeps no second copy of the weights."
-            )
-        if (self.teacher_dtype or self.teacher_offload) and (self.teacher_decay != 1.0 or self.lora_rank):
-            raise ValueError(
-                "`teacher_dtype` and `teacher_offload` must go with a frozen copy, `teacher_decay=1` without LoRA, "
-                f"got {self.teacher_dtype!r} and {self.teacher_offload} with {self.teacher_decay}."
             )
         if self.optimizer == "adamw_schedule_free" and (self.ema_decay or self.lr_scheduler not in ENDLESS_SCHEDULES):
             raise ValueError(
@@ -319,36 +216,82 @@ class UCGMTrainingConfig:
                 f"`lr_scheduler='constant'`, got {self.ema_decay} and {self.lr_scheduler!r}."
             )
 
+    def _check_teacher(self) -> None:
+        if self.lora_rank and 0.0 < self.teacher_decay < 1.0:
+            raise ValueError(
+                "`teacher_decay` must be 1, for the base model, or 0, for the student itself, with `lora_rank` above "
+                f"0, got {self.teacher_decay}. A LoRA run keeps no second copy of the weights."
+            )
+        is_copy = self.teacher_decay == 1.0 and not self.lora_rank
+        if not is_copy and (self.teacher_dtype or self.teacher_offload):
+            raise ValueError(
+                "`teacher_dtype` and `teacher_offload` must go with a frozen copy, `teacher_decay=1` without LoRA, "
+                f"got {self.teacher_dtype!r} and {self.teacher_offload} with {self.teacher_decay}."
+            )
+
+    def _check_ratios(self) -> None:
+        if self.consistency_schedule is not None and self.consistency_ratio:
+            raise ValueError(
+                "`consistency_ratio` must be left at 0 where `consistency_schedule` takes its place, got "
+                f"{self.consistency_ratio!r} with {self.consistency_schedule!r}."
+            )
+        if self.consistency_schedule is not None:
+            check_schedule(self.consistency_schedule)
+        for step, _ in self._ratios:
+            self.loss(step)
+
+    def _check_expert(self) -> None:
+        if self.expert is not None and any(ratio > 0.0 for _, ratio in self._ratios):
+            raise ValueError(
+                "`consistency_ratio` must be 0 with `expert`, got "
+                f"{self.consistency_schedule or self.consistency_ratio!r}: few steps lead from the noise to the data "
+                "through both networks, of which one is trained. Use the recipe 'multi-step'."
+            )
+
+    @property
+    def _ratios(self) -> tuple[tuple[int, float], ...]:
+        """The schedule, also where the ratio is constant."""
+        return self.consistency_schedule or ((0, self.consistency_ratio),)
+
+    def ratio_at(self, step: int) -> float:
+        """The consistency ratio of an optimizer step.
+
+        Args:
+            step: The optimizer step, counted from 0.
+        """
+        return ratio_at(self._ratios, step)
+
     def loss(self, step: int = 0, transport: "Transport | None" = None) -> "UCGMLoss":
         """The loss of an optimizer step.
 
         Args:
-            step: Counted from 0; a schedule of the consistency ratio depends on it.
-            transport: What the model's scheduler says, where the settings name none.
+            step: The optimizer step, counted from 0; a schedule of the consistency ratio depends on it.
+            transport: The transport of the model's scheduler, for settings that name none.
         """
         from diffusers_ucgm.loss import UCGMLoss
 
         settings: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(UCGMLoss)}
-        settings["consistency_ratio"] = ratio_at(self.consistency_ratio, step)
+        settings["consistency_ratio"] = self.ratio_at(step)
         settings["transport"] = self.transport or transport or "linear"
         return UCGMLoss(**settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON holds them, tuples as lists."""
+        """The settings in the form that JSON has: tuples are lists."""
         return json.loads(json.dumps(asdict(self)))
 
-    def check_resumable(self, saved: dict[str, Any]) -> None:
+    def check_resumable(self, saved: Mapping[str, object]) -> None:
         """Check that a checkpoint's settings are these.
+
+        Args:
+            saved: The settings in the checkpoint, also one of version 0.1.0.
 
         Raises:
             ValueError: If a setting differs that the weights depend on.
         """
-        mine = self.to_dict()
-        free = FREE_ON_RESUME | ({"max_train_steps"} if self.lr_scheduler in ENDLESS_SCHEDULES else set())
+        mine = {name: value for name, value in self.to_dict().items() if name not in self._free_on_resume}
         # A checkpoint of an earlier version lacks what came later, and was made with its default.
-        defaults = {each.name: each.default for each in fields(self) if each.default is not MISSING}
-        before = {name: saved.get(name, json.loads(json.dumps(defaults.get(name)))) for name in mine}
-        changed = sorted(name for name in mine if name not in free and mine[name] != before[name])
+        before = {**_defaults(), **in_current_form(saved)}
+        changed = sorted(name for name in mine if mine[name] != before[name])
         if changed:
             differences = ", ".join(f"{name}: {before[name]!r} is now {mine[name]!r}" for name in changed)
             raise ValueError(
@@ -356,18 +299,20 @@ class UCGMTrainingConfig:
                 "Resume with the saved settings, or start a new run in another `output_dir`."
             )
 
+    @property
+    def _free_on_resume(self) -> set[str]:
+        return FREE_ON_RESUME | ({"max_train_steps"} if self.lr_scheduler in ENDLESS_SCHEDULES else set())
+
     @classmethod
     def from_file(cls, path: str | Path, **overrides: Any) -> "UCGMTrainingConfig":
         """Read settings from a JSON or YAML file; keyword arguments win over it.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file is torn, names a setting that does not exist or is not a mapping, or nothing names
-                `output_dir`.
+            ValueError: If the file is truncated, names a setting that does not exist or is not a mapping, or nothing
+                names `output_dir`.
         """
-        from .settings import read_settings_file
-
-        values = {**read_settings_file(path), **overrides}
+        values = override(read_settings_file(path, SETTING_TYPES), overrides)
         if "output_dir" not in values:
             raise ValueError(f"`output_dir` must be given, in {str(path)!r} or beside it (`--output-dir`).")
         return cls(**values)
@@ -384,6 +329,13 @@ class UCGMTrainingConfig:
         Raises:
             ValueError: If there is no such recipe, or a setting is out of its range.
         """
-        from .settings import recipe_settings
-
         return cls(output_dir=str(output_dir), **recipe_settings(name, overrides))
+
+
+SETTING_TYPES = setting_types(UCGMTrainingConfig)
+
+
+def _defaults() -> dict[str, object]:
+    """The defaults in the form that JSON has."""
+    defaults = {each.name: None if each.default is MISSING else each.default for each in fields(UCGMTrainingConfig)}
+    return json.loads(json.dumps(defaults))

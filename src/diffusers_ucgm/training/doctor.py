@@ -23,7 +23,6 @@ from .agreement import MAX_LABELS, Agreement, class_errors, labels_of, samples_b
 from .batches import length_of
 from .config import UCGMTrainingConfig
 from .network_adapter import DenoiserAdapter, adapter_for
-from .ratios import ratio_at
 
 
 __all__ = ["Finding", "examine"]
@@ -79,7 +78,7 @@ class _Case:
         first, last = self.time_range
         self.t = (first + (last - first) * torch.linspace(0.1, 0.9, number)).to(self.x)
         self.x_t = self.transport.sample(self.x, self.z, self.t)
-        self.ratio = ratio_at(self.config.consistency_ratio, self.config.max_train_steps)
+        self.ratio = self.config.ratio_at(self.config.max_train_steps)
 
     def predict(self, t: Tensor, condition: dict[str, Any] | None = None) -> Tensor:
         """F at the batch's points, told the network's own times."""
@@ -186,7 +185,7 @@ def _undisturbed(network: nn.Module) -> Iterator[None]:
 
 
 def _settings(config: UCGMTrainingConfig, dataset: Any, is_pretrained: bool) -> Iterator[Finding]:
-    ratio = ratio_at(config.consistency_ratio, config.max_train_steps)
+    ratio = config.ratio_at(config.max_train_steps)
     batch = config.train_batch_size * config.gradient_accumulation_steps
     if ratio > 0 and batch < SMALL_BATCH:
         yield Finding(
@@ -212,7 +211,7 @@ def _settings(config: UCGMTrainingConfig, dataset: Any, is_pretrained: bool) -> 
             "warning",
             f"`learning_rate` is {config.learning_rate} for tuning a trained model; {HIGH_RATE} and less is usual.",
         )
-    if ratio > 0 and not is_pretrained and ratio_at(config.consistency_ratio, 0) == ratio:
+    if ratio > 0 and not is_pretrained and config.ratio_at(0) == ratio:
         yield Finding(
             "start",
             "warning",

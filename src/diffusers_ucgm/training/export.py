@@ -22,7 +22,6 @@ from .config import UCGMTrainingConfig
 from .experts import Expert
 from .log_plots import plot_by_time, plot_loss
 from .model_card import FEW_STEP_SAMPLER, save_model_card, validation_grid
-from .ratios import ratio_at
 from .requirements import validation_conditions
 
 
@@ -69,7 +68,7 @@ class Results:
     @property
     def is_few_step(self) -> bool:
         """Whether the run ends in a model for few steps."""
-        return ratio_at(self.config.consistency_ratio, self.config.max_train_steps) >= FEW_STEP_RATIO
+        return self.config.ratio_at(self.config.max_train_steps) >= FEW_STEP_RATIO
 
     @property
     def component(self) -> str:

@@ -7,7 +7,7 @@ from diffusers_ucgm.names import DTYPE_NAMES
 from diffusers_ucgm.run_folder import add_overwriting
 
 from .recipes import RECIPES
-from .settings import settings_help
+from .settings_help import settings_help
 
 
 __all__ = ["OPTIONS"]
@@ -30,9 +30,9 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--torch-dtype", choices=DTYPE_NAMES, default="fp32", help="type of the loaded weights")
     for group, settings in settings_help().items():
-        shown = parser.add_argument_group(group)
+        options = parser.add_argument_group(group)
         for each in settings:
-            shown.add_argument(
+            options.add_argument(
                 f"--{each.name.replace('_', '-')}",
                 dest=f"setting_{each.name}",
                 metavar=each.metavar,

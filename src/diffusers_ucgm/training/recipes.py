@@ -20,7 +20,7 @@ class Recipe:
     Attributes:
         summary: One sentence on what the run does.
         settings: Settings of `UCGMTrainingConfig` that do not depend on the length; `max_train_steps` is the default.
-        consistency_ratio: Pairs of a fraction of the run and a ratio, linear between them.
+        consistency_ratio: Pairs of a fraction of the run and a ratio, linear between them; one pair is a constant.
         fractions: Settings that are numbers of steps, as fractions of the run.
         averaged_fraction: The span of the averaged weights that are saved, `1 / (1 - ema_decay)` steps; 0 saves the
             last weights.
@@ -34,7 +34,7 @@ class Recipe:
     )
     averaged_fraction: float = 0.1
 
-    def settings_for(self, max_train_steps: int | None = None) -> dict[str, Any]:
+    def settings_for(self, max_train_steps: int | None = None) -> dict[str, object]:
         """The settings of a run of a length.
 
         Args:
@@ -47,19 +47,19 @@ class Recipe:
             **self.settings,
             **lengths,
             "max_train_steps": steps,
-            "consistency_ratio": self._ratios(steps),
+            **self._ratios(steps),
             "ema_decay": round(1.0 - 1.0 / span, 6) if span > 1.0 else 0.0,
         }
 
-    def _ratios(self, steps: int) -> float | list[list[float]]:
+    def _ratios(self, steps: int) -> dict[str, object]:
         if len(self.consistency_ratio) == 1:
-            return self.consistency_ratio[0][1]
-        pairs: list[list[float]] = []
+            return {"consistency_ratio": self.consistency_ratio[0][1]}
+        pairs: list[tuple[int, float]] = []
         for fraction, ratio in self.consistency_ratio:
             # Steps must rise, also in a run of a few.
             first = pairs[-1][0] + 1 if pairs else 0
-            pairs.append([max(round(fraction * steps), first), ratio])
-        return pairs
+            pairs.append((max(round(fraction * steps), first), ratio))
+        return {"consistency_schedule": tuple(pairs)}
 
 
 # All linear layers of a block: attention alone left 2 steps at 1.45 times the teacher (docs/tune-to-few-steps.md).

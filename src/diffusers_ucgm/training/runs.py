@@ -14,6 +14,7 @@ from diffusers_ucgm.run_folder import RunFolder, differences, used_folder
 from .batches import length_of
 from .checkpoints import latest_checkpoint
 from .config import FREE_ON_RESUME, UCGMTrainingConfig
+from .settings import in_current_form
 
 
 __all__ = ["begin_run", "data_identity", "network_identity", "own_runs"]
@@ -135,7 +136,8 @@ def _resumes_in(config: UCGMTrainingConfig, folder: Path) -> bool:
 def _changed_settings(found: dict[str, Any], config: UCGMTrainingConfig) -> dict[str, str]:
     free = FREE_ON_RESUME - {"max_train_steps"}
     mine = {name: value for name, value in config.to_dict().items() if name not in free}
-    return differences({name: found.get("settings", {}).get(name, mine[name]) for name in mine}, mine)
+    before = in_current_form(found.get("settings", {}))
+    return differences({name: before.get(name, mine[name]) for name in mine}, mine)
 
 
 def _listed(names: list[str]) -> str:

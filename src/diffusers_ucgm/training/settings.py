@@ -1,192 +1,118 @@
-"""The settings of a run as people give them: words of the command line, files, recipes; and what their help shows."""
+"""The settings of a run, by name, from words, files and recipes, and from runs of earlier versions."""
 
-import re
-from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any
 
 from diffusers_ucgm.files import read_json, read_yaml
 from diffusers_ucgm.names import did_you_mean
 
-from .config import CHOICES, UCGMTrainingConfig
 from .recipes import get_recipe
-from .setting_types import is_of, items_of, kinds_of, read, shown
+from .setting_types import SettingType
 
 
-__all__ = ["GROUPS", "SettingHelp", "read_setting", "read_settings_file", "recipe_settings", "settings_help"]
+__all__ = ["in_current_form", "override", "read_settings_file", "read_words", "recipe_settings"]
 
-# The settings by subject, as the help shows them.
-GROUPS = {
-    "run": ("output_dir", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "seed"),
-    "objective": (
-        "consistency_ratio",
-        "enhancement_ratio",
-        "enhancement_range",
-        "transport",
-        "prediction_type",
-        "time_distribution",
-        "expert",
-        "huber_c",
-        "cosine_term",
-        "cosine_weighting",
-        "label_dropout",
-        "channel_dim",
-        "batched_calls",
-        "derivative",
-    ),
-    "teacher": ("teacher_decay", "teacher_dtype", "teacher_offload"),
-    "LoRA": ("lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules"),
-    "optimization": (
-        "optimizer",
-        "learning_rate",
-        "lr_scheduler",
-        "lr_warmup_steps",
-        "lr_step_rules",
-        "adam_beta1",
-        "adam_beta2",
-        "adam_epsilon",
-        "adam_weight_decay",
-        "max_grad_norm",
-        "ema_decay",
-    ),
-    "speed and memory": (
-        "mixed_precision",
-        "gradient_checkpointing",
-        "torch_compile",
-        "find_unused_parameters",
-        "dataloader_num_workers",
-    ),
-    "stability": ("nonfinite_gradients", "on_collapse", "collapse_factor"),
-    "checkpoints": (
-        "checkpointing_steps",
-        "checkpoints_total_limit",
-        "resume_from_checkpoint",
-        "overwrite_output_dir",
-    ),
-    "logging and validation": (
-        "logging_steps",
-        "report_to",
-        "tracker_project_name",
-        "validation_steps",
-        "validation_inputs",
-        "validation_num_inference_steps",
-    ),
-}
+# One of them takes the place of the other.
+RATIOS = ("consistency_ratio", "consistency_schedule")
 
 
-class SettingHelp(NamedTuple):
-    """What the help shows of a setting."""
+def in_current_form(settings: Mapping[str, object]) -> dict[str, object]:
+    """Settings as this version has them, from settings of any version.
 
-    name: str
-    description: str
-    metavar: str
-    takes_several: bool
-    is_flag: bool
-
-
-def settings_help() -> dict[str, list[SettingHelp]]:
-    """All settings by group, with the descriptions of `UCGMTrainingConfig`'s docstring."""
-    # Python drops docstrings under -OO.
-    text = (UCGMTrainingConfig.__doc__ or "").partition("Attributes:")[2]
-    found = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", text, re.MULTILINE)
-    descriptions = {name: " ".join(description.split()) for name, description in found}
-    hints = get_type_hints(UCGMTrainingConfig)
-    defaults = {field.name: field.default for field in fields(UCGMTrainingConfig)}
-    return {
-        group: [
-            SettingHelp(
-                name,
-                descriptions.get(name, "") + _default_shown(defaults[name]),
-                _metavar(name, hints[name]),
-                items_of(kinds_of(hints[name])) is not None,
-                hints[name] is bool,
-            )
-            for name in names
-        ]
-        for group, names in GROUPS.items()
-    }
-
-
-def _default_shown(default: Any) -> str:
-    # The descriptions say what null and the absent values mean.
-    if default is None or default is MISSING or default == ():
-        return ""
-    if isinstance(default, tuple):
-        return f" (default: {' '.join(str(each) for each in default)})"
-    return f" (default: {str(default).lower() if isinstance(default, bool) else default})"
-
-
-def _metavar(name: str, hint: Any) -> str:
-    if name in CHOICES:
-        return f"{{{','.join('null' if each is None else each for each in CHOICES[name])}}}"
-    if hint is bool:
-        return "{true,false}"
-    kinds = kinds_of(hint)
-    number = next((word for kind, word in ((int, "INT"), (float, "NUMBER")) if kind in kinds), None)
-    return number or ("NUMBER" if name in ("enhancement_range", "time_distribution") else "TEXT")
-
-
-def read_setting(name: str, words: Any) -> Any:
-    """A setting's value from text, as the setting's type has it.
+    In version 0.1.0 a schedule was a value of `consistency_ratio`, and ids among `validation_inputs` were numbers.
 
     Args:
-        name: Of the setting.
-        words: A word, or a list of words or of such lists; a word may be a list in JSON. "null" is None.
+        settings: Values by name, or their words.
+    """
+    current = dict(settings)
+    if _is_schedule(current.get("consistency_ratio")) and current.get("consistency_schedule") is None:
+        current["consistency_schedule"] = current.pop("consistency_ratio")
+    for name, renew in (("consistency_schedule", _with_whole_step), ("validation_inputs", _as_text)):
+        if isinstance(values := current.get(name), list | tuple):
+            current[name] = [renew(each) for each in values]
+    return current
+
+
+def _is_schedule(ratio: object) -> bool:
+    """Whether a ratio is a list of pairs, or a word that is a list in JSON."""
+    if isinstance(ratio, str):
+        return ratio.startswith("[")
+    return isinstance(ratio, list | tuple) and all(isinstance(each, list | tuple) and len(each) == 2 for each in ratio)
+
+
+def _with_whole_step(pair: object) -> object:
+    if not isinstance(pair, list | tuple) or not pair or not isinstance(pair[0], float):
+        return pair
+    return [int(pair[0]), *pair[1:]] if pair[0].is_integer() else pair
+
+
+def _as_text(value: object) -> object:
+    return str(value) if type(value) is int else value
+
+
+def override(settings: Mapping[str, object], others: Mapping[str, object]) -> dict[str, Any]:
+    """Settings with others in the place of some; a ratio takes the place of a schedule, and a schedule of a ratio.
+
+    Args:
+        settings: Values by name.
+        others: Values by name, which win.
+    """
+    others = in_current_form(others)
+    dropped = RATIOS if any(name in others for name in RATIOS) else ()
+    return {**{name: value for name, value in settings.items() if name not in dropped}, **others}
+
+
+def read_words(words: Mapping[str, object], types: Mapping[str, SettingType]) -> dict[str, object]:
+    """The values of settings from words.
+
+    Args:
+        words: By name a word, or a list of words or of lists of them.
+        types: The type of each setting.
 
     Raises:
-        ValueError: If the text is none of the type.
+        ValueError: If words are no value of their setting's type.
     """
-    hint = get_type_hints(UCGMTrainingConfig)[name]
-    # An option of several words may be given one: the whole list in JSON, or the only number of a schedule.
-    single = isinstance(words, list) and len(words) == 1 and isinstance(words[0], str)
-    try:
-        if single and (words[0].startswith("[") or float in kinds_of(hint)):
-            return read(hint, words[0])
-        return read(hint, words)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"`{name}` must be of type {shown(hint)}, got {words!r}. Quote texts with a colon."
-        ) from error
+    return {name: types[name].read(name, value) for name, value in in_current_form(words).items()}
 
 
-def recipe_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a recipe, with those that are given in the place of its own.
+def recipe_settings(name: str, others: Mapping[str, object]) -> dict[str, Any]:
+    """The settings of a recipe, with others in the place of some.
 
     Args:
         name: One of `RECIPES`.
-        given: Settings; `max_train_steps` decides the recipe's schedules.
+        others: Values by name, which win; `max_train_steps` decides the recipe's schedules.
 
     Raises:
         ValueError: If there is no such recipe, or `max_train_steps` is no number of steps.
     """
-    steps = given.get("max_train_steps")
-    if steps is not None and not (is_of(steps, int) and steps >= 1):
+    steps = others.get("max_train_steps")
+    if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
         raise ValueError(f"`max_train_steps` must be at least 1, got {steps!r}.")
-    return {**get_recipe(name).settings_for(steps), **given}
+    return override(get_recipe(name).settings_for(steps), others)
 
 
-def read_settings_file(path: str | Path) -> dict[str, Any]:
+def read_settings_file(path: str | Path, types: Mapping[str, SettingType]) -> dict[str, object]:
     """The settings that a JSON or YAML file names.
 
     Args:
-        path: Of the file; `.json` is JSON, any other name YAML.
+        path: The file; `.json` is JSON, any other name YAML.
+        types: The type of each setting.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is torn, is not a mapping or names a setting that does not exist.
+        ValueError: If the file is truncated, is not a mapping or names a setting that does not exist.
     """
     path = Path(path)
-    if path.suffix == ".json":
-        values = read_json(path, object)
-    else:
-        values = read_yaml(path, as_words=True)
+    is_json = path.suffix == ".json"
+    values = read_json(path, object) if is_json else read_yaml(path, as_words=True)
     if not isinstance(values, dict):
         raise ValueError(f"`path` must hold a mapping of settings, got {type(values).__name__} in {str(path)!r}.")
-    known = [field.name for field in fields(UCGMTrainingConfig)]
+    _check_names(values, types, path)
+    return in_current_form(values) if is_json else read_words(values, types)
+
+
+def _check_names(values: Mapping[object, object], known: Collection[str], path: Path) -> None:
     if unknown := sorted(str(name) for name in set(values) - set(known)):
         hints = "".join(f" For {name!r}:{hint}" for name in unknown if (hint := did_you_mean(name, known)))
         raise ValueError(f"`path` must name settings of UCGMTrainingConfig, got {unknown} in {str(path)!r}.{hints}")
-    if path.suffix != ".json":
-        values = {name: read_setting(name, value) for name, value in values.items()}
-    return values

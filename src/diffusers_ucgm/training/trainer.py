@@ -42,7 +42,6 @@ from .experts import expert_of
 from .export import NOTHING_TO_DRAW, Results
 from .network_adapter import DenoiserAdapter, adapter_for, convention_of_scheduler
 from .optimizers import make_optimizer
-from .ratios import ratio_at
 from .requirements import check_data, check_run, validation_conditions
 from .runs import begin_run, data_identity, network_identity, own_runs
 from .stability import CollapseGuard, TimeStatistics
@@ -427,7 +426,7 @@ class UCGMTrainer(Results):
     def _loss(self, batch: dict[str, Any], micro: int) -> Tensor:
         device = self.accelerator.device
         condition = {name: value.to(device, non_blocking=True) for name, value in batch["condition"].items()}
-        if ratio_at(self.config.consistency_ratio, self.step) != self.loss.consistency_ratio:
+        if self.config.ratio_at(self.step) != self.loss.consistency_ratio:
             self.loss = self.config.loss(self.step, self.transport)
         output = self.loss(
             partial(self.adapter, self.model),
@@ -542,7 +541,7 @@ class UCGMTrainer(Results):
     def _has_collapsed(self, loss: float, clamped: Sequence[float | None]) -> bool:
         """Tell the guard of a line of the log, and do what the settings say; True if the step has changed."""
         config = self.config
-        ratio = ratio_at(config.consistency_ratio, self.step)
+        ratio = config.ratio_at(self.step)
         if config.on_collapse == "ignore" or not self.guard.observe(self.step, loss, ratio, clamped):
             return False
         if self.guard.collapses > MAX_COLLAPSES:
@@ -618,7 +617,7 @@ class UCGMTrainer(Results):
             "step": self.step,
             "loss": float(self.mean_loss),
             "learning_rate": self.lr_scheduler.get_last_lr()[0],
-            "consistency_ratio": ratio_at(self.config.consistency_ratio, self.step),
+            "consistency_ratio": self.config.ratio_at(self.step),
             "residual": self.statistics.residual(),
             "nonfinite_steps": self.nonfinite_steps,
             "images_per_second": images / self.timed_seconds if self.timed_seconds else 0.0,
