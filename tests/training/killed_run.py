@@ -24,6 +24,7 @@ SETTINGS = [
     "checkpointing_steps=2",
     "train_batch_size=4",
     "teacher_decay=0.99",
+    "consistency_ratio=0.0",
     "consistency_schedule=[[0, 0.2], [40, 1.0]]",
     'resume_from_checkpoint="latest"',
 ]
