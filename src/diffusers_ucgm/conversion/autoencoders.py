@@ -21,7 +21,7 @@ from torch import Tensor
 from diffusers_ucgm.loading import DTYPE
 
 from .files import read_state_dict
-from .key_maps import Entry, agreed_size, apply_map, check_map, described
+from .key_maps import Entry, agreed_size, apply_map, check_map, describe
 
 
 __all__ = ["AUTOENCODERS", "Autoencoder", "convert_autoencoder", "describe_autoencoder", "load_autoencoder"]
@@ -37,10 +37,10 @@ class Autoencoder:
         downsample: Pixels of a latent's side.
         scaling_factor: The multiplier of normalised latents.
         needs_statistics: Whether mean and standard deviation come from a file.
-        latents_mean: By channel, where they are known.
-        latents_std: By channel, where they are known.
+        latents_mean: The mean of each channel, or None where it is not known.
+        latents_std: The standard deviation of each channel, or None likewise.
         do_normalize: Whether its images are in [-1, 1]; otherwise in [0, 1].
-        origin: Where it comes from.
+        origin: The repository or the file of the original.
     """
 
     downsample: int
@@ -102,7 +102,7 @@ KL_NAMES = (
     (r"\.to_([qkv])\.", r".\1."),
     (r"\.to_out\.0\.", ".proj_out."),
 )
-# And to those of DC-AE's own code.
+# From diffusers' names to those of DC-AE's own code.
 DC_NAMES = (
     (r"^encoder\.conv_in\.conv\.", "encoder.project_in.main.conv.conv."),
     (r"^encoder\.conv_out\.", "encoder.project_out.main.op_list.0.conv."),
@@ -120,7 +120,7 @@ DC_NAMES = (
     (r"\.conv_out\.conv_(inverted|depth|point)\.", r".local_module.main.\1_conv.conv."),
     (r"\.conv_out\.norm\.", ".local_module.main.point_conv.norm."),
 )
-# What VA-VAE's release holds besides the autoencoder: its training's losses, and the model that it was aligned with.
+# Parts of VA-VAE's release beside the autoencoder: losses of its training, and the model that it was aligned with.
 LEFT_OUT = ("loss", "foundation_model", "linear_proj", "reverse_proj")
 
 
@@ -133,23 +133,24 @@ def load_autoencoder(
     scaling_factor: float | None = None,
     norm_num_groups: int | None = None,
 ) -> ModelMixin:
-    """An autoencoder from its original file, or as diffusers has it.
+    """An autoencoder, from its original file or from a folder or repository of diffusers.
 
     Args:
         source: A file of the original, a folder of diffusers, or a repository of the Hub.
-        dtype: Of the weights; None keeps them.
-        mean: Of the latents, by channel, for the configuration of an `AutoencoderKL`; `AutoencoderDC` has no place for
-            it, so the pipeline keeps it.
-        std: Likewise.
-        scaling_factor: Likewise, in place of the configuration's.
-        norm_num_groups: Of a VA-VAE's group norms, for an original file, whose keys do not tell; None is 32.
+        dtype: The dtype of the weights; None keeps theirs.
+        mean: The mean of each channel of the latents, for the configuration of an `AutoencoderKL`; `AutoencoderDC`
+            has no place for it, so the pipeline keeps it.
+        std: The standard deviation of each channel, likewise.
+        scaling_factor: The factor in place of the configuration's; None keeps that.
+        norm_num_groups: The number of groups of a VA-VAE's group norms, which the keys of an original file do not
+            show; None is 32.
 
     Raises:
-        OSError: If there is nothing under that name.
+        OSError: If nothing has that name.
         ValueError: If a file is not of an autoencoder that is known.
     """
     if Path(source).is_file():
-        vae = convert_autoencoder(read_state_dict(source), dtype, **_given(norm_num_groups))
+        vae = convert_autoencoder(read_state_dict(source), dtype, **_groups_setting(norm_num_groups))
     else:
         _refuse_groups(norm_num_groups, str(source))
         if Path(source).suffix in (".ckpt", ".pt", ".pth", ".safetensors"):
@@ -167,11 +168,11 @@ def convert_autoencoder(
 ) -> ModelMixin:
     """`AutoencoderKL` from VA-VAE's or E2E-VAVAE's checkpoint, `AutoencoderDC` from DC-AE's.
 
-    What VA-VAE's release holds for its training is left out, which is logged.
+    Parts that only VA-VAE's training needs are left out, which is logged.
 
     Args:
         state_dict: The checkpoint; empty afterwards.
-        dtype: Of the weights; None keeps them.
+        dtype: The dtype of the weights; None keeps theirs.
         settings: Entries of the model's configuration in place of the published ones.
 
     Raises:
@@ -188,7 +189,7 @@ def describe_autoencoder(source: str | Path, *, norm_num_groups: int | None = No
     """What `load_autoencoder` would do, as text: the configuration and, for an original file, where tensors go.
 
     Raises:
-        OSError: If there is nothing under that name.
+        OSError: If nothing has that name.
         ValueError: See `load_autoencoder`.
     """
     if not Path(source).is_file():
@@ -197,13 +198,13 @@ def describe_autoencoder(source: str | Path, *, norm_num_groups: int | None = No
         return f"autoencoder: {config['_class_name']} of diffusers, from {source}"
     state_dict = read_state_dict(source)
     left_out = _pop_left_out(state_dict)
-    model, entries = _plan(state_dict, _given(norm_num_groups))
+    model, entries = _plan(state_dict, _groups_setting(norm_num_groups))
     config = {name: value for name, value in model.config.items() if name != "_use_default_values"}
     head = f"autoencoder: {json.dumps({'_class_name': type(model).__name__, **config}, indent=2)}"
-    return "\n".join([head, described(entries, state_dict), *([left_out] if left_out else [])])
+    return "\n".join([head, describe(entries, state_dict), *([left_out] if left_out else [])])
 
 
-def _given(norm_num_groups: int | None) -> dict[str, int]:
+def _groups_setting(norm_num_groups: int | None) -> dict[str, int]:
     return {} if norm_num_groups is None else {"norm_num_groups": norm_num_groups}
 
 
@@ -216,7 +217,7 @@ def _refuse_groups(norm_num_groups: int | None, source: str) -> None:
 
 
 def _pop_left_out(state_dict: MutableMapping[str, Tensor]) -> str:
-    """Take out what is no part of the autoencoder; a line that names it."""
+    """Take out the tensors that are no part of the autoencoder, and return a sentence that names them."""
     found = Counter(key.split(".")[0] for key in state_dict if key.split(".")[0] in LEFT_OUT)
     for key in [key for key in state_dict if key.split(".")[0] in found]:
         del state_dict[key]
@@ -227,48 +228,57 @@ def _pop_left_out(state_dict: MutableMapping[str, Tensor]) -> str:
 def _plan(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> tuple[ModelMixin, list[Entry]]:
     """The model, without weights, and the key map that a checkpoint was checked with."""
     if any(".project_in." in key or ".stages." in key for key in state_dict):
-        if "norm_num_groups" in settings:
-            _refuse_groups(settings["norm_num_groups"], "DC-AE")
-        with init_empty_weights():
-            model: ModelMixin = AutoencoderDC(**{**DC_AE, **settings})
+        model, entries = _plan_dc(settings)
     elif any(key.startswith(("encoder.down.", "decoder.up.")) for key in state_dict):
-        config = {**_kl_config(state_dict), **settings}
-        groups, widths = config["norm_num_groups"], config["block_out_channels"]
-        if groups < 1 or any(width % groups for width in widths):
-            raise ValueError(
-                f"`norm_num_groups` must divide the widths {list(widths)} of this autoencoder, got {groups}. Give the "
-                "number that it was trained with, which its keys do not tell."
-            )
-        with init_empty_weights():
-            model = AutoencoderKL(**config)
+        model, entries = _plan_kl({**_kl_config(state_dict), **settings})
     else:
         raise ValueError(
             f"`state_dict` must be of VA-VAE, E2E-VAVAE or DC-AE, got keys such as {list(state_dict)[:5]}. An "
             "autoencoder of diffusers is given as its folder or its name on the Hub."
         )
-    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    if isinstance(model, AutoencoderDC):
-        entries = [_dc_entry(key) for key in shapes if not re.search(r"\.attn\.to_[kv]\.", key)]
-    else:
-        entries = [_kl_entry(key, shape, len(model.config.block_out_channels)) for key, shape in shapes.items()]
-    check_map(entries, state_dict, shapes)
+    check_map(entries, state_dict, _shapes(model))
     return model, entries
 
 
+def _plan_dc(settings: Mapping[str, Any]) -> tuple[ModelMixin, list[Entry]]:
+    if "norm_num_groups" in settings:
+        _refuse_groups(settings["norm_num_groups"], "DC-AE")
+    with init_empty_weights():
+        model = AutoencoderDC(**{**DC_AE, **settings})
+    return model, [_dc_entry(key) for key in _shapes(model) if not re.search(r"\.attn\.to_[kv]\.", key)]
+
+
+def _plan_kl(config: Mapping[str, Any]) -> tuple[ModelMixin, list[Entry]]:
+    groups, widths = config["norm_num_groups"], config["block_out_channels"]
+    if groups < 1 or any(width % groups for width in widths):
+        raise ValueError(
+            f"`norm_num_groups` must divide the widths {list(widths)} of this autoencoder, got {groups}. Give the "
+            "number that it was trained with, which its keys do not tell."
+        )
+    with init_empty_weights():
+        model = AutoencoderKL(**config)
+    return model, [_kl_entry(key, shape, len(widths)) for key, shape in _shapes(model).items()]
+
+
+def _shapes(model: ModelMixin) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
+
+
 def _kl_config(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    numbers = [re.match(r"encoder\.down\.(\d+)\.(block|attn)\.(\d+)\.", key) for key in state_dict]
-    found = [(int(match[1]), match[2], int(match[3])) for match in numbers if match]
-    levels = max((level for level, _, _ in found), default=0) + 1
-    attends = [(level, "attn", 0) in found for level in range(levels)]
-    parts = ("conv1.weight", "conv1.bias", "conv2.bias")
+    """The configuration of an `AutoencoderKL`, from the keys and shapes of its encoder."""
+    matches = [re.match(r"encoder\.down\.(\d+)\.(block|attn)\.(\d+)\.", key) for key in state_dict]
+    parts = {(int(match[1]), match[2], int(match[3])) for match in matches if match}
+    levels = range(max((level for level, _, _ in parts), default=0) + 1)
+    attends = [(level, "attn", 0) in parts for level in levels]
+    places = ("conv1.weight", "conv1.bias", "conv2.bias")
     widths = [
-        agreed_size(state_dict, *((f"encoder.down.{level}.block.0.{part}", 0, 1) for part in parts))
-        for level in range(levels)
+        agreed_size(state_dict, *((f"encoder.down.{level}.block.0.{place}", 0, 1) for place in places))
+        for level in levels
     ]
     latents = (("post_quant_conv.weight", 1, 1), ("post_quant_conv.bias", 0, 1), ("decoder.conv_in.weight", 1, 1))
     return {
         "block_out_channels": tuple(widths),
-        "layers_per_block": max(j for level, kind, j in found if level == 0 and kind == "block") + 1,
+        "layers_per_block": max(index for level, kind, index in parts if (level, kind) == (0, "block")) + 1,
         "latent_channels": agreed_size(state_dict, *latents),
         "norm_num_groups": 32,
         "sample_size": 256,
@@ -279,7 +289,7 @@ def _kl_config(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _kl_entry(key: str, shape: tuple[int, ...], levels: int) -> Entry:
-    source = _renamed(key, KL_NAMES)
+    source = _rename(key, KL_NAMES)
     # The original counts the decoder's levels from the highest resolution, diffusers from the lowest.
     source = re.sub(r"^decoder\.up\.(\d+)", lambda match: f"decoder.up.{levels - 1 - int(match[1])}", source)
     is_projection = re.search(r"\.attn(_1|\.\d+)\.(q|k|v|proj_out)\.weight$", source) is not None
@@ -287,7 +297,7 @@ def _kl_entry(key: str, shape: tuple[int, ...], levels: int) -> Entry:
 
 
 def _dc_entry(key: str) -> Entry:
-    source = _renamed(key, DC_NAMES)
+    source = _rename(key, DC_NAMES)
     if ".attn.to_q." in key:
         return Entry(
             (source,), tuple(key.replace("to_q", name) for name in ("to_q", "to_k", "to_v")), "thirds, linear"
@@ -295,7 +305,7 @@ def _dc_entry(key: str) -> Entry:
     return Entry((source,), (key,), "linear" if ".attn.to_out." in key else "same")
 
 
-def _renamed(key: str, names: Sequence[tuple[str, str]]) -> str:
+def _rename(key: str, names: Sequence[tuple[str, str]]) -> str:
     for pattern, replacement in names:
         key = re.sub(pattern, replacement, key)
     return key

@@ -1,8 +1,8 @@
-"""What `ucgm convert` does: the conversion, and what is printed."""
+"""The body of `ucgm convert`: the conversion, and what is printed."""
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import overload
 
 from huggingface_hub import hf_hub_download
 
@@ -13,6 +13,7 @@ from diffusers_ucgm.names import local_or_hub, local_path
 
 from .convert import TRAINING_FILE, convert_checkpoint, describe_checkpoint, recipe_from, save_recipe
 from .options import NETWORK_OPTIONS
+from .reference import Recipe
 
 
 __all__ = ["COMMANDS"]
@@ -23,28 +24,26 @@ def convert(args: argparse.Namespace) -> int:
     recipe = recipe_from(args.preset, args.reference_config)
     if not args.dry_run and args.output is None:
         raise ValueError("`--output` must name the folder to write, or `--dry-run` be given.")
-    if args.checkpoint is None:
-        if args.reference_config is None:
-            raise ValueError("`--checkpoint` must be given, or `--reference-config` alone for its settings.")
-        if args.dry_run:
-            print(recipe)
-            return 0
-        folder = save_recipe(recipe, args.output, overwrite_output_dir=args.overwrite_output_dir)
-        print(f"Settings: {folder}")
+    if args.checkpoint is not None:
+        _convert_checkpoint(args, recipe)
+    elif args.reference_config is None:
+        raise ValueError("`--checkpoint` must be given, or `--reference-config` alone for its settings.")
+    elif args.dry_run:
+        print(recipe)
+    else:
+        print(f"Settings: {save_recipe(recipe, args.output, overwrite_output_dir=args.overwrite_output_dir)}")
         _print_call(recipe.call)
-        return 0
-    statistics = args.latent_statistics
-    settings = {name: getattr(args, name) for name in NETWORK_OPTIONS}
-    settings |= {
-        "vae": None if args.vae is None else _local("--vae", args.vae),
-        "latent_statistics": statistics if statistics is None else _local("--latent-statistics", statistics),
-        "norm_num_groups": args.norm_num_groups,
-        "weights": args.weights,
-    }
+    return 0
+
+
+def _convert_checkpoint(args: argparse.Namespace, recipe: Recipe) -> None:
+    settings = {name: getattr(args, name) for name in (*NETWORK_OPTIONS, "norm_num_groups", "weights")}
+    settings["vae"] = _local("--vae", args.vae)
+    settings["latent_statistics"] = _local("--latent-statistics", args.latent_statistics)
     checkpoint = _local("--checkpoint", args.checkpoint)
     if args.dry_run:
         print(describe_checkpoint(checkpoint, recipe, **settings))
-        return 0
+        return
     folder = convert_checkpoint(
         checkpoint,
         args.output,
@@ -57,13 +56,12 @@ def convert(args: argparse.Namespace) -> int:
     )
     print(f"Pipeline: {folder.resolve()}")
     if args.vae is None:
-        print("  without an autoencoder: it draws latents, `output_type='latent'`")
+        print("  without an autoencoder: it generates latents, `output_type='latent'`")
     _print_call(recipe.call)
     if recipe.training:
         print(f"  ucgm train --config {folder / TRAINING_FILE} --pipeline {folder} ...")
     if args.push_to_hub:
         print(f"Hub: {push_folder_to_hub(folder, args.push_to_hub)}")
-    return 0
 
 
 def read_id2label(path: str | Path) -> dict[int, str]:
@@ -73,24 +71,33 @@ def read_id2label(path: str | Path) -> dict[int, str]:
         ValueError: If it is none of these.
     """
     path = local_path("--id2label", path, "a JSON file with a name for each class")
-    found: Any = read_json(path, object)
+    found = read_json(path, object)
     if isinstance(found, dict) and isinstance(found.get("id2label"), dict):
         found = found["id2label"]
     if isinstance(found, list):
         found = dict(enumerate(found))
-    is_named = isinstance(found, dict) and all(isinstance(name, str) for name in found.values())
-    if not is_named or not all(str(key).isdecimal() for key in found):
+    if not isinstance(found, dict) or not all(_is_label(*pair) for pair in found.items()):
         raise ValueError(f"`--id2label` must hold a name for each class id, got {str(path)!r}.")
     return {int(key): name for key, name in found.items()}
 
 
+def _is_label(key: object, name: object) -> bool:
+    return isinstance(name, str) and str(key).isdecimal()
+
+
 def _print_call(call: dict[str, object]) -> None:
     if call:
-        print("  drawn with " + ", ".join(f"{name}={value}" for name, value in call.items()))
+        print("  generated with " + ", ".join(f"{name}={value}" for name, value in call.items()))
 
 
-def _local(argument: str, name: str) -> str:
-    """A file on this machine, fetched from the Hub where `owner/repository/path/file` is not one."""
+@overload
+def _local(argument: str, name: str) -> str: ...
+@overload
+def _local(argument: str, name: None) -> None: ...
+def _local(argument: str, name: str | None) -> str | None:
+    """A file on this machine, fetched from the Hub where `owner/repository/path/file` is not one; None stays None."""
+    if name is None:
+        return None
     owner, *rest = name.split("/")
     is_file_of_a_repository = len(rest) > 1 and "." in rest[-1] and owner not in ("", ".", "..", "~")
     if is_file_of_a_repository and not Path(owner).is_dir() and not Path(name).exists():

@@ -1,4 +1,4 @@
-"""From an original checkpoint, an autoencoder and a recipe to a saved `UCGMPipeline`."""
+"""The conversion of an original checkpoint, an autoencoder and a recipe to a saved `UCGMPipeline`."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import yaml
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ModelMixin
 from diffusers.utils import logging
 
 from diffusers_ucgm import files
@@ -24,7 +24,7 @@ from diffusers_ucgm.scheduler import UCGMScheduler
 from .arguments import CONVERT_ARGUMENTS
 from .autoencoders import AUTOENCODERS, describe_autoencoder, load_autoencoder
 from .files import read_latent_statistics, read_state_dict
-from .key_maps import described
+from .key_maps import describe
 from .names import without_training_heads
 from .networks import Architecture, convert_network, network_plan
 from .reference import Recipe, read_reference_config
@@ -35,16 +35,19 @@ __all__ = ["CALL_FILE", "TRAINING_FILE", "convert_checkpoint", "describe_checkpo
 
 logger = logging.get_logger(__name__)
 
-# Beside a converted pipeline: what the reference trained or tuned it with, as `ucgm train --config` reads it.
+# The file beside a converted pipeline with the reference's settings of its training, for `ucgm train --config`.
 TRAINING_FILE = "training.yaml"
-# Beside a scheduler without a pipeline: steps and guidance, the `call_defaults` of `UCGMPipeline`.
+# The file beside a scheduler without a pipeline with steps and guidance, the `call_defaults` of `UCGMPipeline`.
 CALL_FILE = "call_defaults.json"
-# Bytes at each end of a checkpoint that are read to know it again.
-CHECKED = 1 << 20
+# The number of bytes at each end of a checkpoint that identify it.
+BYTES_READ = 1 << 20
+
+# Mean and standard deviation of the latents by channel, or neither.
+Statistics = tuple[list[float], list[float]] | tuple[None, None]
 
 
 def recipe_from(preset: str | None = None, reference_config: str | Path | None = None) -> Recipe:
-    """What is known of a model by the name of a published preset, or by a YAML file of the reference.
+    """The settings of a model, from a published preset or a YAML file of the reference.
 
     Raises:
         ValueError: If both or a general preset are given, or the file is not known.
@@ -75,9 +78,9 @@ def describe_checkpoint(
     weights: str | None = None,
     **settings: Any,
 ) -> str:
-    """What a conversion would do, as text: the configurations and where every tensor goes.
+    """A text of what a conversion would do: the configurations, and the place of every tensor.
 
-    Arguments as in `convert_checkpoint`.
+    The arguments are those of `convert_checkpoint`.
 
     Raises:
         OSError: If there is no such autoencoder.
@@ -92,7 +95,7 @@ def describe_checkpoint(
     architecture, config, entries = network_plan(state_dict, **settings)
     _check_network(architecture, recipe or Recipe())
     head = {"_class_name": architecture.model.__name__, **config}
-    parts = [*notes, f"{architecture.name}: {json.dumps(head, indent=2)}", described(entries, state_dict)]
+    parts = [*notes, f"{architecture.name}: {json.dumps(head, indent=2)}", describe(entries, state_dict)]
     if vae is not None:
         parts.append(describe_autoencoder(vae, norm_num_groups=norm_num_groups))
     if mean is not None:
@@ -116,26 +119,26 @@ def convert_checkpoint(
     note: Callable[[str], None] = logger.warning,
     **settings: Any,
 ) -> Path:
-    """Write the pipeline of an original checkpoint, as `UCGMPipeline.from_pretrained` loads it.
+    """Write the pipeline of an original checkpoint in the form that `UCGMPipeline.from_pretrained` loads.
 
     Args:
         checkpoint: The network's file, `.pt` or `.safetensors`.
         output: The folder to write. It appears when it is complete.
-        recipe: What is known apart from the weights, see `recipe_from`; without one the network's own path and the
-            general multi-step settings.
+        recipe: Settings apart from the weights, see `recipe_from`; None takes the network's own path and the general
+            multi-step settings.
         vae: The autoencoder's original file, a folder of diffusers or a repository of the Hub; None writes a pipeline
-            without one, which draws latents.
-        latent_statistics: File with mean and standard deviation of the latents.
-        norm_num_groups: Of a VA-VAE's group norms, see `load_autoencoder`.
+            without one, which generates latents.
+        latent_statistics: A file with mean and standard deviation of the latents.
+        norm_num_groups: The number of groups of a VA-VAE's group norms, see `load_autoencoder`.
         weights: "ema" or "model" of a training checkpoint; None takes "ema" where there is one.
-        dtype: Of all weights but those that the model keeps in float32; None keeps them.
+        dtype: The dtype of all weights but those that the model keeps in float32; None keeps theirs.
         id2label: The name of each class.
         overwrite_output_dir: Whether another conversion in the folder is replaced; the same one always is.
-        note: Is told what is left out of the checkpoint: heads that only training needs.
-        settings: Entries of the network's configuration that its keys do not tell, see `network_plan`.
+        note: A function that gets a sentence about the heads that only training needs and that are left out.
+        settings: Entries of the network's configuration that its keys do not show, see `network_plan`.
 
     Raises:
-        FileExistsError: If the folder holds what this conversion did not write.
+        FileExistsError: If the folder holds files that this conversion did not write.
         OSError: If a file cannot be written.
         RuntimeError: If another process converts into the folder.
         ValueError: If a file is not what it should be, or the recipe is of another network.
@@ -145,68 +148,104 @@ def convert_checkpoint(
     recipe = recipe or Recipe()
     given = {"vae": vae, "latent_statistics": latent_statistics, "norm_num_groups": norm_num_groups, **settings}
     identity = {
-        "checkpoint": _checked_sum(checkpoint),
+        "checkpoint": _checksum(checkpoint),
         "recipe": asdict(recipe),
         "weights": weights,
         "dtype": None if dtype is None else str(dtype),
         "id2label": None if not id2label else {str(key): name for key, name in id2label.items()},
-        # Where a file lies says nothing of the result, and nobody else's business.
+        # The place of a file says nothing of the result, and is nobody else's business.
         **{name: Path(value).name if isinstance(value, str | Path) else value for name, value in given.items()},
     }
     output_folder = _OutputFolder(output, identity, overwrite_output_dir)
     output_folder.check()
-    known = AUTOENCODERS.get(recipe.autoencoder or "")
     _check_groups(norm_num_groups, vae)
-    mean, std = _statistics(recipe, vae, latent_statistics)
-    state_dict = without_training_heads(read_state_dict(checkpoint, weights), note)
-    settings = _network_settings(recipe, settings)
-    architecture = network_plan(state_dict, **settings)[0]
-    _check_network(architecture, recipe)
-    network = convert_network(state_dict, dtype, **settings)
-    channels = network.config.in_channels
-    if mean is not None and std is not None:
-        _check_statistics(mean, channels)
-        mean, std = (value * channels if len(value) == 1 else value for value in (mean, std))
-    autoencoder = None
-    if vae is not None:
-        scaling_factor = recipe.scaling_factor
-        if scaling_factor is None and known is not None:
-            scaling_factor = known.scaling_factor
-        autoencoder = load_autoencoder(
-            vae, dtype, mean=mean, std=std, scaling_factor=scaling_factor, norm_num_groups=norm_num_groups
-        )
-    # `AutoencoderKL` keeps the statistics in its own configuration.
-    kept_here = autoencoder is not None and not isinstance(autoencoder, AutoencoderKL)
-    pipe = UCGMPipeline(
-        network,
-        autoencoder,
-        _scheduler(recipe, architecture),
-        id2label=dict(id2label) if id2label else None,
-        guided_channels=architecture.guided_channels,
-        latents_mean=mean if kept_here else None,
-        latents_std=std if kept_here else None,
-        do_normalize=known is None or known.do_normalize,
-        call_defaults=recipe.call or None,
-    )
-    with output_folder.replaced() as temporary:
+    statistics = _statistics(recipe, vae, latent_statistics)
+    architecture, network = _convert_network(checkpoint, weights, dtype, recipe, settings, note)
+    statistics = _per_channel(statistics, network.config.in_channels)
+    autoencoder = None if vae is None else _autoencoder(vae, dtype, recipe, statistics, norm_num_groups)
+    pipe = _pipeline(network, autoencoder, recipe, architecture, statistics, id2label)
+    with output_folder.replace() as temporary:
         pipe.save_pretrained(temporary)
         _save_training(recipe, temporary)
     return output
 
 
+def _convert_network(
+    checkpoint: str | Path,
+    weights: str | None,
+    dtype: torch.dtype | None,
+    recipe: Recipe,
+    settings: Mapping[str, Any],
+    note: Callable[[str], None],
+) -> tuple[Architecture, ModelMixin]:
+    """The network of a checkpoint, checked before it is converted."""
+    state_dict = without_training_heads(read_state_dict(checkpoint, weights), note)
+    settings = _network_settings(recipe, settings)
+    architecture = network_plan(state_dict, **settings)[0]
+    _check_network(architecture, recipe)
+    return architecture, convert_network(state_dict, dtype, **settings)
+
+
+def _per_channel(statistics: Statistics, channels: int) -> Statistics:
+    """Mean and standard deviation for each channel, where a single one stands for all."""
+    mean, std = statistics
+    if mean is None or std is None:
+        return None, None
+    _check_statistics(mean, channels)
+    return (mean * channels, std * channels) if len(mean) == 1 else (mean, std)
+
+
+def _autoencoder(
+    vae: str | Path, dtype: torch.dtype | None, recipe: Recipe, statistics: Statistics, norm_num_groups: int | None
+) -> ModelMixin:
+    known = AUTOENCODERS.get(recipe.autoencoder or "")
+    scaling_factor = recipe.scaling_factor
+    if scaling_factor is None and known is not None:
+        scaling_factor = known.scaling_factor
+    mean, std = statistics
+    return load_autoencoder(
+        vae, dtype, mean=mean, std=std, scaling_factor=scaling_factor, norm_num_groups=norm_num_groups
+    )
+
+
+def _pipeline(
+    network: ModelMixin,
+    autoencoder: ModelMixin | None,
+    recipe: Recipe,
+    architecture: Architecture,
+    statistics: Statistics,
+    id2label: Mapping[int, str] | None,
+) -> UCGMPipeline:
+    known = AUTOENCODERS.get(recipe.autoencoder or "")
+    # `AutoencoderKL` keeps the statistics in its own configuration.
+    is_kept_by_pipeline = autoencoder is not None and not isinstance(autoencoder, AutoencoderKL)
+    mean, std = statistics if is_kept_by_pipeline else (None, None)
+    return UCGMPipeline(
+        network,
+        autoencoder,
+        _scheduler(recipe, architecture),
+        id2label=dict(id2label) if id2label else None,
+        guided_channels=architecture.guided_channels,
+        latents_mean=mean,
+        latents_std=std,
+        do_normalize=known is None or known.do_normalize,
+        call_defaults=recipe.call or None,
+    )
+
+
 def save_recipe(recipe: Recipe, output: str | Path, *, overwrite_output_dir: bool = False) -> Path:
-    """Write what is known without a checkpoint: the scheduler, `call_defaults.json` and `training.yaml`.
+    """Write the settings without a checkpoint: the scheduler, `call_defaults.json` and `training.yaml`.
 
     Args:
-        recipe: What is known.
+        recipe: The settings.
         output: The folder to write.
         overwrite_output_dir: Whether another conversion in the folder is replaced.
 
     Raises:
-        FileExistsError: If the folder holds what this conversion did not write.
+        FileExistsError: If the folder holds files that this conversion did not write.
     """
     output = Path(output)
-    with _OutputFolder(output, {"recipe": asdict(recipe)}, overwrite_output_dir).replaced() as temporary:
+    with _OutputFolder(output, {"recipe": asdict(recipe)}, overwrite_output_dir).replace() as temporary:
         UCGMScheduler(**recipe.scheduler).save_pretrained(temporary / "scheduler")
         if recipe.call:
             files.write_json(temporary / CALL_FILE, recipe.call)
@@ -226,27 +265,26 @@ class _OutputFolder:
         """Check that nothing is lost when the folder is replaced.
 
         Raises:
-            FileExistsError: If it holds what this conversion did not write.
+            FileExistsError: If the folder holds files that this conversion did not write.
         """
         files.check_writable(self.folder, folder=True)
-        entries = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
-        if not entries:
-            return
-        run = RunFolder(self.folder, "convert")
-        found = run.found()
-        foreign = sorted(entries - {RUN_FILE, *OWNED["convert"]})
-        reason = None
-        if found is None or found["kind"] != "convert":
-            reason = "which exists and is not of `ucgm convert`. Choose another folder."
-        elif foreign:
-            reason = f"which also holds {foreign[:3]}. Choose another folder, or move them out of it."
-        elif not self.overwrite and (changed := differences(found["identity"], _plain(self.identity))):
-            reason = f"of another conversion, where {sorted(changed)} differ. Choose another folder, or {OVERWRITING}."
-        if reason is not None:
+        entries = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set[str]()
+        if entries and (reason := self._obstacle(entries)) is not None:
             raise FileExistsError(f"`output` must be a new folder, got {str(self.folder)!r}, {reason}")
 
+    def _obstacle(self, entries: set[str]) -> str | None:
+        """The reason why the folder may not be replaced, or None."""
+        found = RunFolder(self.folder, "convert").found()
+        if found is None or found["kind"] != "convert":
+            return "which exists and is not of `ucgm convert`. Choose another folder."
+        if foreign := sorted(entries - {RUN_FILE, *OWNED["convert"]}):
+            return f"which also holds {foreign[:3]}. Choose another folder, or move them out of it."
+        if not self.overwrite and (changed := differences(found["identity"], _plain(self.identity))):
+            return f"of another conversion, where {sorted(changed)} differ. Choose another folder, or {OVERWRITING}."
+        return None
+
     @contextmanager
-    def replaced(self) -> Iterator[Path]:
+    def replace(self) -> Iterator[Path]:
         """A temporary folder that takes the folder's place, with `run.json`."""
         self.check()
         self.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -263,16 +301,16 @@ def _plain(identity: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(identity, default=str))
 
 
-def _checked_sum(path: str | Path) -> str:
-    """A file's name, size and what its ends hold: enough to know it again without reading all of it."""
+def _checksum(path: str | Path) -> str:
+    """A file's name, its size and a hash of its ends, which identify it without reading all of it."""
     path = Path(path)
     if not path.is_file():
         return path.name
     size, digest = path.stat().st_size, hashlib.sha256()
     with path.open("rb") as file:
-        digest.update(file.read(CHECKED))
-        file.seek(max(0, size - CHECKED))
-        digest.update(file.read(CHECKED))
+        digest.update(file.read(BYTES_READ))
+        file.seek(max(0, size - BYTES_READ))
+        digest.update(file.read(BYTES_READ))
     return f"{path.name}, {size} bytes, {digest.hexdigest()[:16]}"
 
 
@@ -281,10 +319,8 @@ def _check_groups(norm_num_groups: int | None, vae: str | Path | None) -> None:
         raise ValueError(f"`norm_num_groups` must be left out without `vae`, got {norm_num_groups}.")
 
 
-def _statistics(
-    recipe: Recipe, vae: str | Path | None, latent_statistics: str | Path | None
-) -> tuple[list[float], list[float]] | tuple[None, None]:
-    """Mean and standard deviation of the latents, from the file or as they are known."""
+def _statistics(recipe: Recipe, vae: str | Path | None, latent_statistics: str | Path | None) -> Statistics:
+    """Mean and standard deviation of the latents, from the file or from the known autoencoder."""
     known = AUTOENCODERS.get(recipe.autoencoder or "")
     if latent_statistics is not None:
         return read_latent_statistics(latent_statistics)

@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 
 
-__all__ = ["OPERATIONS", "Entry", "agreed_size", "apply_map", "check_map", "described"]
+__all__ = ["OPERATIONS", "Entry", "agreed_size", "apply_map", "check_map", "describe"]
 
 Shapes = list[tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Original tensors and what they become.
+    """Original tensors, and ours that are made of them.
 
     Attributes:
         sources: Keys of the original.
-        targets: Keys of ours; none for a table that is computed anew and only checked.
+        targets: Keys of our model; empty for a table that is computed anew and only checked.
         operation: A name in `OPERATIONS`.
-        size: What the operation has to know: the width of a head, or the side of a patch.
+        size: A number that the operation needs: the width of a head, or the side of a patch.
     """
 
     sources: tuple[str, ...]
@@ -36,11 +36,11 @@ class Entry:
 
 
 class Operation(NamedTuple):
-    """Tensors from tensors, and the shapes of the first from the shapes of the second.
+    """How tensors become others, and which shapes they must have for that.
 
     Attributes:
-        convert: Targets from sources and the entry's size.
-        source_shapes: The other way round, for shapes.
+        convert: Makes the targets from the sources and the entry's size.
+        source_shapes: Gives the shapes of the sources from those of the targets and the entry's size.
     """
 
     convert: Callable[[list[Tensor], int], list[Tensor]]
@@ -53,7 +53,7 @@ def _row_pairs_first(rows: Tensor, width: int) -> Tensor:
     return torch.cat([pairs[:, 1::2], pairs[:, 0::2]], dim=1).reshape(rows.shape)
 
 
-def _halves_swapped(tensor: Tensor) -> Tensor:
+def _swap_halves(tensor: Tensor) -> Tensor:
     first, second = tensor.chunk(2)
     return torch.cat([second, first])
 
@@ -68,7 +68,7 @@ def _turned_thirds(tensors: list[Tensor], width: int) -> list[Tensor]:
     return [_row_pairs_first(query, width), _row_pairs_first(key, width), value]
 
 
-def _tripled(shapes: Shapes, size: int) -> Shapes:
+def _triple(shapes: Shapes, size: int) -> Shapes:
     return [(3 * shapes[0][0], *shapes[0][1:])]
 
 
@@ -79,14 +79,14 @@ def _as_convolution(shapes: Shapes, size: int) -> Shapes:
 OPERATIONS: dict[str, Operation] = {
     "same": Operation(lambda tensors, size: tensors, lambda shapes, size: shapes),
     # Query, key and value of one projection.
-    "thirds": Operation(lambda tensors, size: list(tensors[0].chunk(3)), _tripled),
+    "thirds": Operation(lambda tensors, size: list(tensors[0].chunk(3)), _triple),
     # The same for DDT, whose rotation takes columns and rows in turn.
-    "thirds, row pairs first": Operation(_turned_thirds, _tripled),
+    "thirds, row pairs first": Operation(_turned_thirds, _triple),
     "row pairs first": Operation(
         lambda tensors, width: [_row_pairs_first(tensors[0], width)], lambda shapes, width: shapes
     ),
     # diffusers' SwiGLU has the gate second.
-    "gate last": Operation(lambda tensors, size: [_halves_swapped(tensors[0])], lambda shapes, size: shapes),
+    "gate last": Operation(lambda tensors, size: [_swap_halves(tensors[0])], lambda shapes, size: shapes),
     "stacked": Operation(
         lambda tensors, size: [torch.cat(tensors)], lambda shapes, size: [(shapes[0][0] // 2, *shapes[0][1:])] * 2
     ),
@@ -101,21 +101,21 @@ OPERATIONS: dict[str, Operation] = {
     "linear": Operation(lambda tensors, size: [tensors[0].flatten(1)], _as_convolution),
     "thirds, linear": Operation(
         lambda tensors, size: list(tensors[0].flatten(1).chunk(3)),
-        lambda shapes, size: _as_convolution(_tripled(shapes, size), size),
+        lambda shapes, size: _as_convolution(_triple(shapes, size), size),
     ),
     "every third": Operation(
         lambda tensors, size: [tensors[0].flatten(1)[i::3].contiguous() for i in range(3)],
-        lambda shapes, size: _as_convolution(_tripled(shapes, size), size),
+        lambda shapes, size: _as_convolution(_triple(shapes, size), size),
     ),
 }
 
 
 def agreed_size(state_dict: Mapping[str, Tensor], *places: tuple[str, int, int]) -> int:
-    """A size that shows in several tensors, as most have it: so it is a misshapen one that is blamed for it.
+    """A size that several tensors show, by majority, so that a later check names the one that is misshapen.
 
     Args:
         state_dict: The checkpoint.
-        places: Key, axis, and how many times the size that axis is long. A tensor that is missing has no say.
+        places: Key, axis, and the length of that axis in multiples of the size. Missing tensors are passed over.
 
     Raises:
         ValueError: If all are missing.
@@ -144,6 +144,29 @@ def check_map(
     Raises:
         ValueError: If a key is missing, extra or misshapen; the message names all of them.
     """
+    expected = _expected_shapes(entries, target_shapes)
+    misshapen = [
+        f"{key} {list(state_dict[key].shape)} in place of {list(shape)}"
+        for key, shape in expected.items()
+        if shape is not None and key in state_dict and tuple(state_dict[key].shape) != tuple(shape)
+    ]
+    problems = {
+        "missing": [key for key in expected if key not in state_dict],
+        "not known": [key for key in state_dict if key not in expected],
+        "of another shape": misshapen,
+    }
+    if any(problems.values()):
+        found = "; ".join(f"{name}: {_some(keys)}" for name, keys in problems.items() if keys)
+        raise ValueError(
+            f"`checkpoint` must have the {len(expected)} tensors of this network, got {len(state_dict)} with {found}. "
+            "Check that the file is whole and the sizes that its keys do not tell are right."
+        )
+
+
+def _expected_shapes(
+    entries: Sequence[Entry], target_shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...] | None]:
+    """The shape of every tensor of the original; None for a table, whose shape is checked elsewhere."""
     expected: dict[str, tuple[int, ...] | None] = {}
     for entry in entries:
         shapes: Shapes | list[None] = [None] * len(entry.sources)
@@ -152,20 +175,7 @@ def check_map(
                 [target_shapes[key] for key in entry.targets], entry.size
             )
         expected.update(zip(entry.sources, shapes, strict=True))
-    missing = [key for key in expected if key not in state_dict]
-    extra = [key for key in state_dict if key not in expected]
-    misshapen = [
-        f"{key} {list(state_dict[key].shape)} in place of {list(shape)}"
-        for key, shape in expected.items()
-        if shape is not None and key in state_dict and tuple(state_dict[key].shape) != tuple(shape)
-    ]
-    problems = {"missing": missing, "not known": extra, "of another shape": misshapen}
-    if any(problems.values()):
-        found = "; ".join(f"{name}: {_some(keys)}" for name, keys in problems.items() if keys)
-        raise ValueError(
-            f"`checkpoint` must have the {len(expected)} tensors of this network, got {len(state_dict)} with {found}. "
-            "Check that the file is whole and the sizes that its keys do not tell are right."
-        )
+    return expected
 
 
 def apply_map(
@@ -179,7 +189,7 @@ def apply_map(
     Args:
         entries: The map, checked by `check_map`.
         state_dict: The checkpoint; empty afterwards.
-        dtype: Of floating point tensors; None keeps them.
+        dtype: The dtype of floating-point tensors; None keeps theirs.
         kept_in_fp32: Names of modules whose tensors are float32 in any case.
     """
     converted: dict[str, Tensor] = {}
@@ -189,12 +199,13 @@ def apply_map(
             continue
         results = OPERATIONS[entry.operation].convert(sources, entry.size)
         for key, value in zip(entry.targets, results, strict=True):
-            kind = torch.float32 if dtype is not None and set(kept_in_fp32) & set(key.split(".")) else dtype
-            converted[key] = value.to(kind) if kind is not None and value.is_floating_point() else value
+            stays = dtype is None or not value.is_floating_point()
+            is_float32 = not set(kept_in_fp32).isdisjoint(key.split("."))
+            converted[key] = value if stays else value.to(torch.float32 if is_float32 else dtype)
     return converted
 
 
-def described(entries: Iterable[Entry], state_dict: Mapping[str, Tensor]) -> str:
+def describe(entries: Iterable[Entry], state_dict: Mapping[str, Tensor]) -> str:
     """The map as lines of text, with the shapes of a checkpoint."""
     lines = []
     for entry in entries:

@@ -1,4 +1,4 @@
-"""The names of a network's tensors without what wrapped it in training, and without what only training needs."""
+"""The names of a network's tensors without the wrappers and the heads of its training."""
 
 from collections.abc import Callable, Mapping
 
@@ -7,16 +7,16 @@ from torch import Tensor
 
 __all__ = ["COUNTERS", "GROUPS", "TRAINING_HEADS", "is_group", "plain_names", "without_training_heads"]
 
-# Where a training checkpoint keeps weights, in the order of preference; "state_dict" is Lightning's word.
+# The names under which a training checkpoint keeps weights, by preference; "state_dict" is Lightning's word.
 AVERAGES = ("ema", "ema_model", "model_ema", "module_ema", "shadow", "shadow_params", "averaged_model")
 GROUPS = (*AVERAGES, "model", "state_dict", "network", "net", "online_model", "model_state_dict")
-# What compilation, DDP, FSDP, checkpointing and averaging put before a network's names, in any order.
+# The prefixes that compilation, DDP, FSDP, checkpointing and averaging give a network's names, in any order.
 WRAPPERS = {"module", *GROUPS, "diffusion_model"}
-# The same, where single blocks were wrapped: within a name.
+# Their names within a tensor's name, where single blocks were wrapped.
 INNER_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_fpw_module"}
 # Counters of averages.
 COUNTERS = {"n_averaged", "num_updates", "initted", "decay", "step"}
-# What stands beside the weights.
+# Entries beside the weights.
 OTHERS = ("optimizer", "opt", "lr_scheduler", "scaler")
 # Parts that compare a network's features with another's in training (REPA), under their names before the first dot.
 TRAINING_HEADS = ("projectors", "projector", "repa_projector", "repa_projectors", "repa_head", "align_head")
@@ -32,25 +32,41 @@ def plain_names(state_dict: Mapping[str, Tensor], weights: str | None = None) ->
     Raises:
         ValueError: If there is no such group, or two tensors end under one name.
     """
-    names = {key: _unwrapped(key) for key in state_dict}
-    while True:
-        names = {key: name for key, name in names.items() if name not in COUNTERS}
-        groups = {_first(name) for name in names.values()} - {*TRAINING_HEADS, *OTHERS}
-        if not groups or not groups <= WRAPPERS:
-            break
-        wanted = [name for name in GROUPS if name in groups and is_group(name, weights)]
-        chosen = next(iter(wanted or sorted(groups)))
-        weights = None if wanted else weights
-        heads = {key: name for key, name in names.items() if _first(name) in TRAINING_HEADS}
-        names = {key: name[len(chosen) + 1 :] for key, name in names.items() if name.startswith(f"{chosen}.")} | heads
-    if weights is not None:
-        raise ValueError(f"`weights` must be one of ['nothing: the file has one set'], got {weights!r}.")
+    names, missing = _names_in_group({key: _without_wrappers(key) for key in state_dict}, weights)
+    if missing is not None:
+        raise ValueError(f"`weights` must be one of ['nothing: the file has one set'], got {missing!r}.")
     found: dict[str, Tensor] = {}
     for key, name in names.items():
         if name in found:
             raise ValueError(f"`path` must hold each tensor once, got two named {name!r} without their wrappers.")
         found[name] = state_dict[key]
     return found
+
+
+def _names_in_group(names: dict[str, str], weights: str | None) -> tuple[dict[str, str], str | None]:
+    """Take groups off the names, one after the other, as long as all names begin with one.
+
+    Args:
+        names: The names by the keys of the file.
+        weights: The group that was asked for, or None.
+
+    Returns:
+        The names of one group, and the group that was asked for if none of that name was found.
+    """
+    while True:
+        names = {key: name for key, name in names.items() if name not in COUNTERS}
+        groups = {_first(name) for name in names.values()} - {*TRAINING_HEADS, *OTHERS}
+        if not groups or not groups <= WRAPPERS:
+            return names, weights
+        wanted = [name for name in GROUPS if name in groups and is_group(name, weights)]
+        group = next(iter(wanted or sorted(groups)))
+        weights = None if wanted else weights
+        heads = {key: name for key, name in names.items() if _first(name) in TRAINING_HEADS}
+        names = _names_below(names, group) | heads
+
+
+def _names_below(names: Mapping[str, str], group: str) -> dict[str, str]:
+    return {key: name[len(group) + 1 :] for key, name in names.items() if name.startswith(f"{group}.")}
 
 
 def without_training_heads(
@@ -60,12 +76,12 @@ def without_training_heads(
 
     Args:
         state_dict: By the network's own names.
-        note: Is told which heads were left out.
+        note: A function that gets a sentence about the heads that were left out.
     """
     heads = {key for key in state_dict if _first(key) in TRAINING_HEADS}
     if heads and note is not None:
-        shown = ", ".join(f"{name}.*" for name in sorted({*map(_first, heads)}))
-        note(f"Left out, as only training needs them: {shown} ({len(heads)} tensors).")
+        heads_named = ", ".join(f"{name}.*" for name in sorted({*map(_first, heads)}))
+        note(f"Left out, as only training needs them: {heads_named} ({len(heads)} tensors).")
     return {key: value for key, value in state_dict.items() if key not in heads}
 
 
@@ -78,8 +94,8 @@ def _first(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _unwrapped(key: str) -> str:
-    """A name without the wrappers that stand anywhere, and without those of data parallelism before it."""
+def _without_wrappers(key: str) -> str:
+    """A name without wrappers of single blocks, wherever they are, and without those of data parallelism before it."""
     parts = [part for part in key.split(".") if part not in INNER_WRAPPERS]
     while len(parts) > 1 and parts[0] == "module":
         parts = parts[1:]

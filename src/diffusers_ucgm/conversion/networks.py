@@ -29,16 +29,16 @@ __all__ = [
 
 
 class Architecture(NamedTuple):
-    """How one of the networks is read.
+    """How an original network is recognised and converted.
 
     Attributes:
-        name: As the paper calls it.
+        name: The paper's name, in lower case.
         marks: Parts of keys, one of which is enough if no network before it in `ARCHITECTURES` has one of its own.
-        config: The configuration of our model from the checkpoint, as far as it tells, and what was given.
-        entries: The key map of a configuration.
-        model: Our class.
+        config: Makes the configuration of our model from the checkpoint and the given settings.
+        entries: Makes the key map of a configuration.
+        model: Our class of networks.
         transport: The path that its published checkpoints were trained on.
-        guided_channels: How many channels the published guidance takes; None is all.
+        guided_channels: The number of channels that the published guidance changes; None is all.
     """
 
     name: str
@@ -51,10 +51,10 @@ class Architecture(NamedTuple):
 
 
 def recognize(state_dict: Mapping[str, Tensor]) -> Architecture:
-    """The network that a checkpoint is of.
+    """The network of a checkpoint, by its keys.
 
     Raises:
-        ValueError: If its keys are those of none.
+        ValueError: If its keys are those of no known network.
     """
     for each in ARCHITECTURES.values():
         if any(mark in key for key in state_dict for mark in each.marks):
@@ -102,7 +102,7 @@ def convert_network(
 
     Args:
         state_dict: The checkpoint; its tensors are taken out one by one, so that they can be freed.
-        dtype: Of the weights; None keeps them.
+        dtype: The dtype of the weights; None keeps theirs.
         settings: See `network_plan`.
 
     Raises:
@@ -127,55 +127,72 @@ def _with_bias(source: str, *targets: str, operation: str = "same", size: int = 
     ]
 
 
+def _same(source: str, target: str) -> Entry:
+    return Entry((source,), (target,))
+
+
 def _transformer_entries(config: Mapping[str, Any]) -> list[Entry]:
-    """The map of TiT, SiT, LightningDiT and DDT, by the settings in which they differ."""
-    is_ddt = config.get("num_encoder_layers", 0) > 0
-    patch, width = config["patch_size"], config["attention_head_dim"]
+    """The key map of TiT, SiT and LightningDiT, by the settings in which they differ."""
     weighted_norms = config.get("norm_type") == "rms_norm"
-    modulation = "adaLN_modulation.0" if is_ddt else "adaLN_modulation.1"
-    entries = []
-    for source, target in (("x_embedder", "proj_in"), ("s_embedder", "encoder_proj_in"))[: 1 + is_ddt]:
-        entries.append(
-            Entry((f"{source}.proj.weight",), (f"{target}.weight",), "patches" if is_ddt else "same", patch)
-        )
-        entries.append(Entry((f"{source}.proj.bias",), (f"{target}.bias",)))
-    if not is_ddt:
-        entries.append(Entry(("pos_embed",), ("pos_embed",)))
-        if config.get("rotary_embedding", "index") is not None:
-            entries.append(Entry(ROTARY_TABLES, ()))
-    entries += _with_bias("t_embedder.mlp.0", "time_embedder.linear_1")
-    entries += _with_bias("t_embedder.mlp.2", "time_embedder.linear_2")
-    entries.append(Entry(("y_embedder.embedding_table.weight",), ("class_embedder.weight",)))
+    entries = [*_with_bias("x_embedder.proj", "proj_in"), _same("pos_embed", "pos_embed")]
+    if config.get("rotary_embedding", "index") is not None:
+        entries.append(Entry(ROTARY_TABLES, ()))
+    entries += _embedder_entries()
     for i in range(config["num_layers"]):
         old, new = f"blocks.{i}", f"transformer_blocks.{i}"
         if weighted_norms:
-            entries += [Entry((f"{old}.{norm}.weight",), (f"{new}.{norm}.weight",)) for norm in ("norm1", "norm2")]
-        projections = [f"{new}.attn.{name}" for name in ("to_q", "to_k", "to_v")]
-        if is_ddt:
-            targets = tuple(f"{name}.weight" for name in projections)
-            entries.append(Entry((f"{old}.attn.qkv.weight",), targets, "thirds, row pairs first", width))
-            for name, norm in (("q_norm", "norm_q"), ("k_norm", "norm_k")):
-                source, target = f"{old}.attn.{name}.weight", f"{new}.attn.{norm}.weight"
-                entries.append(Entry((source,), (target,), "row pairs first", width))
-        else:
-            entries += _with_bias(f"{old}.attn.qkv", *projections, operation="thirds")
+            entries += [_same(f"{old}.{norm}.weight", f"{new}.{norm}.weight") for norm in ("norm1", "norm2")]
+        entries += _with_bias(f"{old}.attn.qkv", *_projections(new), operation="thirds")
         entries += _with_bias(f"{old}.attn.proj", f"{new}.attn.to_out.0")
-        before, after = f"{new}.ff.net.0.proj", f"{new}.ff.net.2"
-        if is_ddt:
-            sources = (f"{old}.mlp.w3.weight", f"{old}.mlp.w1.weight")
-            entries.append(Entry(sources, (f"{before}.weight",), "stacked"))
-            entries.append(Entry((f"{old}.mlp.w2.weight",), (f"{after}.weight",)))
-        elif config.get("activation_fn") == "gelu-approximate":
-            entries += _with_bias(f"{old}.mlp.fc1", before) + _with_bias(f"{old}.mlp.fc2", after)
-        else:
-            entries += _with_bias(f"{old}.mlp.w12", before, operation="gate last")
-            entries += _with_bias(f"{old}.mlp.w3", after)
-        entries += _with_bias(f"{old}.{modulation}", f"{new}.modulation")
-    if weighted_norms and not is_ddt:
-        entries.append(Entry(("final_layer.norm_final.weight",), ("norm_out.weight",)))
-    entries += _with_bias(f"final_layer.{modulation}", "modulation_out")
-    entries += _with_bias("final_layer.linear", "proj_out", operation="channel last" if is_ddt else "same", size=patch)
-    return entries
+        entries += _feed_forward_entries(f"{old}.mlp", f"{new}.ff.net", config.get("activation_fn", "swiglu"))
+        entries += _with_bias(f"{old}.adaLN_modulation.1", f"{new}.modulation")
+    if weighted_norms:
+        entries.append(_same("final_layer.norm_final.weight", "norm_out.weight"))
+    entries += _with_bias("final_layer.adaLN_modulation.1", "modulation_out")
+    return entries + _with_bias("final_layer.linear", "proj_out")
+
+
+def _ddt_entries(config: Mapping[str, Any]) -> list[Entry]:
+    """The key map of DDT, which cuts latents into patches itself and turns columns and rows in alternating pairs."""
+    patch, width = config["patch_size"], config["attention_head_dim"]
+    entries: list[Entry] = []
+    for source, target in (("x_embedder", "proj_in"), ("s_embedder", "encoder_proj_in")):
+        entries.append(Entry((f"{source}.proj.weight",), (f"{target}.weight",), "patches", patch))
+        entries.append(_same(f"{source}.proj.bias", f"{target}.bias"))
+    entries += _embedder_entries()
+    for i in range(config["num_layers"]):
+        old, new = f"blocks.{i}", f"transformer_blocks.{i}"
+        entries += [_same(f"{old}.{norm}.weight", f"{new}.{norm}.weight") for norm in ("norm1", "norm2")]
+        targets = tuple(f"{name}.weight" for name in _projections(new))
+        entries.append(Entry((f"{old}.attn.qkv.weight",), targets, "thirds, row pairs first", width))
+        for name, norm in (("q_norm", "norm_q"), ("k_norm", "norm_k")):
+            source, target = f"{old}.attn.{name}.weight", f"{new}.attn.{norm}.weight"
+            entries.append(Entry((source,), (target,), "row pairs first", width))
+        entries += _with_bias(f"{old}.attn.proj", f"{new}.attn.to_out.0")
+        gate_and_value = (f"{old}.mlp.w3.weight", f"{old}.mlp.w1.weight")
+        entries.append(Entry(gate_and_value, (f"{new}.ff.net.0.proj.weight",), "stacked"))
+        entries.append(_same(f"{old}.mlp.w2.weight", f"{new}.ff.net.2.weight"))
+        entries += _with_bias(f"{old}.adaLN_modulation.0", f"{new}.modulation")
+    entries += _with_bias("final_layer.adaLN_modulation.0", "modulation_out")
+    return entries + _with_bias("final_layer.linear", "proj_out", operation="channel last", size=patch)
+
+
+def _embedder_entries() -> list[Entry]:
+    return [
+        *_with_bias("t_embedder.mlp.0", "time_embedder.linear_1"),
+        *_with_bias("t_embedder.mlp.2", "time_embedder.linear_2"),
+        _same("y_embedder.embedding_table.weight", "class_embedder.weight"),
+    ]
+
+
+def _projections(block: str) -> list[str]:
+    return [f"{block}.attn.{name}" for name in ("to_q", "to_k", "to_v")]
+
+
+def _feed_forward_entries(old: str, new: str, activation_fn: str) -> list[Entry]:
+    if activation_fn == "gelu-approximate":
+        return _with_bias(f"{old}.fc1", f"{new}.0.proj") + _with_bias(f"{old}.fc2", f"{new}.2")
+    return _with_bias(f"{old}.w12", f"{new}.0.proj", operation="gate last") + _with_bias(f"{old}.w3", f"{new}.2")
 
 
 def _check_rotation(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
@@ -196,54 +213,85 @@ def _check_rotation(state_dict: Mapping[str, Tensor], config: Mapping[str, Any])
             )
 
 
+class _EDM2Block(NamedTuple):
+    """A block of the original, whether a shortcut changes its width, and whether it has attention."""
+
+    name: str
+    has_shortcut: bool = False
+    has_attention: bool = False
+
+
 def _edm2_entries(config: Mapping[str, Any]) -> list[Entry]:
-    widths, head = config["block_out_channels"], config["attention_head_dim"]
-    levels, layers = len(widths), config["layers_per_block"]
-    sides = [config["sample_size"] // 2**level for level in range(levels)]
+    side = config["sample_size"]
+    names = {
+        "emb_fourier.freqs": "time_proj.freqs",
+        "emb_fourier.phases": "time_proj.phases",
+        "emb_noise.weight": "time_embedding.weight",
+        "emb_label.weight": "class_embedding.weight",
+        f"enc.{side}x{side}_conv.weight": "conv_in.weight",
+        "out_conv.weight": "conv_out.weight",
+        "out_gain": "out_gain",
+    }
+    entries = [_same(old, new) for old, new in names.items()]
+    for list_name, blocks in (("down_blocks", _edm2_encoder(config)), ("up_blocks", _edm2_decoder(config))):
+        for i, block in enumerate(blocks):
+            entries += _edm2_block_entries(block, f"{list_name}.{i}")
+    return entries
 
-    def attends(level: int) -> bool:
-        return level in config["attention_levels"] and widths[level] >= head
 
-    # (original name, whether a shortcut changes the width, whether it has attention) in the order of our lists
-    down, up = [], []
-    for level, side in enumerate(sides):
+def _edm2_levels(config: Mapping[str, Any]) -> list[tuple[str, int, bool]]:
+    """The part of the original's names, the width and whether blocks have attention, for each level."""
+    found: list[tuple[str, int, bool]] = []
+    for level, width in enumerate(config["block_out_channels"]):
+        side = config["sample_size"] // 2**level
+        attends = level in config["attention_levels"] and width >= config["attention_head_dim"]
+        found.append((f"{side}x{side}", width, attends))
+    return found
+
+
+def _edm2_encoder(config: Mapping[str, Any]) -> list[_EDM2Block]:
+    """The encoder's blocks in the order of our list."""
+    blocks: list[_EDM2Block] = []
+    before = config["block_out_channels"][0]
+    for level, (size, width, attends) in enumerate(_edm2_levels(config)):
         if level:
-            down.append((f"enc.{side}x{side}_down", False, False))
-        for i in range(layers):
-            before = widths[max(level - 1, 0)] if i == 0 else widths[level]
-            down.append((f"enc.{side}x{side}_block{i}", before != widths[level], attends(level)))
-    lowest = f"dec.{sides[-1]}x{sides[-1]}"
-    up += [(f"{lowest}_in0", False, widths[-1] >= head), (f"{lowest}_in1", False, False)]
-    for level in reversed(range(levels)):
-        side = sides[level]
-        if level < levels - 1:
-            up.append((f"dec.{side}x{side}_up", False, False))
-        # Joined with what the encoder gave, every one of these changes its width.
-        up += [(f"dec.{side}x{side}_block{i}", True, attends(level)) for i in range(layers + 1)]
-    entries = [
-        Entry((old,), (new,))
-        for old, new in (
-            ("emb_fourier.freqs", "time_proj.freqs"),
-            ("emb_fourier.phases", "time_proj.phases"),
-            ("emb_noise.weight", "time_embedding.weight"),
-            ("emb_label.weight", "class_embedding.weight"),
-            (f"enc.{sides[0]}x{sides[0]}_conv.weight", "conv_in.weight"),
-            ("out_conv.weight", "conv_out.weight"),
-            ("out_gain", "out_gain"),
-        )
+            blocks.append(_EDM2Block(f"enc.{size}_down"))
+        for i in range(config["layers_per_block"]):
+            blocks.append(_EDM2Block(f"enc.{size}_block{i}", before != width, attends))
+            before = width
+    return blocks
+
+
+def _edm2_decoder(config: Mapping[str, Any]) -> list[_EDM2Block]:
+    """The decoder's blocks in the order of our list."""
+    levels = _edm2_levels(config)
+    lowest, width, _ = levels[-1]
+    blocks = [
+        _EDM2Block(f"dec.{lowest}_in0", has_attention=width >= config["attention_head_dim"]),
+        _EDM2Block(f"dec.{lowest}_in1"),
     ]
-    for list_name, blocks in (("down_blocks", down), ("up_blocks", up)):
-        for i, (old, has_shortcut, has_attention) in enumerate(blocks):
-            new = f"{list_name}.{i}"
-            names = {"emb_gain": "emb_gain", "emb_linear.weight": "emb_linear.weight"}
-            names |= {"conv_res0.weight": "conv1.weight", "conv_res1.weight": "conv2.weight"}
-            if has_shortcut:
-                names["conv_skip.weight"] = "conv_shortcut.weight"
-            entries += [Entry((f"{old}.{source}",), (f"{new}.{target}",)) for source, target in names.items()]
-            if has_attention:
-                targets = tuple(f"{new}.attn.{name}.weight" for name in ("to_q", "to_k", "to_v"))
-                entries.append(Entry((f"{old}.attn_qkv.weight",), targets, "every third"))
-                entries.append(Entry((f"{old}.attn_proj.weight",), (f"{new}.attn.to_out.0.weight",), "linear"))
+    for size, _, attends in reversed(levels):
+        if size != lowest:
+            blocks.append(_EDM2Block(f"dec.{size}_up"))
+        # Each of these takes activations of the encoder too, which changes its width.
+        blocks += [_EDM2Block(f"dec.{size}_block{i}", True, attends) for i in range(config["layers_per_block"] + 1)]
+    return blocks
+
+
+def _edm2_block_entries(block: _EDM2Block, new: str) -> list[Entry]:
+    names = {
+        "emb_gain": "emb_gain",
+        "emb_linear.weight": "emb_linear.weight",
+        "conv_res0.weight": "conv1.weight",
+        "conv_res1.weight": "conv2.weight",
+    }
+    if block.has_shortcut:
+        names["conv_skip.weight"] = "conv_shortcut.weight"
+    entries = [_same(f"{block.name}.{source}", f"{new}.{target}") for source, target in names.items()]
+    if block.has_attention:
+        targets = tuple(f"{name}.weight" for name in _projections(new))
+        entries.append(Entry((f"{block.name}.attn_qkv.weight",), targets, "every third"))
+        entries.append(Entry((f"{block.name}.attn_proj.weight",), (f"{new}.attn.to_out.0.weight",), "linear"))
     return entries
 
 
@@ -257,7 +305,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             "ddt",
             ("s_embedder.", ".mlp.w1."),
             ddt_config,
-            _transformer_entries,
+            _ddt_entries,
             UCGMTransformer2DModel,
             "relinear",
         ),

@@ -26,7 +26,10 @@ def add_convert_options(parser: argparse.ArgumentParser) -> None:
     add_overwriting(parser)
     parser.add_argument("--preset", choices=published, metavar="NAME", help="whose model it is, see `ucgm presets`")
     parser.add_argument("--reference-config", help="the reference's YAML file, in place of a preset")
-    parser.add_argument("--vae", help="the autoencoder: original file, folder, or Hub repository; none draws latents")
+    parser.add_argument(
+        "--vae",
+        help="the autoencoder: original file, folder, or Hub repository; without one the pipeline generates latents",
+    )
     parser.add_argument("--latent-statistics", help="file with mean and std of the latents")
     parser.add_argument("--norm-num-groups", type=int, help="of a VA-VAE's group norms, if not 32")
     parser.add_argument("--weights", choices=("ema", "model"), help="of a training checkpoint; ema where there is one")

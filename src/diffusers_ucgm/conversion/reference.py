@@ -1,7 +1,6 @@
 """The reference's YAML files in this package's terms: the one place that knows its spellings.
 
-What only says where files lie, or how the reference evaluates, is left out by name; anything else that is not known is
-an error.
+Entries about places of files or the reference's evaluation are left out by name; any other unknown entry is an error.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,11 +20,11 @@ class Recipe:
 
     Attributes:
         scheduler: Arguments of `UCGMScheduler`.
-        call: What a pipeline is called with: `num_inference_steps`, `guidance_scale`, `guidance_interval`.
+        call: Arguments of a call of the pipeline: `num_inference_steps`, `guidance_scale`, `guidance_interval`.
         training: Settings of `UCGMTrainingConfig`; empty where none are known.
         network: The reference's name, such as "SiT-XL/1", or None.
         autoencoder: A name in `AUTOENCODERS`, or None.
-        image_size: Side of the pictures in pixels, or None.
+        image_size: Side of the images in pixels, or None.
         scaling_factor: The multiplier of normalised latents; None is the autoencoder's own.
     """
 
@@ -43,12 +42,12 @@ def _as_it_is(value: Any) -> Any:
 
 
 def _one_of(table: Mapping[Any, Any]) -> Callable[[Any], Any]:
-    def translated(value: Any) -> Any:
+    def translate(value: Any) -> Any:
         if value not in table:
             raise ValueError(f"must be one of {list(table)}, got {value!r}")
         return table[value]
 
-    return translated
+    return translate
 
 
 def _number(value: Any) -> float:
@@ -56,7 +55,7 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _checked_sampler(value: Any) -> None:
+def _check_sampler(value: Any) -> None:
     if value != "UNI":
         raise ValueError(f"must be 'UNI', got {value!r}: other samplers of the reference are not the paper's")
 
@@ -68,7 +67,7 @@ SPELLINGS: dict[tuple[str, str], tuple[str | None, str, Callable[[Any], Any]]] =
     ("vae", "type"): ("recipe", "autoencoder", str),
     ("model", "type"): ("recipe", "network", str),
     ("transport", "type"): ("scheduler", "transport", lambda value: str(value).lower()),
-    ("sample", "type"): (None, "", _checked_sampler),
+    ("sample", "type"): (None, "", _check_sampler),
     ("sample", "sampling_steps"): ("call", "num_inference_steps", int),
     ("sample", "cfg_scale"): ("call", "guidance_scale", _number),
     ("sample", "cfg_interval"): ("call", "guidance_interval", lambda value: tuple(map(float, value))),
@@ -137,32 +136,40 @@ def read_reference_config(path: str | Path) -> Recipe:
         if not isinstance(entries, dict):
             raise ValueError(f"`{section}` must be a section of settings, got {entries!r} in {str(path)!r}.")
         for key, value in entries.items():
-            if (section, key) in LEFT_OUT:
-                continue
-            if (section, key) not in SPELLINGS:
-                raise ValueError(f"`{section}.{key}` must be an entry that the reference knows, in {str(path)!r}.")
-            part, name, read = SPELLINGS[section, key]
-            try:
-                value = read(value)
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"`{section}.{key}` {error}, in {str(path)!r}.") from error
-            if part is not None:
-                parts[part][name] = value
-    scheduler, call, training = parts["scheduler"], parts["call"], parts["training"]
-    if scheduler:
-        # The reference's networks take its times as they are, and its second order is the published one.
-        scheduler["num_train_timesteps"] = 1
-        if scheduler.get("solver_order", 1) == 2:
-            scheduler["solver_type"] = "noise"
+            if (section, key) not in LEFT_OUT:
+                part, name, value = _translate(section, key, value, path)
+                parts.get(part or "", {})[name] = value
+    scheduler = _complete_scheduler(parts["scheduler"])
+    call = _complete_call(parts["call"], scheduler.get("transport"))
+    # Files without an optimizer only sample, or name the length of a tuning run without its recipe.
+    training = {"max_grad_norm": 0.0, "nonfinite_gradients": "zero", **parts["training"]}
+    return Recipe(scheduler, call, training if "optimizer" in sections else {}, **parts["recipe"])
+
+
+def _translate(section: str, key: str, value: Any, path: str | Path) -> tuple[str | None, str, Any]:
+    """The part of a recipe, our name and our value of an entry."""
+    if (section, key) not in SPELLINGS:
+        raise ValueError(f"`{section}.{key}` must be an entry that the reference knows, in {str(path)!r}.")
+    part, name, read = SPELLINGS[section, key]
+    try:
+        return part, name, read(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"`{section}.{key}` {error}, in {str(path)!r}.") from error
+
+
+def _complete_scheduler(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """Add what the reference's code fixes: the times that its networks take, and its own second order."""
+    if not scheduler:
+        return {}
+    solver = {"solver_type": "noise"} if scheduler.get("solver_order", 1) == 2 else {}
+    return {**scheduler, "num_train_timesteps": 1, **solver}
+
+
+def _complete_call(call: Mapping[str, Any], transport: str | None) -> dict[str, Any]:
+    """Guidance in canonical times, and 1, which is none, for a scale of 0 or below."""
     if call.get("guidance_scale", 1.0) <= 0.0:
-        call["guidance_scale"] = 1.0
-        call.pop("guidance_interval", None)
-    if "guidance_interval" in call and scheduler.get("transport") == "relinear":
+        return {name: value for name, value in call.items() if name != "guidance_interval"} | {"guidance_scale": 1.0}
+    if "guidance_interval" in call and transport == "relinear":
         start, stop = call["guidance_interval"]
-        call["guidance_interval"] = (1.0 - stop, 1.0 - start)
-    if "optimizer" in sections:
-        training = {"max_grad_norm": 0.0, "nonfinite_gradients": "zero", **training}
-    else:
-        # Files without an optimizer only sample, or name the length of a tuning run without its recipe.
-        training = {}
-    return Recipe(scheduler, call, training, **parts["recipe"])
+        return {**call, "guidance_interval": (1.0 - stop, 1.0 - start)}
+    return dict(call)

@@ -1,4 +1,4 @@
-"""The configuration of our model for each of the networks: from keys and shapes, what was given, or as published."""
+"""The configuration of our model for each of the networks, from keys, shapes, given and published settings."""
 
 import math
 import re
@@ -71,13 +71,21 @@ def _shape(state_dict: Mapping[str, Tensor], key: str, ndim: int) -> tuple[int, 
     return shape
 
 
+def _numbers(state_dict: Mapping[str, Tensor], pattern: str) -> set[int]:
+    """The numbers in the first group of a pattern, in all keys that begin with it."""
+    return {int(match[1]) for key in state_dict if (match := re.match(pattern, key))}
+
+
 def _count(state_dict: Mapping[str, Tensor], pattern: str) -> int:
-    numbers = [int(match[1]) for key in state_dict if (match := re.match(pattern, key))]
-    return max(numbers, default=-1) + 1
+    return max(_numbers(state_dict, pattern), default=-1) + 1
 
 
-def _asked(settings: Mapping[str, Any], published: Mapping[str, Any], why: str) -> dict[str, Any]:
-    """Settings as they were given, or as they are published; None stands for one that is not."""
+def _require(settings: Mapping[str, Any], published: Mapping[str, Any], why: str) -> dict[str, Any]:
+    """Settings that were given, or else published ones; None stands for one that is not published.
+
+    Raises:
+        ValueError: If one is neither given nor published.
+    """
     found = {name: settings.get(name, value) for name, value in published.items()}
     if missing := [f"`{name}`" for name, value in found.items() if value is None]:
         raise ValueError(f"{', '.join(missing)} must be given: {why}.")
@@ -90,7 +98,7 @@ def _width(state_dict: Mapping[str, Tensor]) -> int:
 
 
 def _out_channels(state_dict: Mapping[str, Tensor], channels: int, places: tuple[str, int, int], patch: int) -> int:
-    """Channels of the output, where `places` is where the input's show."""
+    """Channels of the output; `places` shows those of the input."""
     rows = [(f"final_layer.linear.{part}", 0, patch**2) for part in WEIGHT_AND_BIAS]
     found = agreed_size(state_dict, *rows, places)
     if found not in (channels, 2 * channels):
@@ -102,7 +110,7 @@ def _out_channels(state_dict: Mapping[str, Tensor], channels: int, places: tuple
 
 
 def _transformer_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What TiT, SiT and LightningDiT have in common."""
+    """The entries that TiT, SiT and LightningDiT have in common."""
     _, channels, patch, _ = _shape(state_dict, "x_embedder.proj.weight", 4)
     tables = [(key, 0, 1) for key in ROTARY_TABLES]
     tokens = agreed_size(state_dict, ("pos_embed", 1, 1), *tables)
@@ -124,7 +132,7 @@ def _transformer_config(state_dict: Mapping[str, Tensor], settings: Mapping[str,
 def _heads(
     state_dict: Mapping[str, Tensor], settings: Mapping[str, Any], places: Sequence[tuple[str, int, int]]
 ) -> dict[str, int]:
-    """Heads and their width, where `places` is where it shows, if anywhere."""
+    """The number of heads and their width, which `places` shows if its keys exist."""
     dim = _width(state_dict)
     if any(key in state_dict for key, _, _ in places):
         name, value = "attention_head_dim", agreed_size(state_dict, *places)
@@ -133,7 +141,7 @@ def _heads(
     else:
         name = "num_attention_heads"
         why = f"the keys do not tell the heads of a width of {dim}, which is not a published one"
-        value = _asked(settings, {name: PUBLISHED_HEADS.get(dim)}, why)[name]
+        value = _require(settings, {name: PUBLISHED_HEADS.get(dim)}, why)[name]
     if value < 1 or dim % value:
         raise ValueError(f"`{name}` must divide the width {dim} of this checkpoint, got {value}.")
     other = {"attention_head_dim": "num_attention_heads", "num_attention_heads": "attention_head_dim"}[name]
@@ -141,7 +149,7 @@ def _heads(
 
 
 def tit_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of TiT; see `Architecture.config`."""
+    """The configuration of a TiT; see `Architecture.config`."""
     shapes = {key: list(state_dict[key].shape) for key in ROTARY_TABLES if key in state_dict}
     if len(shapes) == 2 and len(set(map(tuple, shapes.values()))) == 2:
         raise ValueError(f"`checkpoint` must have rotation tables of one shape, got {shapes}.")
@@ -151,7 +159,7 @@ def tit_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) ->
 
 
 def sit_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of SiT; see `Architecture.config`."""
+    """The configuration of a SiT; see `Architecture.config`."""
     block = "blocks.0.mlp"
     places = ((f"{block}.fc1.weight", 0, 1), (f"{block}.fc1.bias", 0, 1), (f"{block}.fc2.weight", 1, 1))
     return _transformer_config(state_dict, settings) | {
@@ -164,12 +172,12 @@ def sit_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) ->
 
 
 def lightningdit_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of LightningDiT; see `Architecture.config`."""
+    """The configuration of a LightningDiT; see `Architecture.config`."""
     return tit_config(state_dict, settings) | {"norm_type": "rms_norm", "qk_norm": None}
 
 
 def ddt_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of DDT; see `Architecture.config`."""
+    """The configuration of a DDT; see `Architecture.config`."""
     classes, _ = _shape(state_dict, "y_embedder.embedding_table.weight", 2)
     layers, dim = _count(state_dict, r"blocks\.(\d+)\."), _width(state_dict)
     # A patch's values, channels times its area: the shapes do not tell one from the other.
@@ -185,14 +193,14 @@ def ddt_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) ->
         f"the keys of a DDT with {layers} layers of width {dim} and {values} values in a patch, which is not a "
         f"published one, do not tell. `patch_size` is one of {list(areas.values())}, or `in_channels` tells it"
     )
-    asked = _asked(settings, known, why)
-    patch = asked["patch_size"]
+    required = _require(settings, known, why)
+    patch = required["patch_size"]
     if patch not in areas.values():
         raise ValueError(f"`patch_size` must be one of {list(areas.values())} for this checkpoint, got {patch}.")
     norms = [(f"blocks.{i}.attn.{name}_norm.weight", 0, 1) for i in (0, 1) for name in "qk"]
     places = (("blocks.0.mlp.w1.weight", 0, 1), ("blocks.0.mlp.w3.weight", 0, 1), ("blocks.0.mlp.w2.weight", 1, 1))
     return {
-        **asked,
+        **required,
         "in_channels": values // patch**2,
         "out_channels": _out_channels(state_dict, values // patch**2, ("x_embedder.proj.weight", 1, patch**2), patch),
         "num_layers": layers,
@@ -211,30 +219,22 @@ def ddt_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) ->
 
 
 def edm2_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of EDM2; see `Architecture.config`."""
-    sides = sorted({int(match[1]) for key in state_dict if (match := re.match(r"enc\.(\d+)x\d+_", key))}, reverse=True)
+    """The configuration of an EDM2; see `Architecture.config`."""
+    sides = sorted(_numbers(state_dict, r"enc\.(\d+)x\d+_"), reverse=True)
     if not sides:
         raise ValueError("`checkpoint` must have keys such as enc.64x64_conv.weight, from which sizes are read.")
     first = f"enc.{sides[0]}x{sides[0]}"
-    channels = _shape(state_dict, f"{first}_conv.weight", 4)[1] - 1
-    outputs = _shape(state_dict, "out_conv.weight", 4)[0]
-    if channels != outputs:
-        raise ValueError(
-            f"`checkpoint` must have one channel more in {first}_conv.weight than in out_conv.weight, got "
-            f"{channels + 1} and {outputs}."
-        )
+    channels = _edm2_channels(state_dict, f"{first}_conv.weight")
     _, classes = _shape(state_dict, "emb_label.weight", 2)
     parts = ("conv_res0", "conv_res1", "emb_linear")
     widths = tuple(
         agreed_size(state_dict, *((f"enc.{side}x{side}_block0.{part}.weight", 0, 1) for part in parts))
         for side in sides
     )
-    attends = {
-        side for side in sides for key in state_dict if re.match(rf"(enc|dec)\.{side}x{side}_block\d+\.attn_", key)
-    }
-    # Without any attention the heads' width is above all widths, whatever it is.
+    attends = _numbers(state_dict, r"(?:enc|dec)\.(\d+)x\d+_block\d+\.attn_")
     head_dim = 64 if widths[0] in EDM2_WIDTHS.values() else None
     if not any(".attn_" in key for key in state_dict):
+        # Without any attention the heads' width is above all widths, whatever it is.
         head_dim = max(64, *(width + 1 for width in widths))
     why = f"the keys do not tell the heads of an EDM2 of base width {widths[0]}, which is not a published one"
     return {
@@ -245,5 +245,17 @@ def edm2_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -
         "block_out_channels": widths,
         "layers_per_block": _count(state_dict, rf"{re.escape(first)}_block(\d+)\."),
         "attention_levels": tuple(level for level, side in enumerate(sides) if side in attends),
-        **_asked(settings, {"attention_head_dim": head_dim}, why),
+        **_require(settings, {"attention_head_dim": head_dim}, why),
     }
+
+
+def _edm2_channels(state_dict: Mapping[str, Tensor], key: str) -> int:
+    """The channels of the latents, of which the first convolution has one more, of ones."""
+    channels = _shape(state_dict, key, 4)[1] - 1
+    outputs = _shape(state_dict, "out_conv.weight", 4)[0]
+    if channels != outputs:
+        raise ValueError(
+            f"`checkpoint` must have one channel more in {key} than in out_conv.weight, got {channels + 1} and "
+            f"{outputs}."
+        )
+    return channels
