@@ -18,7 +18,9 @@ Damage = Callable[[bytes, random.Random], bytes]
 
 
 def _torn(content: bytes, rng: random.Random) -> bytes:
-    return content[: rng.randrange(1, max(2, len(content) - 1))]
+    # Zeros at the end are padding, as after the last block of a tar file: without some of them nothing is lost.
+    length = len(content.rstrip(b"\0")) or len(content)
+    return content[: rng.randrange(1, max(2, length - 1))]
 
 
 def _garbage(content: bytes, rng: random.Random) -> bytes:

@@ -152,6 +152,18 @@ def test_a_stopped_comparison_goes_on_to_the_same_numbers(tmp_path, drawn):
     assert {entry.name for entry in tmp_path.iterdir()} == {"comparison.json", "run.json", "solutions"}
 
 
+@pytest.mark.parametrize("name", ["calls_made", "median", "settings", "calls"])
+def test_a_record_that_lacks_a_value_is_named(tmp_path, name):
+    pipe = exact()
+    solvers = {"own": UCGMScheduler.from_config(pipe.scheduler.config)}
+    compared(pipe, solvers, (2,), output=tmp_path)
+    record = json.loads((tmp_path / "comparison.json").read_text())
+    del record["measurements"][0][name]
+    (tmp_path / "comparison.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=rf"'.*comparison\.json' must hold the measurements .*{name}.* Delete it"):
+        compared(pipe, solvers, (2,), output=tmp_path)
+
+
 def test_what_diffusers_notes_for_itself_does_not_begin_a_comparison_anew(tmp_path, drawn):
     """It lists the defaults of a config in another order in every process."""
     pipe = exact()

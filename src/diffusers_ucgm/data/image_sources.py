@@ -1,5 +1,6 @@
 """Opening a source of images with `datasets`, and what its columns mean."""
 
+import os
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -221,6 +222,11 @@ def _listed(file: Path, key: str) -> list[Any]:
 def _open_shards(shards: list[str], split: str, streaming: bool) -> _Opened:
     import datasets
 
+    if truncated := [shard for shard in shards if not _has_end(shard)]:
+        raise ValueError(
+            f"`source` must be whole .tar shards, got {truncated[:3]} without the two empty blocks that end an archive: "
+            "images at the end are missing. Fetch or pack them again."
+        )
     files = {split: shards}
     loaded = _loaded(
         lambda: datasets.load_dataset("webdataset", data_files=files, split=split, streaming=streaming),
@@ -229,6 +235,19 @@ def _open_shards(shards: list[str], split: str, streaming: bool) -> _Opened:
     )
     folders = dict.fromkeys(str(Path(shard).parent) for shard in shards)
     return _Opened(loaded, folders=tuple(folders), shards=tuple(shards))
+
+
+def _has_end(shard: str) -> bool:
+    """Whether a tar file ends with its two empty blocks, which one that was cut between two members lacks.
+
+    A damaged file without any is left to its reader, whose error says more.
+    """
+    with open(shard, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size % tarfile.BLOCKSIZE or size < 2 * tarfile.BLOCKSIZE:
+            return True
+        file.seek(-2 * tarfile.BLOCKSIZE, os.SEEK_END)
+        return not any(file.read())
 
 
 def _open_folder(path: Path, split: str, streaming: bool) -> _Opened:

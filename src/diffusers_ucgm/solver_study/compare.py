@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +265,8 @@ def _measurement(row: dict[str, Any]) -> Measurement:
     for name, value in row.items():
         if name not in ("solver", "reason") and value is not None and not is_number(value):
             raise ValueError(f"{name!r} must be a number, got {value!r}")
+    if missing := [each.name for each in fields(Measurement) if each.name not in row]:
+        raise ValueError(f"{missing} are missing")
     return Measurement(**row)
 
 
