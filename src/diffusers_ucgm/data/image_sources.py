@@ -224,8 +224,8 @@ def _open_shards(shards: list[str], split: str, streaming: bool) -> _Opened:
 
     if truncated := [shard for shard in shards if not _has_end(shard)]:
         raise ValueError(
-            f"`source` must be whole .tar shards, got {truncated[:3]} without the two empty blocks that end an archive: "
-            "images at the end are missing. Fetch or pack them again."
+            f"`source` must be whole .tar shards, got {truncated[:3]} without the two empty blocks that end an "
+            "archive: images at the end are missing. Fetch or pack them again."
         )
     files = {split: shards}
     loaded = _loaded(
