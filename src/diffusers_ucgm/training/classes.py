@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from datasets import ClassLabel, Value
 from diffusers import DiffusionPipeline
 
 from diffusers_ucgm.contracts import network_of
@@ -81,6 +80,8 @@ def _mapping(source: ImageSource, classes: ModelClasses, label_map: Mapping[str,
 
 def _used_labels(source: ImageSource) -> list[Any]:
     """The labels of all rows, as far as they are known before the rows are read one by one."""
+    from datasets import ClassLabel, Value
+
     dataset, column = source.dataset, source.label_column
     feature = (getattr(dataset, "features", None) or {}).get(column, Value("int64"))
     if not isinstance(feature, ClassLabel | Value):

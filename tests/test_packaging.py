@@ -1,0 +1,100 @@
+"""What `pyproject.toml` declares: every package that ours imports, with the bounds that the tests are run with."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "src").rglob("*.py"))
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+# The distributions whose names are not those of their packages.
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
+# What only people with a GPU or a certain optimizer or feature network have; an error says how to get it.
+ON_DEMAND = {"bitsandbytes", "deepspeed", "schedulefree", "torch-fidelity"}
+# They take seconds to import.
+SLOW = {"accelerate", "datasets", "peft", "transformers"}
+
+
+def imported_packages(source, *, at_import=False):
+    """The first part of every absolute import in a source.
+
+    Args:
+        source: Text of a module.
+        at_import: Whether only those count that run when the module is imported.
+    """
+    tree = ast.parse(source)
+    nodes = tree.body if at_import else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module.split(".")[0]
+
+
+def distributions(file, **options):
+    names = set(imported_packages(file.read_text(), **options)) - set(sys.stdlib_module_names) - {"diffusers_ucgm"}
+    return {DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in names}
+
+
+def requirements(*extras):
+    texts = [*PROJECT["dependencies"], *(each for extra in extras for each in PROJECT["optional-dependencies"][extra])]
+    return {requirement.name: requirement for requirement in map(Requirement, texts)}
+
+
+IMPORTED = set().union(*map(distributions, SOURCES))
+
+
+def test_every_package_that_is_imported_is_declared():
+    assert IMPORTED - set(requirements("eval", "tune")) == ON_DEMAND
+
+
+def test_every_package_that_is_declared_is_imported():
+    assert set(requirements("eval", "tune")) <= IMPORTED
+
+
+@pytest.mark.parametrize("source", ["import numpy.linalg", "def f():\n    from numpy import linalg"])
+def test_the_reader_of_imports_sees_every_form(source):
+    assert list(imported_packages(source)) == ["numpy"]
+    assert list(imported_packages(source, at_import=True)) == ([] if "def" in source else ["numpy"])
+
+
+def test_lower_bounds_are_the_versions_that_the_tests_are_run_with():
+    lines = (ROOT / "constraints" / "oldest.txt").read_text().splitlines()
+    pins = {each.name: each for each in (Requirement(line) for line in lines if not line.startswith("#"))}
+    declared = requirements("tune")
+    assert set(pins) == set(declared)
+    for name, requirement in declared.items():
+        (bound,), (pin,) = requirement.specifier, pins[name].specifier
+        assert bound.operator == ">="
+        assert pin.version == bound.version or pin.version.startswith(f"{bound.version}."), name
+
+
+@pytest.mark.parametrize(
+    "name", ["PRESETS", "GaussianMixture", "Teacher", "Transport", "UCGMLoss", "UCGMScheduler", "UCGMTrainingConfig"]
+)
+def test_the_core_imports_no_slow_package(name):
+    code = f"import sys, diffusers_ucgm; diffusers_ucgm.{name}; print(sorted({SLOW} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["UCGMPipeline", "UCGMTrainer"])
+def test_pipeline_and_trainer_do_not_import_datasets(name):
+    # diffusers imports the others for its models.
+    code = f"import sys, diffusers_ucgm; diffusers_ucgm.{name}; print('datasets' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
+
+
+def test_feature_networks_and_data_sets_are_imported_when_they_are_asked_for():
+    assert [file for file in SOURCES if {"datasets", "transformers"} & distributions(file, at_import=True)] == []
