@@ -1330,16 +1330,16 @@ MUTANTS = [
     ),
     # Evaluation
     Mutant(
-        "Frechet distance without the mean in the sums",
+        "Fréchet distance without the root of the covariances' product",
         "image_metrics/statistics.py",
-        "(number - 1) * covariance + number * mean.outer(mean)",
-        "(number - 1) * covariance + mean.outer(mean)",
+        "sigma_1.trace() + sigma_2.trace() - 2.0 * root",
+        "sigma_1.trace() + sigma_2.trace()",
         METRIC_TESTS,
     ),
     Mutant(
         "statistics with NaN go on to LAPACK",
         "image_metrics/statistics.py",
-        '        check_finite("mean", mean)\n        check_finite("covariance", covariance)\n',
+        '        check_finite("mean", self.mean)\n        check_finite("covariance", self.covariance)\n',
         "",
         BAD_VALUE_TESTS,
     ),

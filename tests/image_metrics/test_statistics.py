@@ -1,5 +1,6 @@
 """Metrics: torchmetrics' own values on fixed inputs, closed forms, and a brute-force count."""
 
+import sys
 import warnings
 
 import numpy as np
@@ -21,18 +22,40 @@ def normal(seed, number, dim=6, scale=1.0, shift=0.0):
     return torch.randn(number, dim, generator=torch.Generator().manual_seed(seed)) * scale + shift
 
 
-# --- Frechet distance ------------------------------------------------------------------------------------------------
+# --- Fréchet distance ------------------------------------------------------------------------------------------------
 
 
-def test_frechet_distance_is_torchmetrics_value():
-    real, drawn = normal(0, 50), normal(1, 80, scale=1.3, shift=0.4)
+def torchmetrics_distance(generated, reference):
+    """The Fréchet distance of features, each shape `(N, D)`, by torchmetrics."""
     features = nn.Identity()
-    features.num_features = 6
+    features.num_features = generated.shape[1]
     metric = FrechetInceptionDistance(feature=features).set_dtype(torch.float64)
-    metric.update(real.double(), real=True)
-    metric.update(drawn.double(), real=False)
-    found = frechet_distance(FeatureStatistics.of(drawn), FeatureStatistics.of(real))
-    assert found == pytest.approx(float(metric.compute()), rel=1e-10)
+    metric.update(reference.double(), real=True)
+    metric.update(generated.double(), real=False)
+    return float(metric.compute())
+
+
+@pytest.mark.parametrize(
+    ("numbers", "dim", "scale", "shift"),
+    [((80, 50), 6, 1.3, 0.4), ((500, 300), 64, 0.7, 0.0), ((40, 60), 1, 2.0, -1.0)],
+)
+def test_frechet_distance_is_torchmetrics_value(numbers, dim, scale, shift):
+    generated, real = normal(1, numbers[0], dim, scale, shift), normal(0, numbers[1], dim)
+    found = frechet_distance(FeatureStatistics.of(generated), FeatureStatistics.of(real))
+    assert found == pytest.approx(torchmetrics_distance(generated, real), rel=1e-10)
+
+
+def test_frechet_distance_of_fewer_images_than_features_is_torchmetrics_value():
+    generated, real = normal(1, 9, 20, shift=5.0), normal(0, 300, 20)
+    found = frechet_distance(FeatureStatistics.of(generated), FeatureStatistics.of(real))
+    # Eigenvalues of zero come out at 1e-16 of the largest, and the distance has their roots.
+    assert found == pytest.approx(torchmetrics_distance(generated, real), rel=1e-7)
+
+
+def test_frechet_distance_needs_no_torchmetrics(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
+    a, b = (FeatureStatistics.of(normal(seed, 20)) for seed in (0, 1))
+    assert frechet_distance(a, b) > 0.0
 
 
 def test_frechet_distance_has_its_closed_form_on_diagonal_covariances():
@@ -53,16 +76,16 @@ def test_statistics_are_numpys():
     np.testing.assert_allclose(found.covariance, np.cov(features.double().numpy(), rowvar=False))
 
 
-def test_one_feature_and_few_pictures_are_legal():
+def test_one_feature_and_few_images_are_legal():
     one = FeatureStatistics.of(normal(0, 10, dim=1))
     assert one.covariance.shape == (1, 1)
-    # Fewer pictures than features: the covariance has no inverse.
+    # Fewer images than features: the covariance has no inverse.
     few = FeatureStatistics.of(normal(1, 4, dim=30))
     assert frechet_distance(few, few) == pytest.approx(0.0, abs=1e-4)
 
 
 def test_what_cannot_be_compared_is_refused():
-    with pytest.raises(ValueError, match="`features` must be of at least 2 pictures, got 1"):
+    with pytest.raises(ValueError, match="`features` must be of at least 2 images, got 1"):
         FeatureStatistics.of(normal(0, 1))
     with pytest.raises(ValueError, match=r"`covariance` must have shape \(6, 6\).*got \(5, 6\)"):
         FeatureStatistics(torch.zeros(6), torch.zeros(5, 6))
@@ -101,7 +124,7 @@ def test_inception_score_leaves_global_random_state_alone():
     first = inception_score(logits)
     torch.testing.assert_close(torch.rand(3), expected)
     assert inception_score(logits) == first != inception_score(logits, seed=1)
-    with pytest.raises(ValueError, match="`logits` must be of at least 20 pictures for 10 splits, got 19"):
+    with pytest.raises(ValueError, match="`logits` must be of at least 20 images for 10 splits, got 19"):
         inception_score(logits[:19])
     with pytest.raises(ValueError, match="`splits` must be at least 2, got 1"):
         inception_score(logits, splits=1)
@@ -111,7 +134,7 @@ def test_inception_score_leaves_global_random_state_alone():
 
 
 def brute_force(points, centers, neighbours):
-    """The share of points that lie in a ball, by loops."""
+    """The fraction of points that lie in a ball, by loops."""
     inside = 0
     radii = [sorted(np.linalg.norm(centers - center, axis=1))[neighbours] for center in centers]
     for point in points:
@@ -139,5 +162,5 @@ def test_precision_and_recall_of_known_cases():
     modes = torch.cat([normal(1, 200), normal(2, 200, shift=1000.0)])
     precision, recall = precision_recall(modes[:200], modes)
     assert (precision, recall) == (1.0, 0.5)
-    with pytest.raises(ValueError, match="more than 3 pictures, got 3 and 100"):
+    with pytest.raises(ValueError, match="more than 3 images, got 3 and 100"):
         precision_recall(real[:3], real)
