@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+from exact_fields import exact_pipeline, random_mixture
 
 from diffusers_ucgm import UCGMPipeline
 from diffusers_ucgm.generation.drawing import conditions_for
@@ -22,7 +23,6 @@ from diffusers_ucgm.image_metrics.features import load_features
 from diffusers_ucgm.image_metrics.references import load_reference
 from diffusers_ucgm.solver_study.compare import compare_solvers
 from diffusers_ucgm.solver_study.defaults import CALLS
-from diffusers_ucgm.solver_study.exact_fields import exact_pipeline, random_mixture
 from diffusers_ucgm.solver_study.measurements import Measurement, save_comparison
 from diffusers_ucgm.solver_study.objectives import Objective, frechet_objective
 from diffusers_ucgm.solver_study.stock_solvers import named_scheduler, stock_solvers, ucgm_solvers

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, PNDMScheduler
+from exact_fields import ExactTransformer2DModel, exact_pipeline, random_mixture
 from full_disk import assert_named_and_gone
 from test_pipeline import autoencoder, pipeline
 
@@ -12,7 +13,6 @@ from diffusers_ucgm import UCGMScheduler
 from diffusers_ucgm.cli import main
 from diffusers_ucgm.solver_study import compare
 from diffusers_ucgm.solver_study.compare import compare_solvers
-from diffusers_ucgm.solver_study.exact_fields import ExactTransformer2DModel, exact_pipeline, random_mixture
 from diffusers_ucgm.solver_study.measurements import Measurement, comparison_curves, comparison_table
 from diffusers_ucgm.solver_study.objectives import Objective
 from diffusers_ucgm.solver_study.stock_solvers import STOCK_SOLVERS, stock_solvers, ucgm_solvers

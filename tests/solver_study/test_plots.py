@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from exact_fields import exact_pipeline, random_mixture
 from PIL import Image
 from test_pipeline import autoencoder, pipeline
 
@@ -14,7 +15,6 @@ from diffusers_ucgm.cli import main
 from diffusers_ucgm.generation.drawing import draw
 from diffusers_ucgm.generation.trajectories import decoded, trajectory, trajectory_strip
 from diffusers_ucgm.solver_study import plots
-from diffusers_ucgm.solver_study.exact_fields import exact_pipeline, random_mixture
 from diffusers_ucgm.solver_study.plots import plot_quality, plot_time_grid, plot_tuning
 
 
@@ -45,8 +45,8 @@ def scheduled(steps=6, **settings):
     return scheduler
 
 
-def words_on(ax):
-    return [text.get_text() for text in ax.texts]
+def names_of(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
 def test_the_time_grid_is_drawn_with_signal_to_noise(tmp_path, axes):
@@ -58,7 +58,7 @@ def test_the_time_grid_is_drawn_with_signal_to_noise(tmp_path, axes):
     times, ratio = axes
     np.testing.assert_allclose(times.lines[0].get_ydata(), schedulers["even"].canonical_times)
     assert times.lines[1].get_xdata().tolist() == list(range(1, 9))
-    assert [text.get_text() for text in times.get_legend().get_texts()] == ["even", "own"]
+    assert names_of(times) == ["even", "own"]
     # (gamma / alpha)^2 on the linear path; pure noise has no place on the axis.
     even = np.array(schedulers["even"].canonical_times)
     np.testing.assert_allclose(ratio.lines[0].get_ydata()[1:], ((1 - even[1:]) / even[1:]) ** 2)
@@ -73,12 +73,13 @@ def test_schedulers_without_times_are_refused(tmp_path):
         plot_time_grid({}, tmp_path / "grid.png")
 
 
-def test_every_line_of_quality_has_its_name_beside_it(tmp_path, axes):
+def test_every_line_of_quality_has_its_name_in_the_legend(tmp_path, axes):
     curves = {f"solver {i}": ([1, 2, 10, 250], [0.5, 0.1, 0.01, 0.001 + 1e-6 * i]) for i in range(6)}
     path = plot_quality(curves, tmp_path / "quality.png", measure="distance", title="a model", emphasised=["solver 3"])
     assert path.is_file()
     (ax,) = axes
-    assert sorted(words_on(ax)) == sorted(curves)
+    # The names have the order in which the lines end, from the top.
+    assert names_of(ax) == [f"solver {i}" for i in (5, 4, 3, 2, 1, 0)]
     assert (ax.get_xscale(), ax.get_yscale(), ax.get_ylabel(), ax.get_title("left")) == (
         "log",
         "log",
@@ -86,25 +87,27 @@ def test_every_line_of_quality_has_its_name_beside_it(tmp_path, axes):
         "a model",
     )
     assert [f"{tick:g}" for tick in ax.get_xticks()] == ["1", "2", "10", "250"]
-    heights = sorted(text.get_position()[1] for text in ax.texts)
-    # All lines end at the same place, and their names must not.
-    assert min(np.diff(heights)) > 0.02
-    assert {text.get_text() for text in ax.texts if text.get_fontweight() == "bold"} == {"solver 3"}
+    legend = ax.get_legend()
+    assert {text.get_text() for text in legend.get_texts() if text.get_fontweight() == "bold"} == {"solver 3"}
+    # The legend hides no line, and is whole in the image.
+    box, figure = legend.get_window_extent(), ax.figure.bbox
+    assert box.x0 >= ax.get_window_extent().x1
+    assert figure.x0 <= box.x0 < box.x1 <= figure.x1
+    assert figure.y0 <= box.y0 < box.y1 <= figure.y1
 
 
 def test_of_many_lines_only_the_best_have_names(tmp_path, axes):
     curves = {f"solver {i}": ([1, 2], [1.0 + i, 2.0 + i]) for i in range(20)}
     plot_quality(curves, tmp_path / "quality.png", emphasised=["solver 19"])
     (ax,) = axes
-    assert sorted(words_on(ax)) == ["solver 0", "solver 19"]
+    assert names_of(ax) == ["solver 19", "solver 0", "18 others, nowhere better"]
     assert len(ax.lines) == 20 + 1
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["18 others, nowhere better"]
 
 
 def test_values_that_reach_zero_have_a_linear_axis(tmp_path, axes):
     plot_quality({"a": ([1, 2], [0.5, 0.0]), "b": ([1, 2], [math.nan, 0.25])}, tmp_path / "quality.png")
     assert axes[0].get_yscale() == "linear"
-    assert sorted(words_on(axes[0])) == ["a", "b"]
+    assert names_of(axes[0]) == ["b", "a"]
 
 
 @pytest.mark.parametrize(
@@ -129,6 +132,11 @@ def test_tuning_is_drawn_before_against_after(tmp_path, axes):
     assert seeds.lines[1].get_xdata().tolist() == [0.1, 0.2, 0.4]
     assert seeds.lines[1].get_ydata().tolist() == [0.05, 0.3, 0.1]
     assert search.lines[1].get_ydata().tolist() == [0.5, 0.5, 0.5, 0.2]
+
+
+def test_the_best_so_far_begins_with_the_first_trial_that_could_be_run(tmp_path, axes):
+    plot_tuning([1.0], [0.5], [None, 0.7, None, 0.8, 0.2], tmp_path / "tuning.png")
+    np.testing.assert_array_equal(axes[1].lines[1].get_ydata(), [math.nan, 0.7, 0.7, 0.7, 0.2])
 
 
 @pytest.mark.parametrize(

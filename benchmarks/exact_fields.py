@@ -1,22 +1,19 @@
 """Pipelines whose network is exact, so that a sampler's error is all that is measured.
 
-The network is the posterior mean of a mixture of Gaussians (`oracles.py`) in the words of the pipeline's scheduler.
+The network is the posterior mean of a mixture of Gaussians (`diffusers_ucgm.oracles`) in the convention of the
+pipeline's scheduler. Benchmarks and tests of solvers use them; nobody generates images with them, so they are no part
+of the package.
 """
 
-from typing import Any
-
 import torch
-from diffusers import ModelMixin
+from diffusers import ModelMixin, SchedulerMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor
 
+from diffusers_ucgm import UCGMPipeline, UCGMScheduler
 from diffusers_ucgm.oracles import GaussianMixture
-from diffusers_ucgm.pipeline import UCGMPipeline
 from diffusers_ucgm.sampling.conventions import Convention
-from diffusers_ucgm.scheduler import UCGMScheduler
-
-
-__all__ = ["ExactTransformer2DModel", "exact_pipeline", "random_mixture"]
 
 
 class ExactTransformer2DModel(ModelMixin, ConfigMixin):
@@ -28,21 +25,21 @@ class ExactTransformer2DModel(ModelMixin, ConfigMixin):
 
         Args:
             sample_size: Side of the samples.
-            in_channels: Their channels.
-            num_classes: How many labels it takes.
+            in_channels: Channels of the samples.
+            num_classes: The number of labels that the network takes.
         """
         super().__init__()
-        # What a network's dtype and device are read from, and what tells one mixture from another.
+        # A network's dtype and device are read from its parameters, which also identify the mixture.
         self.means = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
         self.stds = torch.nn.Parameter(torch.zeros(1), requires_grad=False)
         self._convention: Convention | None = None
 
     def set_field(self, mixture: GaussianMixture, convention: Convention) -> "ExactTransformer2DModel":
-        """Give it what it predicts.
+        """Set what the network predicts.
 
         Args:
-            mixture: The data, of one mean's shape `(in_channels, sample_size, sample_size)`.
-            convention: What the network and its pipeline call time and sample.
+            mixture: The data, with means of shape `(N, in_channels, sample_size, sample_size)`.
+            convention: The convention of the network and its pipeline for time and sample.
         """
         self.means = torch.nn.Parameter(mixture.means.float(), requires_grad=False)
         self.stds = torch.nn.Parameter(mixture.stds.float(), requires_grad=False)
@@ -50,32 +47,33 @@ class ExactTransformer2DModel(ModelMixin, ConfigMixin):
         return self
 
     def forward(
-        self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None, return_dict: bool = False
-    ) -> tuple[Tensor]:
+        self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
+    ) -> Transformer2DModelOutput | tuple[Tensor]:
         """The prediction, computed in float64.
 
         Args:
-            sample: Shape `(B, C, H, W)`.
+            sample: Noisy samples, shape `(B, C, H, W)`.
             timestep: The network's own times, shape `(B,)`.
-            class_labels: Without effect.
-            return_dict: Without effect: the answer is a tuple.
+            class_labels: Classes, without effect.
+            return_dict: Whether the prediction is in a `Transformer2DModelOutput`, or else in a tuple.
 
         Raises:
-            RuntimeError: If there is no field.
+            RuntimeError: If `set_field` was not called.
         """
         if self._convention is None:
             raise RuntimeError("`forward` was called before `set_field`.")
         t = self._convention.time(timestep.double()).clamp(self._convention.earliest, 1.0)
-        told = self._convention.transport.model_time(t)
-        return (self._denoiser(sample.double(), told).to(sample.dtype),)
+        model_time = self._convention.transport.model_time(t)
+        prediction = self._denoiser(sample.double(), model_time).to(sample.dtype)
+        return Transformer2DModelOutput(prediction) if return_dict else (prediction,)
 
 
-def exact_pipeline(mixture: GaussianMixture, scheduler: Any) -> UCGMPipeline:
-    """A pipeline that draws from a mixture of squares, `(C, H, H)`, with the exact network.
+def exact_pipeline(mixture: GaussianMixture, scheduler: SchedulerMixin) -> UCGMPipeline:
+    """A pipeline that samples from a mixture of squares, `(C, H, H)`, with the exact network.
 
     Args:
         mixture: The data.
-        scheduler: Its config tells the path, and so what the network predicts.
+        scheduler: A scheduler whose config defines the path, and so what the network predicts.
     """
     channels, side, _ = mixture.means.shape[1:]
     network = ExactTransformer2DModel(side, channels)
@@ -87,10 +85,10 @@ def random_mixture(num_modes: int = 8, sample_size: int = 4, std: float = 0.15, 
     """Gaussians around normal centres, scaled to a variance of 1: data of shape `(1, sample_size, sample_size)`.
 
     Args:
-        num_modes: How many.
+        num_modes: The number of Gaussians.
         sample_size: Side of the samples.
-        std: Of every Gaussian before the scaling.
-        seed: Of the centres.
+        std: The standard deviation of every Gaussian before the scaling.
+        seed: The seed of the centres.
     """
     generator = torch.Generator().manual_seed(seed)
     means = torch.randn(num_modes, sample_size**2, generator=generator, dtype=torch.float64)
