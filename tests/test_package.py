@@ -44,7 +44,6 @@ LAYERS = [
     {"conversion", "generation"},
     {"image_metrics", "training"},
     {"solver_study"},
-    {"folders", "tables"},
     {"info"},
     {"cli"},
 ]

@@ -1434,7 +1434,7 @@ MUTANTS = [
         "cli.py",
         "os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())",
         "raise",
-        ("tests/test_info.py",),
+        ("tests/info/test_commands.py",),
     ),
     Mutant(
         "guided sampling of a few-step LoRA",

@@ -41,7 +41,7 @@ COMMANDS = {
         "sample the bundled models: 2 steps beside 40 steps, a row for each class",
     ),
     "sample": Command("generation.options", "generation.commands", "draw a grid of pictures, a row for each label"),
-    "info": Command("info", "info", "what a folder holds: a model, a run, a cache, an evaluation"),
+    "info": Command("info.options", "info.commands", "what a folder holds: a model, a run, a cache, an evaluation"),
     "train": Command("training.options", "training.commands", "train a network, or tune a pipeline to few steps"),
     "cache": Command("training.options", "training.commands", "encode images and captions once, for `train`"),
     "doctor": Command(
@@ -65,8 +65,8 @@ COMMANDS = {
         "solver_study.commands",
         "search the sampler's settings for a model and a number of network calls",
     ),
-    "presets": Command("tables", "tables", "the paper's settings of the sampler, and results"),
-    "recipes": Command("tables", "tables", "named settings of `ucgm train`"),
+    "presets": Command("info.options", "info.commands", "the paper's settings of the sampler, and results"),
+    "recipes": Command("info.options", "info.commands", "named settings of `ucgm train`"),
 }
 
 
