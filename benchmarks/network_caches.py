@@ -22,7 +22,8 @@ from diffusers.hooks import (
 from torch import Tensor
 
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler
-from diffusers_ucgm.generation.drawing import conditions_for, draw
+from diffusers_ucgm.generation.conditions import conditions_for
+from diffusers_ucgm.generation.generate import generate
 from diffusers_ucgm.solver_study.solutions import distances, reference_solutions
 
 
@@ -97,7 +98,7 @@ def main() -> None:
         calls = len(scheduler.canonical_times)
 
         def sample(scheduler: UCGMScheduler = scheduler) -> Tensor:
-            return draw(pipe, conditions, seeds, args.steps, scheduler=scheduler, **call)
+            return generate(pipe, conditions, seeds, num_inference_steps=args.steps, scheduler=scheduler, call=call)
 
         ratios, plain, whole = magnitude_ratios(pipe, sample), None, 1
         for name, settings in caches(pipe, calls, ratios).items():

@@ -18,7 +18,7 @@ from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteSc
 from exact_fields import exact_pipeline, random_mixture
 
 from diffusers_ucgm import UCGMPipeline
-from diffusers_ucgm.generation.drawing import conditions_for
+from diffusers_ucgm.generation.conditions import conditions_for
 from diffusers_ucgm.image_metrics.features import load_features
 from diffusers_ucgm.image_metrics.references import load_reference
 from diffusers_ucgm.solver_study.compare import compare_solvers

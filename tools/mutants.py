@@ -196,7 +196,7 @@ MUTANTS = [
     ),
     Mutant(
         "a negative prompt that the pipeline ignores is taken",
-        "generation/generate.py",
+        "generation/conditions.py",
         "value <= 1.0:",
         "value <= 0.0:",
         ("tests/generation/test_generate.py",),

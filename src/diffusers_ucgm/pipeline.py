@@ -464,7 +464,9 @@ class UCGMPipeline(DiffusionPipeline):
         accepted = inspect.signature(self.scheduler.set_timesteps).parameters
         for name in given:
             if name not in accepted:
-                raise ValueError(f"`{name}` must be left out with {type(self.scheduler).__name__}, which takes none.")
+                raise ValueError(
+                    f"`{name}` must be left out with {self.scheduler.__class__.__name__}, which takes none."
+                )
         self.scheduler.set_timesteps(num_inference_steps, device=device, **given)
 
     def _target_times(self, number: int) -> list[dict[str, Tensor]]:
@@ -475,7 +477,7 @@ class UCGMPipeline(DiffusionPipeline):
         if not hasattr(self.scheduler, "target_timesteps"):
             raise ValueError(
                 f"{type(self.transformer).__name__} takes `{min(asked)}`, the time that a call leads to, which "
-                f"{type(self.scheduler).__name__} does not tell. Use `UCGMScheduler`."
+                f"{self.scheduler.__class__.__name__} does not tell. Use `UCGMScheduler`."
             )
         return [dict.fromkeys(asked, target) for target in self.scheduler.target_timesteps]
 

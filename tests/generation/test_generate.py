@@ -1,156 +1,171 @@
-"""Images of any pipeline from prompts or classes."""
+"""Samples of any pipeline from numbered seeds."""
+
+import inspect
+from functools import partial
 
 import pytest
 import stock_pipelines
 import torch
+from diffusers import EulerAncestralDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from exact_pipeline import exact_pipeline
-from test_encoding import LENGTHS, with_encoders
+from prompt_pipelines import prompt_pipeline
 
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler
-from diffusers_ucgm.generation.drawing import conditions_for, counted_calls, draw
-from diffusers_ucgm.generation.generate import check_call, generate
+from diffusers_ucgm.generation.generate import count_calls, evaluation_mode, generate, sampling_mode
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
-PROMPTS = ["a red square", "a cat"]
-TEXT_TO_IMAGE = [
-    "sd15",
-    "sdxl",
-    "sd3",
-    "flux",
-    "pixart_sigma",
-    "sana",
-    "aura_flow",
-    "lumina2",
-    "z_image",
-    "qwen_image",
-]
-TEXT_TO_VIDEO = ["wan", "ltx", "cogvideox_2b"]
-# What the tiny networks need beside a prompt, as their cases have it.
-SIZES = ("height", "width", "num_frames", "complex_human_instruction", "use_resolution_binning")
+PROMPTS, SEEDS = ["a red square", "a cat", "a dog"], [3, 4, 5]
 
 
-def small(name):
-    case = with_encoders(name)
-    call = {key: value for key, value in case.arguments.items() if key in SIZES} | LENGTHS.get(name, {})
-    return case.pipe, call
+def by_hand(pipe, scheduler, output_type="latent", **call):
+    """Samples of one call of the pipeline whose scheduler's steps are given the generators."""
+    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    pipe.scheduler = scheduler
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        scheduler.step = partial(scheduler.step, generator=generators)
+    return pipe(generator=generators, output_type=output_type, return_dict=False, **call)[0]
 
 
-@pytest.mark.parametrize("name", TEXT_TO_IMAGE)
-def test_stock_pipelines_generate_from_prompts(name):
-    pipe, call = small(name)
-    generated = generate(pipe, PROMPTS, num_images=2, num_inference_steps=2, seed=3, call=call)
-    assert generated.conditions == PROMPTS
-    assert [len(row) for row in generated.images] == [2, 2]
-    assert generated.num_network_calls >= 2
-    first = generated.images[0][0]
-    assert first.mode == "RGB"
-    assert first.width > 1
-    images = [image.tobytes() for row in generated.images for image in row]
-    assert len(set(images)) == 4
-    again = generate(pipe, PROMPTS, num_images=2, num_inference_steps=2, seed=4, call=call)
-    assert again.images[0][0].tobytes() != images[0]
+@pytest.mark.parametrize("preset", ["multi-step", "few-step", None])
+@pytest.mark.parametrize("name", ["sd15", "sd3", "flux", "sana", "wan"])
+def test_samples_are_bit_for_bit_those_of_the_pipeline_called_by_hand(name, preset):
+    (pipe, call), (twin, _) = prompt_pipeline(name), prompt_pipeline(name)
+    config = pipe.scheduler.config
+    own = pipe.scheduler if preset is None else UCGMScheduler.from_config(config, preset=preset)
+    samples = generate(pipe, PROMPTS, SEEDS, num_inference_steps=2, scheduler=own, call=call)
+    expected = by_hand(twin, type(own).from_config(own.config), prompt=PROMPTS, num_inference_steps=2, **call)
+    assert torch.equal(samples, expected.float())
 
 
-@pytest.mark.parametrize("name", TEXT_TO_VIDEO)
-def test_a_video_is_one_image_of_its_frames(name):
-    pipe, call = small(name)
-    generated = generate(pipe, PROMPTS[:1], num_inference_steps=2, call=call)
-    frames = draw(pipe, PROMPTS[:1], [0], 2, output_type="pt", **call)
-    (((image,),),) = (generated.images,)
-    shown = min(8, frames.shape[1])
-    assert image.size == (frames.shape[-1] * shown, frames.shape[-2])
-
-
-def test_an_image_does_not_depend_on_the_batch():
-    pipe, call = small("sd3")
-    whole = generate(pipe, PROMPTS, num_images=2, num_inference_steps=2, call=call)
-    parts = generate(pipe, PROMPTS, num_images=2, num_inference_steps=2, batch_size=3, call=call)
-    for a, b in zip(sum(whole.images, []), sum(parts.images, []), strict=True):
-        pixels = (torch.frombuffer(bytearray(each.tobytes()), dtype=torch.uint8).int() for each in (a, b))
-        assert (next(pixels) - next(pixels)).abs().max() <= 1
-    assert whole.num_network_calls == parts.num_network_calls == 2
-
-
-@pytest.mark.parametrize("name", ["sd15", "sd3", "sana", "qwen_image"])
-def test_a_negative_prompt_changes_the_images_of_a_whole_list(name):
-    pipe, call = small(name)
-    scale = {"true_cfg_scale": 4.0} if name == "qwen_image" else {"guidance_scale": 4.0}
-    images = [
-        generate(pipe, PROMPTS, num_inference_steps=2, negative_prompt=text, call={**call, **scale}).images
-        for text in ("", "a dark thing", None)
-    ]
-    assert images[0][1][0].tobytes() != images[1][1][0].tobytes()
-
-
-def test_what_a_pipeline_does_not_take_or_would_ignore_is_refused():
-    flux, call = small("flux")
-    with pytest.raises(ValueError, match=r"`num_frames` must be left out for FluxPipeline, which does not take it"):
-        generate(flux, PROMPTS, num_frames=5, call=call)
-    with pytest.raises(ValueError, match=r"`true_cfg_scale` must be above 1 for `negative_prompt` to count"):
-        generate(flux, PROMPTS, negative_prompt="dark", call=call)
-    check_call(flux, {"negative_prompt": "dark", "true_cfg_scale": 2.0})
-    sd3, _ = small("sd3")
-    with pytest.raises(ValueError, match=r"`guidance_scale` must be above 1 for `negative_prompt` .*got 1\.0"):
-        check_call(sd3, {"negative_prompt": "dark", "guidance_scale": 1.0})
-    with pytest.raises(ValueError, match=r"`negative_prompt` must be left out for UCGMPipeline"):
-        generate(exact_pipeline(), [0], negative_prompt="dark")
-    with pytest.raises(ValueError, match=r"`num_images` must be at least 1, got 0"):
-        generate(sd3, PROMPTS, num_images=0)
-    with pytest.raises(ValueError, match=r"`batch_size` must be at least 1, got 0"):
-        generate(sd3, PROMPTS, batch_size=0)
-
-
-def test_conditions_fit_the_pipeline():
-    sd3, _ = small("sd3")
-    with pytest.raises(ValueError, match=r"`conditions` must name prompts for StableDiffusion3Pipeline, got None"):
-        generate(sd3)
-    with pytest.raises(ValueError, match=r"`conditions` must be prompts for StableDiffusion3Pipeline.*got 3"):
-        generate(sd3, ["a cat", 3])
-    with pytest.raises(ValueError, match=r"`pipe` must take a `prompt` or `class_labels`, got DDPMPipeline"):
-        generate(stock_pipelines.ddpm().pipe)
-    dit = stock_pipelines.dit().pipe
-    number = dit.transformer.config.num_embeds_ada_norm
-    with pytest.raises(ValueError, match=rf"`conditions` must be classes in \[0, {number - 1}\], got {number}"):
-        conditions_for(dit, None, [number])
-    dit.labels = {"cat": 2}
-    assert conditions_for(dit, 3, ["cat", 1]) == [2, 1, 2]
-
-
-def test_every_class_is_shown_once_by_default():
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
+        UCGMScheduler(stochasticity=1.0),
+        UCGMScheduler(solver_order=2, extrapolation_ratio=0.5),
+    ],
+)
+def test_samples_of_classes_are_bit_for_bit_those_of_the_pipeline_called_by_hand(scheduler):
     pipe = UCGMPipeline.from_pretrained("fashion-mnist-2-step")
-    pipe.set_progress_bar_config(disable=True)
-    generated = generate(pipe, num_inference_steps=2, batch_size=16)
-    assert generated.conditions == list(range(10))
-    assert [len(row) for row in generated.images] == [1] * 10
-    assert generated.num_network_calls == 2
-    named = generate(pipe, ["Sneaker"], num_inference_steps=2)
-    assert named.conditions == [7]
+    call = {"guidance_scale": 2.0, "guidance_interval": (0.1, 0.8)}
+    samples = generate(pipe, [1, 2, 3], SEEDS, num_inference_steps=4, scheduler=scheduler, output_type="pt", call=call)
+    twin = type(scheduler).from_config(scheduler.config)
+    expected = by_hand(pipe, twin, "pt", class_labels=[1, 2, 3], num_inference_steps=4, **call)
+    assert torch.equal(samples, expected)
+
+
+def test_samples_are_those_of_the_first_version():
+    pipe = exact_pipeline()
+    few_step = UCGMScheduler.from_config(pipe.scheduler.config, preset="few-step")
+    multi_step = generate(pipe, [0, 1, 2], [5, 6, 7], num_inference_steps=4, batch_size=2)
+    fresh_noise = generate(pipe, [0, 1, 2], [5, 6, 7], num_inference_steps=2, batch_size=2, scheduler=few_step)
+    expected = torch.tensor([[-1.4297465, -1.4431285], [-0.6236639, -0.8807079], [0.9716588, 1.1709486]])
+    torch.testing.assert_close(multi_step.flatten(1)[:, :2], expected, rtol=1e-5, atol=1e-6)
+    expected = torch.tensor([[0.2797286, -0.2676859], [0.8260210, 0.9893458], [0.3961287, -0.2552101]])
+    torch.testing.assert_close(fresh_noise.flatten(1)[:, :2], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_noise_of_the_steps_does_not_depend_on_the_batch():
+    pipe, call = prompt_pipeline("sd15")
+    ancestral = EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+    settings = {"num_inference_steps": 3, "scheduler": ancestral, "call": call}
+    state = torch.get_rng_state()
+    whole = generate(pipe, PROMPTS, SEEDS, **settings)
+    assert torch.equal(torch.get_rng_state(), state)
+    parts = generate(pipe, PROMPTS, SEEDS, batch_size=2, **settings)
+    torch.testing.assert_close(whole, parts, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(whole, generate(pipe, PROMPTS, [3, 4, 6], **settings))
 
 
 def test_images_of_the_class_conditional_stock_pipeline_have_their_channels_first():
     case = stock_pipelines.dit()
-    drawn = draw(case.pipe, [0, 1], [0, 1], 2, output_type="pt")
-    assert drawn.shape[:2] == (2, 3)
-    assert generate(case.pipe, [0], num_inference_steps=2).images[0][0].mode == "RGB"
+    images = generate(case.pipe, [0, 1], [0, 1], num_inference_steps=2, output_type="pt")
+    assert images.shape[:2] == (2, 3)
+
+
+@pytest.mark.parametrize("negative", ["a dark thing", ["a dark thing"] * 3])
+def test_one_negative_prompt_holds_for_all_samples(negative):
+    pipe, call = prompt_pipeline("sana")
+    call |= {"guidance_scale": 4.0}
+    samples = [
+        generate(pipe, PROMPTS, SEEDS, num_inference_steps=2, batch_size=2, call=call | {"negative_prompt": text})
+        for text in (negative, "a dark thing")
+    ]
+    assert torch.equal(*samples)
+
+
+def test_embeddings_take_the_place_of_prompts():
+    case = stock_pipelines.sd15()
+    call = {name: value for name, value in case.arguments.items() if name != "output_type"}
+    first, second = (
+        generate(case.pipe, prompts, [0, 1], num_inference_steps=2, batch_size=1, call=call)
+        for prompts in (["a", "b"], ["c", "d"])
+    )
+    assert torch.equal(first, second)
+    assert not torch.equal(first[0], first[1])
+
+
+def test_seeds_are_as_many_as_conditions():
+    with pytest.raises(ValueError, match="`seeds` must be one for each of 2 conditions, got 1"):
+        generate(exact_pipeline(), [0, 1], [0])
+    with pytest.raises(ValueError, match="`seeds` must be one for each of 0 conditions, got 0"):
+        generate(exact_pipeline(), [], [])
 
 
 def test_the_pipeline_is_left_as_it_was():
-    pipe, call = small("sd3")
+    pipe, call = prompt_pipeline("sd3")
     pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config)
     pipe.transformer.train()
-    scheduler = pipe.scheduler
-    generate(pipe, PROMPTS, num_inference_steps=2, call=call)
+    scheduler, config, other = pipe.scheduler, dict(pipe.config), FlowMatchEulerDiscreteScheduler()
+    bar = pipe._progress_bar_config
+    generate(pipe, PROMPTS, SEEDS, num_inference_steps=2, scheduler=other, call=call)
     assert pipe.transformer.training
     assert pipe.scheduler is scheduler
-    assert not pipe.transformer._forward_hooks
+    assert dict(pipe.config) == config
+    assert pipe._progress_bar_config is bar
+    assert not {"step", "_step"} & (set(vars(scheduler)) | set(vars(other)))
+    with pytest.raises(TypeError, match="nonsense"):
+        generate(pipe, PROMPTS, SEEDS, call={"nonsense": 1})
+    assert pipe.scheduler is scheduler
+
+
+def test_an_observer_sees_every_step_of_every_batch():
+    steps = []
+    pipe = exact_pipeline()
+    samples = generate(pipe, [0, 1, 2], SEEDS, num_inference_steps=4, batch_size=2, on_step=steps.append)
+    pipe.scheduler.set_timesteps(4)
+    assert [step.timestep for step in steps] == 2 * pipe.scheduler.timesteps.tolist()
+    assert [len(step.sample) for step in steps] == [2] * 4 + [1] * 4
+    assert torch.equal(torch.cat([steps[3].sample, steps[7].sample]), samples)
+    assert torch.equal(samples, generate(pipe, [0, 1, 2], SEEDS, num_inference_steps=4, batch_size=2))
+
+
+def test_modes_and_the_progress_bar_are_put_back():
+    pipe = UCGMPipeline.from_pretrained("fashion-mnist-2-step")
+    pipe.transformer.train()
+    frozen = pipe.transformer.transformer_blocks[0].eval()
+    pipe.set_progress_bar_config(desc="mine")
+    scheduler = pipe.scheduler
+    with sampling_mode(pipe):
+        assert not any(module.training for module in pipe.transformer.modules())
+        assert pipe._progress_bar_config == {"disable": True}
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+    assert pipe.scheduler is scheduler
+    assert pipe._progress_bar_config == {"desc": "mine"}
+    assert pipe.transformer.training
+    assert not frozen.training
+    with evaluation_mode([pipe.transformer, None, "no network"]):
+        assert not pipe.transformer.training
+    assert pipe.transformer.training
 
 
 def test_calls_of_both_networks_are_counted():
     pipe = exact_pipeline()
     pipe.transformer_2 = torch.nn.Identity()
-    with counted_calls(pipe) as counted:
+    with count_calls(pipe) as number:
         pipe.transformer_2(torch.zeros(1))
         pipe.transformer(torch.zeros(1, 2, 2, 2), torch.tensor([500.0]))
-    assert counted == [2]
+    assert number == [2]
+    assert not pipe.transformer._forward_hooks

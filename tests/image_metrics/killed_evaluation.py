@@ -31,13 +31,13 @@ def main():
     import diffusers_ucgm.solver_study.commands  # noqa: F401
     from diffusers_ucgm.image_metrics import evaluate
 
-    draw = evaluate.draw
+    generate = evaluate.generate
 
-    def slow_draw(*args, **options):
+    def slow_generate(*args, **options):
         time.sleep(0.1)  # no attempt is to be done before it is killed
-        return draw(*args, **options)
+        return generate(*args, **options)
 
-    evaluate.draw = slow_draw
+    evaluate.generate = slow_generate
     chance = random.Random(0)
     found = []
     for _ in range(kills):

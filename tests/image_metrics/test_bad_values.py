@@ -203,14 +203,14 @@ def test_images_with_nan_are_not_kept(pipe, tmp_path, monkeypatch):
 
 
 def test_solutions_with_nan_end_the_run_and_are_not_kept(pipe, tmp_path, monkeypatch):
-    draw = solutions_module.draw
+    generate = solutions_module.generate
     calls = []
 
     def poisoned(*args, **options):
         calls.append(1)
-        return draw(*args, **options) * torch.nan
+        return generate(*args, **options) * torch.nan
 
-    monkeypatch.setattr(solutions_module, "draw", poisoned)
+    monkeypatch.setattr(solutions_module, "generate", poisoned)
     with pytest.raises(ValueError, match="`solutions` must be finite, .* in the seeds 0 to 1"):
         reference_solutions(pipe, [0, 1], [0, 1], num_calls=2, cache=tmp_path, progress=False)
     assert not list(tmp_path.iterdir())
@@ -219,7 +219,7 @@ def test_solutions_with_nan_end_the_run_and_are_not_kept(pipe, tmp_path, monkeyp
     with pytest.raises(ValueError, match="`solutions` must be finite"):
         tune_sampler(pipe, 2, tmp_path / "tuned", num_trials=7, num_seeds=2, num_held_out=2, num_solution_calls=2)
     assert len(calls) == 3
-    monkeypatch.setattr(solutions_module, "draw", draw)
+    monkeypatch.setattr(solutions_module, "generate", generate)
     good = reference_solutions(pipe, [0, 1], [0, 1], num_calls=2, cache=tmp_path / "kept", progress=False)
     # What an earlier version kept of such a run is made again.
     (file,) = (tmp_path / "kept").iterdir()

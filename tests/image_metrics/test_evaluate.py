@@ -100,13 +100,13 @@ def run(given):
 
 def drawn_of(monkeypatch):
     """The seeds of every call that draws from now on."""
-    calls, draw = [], evaluate.draw
+    calls, generate = [], evaluate.generate
 
     def counted(pipe, conditions, seeds, *args, **kwargs):
         calls.append(list(seeds))
-        return draw(pipe, conditions, seeds, *args, **kwargs)
+        return generate(pipe, conditions, seeds, *args, **kwargs)
 
-    monkeypatch.setattr(evaluate, "draw", counted)
+    monkeypatch.setattr(evaluate, "generate", counted)
     return calls
 
 

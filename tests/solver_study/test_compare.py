@@ -39,7 +39,7 @@ def compared(pipe, solvers, calls, number=NUMBER, **settings):
 def drawn(monkeypatch):
     """How many cells have been drawn; `stop_at` interrupts one."""
     log = {"cells": 0, "stop_at": None}
-    draw = compare.draw
+    draw = compare.generate
 
     def counted(*args, **settings):
         if log["cells"] == log["stop_at"]:
@@ -47,7 +47,7 @@ def drawn(monkeypatch):
         log["cells"] += 1
         return draw(*args, **settings)
 
-    monkeypatch.setattr(compare, "draw", counted)
+    monkeypatch.setattr(compare, "generate", counted)
     return log
 
 

@@ -4,22 +4,16 @@ import math
 
 import numpy as np
 import pytest
-import torch
-from diffusers import DDIMScheduler, DDPMPipeline, FlowMatchEulerDiscreteScheduler, UNet2DModel
-from exact_fields import exact_pipeline, random_mixture
 from PIL import Image
 from test_pipeline import autoencoder, pipeline
 
 from diffusers_ucgm import UCGMScheduler
 from diffusers_ucgm.cli import main
-from diffusers_ucgm.generation.drawing import draw
-from diffusers_ucgm.generation.trajectories import decoded, trajectory, trajectory_strip
 from diffusers_ucgm.solver_study import plots
 from diffusers_ucgm.solver_study.plots import plot_quality, plot_time_grid, plot_tuning
 
 
 pytest.importorskip("matplotlib")
-BLOCKS = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
 
 
 @pytest.fixture
@@ -150,56 +144,6 @@ def test_the_best_so_far_begins_with_the_first_trial_that_could_be_run(tmp_path,
 def test_tuning_without_numbers_is_refused(tmp_path, before, after, values, message):
     with pytest.raises(ValueError, match=message):
         plot_tuning(before, after, values, tmp_path / "tuning.png")
-
-
-def test_a_trajectory_ends_with_the_sample():
-    pipe = exact_pipeline(random_mixture(), FlowMatchEulerDiscreteScheduler())
-    scheduler = UCGMScheduler.from_config(pipe.scheduler.config)
-    estimates, times = trajectory(pipe, [0, 0], [3, 4], 5, scheduler=scheduler)
-    assert len(estimates) == len(times) == 5
-    assert times[0] == 1000.0
-    torch.testing.assert_close(estimates[-1], draw(pipe, [0, 0], [3, 4], 5, scheduler=scheduler))
-    # The first estimate of an exact network knows nothing but the mean.
-    assert float((estimates[0][0] - estimates[0][1]).abs().max()) < 1e-3
-    assert "step" not in vars(scheduler)
-
-
-def test_stock_schedulers_with_estimates_have_a_trajectory():
-    pipe = exact_pipeline(random_mixture(), DDIMScheduler(timestep_spacing="trailing", clip_sample=False))
-    estimates, times = trajectory(pipe, [0], [0], 4)
-    assert (len(estimates), times) == (4, [999.0, 749.0, 499.0, 249.0])
-    torch.testing.assert_close(estimates[-1], draw(pipe, [0], [0], 4))
-
-
-def test_a_scheduler_without_estimates_is_refused():
-    pipe = exact_pipeline(random_mixture(), FlowMatchEulerDiscreteScheduler())
-    with pytest.raises(ValueError, match="`scheduler` must give `pred_original_sample`, got FlowMatchEuler"):
-        trajectory(pipe, [0], [0], 2)
-
-
-def test_a_strip_has_a_row_for_each_condition_and_a_column_for_each_call():
-    pipe = pipeline(autoencoder("kl", channels=1))
-    scheduler = UCGMScheduler(solver_order=2, extrapolation_ratio=0.0)
-    strips = [trajectory_strip(pipe, labels, 5, scheduler=scheduler, scale=4) for labels in ([0], [0, 1])]
-    (width, low), (same, high) = (strip.size for strip in strips)
-    assert width == same
-    assert high - low == 16 * 4 + 3
-    assert width > 5 * 16 * 4
-    with pytest.raises(ValueError, match=r"`conditions` must not be empty, got \[\]"):
-        trajectory_strip(pipe, [], 2)
-
-
-def test_pictures_are_decoded_as_the_pipeline_does_it():
-    pipe = pipeline(autoencoder("kl"))
-    latents = draw(pipe, [0, 1], [0, 1], 2)
-    torch.testing.assert_close(decoded(pipe, latents), draw(pipe, [0, 1], [0, 1], 2, output_type="pt"))
-
-
-def test_latents_that_are_packed_otherwise_are_refused():
-    unet = UNet2DModel(8, block_out_channels=(8,), norm_num_groups=4, **BLOCKS)
-    stock = DDPMPipeline(unet=unet, scheduler=DDIMScheduler())
-    with pytest.raises(ValueError, match=r"`latents` must be those of the pipeline's autoencoder, .* got \(1, 4, 8\)"):
-        decoded(stock, torch.zeros(1, 4, 8))
 
 
 def test_the_commands_write_their_plots(tmp_path, capsys):

@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteSc
 from exact_pipeline import exact_pipeline
 
 from diffusers_ucgm import UCGMScheduler
-from diffusers_ucgm.generation.drawing import draw
+from diffusers_ucgm.generation.generate import generate
 from diffusers_ucgm.solver_study import solutions
 from diffusers_ucgm.solver_study.solutions import (
     distances,
@@ -35,7 +35,9 @@ def test_solutions_converge_at_second_order_and_samples_at_more_steps_come_close
     errors = [float(distances(solved(pipe, calls), best).median()) for calls in (80, 160, 320)]
     assert 3.0 < errors[0] / errors[1] < 6.0  # 4 where the order is 2
     assert 3.0 < errors[1] / errors[2] < 6.0
-    drawn = [distances(draw(pipe, CONDITIONS, SEEDS, steps), best).median() for steps in (5, 20)]
+    drawn = [
+        distances(generate(pipe, CONDITIONS, SEEDS, num_inference_steps=steps), best).median() for steps in (5, 20)
+    ]
     assert errors[0] < drawn[1] < drawn[0]
 
 
@@ -74,7 +76,9 @@ def test_cache_is_read_and_what_is_missing_or_torn_is_made_again(tmp_path, monke
     files = sorted(tmp_path.iterdir())
     assert len(files) == 2
     drawn = []
-    monkeypatch.setattr(solutions, "draw", lambda *args, **options: drawn.append(args[2]) or draw(*args, **options))
+    monkeypatch.setattr(
+        solutions, "generate", lambda *args, **options: drawn.append(args[2]) or generate(*args, **options)
+    )
     assert torch.equal(solved(pipe, cache=tmp_path, batch_size=2), expected)
     assert drawn == []
     files[0].unlink()
@@ -91,9 +95,9 @@ def test_a_stopped_run_keeps_what_it_has(tmp_path, monkeypatch):
         calls.append(args[2])
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return draw(*args, **options)
+        return generate(*args, **options)
 
-    monkeypatch.setattr(solutions, "draw", stopping)
+    monkeypatch.setattr(solutions, "generate", stopping)
     with pytest.raises(KeyboardInterrupt):
         solved(pipe, cache=tmp_path, batch_size=1)
     solved(pipe, cache=tmp_path, batch_size=1)

@@ -19,7 +19,7 @@ from test_pipeline import autoencoder, pipeline
 
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler
 from diffusers_ucgm.cli import main
-from diffusers_ucgm.generation.drawing import draw
+from diffusers_ucgm.generation.generate import generate
 from diffusers_ucgm.image_metrics.features import ImageFeatures
 from diffusers_ucgm.image_metrics.statistics import FeatureStatistics
 from diffusers_ucgm.solver_study import search, tune
@@ -61,7 +61,7 @@ def test_saved_scheduler_gives_the_reported_value_on_seeds_that_were_not_tuned_o
     conditions = [i % 3 for i in range(8, 24)]
     pipe.scheduler = UCGMScheduler.from_pretrained(tmp_path, subfolder="scheduler")
     targets = reference_solutions(pipe, conditions, seeds, num_calls=100, progress=False)
-    value = float(distances(draw(pipe, conditions, seeds, 8), targets).quantile(0.5))
+    value = float(distances(generate(pipe, conditions, seeds, num_inference_steps=8), targets).quantile(0.5))
     assert value == pytest.approx(result.gain.after, rel=1e-4)
     assert found["held_out"]["after"] == result.gain.after
     assert found["settings"] == result.settings
@@ -72,7 +72,7 @@ def test_saved_scheduler_gives_the_reported_value_on_seeds_that_were_not_tuned_o
 
 def test_seeds_of_the_search_and_of_the_judgement_are_disjoint(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(tune, "draw", lambda *args, **options: drawn.append(args[2]) or draw(*args, **options))
+    monkeypatch.setattr(tune, "generate", lambda *args, **options: drawn.append(args[2]) or generate(*args, **options))
     tuned(tmp_path)
     *tried, before, after = drawn
     assert before == after

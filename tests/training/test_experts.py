@@ -9,7 +9,7 @@ import torch
 from test_lora_and_teachers import _fresh_accelerate as _fresh_accelerate
 
 from diffusers_ucgm import UCGMScheduler, UCGMTrainer, UCGMTrainingConfig
-from diffusers_ucgm.generation.drawing import counted_calls
+from diffusers_ucgm.generation.generate import count_calls
 from diffusers_ucgm.loading import load_pipeline_lora
 from diffusers_ucgm.lora import LORA_WEIGHTS_NAME, lora_notes
 from diffusers_ucgm.solver_study.compare import compare_solvers
@@ -180,7 +180,7 @@ def test_comparisons_count_and_know_both_networks(tmp_path):
     case = two_experts()
     pipe = case.pipe
     pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config)
-    with counted_calls(pipe) as counted:
+    with count_calls(pipe) as counted:
         case(6, guidance_scale=1.0)
     assert counted == [6]
     words = {fingerprint(pipe), fingerprint(two_experts().pipe), fingerprint(two_experts(boundary=0.5).pipe)}

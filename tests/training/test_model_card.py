@@ -11,7 +11,6 @@ from PIL import Image
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler
 from diffusers_ucgm.lora import add_lora, save_lora
 from diffusers_ucgm.pipeline import BUNDLED
-from diffusers_ucgm.training import model_card
 from diffusers_ucgm.training.model_card import save_model_card, validation_grid
 
 
@@ -24,23 +23,18 @@ def pipe():
 
 
 def recorded(pipe, monkeypatch):
-    """The network's inputs of every first step, and the schedulers that ran."""
+    """The network's inputs of every first step, and the schedulers of every call of the pipeline."""
     starts, schedulers = [], []
-    draw = model_card._drawn
+    step = UCGMScheduler.step
 
-    def note(_module, args, kwargs):
-        starts.append((args[0] if args else kwargs["hidden_states"]).clone())
+    def record(scheduler, model_output, timestep, sample, **settings):
+        if float(timestep) == float(scheduler.timesteps[0]):
+            starts.append(sample.clone())
+            schedulers.append(UCGMScheduler.from_config(scheduler.config))
+            schedulers[-1].set_timesteps(len(scheduler.canonical_times))
+        return step(scheduler, model_output, timestep, sample, **settings)
 
-    def record(pipe, given, **call):
-        hook = pipe.transformer.register_forward_pre_hook(note, with_kwargs=True)
-        number = len(starts)
-        picture = draw(pipe, given, **call)
-        hook.remove()
-        del starts[number + 1 :]
-        schedulers.append(pipe.scheduler)
-        return picture
-
-    monkeypatch.setattr(model_card, "_drawn", record)
+    monkeypatch.setattr(UCGMScheduler, "step", record)
     return starts, schedulers
 
 
@@ -106,7 +100,7 @@ def test_prompts_are_handed_to_pipelines_that_encode_them(monkeypatch):
 
     monkeypatch.setattr(case.pipe, "encode_prompt", encode)
     validation_grid(case.pipe, ["one", "two"], steps=(1,), height=16, width=16)
-    assert prompts == ["one", "two"]
+    assert prompts == [["one"], ["two"]]
 
 
 def test_the_stock_pipeline_of_classes_takes_its_labels():

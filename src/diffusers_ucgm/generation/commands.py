@@ -20,8 +20,8 @@ from diffusers_ucgm.pipeline import UCGMPipeline
 from diffusers_ucgm.presets import Preset, get_preset
 from diffusers_ucgm.scheduler import UCGMScheduler
 
-from .generate import Generation, generate
 from .image_grid import image_grid
+from .images import Generation, generate_images
 from .inputs import call_argument, given_conditions, load_model
 from .options import SCHEDULER_OPTIONS
 from .trajectories import trajectory_strip
@@ -41,7 +41,7 @@ def demo(args: argparse.Namespace) -> int:
     for model, steps in ((FEW_STEP_MODEL, 2), (MULTI_STEP_MODEL, 40)):
         pipe: Any = load_pipeline(model).to(check_device(args.device or "cpu"))
         names = [pipe.config.id2label[i] for i in range(pipe.num_classes)]
-        found = generate(
+        found = generate_images(
             pipe, num_images=args.samples_per_label, num_inference_steps=steps, seed=args.seed, batch_size=80
         )
         blocks[f"{steps} steps ({model})"] = _shown(found)
@@ -62,7 +62,7 @@ def sample(args: argparse.Namespace) -> int:
     call = {**_defaults(pipe, preset), **_given(args), **further}
     steps = call.pop("num_inference_steps", None)
     number = args.num_images if args.num_images is not None else 8 if is_by_class else 1
-    found = generate(
+    found = generate_images(
         pipe,
         conditions,
         num_images=number,
@@ -75,7 +75,9 @@ def sample(args: argparse.Namespace) -> int:
     title = f"{args.model}, {found.num_network_calls} network calls"
     print(f"Image: {_save({title: _shown(found)}, names, args.scale, args.output)}")
     if args.trajectory:
-        strip = trajectory_strip(pipe, found.conditions, steps, seed=args.seed, row_names=names, **call)
+        strip = trajectory_strip(
+            pipe, found.conditions, num_inference_steps=steps, seed=args.seed, row_names=names, call=call
+        )
         print(f"Trajectory: {write_image(args.trajectory, strip)}")
     return 0
 

@@ -1,139 +1,144 @@
-"""Images of any text-to-image or class-conditional pipeline from a few settings, as `ucgm sample` shows them."""
+"""Samples of any pipeline from numbered seeds: the same whatever the batch and the process that generates them."""
 
-import inspect
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
+import numpy as np
 import torch
-from diffusers import DiffusionPipeline
-from diffusers.image_processor import VaeImageProcessor
-from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from diffusers_ucgm.randomness import numbered_seed
+from diffusers_ucgm.contracts import Pipeline, Steppable, condition_name, networks_of
 
-from .drawing import conditions_for, counted_calls, draw
+from .sampling_scheduler import OnStep, SamplingScheduler
 
 
-__all__ = ["Generation", "check_call", "generate"]
-
-# Frames of a video that are shown side by side.
-SHOWN_FRAMES = 8
+__all__ = ["count_calls", "evaluation_mode", "generate", "generators_of", "sampling_mode"]
 
 
-@dataclass(frozen=True)
-class Generation:
-    """Generated images.
-
-    Attributes:
-        images: A row for each condition. A video is one image, with up to eight of its frames side by side.
-        conditions: The class id or prompt of each row.
-        num_network_calls: Calls of the network for one batch.
-        seconds: Wall time of all batches.
-    """
-
-    images: list[list[Image.Image]]
-    conditions: list[int | str]
-    num_network_calls: int
-    seconds: float
-
-
+@torch.no_grad()
 def generate(
-    pipe: DiffusionPipeline,
-    conditions: Sequence[int | str] | None = None,
+    pipe: Pipeline,
+    conditions: Sequence[int | str],
+    seeds: Sequence[int],
     *,
-    num_images: int = 1,
     num_inference_steps: int | None = None,
-    guidance_scale: float | None = None,
-    negative_prompt: str | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    num_frames: int | None = None,
-    seed: int = 0,
-    batch_size: int = 8,
-    call: Mapping[str, Any] | None = None,
-) -> Generation:
-    """Generate images with a pipeline of any class.
-
-    The noise of an image follows from `seed` and the image's number alone, whatever the batch size.
+    scheduler: Steppable | None = None,
+    output_type: str = "latent",
+    batch_size: int = 64,
+    call: Mapping[str, object] | None = None,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Generate one sample for each seed; its initial noise and all further noise follow from that seed alone.
 
     Args:
         pipe: A `UCGMPipeline`, or a stock pipeline that takes a `prompt` or `class_labels`. It is left as it was.
-        conditions: Prompts, class ids or class names; None is every class once.
-        num_images: Images of each condition.
-        num_inference_steps: None is the pipeline's own default.
-        guidance_scale: None is the pipeline's own default.
-        negative_prompt: What guidance leads away from, the same for all images; None is the pipeline's default.
-        height: Pixels; None is the pipeline's own default.
-        width: Pixels; None is the pipeline's own default.
-        num_frames: Of a video; None is the pipeline's own default.
-        seed: Of all images.
-        batch_size: Images in a call of the pipeline.
-        call: Further arguments of the pipeline, such as `true_cfg_scale` or `guidance_interval`.
+        conditions: A class or prompt for each sample.
+        seeds: A seed for each sample.
+        num_inference_steps: The number of steps; None is the pipeline's own default.
+        scheduler: The scheduler that takes the place of the pipeline's for this call.
+        output_type: "latent" for what the network generates, or "pt" for images in [0, 1].
+        batch_size: Samples in a call of the pipeline. Times and results are the same for every size, up to rounding.
+        call: Further arguments of the pipeline, such as `guidance_scale` or `height`. A `negative_prompt` that is one
+            text holds for all samples. `prompt_embeds` take the place of the conditions in every batch, which then has
+            as many samples as they have rows.
+        on_step: Called after each step of each batch, with what the step gave.
+
+    Returns:
+        float32 on the CPU, shape `(B, ...)` as the pipeline gives it, with the channels before the sides.
 
     Raises:
-        ValueError: If an argument is out of its range, or one that the pipeline does not take.
+        ValueError: If there are not as many seeds as conditions, or none, or the pipeline takes no conditions.
     """
-    if num_images < 1:
-        raise ValueError(f"`num_images` must be at least 1, got {num_images}.")
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-    named = {
-        "guidance_scale": guidance_scale,
-        "negative_prompt": negative_prompt,
-        "height": height,
-        "width": width,
-        "num_frames": num_frames,
-    }
-    given = {**(call or {}), **{name: value for name, value in named.items() if value is not None}}
-    check_call(pipe, given)
-    shown = conditions_for(pipe, None, conditions)
-    repeated = [each for each in shown for _ in range(num_images)]
-    started = time.perf_counter()
-    with counted_calls(pipe) as counted:
-        samples = draw(
-            pipe,
-            repeated,
-            [numbered_seed(seed, i) for i in range(len(repeated))],
-            num_inference_steps,
-            output_type="pt",
-            batch_size=batch_size,
-            **given,
-        )
-    seconds = time.perf_counter() - started
-    images = [_image(sample) for sample in samples]
-    rows = [images[start : start + num_images] for start in range(0, len(images), num_images)]
-    return Generation(rows, shown, round(counted[0] / -(-len(repeated) // batch_size)), seconds)
+    if len(conditions) != len(seeds) or not seeds:
+        raise ValueError(f"`seeds` must be one for each of {len(conditions)} conditions, got {len(seeds)}.")
+    of_batch = {**(call or {}), "output_type": output_type, "return_dict": False}
+    if num_inference_steps is not None:
+        of_batch["num_inference_steps"] = num_inference_steps
+    of_sample = _arguments_by_sample(pipe, conditions, of_batch.pop("negative_prompt", None))
+    if "prompt_embeds" in of_batch:
+        del of_sample[condition_name(pipe)]
+    batches: list[Tensor] = []
+    with sampling_mode(pipe):
+        scheduler = pipe.scheduler if scheduler is None else scheduler
+        for start in range(0, len(seeds), batch_size):
+            batch = slice(start, start + batch_size)
+            generators = generators_of(seeds[batch])
+            pipe.scheduler = SamplingScheduler(scheduler, generators, on_step)
+            own = {name: values[batch] for name, values in of_sample.items()}
+            batches.append(_as_tensor(pipe(**own, **of_batch, generator=generators)[0]))
+    return torch.cat(batches)
 
 
-def check_call(pipe: DiffusionPipeline, call: Mapping[str, Any]) -> None:
-    """See that a pipeline takes these arguments, and heeds them.
+def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
+    """A source of noise for each sample, on the CPU, where it gives the same numbers on every machine."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    Args:
-        pipe: Of any class.
-        call: Arguments of its call.
+
+@contextmanager
+def sampling_mode(pipe: Pipeline) -> Iterator[None]:
+    """Evaluation mode without a progress bar; scheduler, bar and the modules' modes are put back afterwards."""
+    scheduler, bar = pipe.scheduler, getattr(pipe, "_progress_bar_config", None)
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        with evaluation_mode(pipe.components.values()):
+            yield
+    finally:
+        pipe.scheduler = scheduler
+        if bar is None:
+            del pipe._progress_bar_config
+        else:
+            pipe._progress_bar_config = bar
+
+
+@contextmanager
+def evaluation_mode(components: Iterable[object]) -> Iterator[None]:
+    """Evaluation mode of the networks among the components; every module's own mode is put back afterwards."""
+    networks = [component for component in components if isinstance(component, nn.Module)]
+    # Parts may be in another mode than the whole, such as frozen ones.
+    modes = {module: module.training for network in networks for module in network.modules()}
+    for network in networks:
+        network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def count_calls(pipe: Pipeline) -> Iterator[list[int]]:
+    """The number of calls of the pipeline's networks while entered, as the one entry of a list.
 
     Raises:
-        ValueError: If it has no argument of a name, or would ignore the negative prompt.
+        ValueError: If the pipeline has no network under a name of diffusers.
     """
-    accepted = inspect.signature(type(pipe).__call__).parameters
-    name = type(pipe).__name__
-    if unknown := [each for each in call if each not in accepted]:
-        raise ValueError(f"`{unknown[0]}` must be left out for {name}, which does not take it.")
-    if call.get("negative_prompt") is None:
-        return
-    # Where a pipeline has both, the guidance scale is an input of the network, and this one guides.
-    scale = "true_cfg_scale" if "true_cfg_scale" in accepted else "guidance_scale"
-    value = call.get(scale, accepted[scale].default if scale in accepted else None)
-    if isinstance(value, int | float) and value <= 1.0:
-        raise ValueError(f"`{scale}` must be above 1 for `negative_prompt` to count in {name}, got {value}.")
+    number = [0]
+
+    def count(*_: object) -> None:
+        number[0] += 1
+
+    hooks = [network.register_forward_hook(count) for network in networks_of(pipe).values()]
+    try:
+        yield number
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
-def _image(sample: Tensor) -> Image.Image:
-    """One image of a sample, shape `(C, H, W)`, or of a video's, shape `(frames, C, H, W)`."""
-    if sample.ndim == 4:
-        shown = torch.linspace(0, len(sample) - 1, min(len(sample), SHOWN_FRAMES)).round().long()
-        sample = torch.cat(list(sample[shown]), dim=-1)
-    return VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(sample[None].clamp(0.0, 1.0)))[0]
+def _arguments_by_sample(pipe: Pipeline, conditions: Sequence[int | str], negative: object) -> dict[str, list[object]]:
+    """The arguments of which every sample has its own: its condition and its negative prompt."""
+    arguments: dict[str, list[object]] = {condition_name(pipe): list(conditions)}
+    if isinstance(negative, str):
+        # Several pipelines refuse one text beside a list of prompts.
+        arguments["negative_prompt"] = [negative] * len(conditions)
+    elif isinstance(negative, Iterable):
+        arguments["negative_prompt"] = list(negative)
+    return arguments
+
+
+def _as_tensor(output: Tensor | np.ndarray | list) -> Tensor:
+    """The output of a pipeline; `DiTPipeline` gives arrays with the channels last, whatever `output_type` is."""
+    if isinstance(output, list):
+        return torch.stack([_as_tensor(each) for each in output])
+    tensor = torch.as_tensor(output).float().cpu()
+    return tensor.movedim(-1, -3) if isinstance(output, np.ndarray) and tensor.ndim >= 3 else tensor

@@ -3,13 +3,13 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 
 from diffusers_ucgm.checks import check_device
+from diffusers_ucgm.contracts import Pipeline
 from diffusers_ucgm.loading import DTYPES, load_pipeline, load_pipeline_lora
 from diffusers_ucgm.names import BUNDLED, local_or_hub, local_path
 
@@ -17,7 +17,7 @@ from diffusers_ucgm.names import BUNDLED, local_or_hub, local_path
 __all__ = ["call_argument", "call_arguments", "given_conditions", "load_model"]
 
 
-def load_model(args: argparse.Namespace, device: str | torch.device | None = None) -> DiffusionPipeline:
+def load_model(args: argparse.Namespace, device: str | torch.device | None = None) -> Pipeline:
     """The pipeline of `--model` on its device.
 
     Args:
@@ -37,7 +37,7 @@ def load_model(args: argparse.Namespace, device: str | torch.device | None = Non
         load_pipeline_lora(pipe, args.lora, args.lora_scale)
     pipe = pipe.to(device)
     logging.enable_progress_bar()
-    return pipe
+    return cast(Pipeline, pipe)
 
 
 def given_conditions(args: argparse.Namespace) -> list[int | str] | None:

@@ -1,46 +1,45 @@
-"""Trajectories: what the sampler takes the picture for at each of its calls."""
+"""Trajectories: the sampler's data estimate at each of its calls."""
 
-import copy
-from collections.abc import Sequence
-from functools import wraps
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
 from diffusers_ucgm.autoencoders import decode_latents, takes_unit_range
+from diffusers_ucgm.contracts import Pipeline, Steppable
 from diffusers_ucgm.pipeline import UCGMPipeline
 from diffusers_ucgm.scheduler import UCGMScheduler
 
-from .drawing import as_found, draw
+from .generate import generate, sampling_mode
 from .image_grid import image_grid
+from .images import to_image
+from .sampling_scheduler import Step
 
 
-__all__ = ["decoded", "trajectory", "trajectory_strip"]
+__all__ = ["decode", "trajectory", "trajectory_strip"]
 
-# Of a strip: small pictures are enlarged to this many pixels, and long prompts cut.
+# In a strip, images below this number of pixels are enlarged to it, and prompts are cut to this number of letters.
 SMALL, LETTERS = 64, 24
 
 
 def trajectory(
-    pipe: DiffusionPipeline,
+    pipe: Pipeline,
     conditions: Sequence[int | str],
     seeds: Sequence[int],
-    num_inference_steps: int | None = None,
     *,
-    scheduler: Any = None,
-    **call: Any,
+    num_inference_steps: int | None = None,
+    scheduler: Steppable | None = None,
+    call: Mapping[str, object] | None = None,
 ) -> tuple[list[Tensor], list[float]]:
     """The data estimate of every network call.
 
     Args:
-        pipe: As `draw` takes it. It is left as it was.
+        pipe: A pipeline as in `generate`. It is left as it was.
         conditions: A class or prompt for each sample.
         seeds: A seed for each sample.
-        num_inference_steps: None is the pipeline's own default.
-        scheduler: Takes the place of the pipeline's. Its steps must give `pred_original_sample`.
+        num_inference_steps: The number of steps; None is the pipeline's own default.
+        scheduler: The scheduler that takes the place of the pipeline's. Its steps must give `pred_original_sample`.
         call: Further arguments of the pipeline, such as `guidance_scale`.
 
     Returns:
@@ -49,44 +48,46 @@ def trajectory(
     Raises:
         ValueError: If the scheduler's steps give no data estimate.
     """
-    scheduler = copy.copy(pipe.scheduler if scheduler is None else scheduler)
-    step, estimates, times = scheduler.step, [], []
+    scheduler = pipe.scheduler if scheduler is None else scheduler
+    name, estimates, times = type(scheduler).__name__, [], []
 
-    @wraps(step)
-    def recorded(
-        model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, return_dict: bool = True, **others: Any
-    ) -> Any:
-        output = step(model_output, timestep, sample, *args, return_dict=True, **others)
-        estimate = getattr(output, "pred_original_sample", None)
-        if estimate is None:
+    def record(step: Step) -> None:
+        if step.estimate is None:
             raise ValueError(
-                f"`scheduler` must give `pred_original_sample`, got {type(scheduler).__name__}, which does not. Use "
+                f"`scheduler` must give `pred_original_sample`, got {name}, which does not. Use "
                 "`UCGMScheduler.from_config(pipe.scheduler.config)`."
             )
-        estimates.append(estimate.detach().float().cpu())
-        times.append(float(torch.as_tensor(timestep).flatten()[0]))
-        return output if return_dict else (output.prev_sample, estimate)
+        estimates.append(step.estimate.detach().float().cpu())
+        times.append(step.timestep)
 
-    scheduler.step = recorded
-    draw(pipe, conditions, seeds, num_inference_steps, scheduler=scheduler, batch_size=max(1, len(seeds)), **call)
+    generate(
+        pipe,
+        conditions,
+        seeds,
+        num_inference_steps=num_inference_steps,
+        scheduler=scheduler,
+        batch_size=max(1, len(seeds)),
+        call=call,
+        on_step=record,
+    )
     return estimates, times
 
 
 @torch.no_grad()
-def decoded(pipe: Any, latents: Tensor) -> Tensor:
-    """Pictures of latents that a pipeline drew, in [0, 1], shape `(B, C, H, W)`, on the CPU.
+def decode(pipe: Pipeline, latents: Tensor) -> Tensor:
+    """Images of latents that a pipeline generated, in [0, 1], shape `(B, C, H, W)`, on the CPU.
 
     Args:
         pipe: A `UCGMPipeline`, or a stock pipeline whose latents are those of its autoencoder, but for their scale.
-        latents: As `draw` gives them.
+        latents: Latents as `generate` returns them.
 
     Raises:
-        ValueError: If the pipeline's latents are packed otherwise.
+        ValueError: If the pipeline's latents are packed in another way.
     """
-    with as_found(pipe):
+    with sampling_mode(pipe):
         if isinstance(pipe, UCGMPipeline):
             return pipe._decode(latents.to(pipe.device), "pt", torch.Generator().manual_seed(0)).float().cpu()
-        vae = getattr(pipe, "vae", None)
+        vae = pipe.components.get("vae")
         channels = getattr(getattr(vae, "config", None), "latent_channels", None)
         if vae is None or latents.ndim != 4 or latents.shape[1] != channels:
             raise ValueError(
@@ -99,26 +100,26 @@ def decoded(pipe: Any, latents: Tensor) -> Tensor:
 
 
 def trajectory_strip(
-    pipe: DiffusionPipeline,
+    pipe: Pipeline,
     conditions: Sequence[int | str],
-    num_inference_steps: int | None = None,
     *,
+    num_inference_steps: int | None = None,
     seed: int = 0,
-    scheduler: Any = None,
+    scheduler: Steppable | None = None,
     row_names: Sequence[str] | None = None,
     scale: int | None = None,
-    **call: Any,
+    call: Mapping[str, object] | None = None,
 ) -> Image.Image:
     """The data estimates of a few samples, a row for each sample and a column for each network call.
 
     Args:
-        pipe: As `trajectory` takes it, with latents that `decoded` takes.
+        pipe: A pipeline as in `trajectory`, with latents that `decode` takes.
         conditions: A class or prompt for each row.
-        num_inference_steps: None is the pipeline's own default.
-        seed: The i-th row is drawn from `seed + i`.
-        scheduler: Takes the place of the pipeline's.
-        row_names: What the rows are called; None is by their conditions.
-        scale: How many times pictures are enlarged; None makes small ones large enough to see.
+        num_inference_steps: The number of steps; None is the pipeline's own default.
+        seed: The i-th row has the seed `seed + i`.
+        scheduler: The scheduler that takes the place of the pipeline's.
+        row_names: The names of the rows; None names them by their conditions.
+        scale: The factor by which images are enlarged; None makes small ones large enough to see.
         call: Further arguments of the pipeline, such as `guidance_scale`.
 
     Raises:
@@ -126,25 +127,23 @@ def trajectory_strip(
     """
     if not conditions:
         raise ValueError(f"`conditions` must not be empty, got {conditions!r}.")
+    scheduler = pipe.scheduler if scheduler is None else scheduler
     seeds = range(seed, seed + len(conditions))
-    estimates, times = trajectory(pipe, conditions, list(seeds), num_inference_steps, scheduler=scheduler, **call)
-    names = [str(each)[:LETTERS] for each in (conditions if row_names is None else row_names)]
-    blocks = {}
-    for i, (latents, time) in enumerate(zip(estimates, times, strict=True)):
-        rows = [[_picture(each)] for each in decoded(pipe, latents)]
-        blocks[_title(i, time, scheduler or pipe.scheduler)] = rows
-    width = blocks[next(iter(blocks))][0][0].width
+    estimates, times = trajectory(
+        pipe, conditions, seeds, num_inference_steps=num_inference_steps, scheduler=scheduler, call=call
+    )
+    blocks = {
+        _title(i, time, scheduler): [[to_image(pixels)] for pixels in decode(pipe, latents)]
+        for i, (latents, time) in enumerate(zip(estimates, times, strict=True))
+    }
+    width = next(iter(blocks.values()))[0][0].width
+    names = [str(name)[:LETTERS] for name in (conditions if row_names is None else row_names)]
     return image_grid(blocks, names, max(1, SMALL // width) if scale is None else scale)
 
 
-def _title(index: int, time: float, scheduler: Any) -> str:
+def _title(index: int, time: float, scheduler: Steppable) -> str:
     """The number of a call and its canonical time, where it is known."""
     if isinstance(scheduler, UCGMScheduler):
         canonical = scheduler.convention.time(torch.tensor(time, dtype=torch.float64))
         return f"{index + 1}: t={float(canonical):.2f}"
     return f"{index + 1}: {time:.4g}"
-
-
-def _picture(pixels: Tensor) -> Image.Image:
-    values = (pixels * 255.0).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    return Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from diffusers import DiffusionPipeline
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -24,7 +23,9 @@ from tqdm.auto import tqdm
 from diffusers_ucgm import files
 from diffusers_ucgm.checks import SAMPLING_REMEDY, check_finite
 from diffusers_ucgm.constraints import check
-from diffusers_ucgm.generation.drawing import conditions_for, draw
+from diffusers_ucgm.contracts import Pipeline
+from diffusers_ucgm.generation.conditions import conditions_for
+from diffusers_ucgm.generation.generate import generate
 from diffusers_ucgm.generation.image_grid import image_grid
 from diffusers_ucgm.labels import class_names
 from diffusers_ucgm.lora import active_adapters
@@ -77,7 +78,7 @@ class EvaluationResult:
 
 
 def evaluate_pipeline(
-    pipe: DiffusionPipeline,
+    pipe: Pipeline,
     reference: str | Path | Reference,
     output: str | Path,
     *,
@@ -199,7 +200,7 @@ def evaluate_pipeline(
 
 
 def draw_samples(
-    pipe: DiffusionPipeline,
+    pipe: Pipeline,
     output: str | Path,
     *,
     num_samples: int = 5000,
@@ -243,7 +244,7 @@ def draw_samples(
 
 def _draw_share(
     run: RunFolder,
-    pipe: DiffusionPipeline,
+    pipe: Pipeline,
     wanted: list[Any],
     settings: dict[str, Any],
     call: Mapping[str, Any],
@@ -257,14 +258,14 @@ def _draw_share(
         for part in own:
             file = _file(run.folder, part.start // batch_size)
             if _rows_in(file) < len(part):
-                pixels = draw(
+                pixels = generate(
                     pipe,
                     [wanted[i] for i in part],
                     sample_seeds(settings["seed"], part),
-                    settings["num_inference_steps"],
+                    num_inference_steps=settings["num_inference_steps"],
                     output_type="pt",
                     batch_size=batch_size,
-                    **call,
+                    call=call,
                 )
                 _save(file, pixels)
             bar.update(len(part))
@@ -325,7 +326,7 @@ def measure(generated: ImageFeatures, reference: Reference) -> tuple[dict[str, f
 
 
 def _settings(
-    pipe: DiffusionPipeline,
+    pipe: Pipeline,
     conditions: Sequence[int | str] | None,
     num_inference_steps: int | None,
     call: Mapping[str, Any],
@@ -354,7 +355,7 @@ def _settings(
     return json.loads(json.dumps(settings, default=str))
 
 
-def _digest(pipe: DiffusionPipeline) -> str:
+def _digest(pipe: Pipeline) -> str:
     """A fingerprint of the weights, from a few of each: a model that was trained further has another one."""
     digest = hashlib.sha256()
     for name, component in sorted(pipe.components.items()):

@@ -1,6 +1,5 @@
 """What an evaluation, a comparison or a search needs and can be known before the network's first call."""
 
-import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 
+from diffusers_ucgm.contracts import Pipeline, call_parameters
 from diffusers_ucgm.data.images import ImageItems, load_image_dataset
 from diffusers_ucgm.files import check_writable
 from diffusers_ucgm.names import did_you_mean
@@ -39,7 +38,7 @@ def check_outputs(output: str | Path, reference_file: str | Path | None = None) 
         check_writable(reference_file, "reference_file")
 
 
-def check_call(pipe: DiffusionPipeline, num_inference_steps: int | None, call: Mapping[str, Any]) -> None:
+def check_call(pipe: Pipeline, num_inference_steps: int | None, call: Mapping[str, Any]) -> None:
     """Check that a pipeline takes the arguments of a call.
 
     Raises:
@@ -47,7 +46,7 @@ def check_call(pipe: DiffusionPipeline, num_inference_steps: int | None, call: M
     """
     if num_inference_steps is not None and num_inference_steps < 1:
         raise ValueError(f"`num_inference_steps` must be at least 1, got {num_inference_steps}.")
-    known = [name for name in inspect.signature(type(pipe).__call__).parameters if name != "self"]
+    known = [name for name in call_parameters(pipe) if name != "self"]
     if unknown := [name for name in call if name not in known]:
         hint = did_you_mean(unknown[0], known)
         raise ValueError(f"`call` must name arguments of {type(pipe).__name__}, {known}, got {unknown}.{hint}")

@@ -4,8 +4,7 @@ import argparse
 from importlib.util import find_spec
 from typing import Any
 
-from diffusers import DiffusionPipeline
-
+from diffusers_ucgm.contracts import Pipeline
 from diffusers_ucgm.generation.inputs import call_arguments, given_conditions, load_model
 from diffusers_ucgm.image_metrics.references import check_reference
 
@@ -53,7 +52,7 @@ def tune(args: argparse.Namespace) -> int:
     return 0
 
 
-def _frechet(args: argparse.Namespace, pipe: DiffusionPipeline) -> Any:
+def _frechet(args: argparse.Namespace, pipe: Pipeline) -> Any:
     from diffusers_ucgm.image_metrics.features import load_features
     from diffusers_ucgm.image_metrics.references import load_reference
 
@@ -78,7 +77,7 @@ def _frechet(args: argparse.Namespace, pipe: DiffusionPipeline) -> Any:
 
 def compare(args: argparse.Namespace) -> int:
     """Measure solvers on the same seeds, print the table, and write tables and plot."""
-    from diffusers_ucgm.generation.drawing import conditions_for
+    from diffusers_ucgm.generation.conditions import conditions_for
 
     from .compare import compare_solvers
     from .measurements import save_comparison

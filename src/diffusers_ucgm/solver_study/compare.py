@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffusers_ucgm import files
 from diffusers_ucgm.constraints import check, is_number
-from diffusers_ucgm.generation.drawing import counted_calls, draw
-from diffusers_ucgm.generation.trajectories import decoded
+from diffusers_ucgm.contracts import Pipeline
+from diffusers_ucgm.generation.generate import count_calls, generate
+from diffusers_ucgm.generation.trajectories import decode
 from diffusers_ucgm.image_metrics.requirements import check_call, check_outputs
 from diffusers_ucgm.run_folder import RunFolder
 from diffusers_ucgm.scheduler import UCGMScheduler
@@ -43,7 +43,7 @@ CANNOT = (ArithmeticError, AssertionError, IndexError, RuntimeError, TypeError, 
 
 
 def compare_solvers(
-    pipe: DiffusionPipeline,
+    pipe: Pipeline,
     conditions: Sequence[int | str],
     seeds: Sequence[int],
     *,
@@ -61,7 +61,7 @@ def compare_solvers(
     """Measure solvers on the same seeds, or go on with a comparison that was stopped.
 
     Args:
-        pipe: A `UCGMPipeline` or a stock pipeline, as `draw` takes it. It is left as it was.
+        pipe: A `UCGMPipeline` or a stock pipeline, as in `generate`. It is left as it was.
         conditions: A class or prompt for each seed.
         seeds: A seed for each sample, at least 2.
         solvers: Schedulers by name; a mapping of budgets in place of a scheduler has one for each.
@@ -131,7 +131,7 @@ def compare_solvers(
 
 
 def _check(
-    pipe: DiffusionPipeline,
+    pipe: Pipeline,
     conditions: Sequence[int | str],
     seeds: Sequence[int],
     solvers: Mapping[str, Any],
@@ -159,7 +159,7 @@ def _scheduler(solver: Any, budget: int) -> Any:
 
 
 def _measured(
-    pipe: DiffusionPipeline,
+    pipe: Pipeline,
     conditions: Sequence[int | str],
     seeds: Sequence[int],
     scheduler: Any,
@@ -173,8 +173,16 @@ def _measured(
         with unwarned():
             steps = _steps_within(scheduler, blank.calls)
         started = time.perf_counter()
-        with counted_calls(pipe) as counted, unwarned():
-            samples = draw(pipe, conditions, seeds, steps, scheduler=scheduler, batch_size=batch_size, **call)
+        with count_calls(pipe) as counted, unwarned():
+            samples = generate(
+                pipe,
+                conditions,
+                seeds,
+                num_inference_steps=steps,
+                scheduler=scheduler,
+                batch_size=batch_size,
+                call=call,
+            )
         seconds = time.perf_counter() - started
         if not bool(samples.isfinite().all()):
             raise ArithmeticError("The samples are not finite.")
@@ -187,7 +195,7 @@ def _measured(
     num_batches = -(-len(seeds) // batch_size)
     distance = None
     if frechet is not None:
-        pictures = [decoded(pipe, part) for part in samples.split(batch_size)]
+        pictures = [decode(pipe, part) for part in samples.split(batch_size)]
         distance = frechet.value(frechet.measured(torch.cat(pictures), None))
     return replace(
         blank,

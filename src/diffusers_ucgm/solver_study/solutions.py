@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import ConfigMixin, DiffusionPipeline
+from diffusers import ConfigMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -26,7 +26,8 @@ from tqdm.auto import tqdm
 
 from diffusers_ucgm import files
 from diffusers_ucgm.checks import SAMPLING_REMEDY, check_finite
-from diffusers_ucgm.generation.drawing import draw
+from diffusers_ucgm.contracts import Pipeline
+from diffusers_ucgm.generation.generate import generate
 from diffusers_ucgm.lora import active_adapters
 from diffusers_ucgm.network_caches import cache_settings
 from diffusers_ucgm.sampling.solver import Point
@@ -94,7 +95,7 @@ def solution_scheduler(config: Mapping[str, Any]) -> UCGMScheduler:
 
 
 def reference_solutions(
-    pipe: DiffusionPipeline,
+    pipe: Pipeline,
     conditions: Sequence[int | str],
     seeds: Sequence[int],
     *,
@@ -137,7 +138,14 @@ def reference_solutions(
             file = None if folder is None else folder / f"solutions-{_digest(model, *map(list, chunk))}.safetensors"
             solutions = None if file is None else _kept(file)
             if solutions is None:
-                solutions = draw(pipe, *chunk, num_calls, scheduler=scheduler, batch_size=batch_size, **call)
+                solutions = generate(
+                    pipe,
+                    *chunk,
+                    num_inference_steps=num_calls,
+                    scheduler=scheduler,
+                    batch_size=batch_size,
+                    call=call,
+                )
                 check_finite("solutions", solutions, f"the seeds {chunk[1][0]} to {chunk[1][-1]}", SAMPLING_REMEDY)
                 if file is not None:
                     files.write_tensors(file, {"solutions": solutions})
@@ -189,7 +197,7 @@ def summary(distances: Tensor, solutions: Tensor) -> DistanceSummary:
     )
 
 
-def fingerprint(pipe: DiffusionPipeline, **settings: Any) -> str:
+def fingerprint(pipe: Pipeline, **settings: Any) -> str:
     """A word for a pipeline's networks and for settings: another model, adapter or setting gives another word.
 
     Args:

@@ -11,14 +11,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from torch import Tensor
 
 from diffusers_ucgm import files
 from diffusers_ucgm.checks import SAMPLING_REMEDY
 from diffusers_ucgm.constraints import check
-from diffusers_ucgm.generation.drawing import conditions_for, draw
+from diffusers_ucgm.contracts import Pipeline
+from diffusers_ucgm.generation.conditions import conditions_for
+from diffusers_ucgm.generation.generate import generate
 from diffusers_ucgm.generation.image_grid import image_grid
 from diffusers_ucgm.image_metrics.requirements import check_call, check_outputs
 from diffusers_ucgm.labels import class_names
@@ -92,7 +93,7 @@ class TuningResult:
 
 
 def tune_sampler(
-    pipe: DiffusionPipeline,
+    pipe: Pipeline,
     num_inference_steps: int,
     output: str | Path,
     *,
@@ -211,7 +212,7 @@ def report(result: TuningResult) -> str:
     return "\n".join(lines)
 
 
-def save_pictures(pipe: DiffusionPipeline, result: TuningResult, **call: Any) -> Path:
+def save_pictures(pipe: Pipeline, result: TuningResult, **call: Any) -> Path:
     """The first held-out seeds before, after, and as the many-step solution has them.
 
     Args:
@@ -227,14 +228,16 @@ def save_pictures(pipe: DiffusionPipeline, result: TuningResult, **call: Any) ->
         schedulers[f"{SHOWN_CALLS} calls"] = (solution_scheduler(pipe.scheduler.config), SHOWN_CALLS)
     blocks = {}
     for title, (scheduler, calls) in schedulers.items():
-        drawn = draw(pipe, conditions, seeds, calls, scheduler=scheduler, output_type="pt", **call)
+        drawn = generate(
+            pipe, conditions, seeds, num_inference_steps=calls, scheduler=scheduler, output_type="pt", call=call
+        )
         blocks[title] = [[image] for image in VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(drawn))]
     names = class_names(pipe)
     rows = [str(names.get(each, each)) for each in conditions]
     return files.write_image(result.output / PICTURE, image_grid(blocks, rows))
 
 
-def save_pipeline(pipe: DiffusionPipeline, result: TuningResult) -> Path:
+def save_pipeline(pipe: Pipeline, result: TuningResult) -> Path:
     """Save the pipeline with the scheduler that was kept; a `UCGMPipeline` then makes so many calls by default.
 
     The pipeline is left as it was.
@@ -266,7 +269,7 @@ class _Part(NamedTuple):
 class _Draws:
     """How samples are drawn and measured."""
 
-    pipe: DiffusionPipeline
+    pipe: Pipeline
     num_inference_steps: int
     goal: Objective
     cache: Path
@@ -293,15 +296,15 @@ class _Draws:
 
     def rows(self, scheduler: Any, part: _Part) -> Tensor:
         """What is kept of each sample that a scheduler draws."""
-        drawn = draw(
+        drawn = generate(
             self.pipe,
             part.conditions,
             part.seeds,
-            self.num_inference_steps,
+            num_inference_steps=self.num_inference_steps,
             scheduler=scheduler,
             output_type=self.goal.output_type,
             batch_size=self.batch_size,
-            **self.call,
+            call=self.call,
         )
         if not bool(drawn.isfinite().all()):
             raise RuntimeError(f"The samples are not finite. {SAMPLING_REMEDY}")
@@ -322,11 +325,13 @@ class _Draws:
     def times(self, part: _Part, **settings: Any) -> list[float]:
         """The times at which the pipeline calls its network in two steps."""
         scheduler = UCGMScheduler.from_config(self.pipe.scheduler.config, solver_order=1, **settings)
-        draw(self.pipe, part.conditions[:1], part.seeds[:1], 2, scheduler=scheduler, **self.call)
+        generate(
+            self.pipe, part.conditions[:1], part.seeds[:1], num_inference_steps=2, scheduler=scheduler, call=self.call
+        )
         return scheduler.canonical_times
 
 
-def _objective(objective: str | Objective, pipe: DiffusionPipeline) -> Objective:
+def _objective(objective: str | Objective, pipe: Pipeline) -> Objective:
     if isinstance(objective, str) and objective in OBJECTIVES:
         objective = OBJECTIVES[objective]
     if not isinstance(objective, Objective):

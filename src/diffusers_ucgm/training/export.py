@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +14,7 @@ from diffusers import ModelMixin
 from diffusers.utils import logging
 
 from diffusers_ucgm import files
+from diffusers_ucgm.contracts import Pipeline
 from diffusers_ucgm.hub import push_folder_to_hub
 from diffusers_ucgm.lora import save_lora
 from diffusers_ucgm.scheduler import UCGMScheduler
@@ -206,7 +207,7 @@ class Results:
         device = self.accelerator.device
         with self.averaged_weights(), self.accelerator.autocast(), _placed(self.pipeline, self.transformer, device):
             return validation_grid(
-                self.pipeline,
+                cast(Pipeline, self.pipeline),
                 validation_conditions(self.pipeline, self.config.validation_inputs),
                 steps=self.config.validation_num_inference_steps,
                 seed=self.config.seed,

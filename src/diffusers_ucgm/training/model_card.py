@@ -3,19 +3,20 @@
 import inspect
 import json
 from collections.abc import Collection, Mapping, Sequence
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
 from PIL import Image
+from torch import Tensor
 
 from diffusers_ucgm import files
-from diffusers_ucgm.generation.drawing import as_found
+from diffusers_ucgm.contracts import Pipeline, Steppable, takes_classes
+from diffusers_ucgm.generation.generate import generate
 from diffusers_ucgm.generation.image_grid import image_grid
+from diffusers_ucgm.generation.images import to_image
 from diffusers_ucgm.pipeline import BUNDLED, UCGMPipeline
 from diffusers_ucgm.presets import get_preset
 from diffusers_ucgm.scheduler import UCGMScheduler
@@ -36,43 +37,45 @@ PACKAGE = "[diffusers-ucgm](https://pypi.org/project/diffusers-ucgm/)"
 PAPER = "[Unified Continuous Generative Models](https://arxiv.org/abs/2505.07447)"
 
 
-@torch.no_grad()
 def validation_grid(
-    pipe: DiffusionPipeline, inputs: Sequence[str | int], *, steps: Sequence[int], seed: int = 0, **call: Any
+    pipe: Pipeline, inputs: Sequence[str | int], *, steps: Sequence[int], seed: int = 0, **call: object
 ) -> Image.Image:
     """Every input at each number of steps, from the same noise.
 
-    Up to four steps are drawn as a few-step model is, more as a multi-step model. The pipeline is left as it was.
+    Up to four steps are sampled as a few-step model is, more as a multi-step model. The pipeline is left as it was.
 
     Args:
         pipe: A `UCGMPipeline`, or a stock pipeline that takes a `prompt` or `class_labels`.
         inputs: Classes or prompts, a row for each.
         steps: Numbers of sampling steps, a block of columns for each.
-        seed: The i-th input's noise is drawn from `seed + i`.
+        seed: The i-th input's noise follows from `seed + i`.
         call: Further arguments of the pipeline, such as `height` or `prompt_embeds`.
 
     Raises:
-        ValueError: If there is nothing to draw.
+        ValueError: If there is nothing to sample.
     """
     for name, value in (("inputs", inputs), ("steps", steps)):
         if not value:
             raise ValueError(f"`{name}` must not be empty, got {value!r}.")
+    names = [str(each) for each in inputs]
     blocks: dict[str, list[list[Image.Image]]] = {}
-    with as_found(pipe):
-        stock = pipe.scheduler
-        for number in steps:
-            rows = blocks[f"{number} step{'s' if number > 1 else ''}"] = []
-            for i, each in enumerate(inputs):
-                generator = torch.Generator().manual_seed(seed + i)
-                pipe.scheduler = _scheduler_for(stock, number)
-                # Most pipelines of flow models do not hand their generator on, and global noise would be drawn.
-                pipe.scheduler.step = partial(pipe.scheduler.step, generator=generator)
-                rows.append([_drawn(pipe, each, num_inference_steps=number, generator=generator, **call)])
-    widest = max(picture.width for rows in blocks.values() for row in rows for picture in row)
-    return image_grid(blocks, [str(each) for each in inputs], scale=max(1, 64 // widest))
+    for number in steps:
+        samples = generate(
+            pipe,
+            inputs if takes_classes(pipe) else names,
+            range(seed, seed + len(inputs)),
+            num_inference_steps=number,
+            scheduler=_scheduler_for(pipe.scheduler, number),
+            output_type="pt",
+            batch_size=1,
+            call=call,
+        )
+        blocks[f"{number} step{'s' if number > 1 else ''}"] = [[_first_image(sample)] for sample in samples]
+    widest = max(image.width for rows in blocks.values() for row in rows for image in row)
+    return image_grid(blocks, names, scale=max(1, 64 // widest))
 
 
-def _scheduler_for(stock: Any, number: int) -> UCGMScheduler:
+def _scheduler_for(stock: Steppable, number: int) -> UCGMScheduler:
     """The model's scheduler with a few-step or a multi-step model's settings."""
     if number < FEW_STEPS:
         return UCGMScheduler.from_config(stock.config, **FEW_STEP_SAMPLER)
@@ -80,15 +83,9 @@ def _scheduler_for(stock: Any, number: int) -> UCGMScheduler:
     return own if own.config.stochasticity == 0 else UCGMScheduler.from_config(stock.config, preset="multi-step")
 
 
-def _drawn(pipe: Any, given: str | int, **call: Any) -> Image.Image:
-    if "class_labels" in inspect.signature(type(pipe).__call__).parameters:
-        output = pipe([given], **call)
-    else:
-        output = pipe(**call) if "prompt_embeds" in call else pipe(prompt=str(given), **call)
-    first = next(iter(output.values()))[0]
-    while isinstance(first, list):  # the frames of a video
-        first = first[0]
-    return first if isinstance(first, Image.Image) else pipe.numpy_to_pil(first)[0]
+def _first_image(sample: Tensor) -> Image.Image:
+    """The image of a sample, shape `(C, H, W)`, or the first frame of a video, shape `(frames, C, H, W)`."""
+    return to_image(sample[0] if sample.ndim == 4 else sample)
 
 
 def save_model_card(

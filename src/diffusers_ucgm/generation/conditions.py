@@ -1,0 +1,89 @@
+"""The classes or prompts of samples, and the further arguments that a pipeline takes beside them."""
+
+from collections.abc import Mapping, Sequence
+
+from diffusers_ucgm.contracts import Pipeline, call_parameters, takes_classes
+from diffusers_ucgm.labels import ModelClasses, class_names
+from diffusers_ucgm.pipeline import UCGMPipeline
+
+
+__all__ = ["check_call_arguments", "conditions_for"]
+
+
+def conditions_for(
+    pipe: Pipeline, num_samples: int | None, conditions: Sequence[int | str] | None = None
+) -> list[int | str]:
+    """The condition of each sample: the given classes or prompts in turn, or every class equally often.
+
+    Args:
+        pipe: A `UCGMPipeline`, or a stock pipeline that takes a `prompt` or `class_labels`.
+        num_samples: The number of samples, at least 1; None is one for each condition.
+        conditions: Class ids, class names or prompts; None is all classes of a class-conditional pipeline.
+
+    Raises:
+        ValueError: If there is nothing to generate, a pipeline of prompts is given none or something else, or the
+            pipeline takes neither prompts nor classes.
+    """
+    if num_samples is not None and num_samples < 1:
+        raise ValueError(f"`num_samples` must be at least 1, got {num_samples}.")
+    by_class = takes_classes(pipe)
+    if conditions is None:
+        if not by_class:
+            raise ValueError(f"`conditions` must name prompts for {type(pipe).__name__}, got None.")
+        conditions = list(range(_number_of_classes(pipe)))
+    if len(conditions) == 0:
+        raise ValueError("`conditions` must not be empty, got [].")
+    values = _class_ids(pipe, conditions) if by_class else _prompts(pipe, conditions)
+    number = len(values) if num_samples is None else num_samples
+    return [values[i % len(values)] for i in range(number)]
+
+
+def check_call_arguments(pipe: Pipeline, call: Mapping[str, object]) -> None:
+    """Check that a pipeline takes the arguments of a call, and heeds them.
+
+    Args:
+        pipe: A pipeline of any class.
+        call: The arguments by name.
+
+    Raises:
+        ValueError: If the pipeline has no argument of a name, or would ignore the negative prompt.
+    """
+    accepted = call_parameters(pipe)
+    name = type(pipe).__name__
+    if unknown := [each for each in call if each not in accepted]:
+        raise ValueError(f"`{unknown[0]}` must be left out for {name}, which does not take it.")
+    if call.get("negative_prompt") is None:
+        return
+    # Where a pipeline has both, the guidance scale is an input of the network, and this one guides.
+    scale = "true_cfg_scale" if "true_cfg_scale" in accepted else "guidance_scale"
+    value = call.get(scale, accepted[scale].default if scale in accepted else None)
+    if isinstance(value, int | float) and value <= 1.0:
+        raise ValueError(f"`{scale}` must be above 1 for `negative_prompt` to count in {name}, got {value}.")
+
+
+def _prompts(pipe: Pipeline, conditions: Sequence[int | str]) -> list[int | str]:
+    if others := [each for each in conditions if not isinstance(each, str)]:
+        raise ValueError(
+            f"`conditions` must be prompts for {type(pipe).__name__}, which takes text, got {others[0]!r}."
+        )
+    return list(conditions)
+
+
+def _class_ids(pipe: Pipeline, conditions: Sequence[int | str]) -> list[int | str]:
+    if isinstance(pipe, UCGMPipeline):
+        return [*pipe.get_label_ids(list(conditions))]
+    # `DiTPipeline` knows its classes' names, and takes ids only.
+    classes = ModelClasses.of(class_names(pipe), _number_of_classes(pipe))
+    ids: list[int | str] = []
+    for each in conditions:
+        try:
+            ids.append(classes.id_of(each))
+        except ValueError as error:
+            raise ValueError(
+                f"`conditions` must be classes in [0, {len(classes) - 1}], got {each!r}: {error}"
+            ) from error
+    return ids
+
+
+def _number_of_classes(pipe: Pipeline) -> int:
+    return pipe.num_classes if isinstance(pipe, UCGMPipeline) else pipe.transformer.config.num_embeds_ada_norm
