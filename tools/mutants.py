@@ -199,6 +199,20 @@ MUTANTS = [
         "generation/conditions.py",
         "value <= 1.0:",
         "value <= 0.0:",
+        ("tests/generation/test_conditions.py",),
+    ),
+    Mutant(
+        "the steps of stock pipelines take noise from torch's global state",
+        "generation/sampling_scheduler.py",
+        "settings = noise | settings",
+        "settings = dict(settings)",
+        ("tests/generation/test_generate.py", "tests/generation/test_sampling_scheduler.py"),
+    ),
+    Mutant(
+        "the modules stay in evaluation mode",
+        "generation/generate.py",
+        "module.training = mode",
+        "module.training = False",
         ("tests/generation/test_generate.py",),
     ),
     Mutant(

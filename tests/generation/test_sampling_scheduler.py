@@ -5,7 +5,7 @@ import inspect
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
 from diffusers_ucgm import UCGMScheduler
 from diffusers_ucgm.generation.sampling_scheduler import SamplingScheduler

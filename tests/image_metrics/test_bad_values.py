@@ -236,7 +236,7 @@ def test_distances_to_what_is_no_number_are_refused():
 
 
 def test_a_search_whose_own_samples_are_not_finite_ends_at_once(pipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(tune_module, "draw", lambda *_, **__: torch.full((2, 4, 8, 8), torch.nan))
+    monkeypatch.setattr(tune_module, "generate", lambda *_, **__: torch.full((2, 4, 8, 8), torch.nan))
     with pytest.raises(RuntimeError, match="The samples are not finite"):
         tune_sampler(
             pipe, 2, tmp_path, num_trials=7, num_seeds=2, num_held_out=2, num_solution_calls=2, progress=False
