@@ -11,8 +11,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_pipeline import autoencoder, pipeline
 
-from diffusers_ucgm import cli
 from diffusers_ucgm.cli import main
+from diffusers_ucgm.info import commands
 
 
 DEEP = "[" * 100_000
@@ -241,7 +241,7 @@ def test_an_unexpected_error_says_how_to_see_more(root, capsys, monkeypatch):
     def failing(args):
         return {}["nothing"]
 
-    monkeypatch.setattr(cli, "_run", lambda name, args: failing(args))
+    monkeypatch.setitem(commands.COMMANDS, "info", failing)
     assert main(["info", "model"]) == 2
     error = capsys.readouterr().err
     assert "ucgm: error: unexpected KeyError: 'nothing'" in error

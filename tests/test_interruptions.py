@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from diffusers_ucgm import cli
-from diffusers_ucgm.interruptions import line_of
+from diffusers_ucgm.interruptions import stop_message
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ from diffusers_ucgm.interruptions import line_of
     ],
 )
 def test_the_line_has_the_command_that_goes_on(words, line):
-    assert line_of(words, signal.SIGINT) == line
+    assert stop_message(words, signal.SIGINT) == line
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -23,7 +23,7 @@ SCRIPTS = sorted(file for folder in ("benchmarks", "examples", "tools") for file
 LAYERS = [
     {"contracts"},
     {"autoencoders", "checks", "constraints", "deferred", "files", "interruptions", "names", "network_caches"},
-    {"processes", "randomness"},
+    {"command_parser", "console", "processes", "randomness"},
     {
         "labels",
         "locks",

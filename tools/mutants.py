@@ -650,8 +650,8 @@ MUTANTS = [
     Mutant(
         "a stopped command starts again by removing its work",
         "interruptions.py",
-        '        if not is_dropped and not (is_value and not word.startswith("--")):\n',
-        '        if not (is_value and not word.startswith("--")):\n',
+        '        if not is_dropped and (word.startswith("--") or not is_value):\n',
+        '        if word.startswith("--") or not is_value:\n',
         ("tests/test_interruptions.py",),
     ),
     Mutant(
@@ -1445,7 +1445,7 @@ MUTANTS = [
     ),
     Mutant(
         "a reader that leaves ends the command",
-        "cli.py",
+        "console.py",
         "os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())",
         "raise",
         ("tests/info/test_commands.py",),

@@ -1,4 +1,4 @@
-"""What a command says when somebody stops it: one line, with the command that goes on where that is possible."""
+"""A stop by Ctrl-C or SIGTERM: it ends a command in one line, with the command that goes on where that is possible."""
 
 import os
 import shlex
@@ -6,20 +6,21 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 
-__all__ = ["Stopped", "interruptible", "line_of"]
+__all__ = ["Stopped", "interruptible", "stop_message"]
 
-# Started again, these go on with what they have written.
+# Commands that go on with their files when they are started again.
 RESUMABLE = ("cache", "compare", "evaluate", "train", "tune-sampler")
+# Options that decide how a run begins.
+BEGINNINGS = ("--overwrite-output-dir", "--resume-from-checkpoint")
 
 
 class Stopped(KeyboardInterrupt):
     """A signal asked the command to end.
 
     Attributes:
-        number: Of the signal.
+        number: The signal's number.
     """
 
     def __init__(self, number: int) -> None:
@@ -29,16 +30,16 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does, with its files cleared away; only a process's main thread may."""
+    """Let SIGTERM end a command as Ctrl-C does, with its files cleared away; signals reach only the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     process = os.getpid()
 
-    def stop(number: int, _frame: Any) -> None:
+    def stop(number: int, _frame: object) -> None:
         if os.getpid() == process:
             raise Stopped(number)
-        # A child that was forked, which others end in this way.
+        # This is a forked child, which its parent ends in this way.
         os._exit(128 + number)
 
     before = signal.signal(signal.SIGTERM, stop)
@@ -48,29 +49,40 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def line_of(words: Sequence[str], number: int) -> str:
-    """What is printed after a stop.
+def stop_message(words: Sequence[str], number: int) -> str:
+    """The line that is printed after a stop.
 
     Args:
         words: The command line after `ucgm`.
-        number: Of the signal.
+        number: The signal's number.
     """
     how = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
     command = next((word for word in words if not word.startswith("-")), None)
     if command not in RESUMABLE:
         return f"ucgm: stopped by {how}."
     launcher = "the same launcher and " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-    return f"ucgm: stopped by {how}. Go on with {launcher}`{shlex.join(['ucgm', *_resuming(words, command)])}`"
+    return f"ucgm: stopped by {how}. Go on with {launcher}`{shlex.join(['ucgm', *_resume_words(words, command)])}`"
 
 
-def _resuming(words: Sequence[str], command: str) -> list[str]:
-    """The words of a command that goes on with the stopped one."""
-    kept, is_value = [], False
+def _resume_words(words: Sequence[str], command: str) -> list[str]:
+    """The words of a command that goes on with the stopped one, which must not remove what was begun."""
+    if command == "train":
+        return [*_without_options(words, takes_value=True), "--resume-from-checkpoint", "latest"]
+    return _without_options(words, takes_value=False)
+
+
+def _without_options(words: Sequence[str], *, takes_value: bool) -> list[str]:
+    """The words without the options in `BEGINNINGS`.
+
+    Args:
+        words: A command line.
+        takes_value: Whether these options may be followed by a value.
+    """
+    others, is_value = [], False
     for word in words:
-        name = word.partition("=")[0].replace("_", "-")
-        # What was begun must not be removed. The setting of `train` has a value.
-        is_dropped = name in ("--overwrite-output-dir", "--resume-from-checkpoint")
-        if not is_dropped and not (is_value and not word.startswith("--")):
-            kept.append(word)
-        is_value = is_dropped and "=" not in word and command == "train"
-    return [*kept, "--resume-from-checkpoint", "latest"] if command == "train" else kept
+        name, equals, _ = word.partition("=")
+        is_dropped = name.replace("_", "-") in BEGINNINGS
+        if not is_dropped and (word.startswith("--") or not is_value):
+            others.append(word)
+        is_value = is_dropped and not equals and takes_value
+    return others

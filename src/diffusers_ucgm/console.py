@@ -1,0 +1,84 @@
+"""What a command prints: output that a reader may leave unread, and errors without a traceback."""
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+
+__all__ = ["Output", "error_message"]
+
+# The command itself, and the options that name its results.
+NO_INPUTS = ("command", "output", "setting_output_dir", "trajectory", "save_reference")
+
+
+class Output:
+    """A stream whose reader may leave, as `head` does: the unread text is dropped, and the command does its work.
+
+    Args:
+        stream: The process's standard output.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write a text, or drop it."""
+        with self._dropping_unread():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on the written text."""
+        with self._dropping_unread():
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    @contextmanager
+    def _dropping_unread(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            # Python flushes once more at its end, and would print the error that it meets.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
+def error_message(error: Exception, args: argparse.Namespace) -> str:
+    """The message of a command's error, for people who gave its options.
+
+    Args:
+        error: The error that ended the command.
+        args: The command's options.
+    """
+    message = str(error) or type(error).__name__
+    if _is_for_users(error):
+        return f"ucgm: error: {message}"
+    return (
+        f"ucgm: error: unexpected {type(error).__name__}: {message}\n{_inputs_of(args)} may be damaged, or "
+        "this is a fault of the package: --traceback or UCGM_TRACEBACK=1 shows where in the code it is from."
+    )
+
+
+def _is_for_users(error: Exception) -> bool:
+    """Whether an error names what the user can change: it is about files, or this package raised it on purpose."""
+    if isinstance(error, OSError | ImportError):
+        return True
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    is_ours = frame is not None and str(frame.tb_frame.f_globals.get("__name__")).split(".")[0] == __package__
+    return is_ours and isinstance(error, ValueError | TypeError | RuntimeError)
+
+
+def _inputs_of(args: argparse.Namespace) -> str:
+    """The options that name existing files or folders, for an error of which the cause is not known."""
+    inputs = {name: value for name, value in vars(args).items() if isinstance(value, str) and name not in NO_INPUTS}
+    words = [f"--{name.replace('_', '-')} {value}" for name, value in inputs.items() if _is_path(value)]
+    return " or ".join(words) or "The input"
+
+
+def _is_path(value: str) -> bool:
+    return value != "" and os.path.exists(value)
