@@ -275,3 +275,9 @@ def test_a_flag_alone_is_on_as_in_the_other_commands():
     ]
     args = parser_for(words).parse_args(words)
     assert (args.setting_overwrite_output_dir, args.setting_torch_compile) == ("true", "false")
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.5, float("nan"), float("inf")])
+def test_a_ratio_of_a_schedule_that_is_out_of_range_is_named(ratio):
+    with pytest.raises(ValueError, match=r"`consistency_schedule` must hold ratios in \[0, 1\], got"):
+        UCGMTrainingConfig(output_dir="run", consistency_schedule=[[0, 0.0], [10, ratio]])

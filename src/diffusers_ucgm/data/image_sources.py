@@ -224,8 +224,8 @@ def _open_shards(shards: list[str], split: str, streaming: bool) -> _Opened:
 
     if truncated := [shard for shard in shards if not _has_end(shard)]:
         raise ValueError(
-            f"`source` must be whole .tar shards, got {truncated[:3]} without the two empty blocks that end an "
-            "archive: images at the end are missing. Fetch or pack them again."
+            f"`source` must be a data set that can be read, got {truncated[:3]!r}: the two empty blocks that end an "
+            "archive are missing, and images before them may be. Fetch or pack the shards again."
         )
     files = {split: shards}
     loaded = _loaded(
@@ -238,16 +238,13 @@ def _open_shards(shards: list[str], split: str, streaming: bool) -> _Opened:
 
 
 def _has_end(shard: str) -> bool:
-    """Whether a tar file ends with its two empty blocks, which one that was cut between two members lacks.
+    """Whether a tar file ends with two empty blocks; readers end without an error where one was cut between members.
 
-    A damaged file without any is left to its reader, whose error says more.
+    A file that is no tar file is left to its reader, whose error says more.
     """
     with open(shard, "rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size % tarfile.BLOCKSIZE or size < 2 * tarfile.BLOCKSIZE:
-            return True
-        file.seek(-2 * tarfile.BLOCKSIZE, os.SEEK_END)
-        return not any(file.read())
+        file.seek(-min(2 * tarfile.BLOCKSIZE, file.seek(0, os.SEEK_END)), os.SEEK_END)
+        return not any(file.read()) or not tarfile.is_tarfile(shard)
 
 
 def _open_folder(path: Path, split: str, streaming: bool) -> _Opened:
