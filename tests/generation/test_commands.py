@@ -107,6 +107,8 @@ def test_a_lora_of_ucgm_train_is_sampled(sd3, tmp_path, capsys):
         "tuned": ("--lora", run),
         "off": ("--lora", run, "--lora-scale", "0"),
         "folder": ("--lora", f"{run}/lora"),
+        "unguided": ("--lora", run, "--guidance-scale", "1"),
+        "guided": ("--lora", run, "--guidance-scale", "7"),
     }.items():
         output = tmp_path / f"{name}.png"
         words = ["sample", "--model", sd3, "--prompt", "a red square", "--output", str(output), *options]
@@ -115,8 +117,8 @@ def test_a_lora_of_ucgm_train_is_sampled(sd3, tmp_path, capsys):
         # The sampler of a few-step LoRA comes with it: 4 steps without guidance.
         assert "4 network calls" in printed
         contents[name] = output.read_bytes()
-    assert contents["tuned"] == contents["folder"]
-    assert len({*contents.values()}) == 3
+    assert contents["tuned"] == contents["folder"] == contents["unguided"]
+    assert len({*contents.values()}) == 4
 
 
 @pytest.mark.parametrize(
