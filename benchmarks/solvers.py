@@ -2,14 +2,13 @@
 
     python benchmarks/solvers.py --output runs/solvers [--only fashion-mnist] [--samples 256] [--calls 5 10 20 40]
 
-The models: the exact field of a Gaussian mixture (8 modes of deviation 0.15 in 16 dimensions) as a flow, as a chain of
-noise levels and in EDM's sigma space; the bundled flow-matching model; and the models that `family_models.py` trains.
-The figure is the distance to the 1000-call solution of the same noise, 2000 calls for the exact fields, whose solvers
-come closer than 1000 calls are exact. A stopped run goes on where it was.
+The models: the exact field of a Gaussian mixture (8 modes of standard deviation 0.15 in 16 dimensions) as a flow, as a
+discrete noise schedule and in EDM's sigma space; the bundled flow-matching model; and the models that
+`family_models.py` trains. The figure is the distance to the 1000-call solution of the same noise, 2000 calls for the
+exact fields, whose solvers come closer than 1000 calls are exact. A stopped run goes on where it was.
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,11 @@ from exact_fields import exact_pipeline, random_mixture
 
 from diffusers_ucgm import UCGMPipeline
 from diffusers_ucgm.generation.conditions import conditions_for
-from diffusers_ucgm.image_metrics.features import load_features
-from diffusers_ucgm.image_metrics.references import load_reference
 from diffusers_ucgm.solver_study.compare import compare_solvers
 from diffusers_ucgm.solver_study.defaults import CALLS
-from diffusers_ucgm.solver_study.measurements import Measurement, save_comparison
-from diffusers_ucgm.solver_study.objectives import Objective, frechet_objective
-from diffusers_ucgm.solver_study.stock_solvers import named_scheduler, stock_solvers, ucgm_solvers
+from diffusers_ucgm.solver_study.measurements import save_comparison, verdict
+from diffusers_ucgm.solver_study.objectives import load_frechet_objective
+from diffusers_ucgm.solver_study.stock_solvers import Solver, load_solver, stock_solvers, ucgm_solvers
 
 
 FEATURES = "fashion-mnist-classifier"
@@ -37,65 +34,38 @@ EXACT: dict[str, Any] = {
 TRAINED = ("fashion-mnist", "ddpm", "edm")
 
 
-def loaded(model: str, trained: Path) -> UCGMPipeline | None:
-    """The pipeline of a model; None where it has not been trained."""
+def load(model: str, trained: Path) -> UCGMPipeline:
+    """The pipeline of a model."""
     if model in EXACT:
         return exact_pipeline(random_mixture(), EXACT[model]())
-    if model == "fashion-mnist":
-        return UCGMPipeline.from_pretrained(model)
-    return UCGMPipeline.from_pretrained(trained / model) if (trained / model).is_dir() else None
+    return UCGMPipeline.from_pretrained(model if model == "fashion-mnist" else trained / model)
 
 
-def frechet_to(data: str | None, device: torch.device, batch_size: int) -> Objective | None:
-    """The Frechet distance to the real test pictures, in the bundled classifier's features."""
-    if data is None:
-        return None
-    network = load_features(FEATURES, device)
-    reference = load_reference(data, network, split="test", batch_size=batch_size)
-    return frechet_objective(network, reference.statistics, identity=f"{FEATURES} {data}", batch_size=batch_size)
-
-
-def verdict(measurements: Sequence[Measurement], own: Sequence[str]) -> str:
-    """A Markdown table: the best of both sides at every budget."""
-    lines = ["| calls | best of UCGM-S | best of diffusers | ratio |", "| ---: | --- | --- | ---: |"]
-    for calls in sorted({each.calls for each in measurements}):
-        found = [each for each in measurements if each.calls == calls and each.median is not None]
-        sides = [[each for each in found if (each.solver in own) == is_own] for is_own in (True, False)]
-        if all(sides):
-            ours, theirs = (min(side, key=lambda each: each.median) for side in sides)
-            cells = [f"{each.solver}: {each.median:.2e}" for each in (ours, theirs)]
-            lines.append(f"| {calls} | {cells[0]} | {cells[1]} | {ours.median / theirs.median:.2f} |")
-    return "\n".join(lines)
-
-
-def compared(model: str, pipe: UCGMPipeline, args: argparse.Namespace) -> None:
+def compare(model: str, pipe: UCGMPipeline, args: argparse.Namespace) -> None:
     """Measure, print and write a model's comparison."""
-    config, output = pipe.scheduler.config, args.output / model
-    solvers: dict[str, Any] = dict(ucgm_solvers(config))
-    for word in args.scheduler:
+    is_exact, output, config = model in EXACT, args.output / model, pipe.scheduler.config
+    own: dict[str, Solver] = {**ucgm_solvers(config)}
+    for name, _, folder in (word.replace("{model}", model).partition("=") for word in args.scheduler):
         try:
-            name, found = named_scheduler(word.replace("{model}", model), args.calls)
-            solvers[name] = found
+            own[name] = load_solver(folder, args.calls)
         except (OSError, ValueError) as error:
             print(f"{model}: {error}")
-    own = list(solvers)
-    solvers |= stock_solvers(config)
-    is_exact = model in EXACT
+    frechet = None
+    if args.data is not None and not is_exact:
+        frechet = load_frechet_objective(FEATURES, args.data, pipe.device, split="test", batch_size=args.batch_size)
     measurements = compare_solvers(
         pipe,
         conditions_for(pipe, args.samples),
         range(args.samples),
-        solvers=solvers,
+        solvers=own | stock_solvers(config),
         calls=args.calls,
         output=output,
-        frechet=None if is_exact else frechet_to(args.data, pipe.device, args.batch_size),
+        frechet=frechet,
         num_solution_calls=(2 if is_exact else 1) * args.solution_calls,
         batch_size=args.batch_size,
     )
     table = verdict(measurements, own)
-    print(
-        f"\n# {model}\n\n{save_comparison(measurements, output, title=model, emphasised=own)}\n\n{table}", flush=True
-    )
+    print(f"\n# {model}\n\n{save_comparison(measurements, output, title=model, emphasised=own)}\n\n{table}")
     (output / "verdict.md").write_text(f"{table}\n")
 
 
@@ -108,7 +78,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--solution-calls", type=int, default=1000, help="twice as many for the exact fields")
-    parser.add_argument("--data", help="Fashion-MNIST's files, for a Frechet distance beside the others")
+    parser.add_argument("--data", help="Fashion-MNIST's files, for a Fréchet distance beside the others")
     parser.add_argument(
         "--scheduler",
         action="append",
@@ -119,11 +89,10 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     for model in args.only:
-        pipe = loaded(model, args.models)
-        if pipe is None:
+        if model in TRAINED[1:] and not (args.models / model).is_dir():
             print(f"{model}: not in {args.models}. Run benchmarks/family_models.py.")
-        else:
-            compared(model, pipe.to(args.device), args)
+            continue
+        compare(model, load(model, args.models).to(args.device), args)
 
 
 if __name__ == "__main__":

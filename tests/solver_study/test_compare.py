@@ -15,7 +15,7 @@ from diffusers_ucgm.solver_study import compare
 from diffusers_ucgm.solver_study.compare import compare_solvers
 from diffusers_ucgm.solver_study.measurements import Measurement, comparison_curves, comparison_table
 from diffusers_ucgm.solver_study.objectives import Objective
-from diffusers_ucgm.solver_study.stock_solvers import STOCK_SOLVERS, stock_solvers, ucgm_solvers
+from diffusers_ucgm.solver_study.stock_solvers import STOCK_SOLVERS, silence_stock, stock_solvers, ucgm_solvers
 
 
 NUMBER = 16
@@ -295,7 +295,7 @@ def test_a_chain_that_ends_in_pure_noise_leaves_out_what_cannot_make_it():
 def test_adjusted_times_are_those_of_the_noise_levels():
     solvers = stock_solvers(FlowMatchEulerDiscreteScheduler().config)
     rounded, adjusted = (solvers[f"UniPCMultistep{suffix}"] for suffix in ("", " exact times"))
-    with compare.unwarned():
+    with silence_stock():
         rounded.set_timesteps(3)
         adjusted.set_timesteps(3)
     assert not rounded.timesteps.is_floating_point()

@@ -288,7 +288,7 @@ def test_command_tunes_shows_and_saves(tmp_path, capsys):
     saved = UCGMScheduler.from_pretrained(output, subfolder="scheduler").config
     assert pipe.scheduler.config.time_warp == saved.time_warp
     assert main([*words, *numbers, "--objective", "frechet"]) == 2
-    assert "`--reference` must name real pictures" in capsys.readouterr().err
+    assert "`--reference` must name real images" in capsys.readouterr().err
 
 
 def test_command_tunes_towards_real_pictures(tmp_path, capsys, monkeypatch):

@@ -2,12 +2,17 @@
 
 import argparse
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusers_ucgm.contracts import Pipeline
 from diffusers_ucgm.generation.inputs import call_arguments, given_conditions, load_model
 from diffusers_ucgm.image_metrics.references import check_reference
 
+from .options import named_folder
+
+
+if TYPE_CHECKING:
+    from .objectives import Objective
 
 __all__ = ["COMMANDS"]
 
@@ -52,27 +57,21 @@ def tune(args: argparse.Namespace) -> int:
     return 0
 
 
-def _frechet(args: argparse.Namespace, pipe: Pipeline) -> Any:
-    from diffusers_ucgm.image_metrics.features import load_features
-    from diffusers_ucgm.image_metrics.references import load_reference
-
-    from .objectives import frechet_objective
+def _frechet(args: argparse.Namespace, pipe: Pipeline) -> "Objective":
+    from .objectives import load_frechet_objective
 
     if args.reference is None:
-        raise ValueError("`--reference` must name real pictures or their statistics for `--objective frechet`.")
-    network = load_features(args.features, pipe.device)
-    found = load_reference(
+        raise ValueError("`--reference` must name real images or their statistics for `--objective frechet`.")
+    return load_frechet_objective(
+        args.features,
         args.reference,
-        network,
+        pipe.device,
         split=args.split,
         size=args.size,
-        feature_name=args.features,
         batch_size=args.batch_size,
         background=args.background,
         allow_remote_files=args.allow_remote_files,
     )
-    identity = f"{args.features} {args.reference} {args.split} {args.size} {args.background}"
-    return frechet_objective(network, found.statistics, identity=identity, batch_size=args.batch_size)
 
 
 def compare(args: argparse.Namespace) -> int:
@@ -81,7 +80,7 @@ def compare(args: argparse.Namespace) -> int:
 
     from .compare import compare_solvers
     from .measurements import save_comparison
-    from .stock_solvers import named_scheduler, stock_solvers, ucgm_solvers
+    from .stock_solvers import load_solver, stock_solvers, ucgm_solvers
 
     if args.reference is not None:
         check_reference("--reference", args.reference)
@@ -94,8 +93,8 @@ def compare(args: argparse.Namespace) -> int:
         solvers = {name: solver for name, solver in solvers.items() if name in args.only}
     own = [name for name in solvers if name.startswith("UCGM")]
     for word in args.scheduler:
-        name, found = named_scheduler(word, args.calls)
-        solvers[name] = found
+        name, folder = named_folder(word)
+        solvers[name] = load_solver(folder, args.calls, argument="--scheduler")
         own.append(name)
     call: dict[str, Any] = call_arguments(args)
     measurements = compare_solvers(

@@ -31,7 +31,7 @@ from .defaults import CALLS
 from .measurements import Measurement
 from .objectives import Objective
 from .solutions import distances, fingerprint, reference_solutions, solution_scheduler, summary, told
-from .stock_solvers import unwarned
+from .stock_solvers import silence_stock
 
 
 __all__ = ["compare_solvers"]
@@ -170,10 +170,10 @@ def _measured(
     call: Mapping[str, Any],
 ) -> Measurement:
     try:
-        with unwarned():
+        with silence_stock():
             steps = _steps_within(scheduler, blank.calls)
         started = time.perf_counter()
-        with count_calls(pipe) as counted, unwarned():
+        with count_calls(pipe) as counted, silence_stock():
             samples = generate(
                 pipe,
                 conditions,
@@ -196,7 +196,7 @@ def _measured(
     distance = None
     if frechet is not None:
         pictures = [decode(pipe, part) for part in samples.split(batch_size)]
-        distance = frechet.value(frechet.measured(torch.cat(pictures), None))
+        distance = frechet.value(frechet.measure(torch.cat(pictures), None))
     return replace(
         blank,
         calls_made=round(counted[0] / num_batches),

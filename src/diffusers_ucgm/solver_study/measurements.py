@@ -1,6 +1,6 @@
-"""What a comparison of solvers found, as tables and as lines of a plot."""
+"""Measurements of solvers as tables and as lines of a plot."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,32 +9,32 @@ from diffusers_ucgm import files
 from .plots import plot_quality
 
 
-__all__ = ["MEASURES", "Measurement", "comparison_curves", "comparison_table", "save_comparison"]
+__all__ = ["MEASURES", "Measurement", "comparison_curves", "comparison_table", "save_comparison", "verdict"]
 
-# What a table can hold, and how it is called there.
+# The measures of a table, and their names in it.
 MEASURES = {
     "median": "median distance to the solution",
     "rms": "root mean square distance to the solution",
-    "share_elsewhere": "share of seeds that end elsewhere",
-    "frechet_distance": "Frechet distance to the reference",
+    "share_elsewhere": "fraction of seeds that end elsewhere",
+    "frechet_distance": "Fréchet distance to the reference",
 }
 TABLES, PLOT = "comparison.md", "quality.png"
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A solver at a budget.
+    """The result of a solver at a budget.
 
     Attributes:
-        solver: Its name.
-        calls: The budget of network calls.
-        calls_made: How many were made, counted at the network; None where the solver cannot be run.
+        solver: The solver's name.
+        calls: The budget of network calls (NFE).
+        calls_made: The number of network calls made, counted at the network; None where the solver cannot be run.
         median: The median distance to the solution of the same noise.
         rms: The root mean square distance.
-        share_elsewhere: The share of seeds that ended elsewhere, see `DistanceSummary`.
-        frechet_distance: To a reference; None without one.
-        seconds: Of drawing all samples.
-        reason: Why the solver cannot be run.
+        share_elsewhere: The fraction of seeds that ended elsewhere, see `DistanceSummary`.
+        frechet_distance: The Fréchet distance to a reference; None without one.
+        seconds: The wall time of generating all samples.
+        reason: The reason why the solver cannot be run.
     """
 
     solver: str
@@ -54,7 +54,7 @@ def comparison_table(measurements: Sequence[Measurement], measure: str = "median
     Where a solver made fewer calls than the budget, their number stands in brackets; where it cannot run, nothing.
 
     Args:
-        measurements: As `compare_solvers` gives them.
+        measurements: Measurements from `compare_solvers`.
         measure: One of `MEASURES`.
 
     Raises:
@@ -66,10 +66,7 @@ def comparison_table(measurements: Sequence[Measurement], measure: str = "median
     for each in measurements:
         rows.setdefault(each.solver, {})[each.calls] = each
     budgets = sorted({each.calls for each in measurements})
-    best = {
-        budget: min((v for row in rows.values() if (v := _value(row.get(budget), measure)) is not None), default=None)
-        for budget in budgets
-    }
+    best = {budget: _least((each for each in measurements if each.calls == budget), measure) for budget in budgets}
     lines = [f"| solver | {' | '.join(map(str, budgets))} |", f"| --- |{' ---: |' * len(budgets)}"]
     for name, row in rows.items():
         cells = [_cell(row.get(budget), measure, best[budget]) for budget in budgets]
@@ -77,13 +74,34 @@ def comparison_table(measurements: Sequence[Measurement], measure: str = "median
     return "\n".join(lines)
 
 
+def verdict(measurements: Sequence[Measurement], own: Collection[str]) -> str:
+    """A Markdown table: at every budget the best solver of `own`, the best of the others, and the ratio of medians.
+
+    Budgets at which one of the sides has no measurement are left out.
+
+    Args:
+        measurements: Measurements from `compare_solvers`.
+        own: Names of the solvers on the first side, such as those of UCGM-S.
+    """
+    lines = ["| calls | best of UCGM-S | best of diffusers | ratio |", "| ---: | --- | --- | ---: |"]
+    for calls in sorted({each.calls for each in measurements}):
+        found = [each for each in measurements if each.calls == calls]
+        medians = [(each.median, each.solver) for each in found if each.median is not None]
+        ours = [pair for pair in medians if pair[1] in own]
+        theirs = [pair for pair in medians if pair[1] not in own]
+        if ours and theirs:
+            (a, our_best), (b, their_best) = min(ours), min(theirs)
+            lines.append(f"| {calls} | {our_best}: {a:.2e} | {their_best}: {b:.2e} | {a / b:.2f} |")
+    return "\n".join(lines)
+
+
 def comparison_curves(
     measurements: Sequence[Measurement], measure: str = "median"
 ) -> dict[str, tuple[list[int], list[float]]]:
-    """The calls really made and the values of each solver, as `plot_quality` takes them.
+    """The calls made and the values of each solver, in the form that `plot_quality` takes.
 
     Args:
-        measurements: As `compare_solvers` gives them.
+        measurements: Measurements from `compare_solvers`.
         measure: One of `MEASURES`.
     """
     curves: dict[str, dict[int, float]] = {}
@@ -100,40 +118,65 @@ def save_comparison(
     """Write tables of all measures and a plot of the first.
 
     Args:
-        measurements: As `compare_solvers` gives them.
-        output: The folder.
-        title: Of both.
+        measurements: Measurements from `compare_solvers`.
+        output: The folder of both files.
+        title: The title of both.
         emphasised: Solvers whose lines stand out in the plot.
 
     Returns:
-        What to print: the table of the median, why there are gaps in it, and the files.
+        Lines to print: the table of the median, why there are gaps in it, and the files.
 
     Raises:
         ValueError: If nothing could be measured.
         ImportError: If matplotlib is not installed.
     """
     output = Path(output)
-    shown = [measure for measure in MEASURES if any(_value(each, measure) is not None for each in measurements)]
-    tables = {measure: comparison_table(measurements, measure) for measure in shown}
-    reasons = [f"- {each.solver} at {each.calls} calls: {each.reason}" for each in measurements if each.reason]
-    gaps = "\n".join(["Without a number:", *reasons]) if reasons else ""
-    sections = [f"{MEASURES[measure].capitalize()}, by network calls:\n\n{table}" for measure, table in tables.items()]
+    sections, gaps = _sections(measurements), _gaps(measurements)
     curves = comparison_curves(measurements)
     plot = plot_quality(curves, output / PLOT, measure=MEASURES["median"], title=title, emphasised=emphasised)
-    parts = [f"# {title}" if title else "", *sections, gaps]
-    files.write_text(output / TABLES, "\n\n".join(filter(None, parts)) + "\n")
-    places = f"Tables: {(output / TABLES).resolve()}\nPlot: {plot}"
-    return "\n".join(filter(None, [sections[0], gaps, places]))
+    files.write_text(output / TABLES, _join(f"# {title}" if title else "", *sections, gaps, between="\n\n") + "\n")
+    return _join(sections[0], gaps, f"Tables: {(output / TABLES).resolve()}\nPlot: {plot}", between="\n")
+
+
+def _sections(measurements: Sequence[Measurement]) -> list[str]:
+    """A heading and a table for each measure that has a value."""
+    measures = [name for name in MEASURES if _least(measurements, name) is not None]
+    return [
+        f"{MEASURES[name].capitalize()}, by network calls:\n\n{comparison_table(measurements, name)}"
+        for name in measures
+    ]
+
+
+def _gaps(measurements: Sequence[Measurement]) -> str:
+    """The reasons of measurements without a number, or an empty text."""
+    reasons = [f"- {each.solver} at {each.calls} calls: {each.reason}" for each in measurements if each.reason]
+    return "\n".join(["Without a number:", *reasons]) if reasons else ""
+
+
+def _join(*parts: str, between: str) -> str:
+    return between.join(filter(None, parts))
 
 
 def _value(measurement: Measurement | None, measure: str) -> float | None:
     return None if measurement is None else getattr(measurement, measure)
 
 
+def _least(measurements: Iterable[Measurement], measure: str) -> float | None:
+    """The least value of a measure; None where nothing was measured."""
+    values = [_value(each, measure) for each in measurements]
+    return min((value for value in values if value is not None), default=None)
+
+
 def _cell(measurement: Measurement | None, measure: str, best: float | None) -> str:
+    """The cell of a table for a measurement; the best value is bold."""
     value = _value(measurement, measure)
     if measurement is None or value is None:
         return ""
-    text = f"{value:.3g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.1e}"
+    text = _short(value)
     text = f"**{text}**" if value == best else text
     return text if measurement.calls_made == measurement.calls else f"{text} ({measurement.calls_made})"
+
+
+def _short(value: float) -> str:
+    """Three digits, or two of numbers so small that they need a power of ten."""
+    return f"{value:.3g}" if abs(value) >= 1e-4 or value == 0 else f"{value:.1e}"

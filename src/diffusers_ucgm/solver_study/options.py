@@ -8,7 +8,7 @@ from diffusers_ucgm.generation.options import add_model_options
 from .defaults import CALLS, FIRST_SEED, OBJECTIVE_NAMES
 
 
-__all__ = ["OPTIONS"]
+__all__ = ["OPTIONS", "named_folder"]
 
 
 def add_tune_options(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +53,18 @@ def add_compare_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, help="of the reference's pictures")
     add_source_options(parser)
     parser.add_argument("--features", default="inception", help="the feature network (%(default)s)")
+
+
+def named_folder(word: str) -> tuple[str, str]:
+    """The name and the folder of a `--scheduler`.
+
+    Raises:
+        ValueError: If the word has another form than `NAME=FOLDER`.
+    """
+    name, equals, folder = word.partition("=")
+    if not equals or not name:
+        raise ValueError(f"`--scheduler` must be a word of the form NAME=FOLDER, got {word!r}.")
+    return name, folder
 
 
 OPTIONS = {"compare": add_compare_options, "tune-sampler": add_tune_options}

@@ -11,16 +11,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import numpy as np
+import torch
 
+from diffusers_ucgm.contracts import Steppable
 from diffusers_ucgm.loading import load_scheduler
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 
-__all__ = ["STOCK_SOLVERS", "StockSolver", "named_scheduler", "stock_solvers", "ucgm_solvers", "unwarned"]
+__all__ = ["STOCK_SOLVERS", "Solver", "StockSolver", "load_solver", "silence_stock", "stock_solvers", "ucgm_solvers"]
+
+# A scheduler for every budget of network calls, or one for each budget.
+Solver = Steppable | Mapping[int, Steppable]
+# A subclass of a scheduler's class, with other times.
+Variant = Callable[[type], type]
 
 
 @dataclass(frozen=True)
@@ -28,69 +35,81 @@ class StockSolver:
     """A scheduler of diffusers and its settings.
 
     Attributes:
-        scheduler: The class, without "Scheduler".
-        settings: Arguments beside those that tell the model's path.
-        adjusted: What is done to it before use, or None.
+        scheduler: The name of the class, without "Scheduler".
+        settings: Arguments beside those that describe the model's path.
+        variant: The function that makes a subclass of the class, or None for the class itself.
     """
 
     scheduler: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    adjusted: Callable[[Any], Any] | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
+    variant: Variant | None = None
 
 
-def _even_sigmas(scheduler: Any) -> Any:
-    """Even noise levels from 1 to 1 / N, as most pipelines pass them; by itself the class ends at 1 / 1000."""
-    set_timesteps = scheduler.set_timesteps
+def _even_sigmas(stock: type) -> type:
+    """A class with even noise levels from 1 to 1 / N, as most pipelines pass them; its own end at 1 / 1000."""
 
-    @wraps(set_timesteps)
-    def even(num_inference_steps: int | None = None, device: Any = None, sigmas: Any = None, **others: Any) -> None:
-        if sigmas is None and num_inference_steps is not None:
-            sigmas = np.linspace(1.0, 1.0 / num_inference_steps, num_inference_steps)
-        set_timesteps(sigmas=sigmas, device=device, **others)
+    class EvenSigmas(stock):
+        @wraps(stock.set_timesteps)
+        def set_timesteps(
+            self,
+            num_inference_steps: int | None = None,
+            device: str | torch.device | None = None,
+            sigmas: Sequence[float] | np.ndarray | None = None,
+            **others: object,
+        ) -> None:
+            if sigmas is None and num_inference_steps is not None:
+                sigmas = np.linspace(1.0, 1.0 / num_inference_steps, num_inference_steps)
+            super().set_timesteps(sigmas=sigmas, device=device, **others)
 
-    scheduler.set_timesteps = even
-    return scheduler
+    return _renamed_like(EvenSigmas, stock)
 
 
-def _exact_times(scheduler: Any) -> Any:
-    """The noise levels' own times, which the class cuts down to whole numbers."""
-    set_timesteps = scheduler.set_timesteps
+def _exact_times(stock: type) -> type:
+    """A class with the noise levels' own times, which the stock class rounds down to whole numbers."""
 
-    @wraps(set_timesteps)
-    def exact(*args: Any, **others: Any) -> None:
-        set_timesteps(*args, **others)
-        times = scheduler.sigmas[:-1] * scheduler.config.num_train_timesteps
-        scheduler.timesteps = times.to(scheduler.timesteps.device)
+    class ExactTimes(stock):
+        @wraps(stock.set_timesteps)
+        def set_timesteps(self, *args: object, **others: object) -> None:
+            super().set_timesteps(*args, **others)
+            times = self.sigmas[:-1] * self.config.num_train_timesteps
+            self.timesteps = times.to(self.timesteps.device)
 
-    scheduler.set_timesteps = exact
-    return scheduler
+    return _renamed_like(ExactTimes, stock)
+
+
+def _renamed_like(variant: type, stock: type) -> type:
+    """The variant under the name of the stock class, which configs and records of comparisons hold."""
+    variant.__name__ = stock.__name__
+    return variant
 
 
 def _orders_and(
-    names: Mapping[str, Mapping[str, Any]], variants: Mapping[str, tuple[Mapping[str, Any], Any]]
+    names: Mapping[str, Mapping[str, object]], variants: Mapping[str, tuple[Mapping[str, object], Variant | None]]
 ) -> dict[str, StockSolver]:
     """Every scheduler of `names` with orders 2 and 3 in every variant."""
     return {
         f"{name}{' order 3' if order == 3 else ''}{suffix}": StockSolver(
-            name, {"solver_order": order, **settings, **changes}, adjusted
+            name, {"solver_order": order, **settings, **changes}, variant
         )
         for name, settings in names.items()
         for order in (2, 3)
-        for suffix, (changes, adjusted) in variants.items()
+        for suffix, (changes, variant) in variants.items()
     }
 
 
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 TRAILING = {"timestep_spacing": "trailing"}
 KARRAS = {"use_karras_sigmas": True}
-MULTISTEP = ("DPMSolverMultistep", "UniPCMultistep", "DEISMultistep")
+MULTISTEP_SCHEDULERS = ("DPMSolverMultistep", "UniPCMultistep", "DEISMultistep")
 # By the kind of path, as `UCGMScheduler` calls it.
 STOCK_SOLVERS: dict[str, dict[str, StockSolver]] = {
     "linear": {
         "FlowMatchEuler": StockSolver("FlowMatchEulerDiscrete"),
         "FlowMatchEuler even sigmas": StockSolver("FlowMatchEulerDiscrete", {}, _even_sigmas),
         "FlowMatchHeun": StockSolver("FlowMatchHeunDiscrete"),
-        **_orders_and(dict.fromkeys(MULTISTEP[:2], FLOW), {"": ({}, None), " exact times": ({}, _exact_times)}),
+        **_orders_and(
+            dict.fromkeys(MULTISTEP_SCHEDULERS[:2], FLOW), {"": ({}, None), " exact times": ({}, _exact_times)}
+        ),
         "DEISMultistep": StockSolver("DEISMultistep", FLOW),
         "DPMSolverSinglestep": StockSolver("DPMSolverSinglestep", {**FLOW, "lower_order_final": True}),
     },
@@ -100,13 +119,13 @@ STOCK_SOLVERS: dict[str, dict[str, StockSolver]] = {
         "Euler Karras": StockSolver("EulerDiscrete", {**TRAILING, **KARRAS}),
         "Heun": StockSolver("HeunDiscrete", TRAILING),
         "Heun linspace": StockSolver("HeunDiscrete"),
-        **_orders_and(dict.fromkeys(MULTISTEP, TRAILING), {"": ({}, None), " Karras": (KARRAS, None)}),
+        **_orders_and(dict.fromkeys(MULTISTEP_SCHEDULERS, TRAILING), {"": ({}, None), " Karras": (KARRAS, None)}),
         "DPMSolverMultistep exponential": StockSolver("DPMSolverMultistep", {"use_exponential_sigmas": True}),
         "DPMSolverSinglestep": StockSolver("DPMSolverSinglestep", {"lower_order_final": True}),
         "DPMSolverSinglestep Karras": StockSolver("DPMSolverSinglestep", {**KARRAS, "lower_order_final": True}),
         "LMS": StockSolver("LMSDiscrete", TRAILING),
         "PNDM": StockSolver("PNDM", {**TRAILING, "skip_prk_steps": True}),
-        # Draws fresh noise at every step, so that it does not end at the solution of the first.
+        # It adds fresh noise at every step, so that it does not end at the solution of the first.
         "LCM": StockSolver("LCM"),
     },
     "sigma_space": {
@@ -117,7 +136,7 @@ STOCK_SOLVERS: dict[str, dict[str, StockSolver]] = {
 }
 # Pipelines read these from a flow's scheduler to work out `mu`.
 CARRIED = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
-SHARED_OF_CHAIN = (
+SHARED_OF_DISCRETE_BETA = (
     "beta_start",
     "beta_end",
     "beta_schedule",
@@ -131,14 +150,14 @@ SHARED_OF_CHAIN = (
 SHARED_OF_SIGMA_SPACE = ("sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "rho")
 
 
-def stock_solvers(config: Mapping[str, Any]) -> dict[str, Any]:
+def stock_solvers(config: Mapping[str, Any]) -> dict[str, Steppable]:
     """Schedulers of diffusers that solve a model's equation, by name.
 
     Args:
-        config: Of the pipeline's scheduler, stock or `UCGMScheduler`.
+        config: The config of the pipeline's scheduler, stock or `UCGMScheduler`.
 
     Returns:
-        None at all for a path that diffusers has no solvers for, such as `trigflow` or the paper's times up to 1.
+        An empty dict for a path that diffusers has no solvers for, such as `trigflow` or the paper's times up to 1.
 
     Raises:
         ValueError: If the config is of a kind that `UCGMScheduler.from_config` refuses.
@@ -147,24 +166,15 @@ def stock_solvers(config: Mapping[str, Any]) -> dict[str, Any]:
     path = _path(own)
     if path is None:
         return {}
-    solvers = {}
-    for name, solver in STOCK_SOLVERS[own["transport"]].items():
-        cls = getattr(diffusers, f"{solver.scheduler}Scheduler")
-        known = inspect.signature(cls.__init__).parameters
-        if path.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known:
-            continue  # its chain would be another
-        settings = {key: value for key, value in {**path, **solver.settings}.items() if key in known}
-        with unwarned():
-            scheduler = cls.from_config(settings)
-        solvers[name] = scheduler if solver.adjusted is None else solver.adjusted(scheduler)
-    return solvers
+    solvers = {name: _scheduler(solver, path) for name, solver in STOCK_SOLVERS[own["transport"]].items()}
+    return {name: scheduler for name, scheduler in solvers.items() if scheduler is not None}
 
 
 def ucgm_solvers(config: Mapping[str, Any]) -> dict[str, UCGMScheduler]:
     """Settings of `UCGMScheduler` for a model, by name: as for its stock scheduler, the paper's, and parts of these.
 
     Args:
-        config: As `stock_solvers` takes it.
+        config: The config of the pipeline's scheduler, as in `stock_solvers`.
     """
     changes: dict[str, dict[str, Any]] = {
         "UCGM-S": {},
@@ -178,55 +188,84 @@ def ucgm_solvers(config: Mapping[str, Any]) -> dict[str, UCGMScheduler]:
     return {name: UCGMScheduler.from_config(stock, **settings) for name, settings in changes.items()}
 
 
+def load_solver(folder: str, calls: Sequence[int], *, argument: str = "folder") -> Solver:
+    """A saved scheduler, or the saved schedulers of several budgets where the folder's name has `{calls}`.
+
+    Args:
+        folder: The folder of a scheduler; `{calls}` in its name stands for each budget.
+        calls: The budgets of network calls.
+        argument: The name of the folder in errors.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        ValueError: If it holds no scheduler, or there is no folder for any budget.
+    """
+    if "{calls}" not in folder:
+        return cast(Steppable, load_scheduler(folder, argument=argument))
+    folders = {budget: Path(folder.replace("{calls}", str(budget))) for budget in calls}
+    found = {
+        budget: cast(Steppable, load_scheduler(each, argument=argument))
+        for budget, each in folders.items()
+        if each.is_dir()
+    }
+    if not found:
+        raise ValueError(f"`{argument}` must name a folder for at least one of {calls} calls, got {folder!r}.")
+    return found
+
+
 @contextmanager
-def unwarned() -> Iterator[None]:
-    """Without what numpy has to say to diffusers' schedulers: old ways of making arrays, divisions by zero."""
+def silence_stock() -> Iterator[None]:
+    """Silence numpy's warnings in diffusers' schedulers: old ways of making arrays, divisions by zero."""
     with warnings.catch_warnings():
         for category in (DeprecationWarning, RuntimeWarning):
             warnings.simplefilter("ignore", category)
         yield
 
 
-def _path(own: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a `UCGMScheduler`'s config says of the model, in the words of diffusers; None where it has no words."""
-    end = {"final_sigmas_type": "sigma_min" if own["ends_at_first_step"] else "zero"}
-    path: dict[str, Any] = {"num_train_timesteps": own["num_train_timesteps"], **end}
-    if own["transport"] == "linear":
-        # Schedulers of flows end at one part of `num_train_timesteps`.
-        if own["prediction_type"] is not None or own["num_train_timesteps"] < 100:
-            return None
-        dynamic = {key: own[key] for key in ("use_dynamic_shifting", "time_shift_type", "shift_terminal")}
-        carried = {key: own[key] for key in CARRIED if key in own}
-        return {**path, "shift": own["shift"], "flow_shift": own["shift"], **dynamic, **carried}
-    if own["transport"] == "discrete_beta":
-        if own["snr_shift_scale"] != 1.0:
-            return None
-        clips = {name: bool(own["clips_estimates"] and own[name]) for name in ("clip_sample", "thresholding")}
-        shared = {key: own[key] for key in SHARED_OF_CHAIN}
-        return {**path, **shared, **clips, "set_alpha_to_one": not own["ends_at_first_step"]}
-    if own["transport"] == "sigma_space" and own["sigma_embedding"] == "log":
-        shared = {key: own[key] for key in SHARED_OF_SIGMA_SPACE}
-        return {**path, **shared, "prediction_type": own["prediction_type"] or "epsilon"}
-    return None
+def _scheduler(solver: StockSolver, path: Mapping[str, Any]) -> Steppable | None:
+    """The scheduler on a model's path; None where its noise schedule would be another."""
+    cls = getattr(diffusers, f"{solver.scheduler}Scheduler")
+    known = inspect.signature(cls.__init__).parameters
+    if path.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known:
+        return None
+    settings = {key: value for key, value in {**path, **solver.settings}.items() if key in known}
+    cls = cls if solver.variant is None else solver.variant(cls)
+    with silence_stock():
+        return cls.from_config(settings)
 
 
-def named_scheduler(word: str, calls: Sequence[int]) -> tuple[str, Any]:
-    """Name and scheduler of `NAME=FOLDER`, or schedulers by budget where the folder's name has `{calls}`.
+def _path(own: Mapping[str, Any]) -> dict[str, object] | None:
+    """The model's settings of a `UCGMScheduler`'s config, under diffusers' names; None where it has none for them."""
+    translate = PATHS.get(own["transport"])
+    settings = None if translate is None else translate(own)
+    if settings is None:
+        return None
+    end = "sigma_min" if own["ends_at_first_step"] else "zero"
+    return {"num_train_timesteps": own["num_train_timesteps"], "final_sigmas_type": end, **settings}
 
-    Args:
-        word: Of the command line.
-        calls: The budgets.
 
-    Raises:
-        ValueError: If the word has another form, or there is no scheduler in any folder.
-    """
-    name, equals, folder = word.partition("=")
-    if not equals or not name:
-        raise ValueError(f"`--scheduler` must be a word of the form NAME=FOLDER, got {word!r}.")
-    if "{calls}" not in folder:
-        return name, load_scheduler(folder, argument="--scheduler")
-    folders = {budget: Path(folder.replace("{calls}", str(budget))) for budget in calls}
-    found = {budget: load_scheduler(each, argument="--scheduler") for budget, each in folders.items() if each.is_dir()}
-    if not found:
-        raise ValueError(f"`--scheduler` must name a folder for at least one of {calls} calls, got {folder!r}.")
-    return name, found
+def _linear_path(own: Mapping[str, Any]) -> dict[str, object] | None:
+    # Schedulers of flows end at one part of `num_train_timesteps`.
+    if own["prediction_type"] is not None or own["num_train_timesteps"] < 100:
+        return None
+    dynamic = {key: own[key] for key in ("use_dynamic_shifting", "time_shift_type", "shift_terminal")}
+    carried = {key: own[key] for key in CARRIED if key in own}
+    return {"shift": own["shift"], "flow_shift": own["shift"], **dynamic, **carried}
+
+
+def _discrete_beta_path(own: Mapping[str, Any]) -> dict[str, object] | None:
+    if own["snr_shift_scale"] != 1.0:
+        return None
+    clips = {name: bool(own["clips_estimates"] and own[name]) for name in ("clip_sample", "thresholding")}
+    shared = {key: own[key] for key in SHARED_OF_DISCRETE_BETA}
+    return {**shared, **clips, "set_alpha_to_one": not own["ends_at_first_step"]}
+
+
+def _sigma_space_path(own: Mapping[str, Any]) -> dict[str, object] | None:
+    if own["sigma_embedding"] != "log":
+        return None
+    shared = {key: own[key] for key in SHARED_OF_SIGMA_SPACE}
+    return {**shared, "prediction_type": own["prediction_type"] or "epsilon"}
+
+
+PATHS = {"linear": _linear_path, "discrete_beta": _discrete_beta_path, "sigma_space": _sigma_space_path}

@@ -308,7 +308,7 @@ class _Draws:
         )
         if not bool(drawn.isfinite().all()):
             raise RuntimeError(f"The samples are not finite. {SAMPLING_REMEDY}")
-        return self.goal.measured(drawn, part.solutions)
+        return self.goal.measure(drawn, part.solutions)
 
     def value(self, settings: dict[str, Any], part: _Part) -> float | None:
         """The objective for settings; None where they cannot be run."""
