@@ -32,7 +32,8 @@ from diffusers_ucgm.conversion.sizes import published_settings
 from diffusers_ucgm.data.images import prepare_image
 from diffusers_ucgm.loading import DTYPE
 from diffusers_ucgm.locks import Lock
-from diffusers_ucgm.pipeline import denormalize_latents, guided, normalize_latents
+from diffusers_ucgm.network_calls import guide
+from diffusers_ucgm.pipeline import denormalize_latents, normalize_latents
 from diffusers_ucgm.training.encoding import encode_pixels
 
 
@@ -84,7 +85,7 @@ def test_guidance_is_the_published_one(converted):
         both = predicted(pipe, x, t, y)
         output = both.chunk(2)[0]
         if each["guidance_active"]:
-            output = guided(*both.chunk(2), each["cfg_scale"], pipe.config.guided_channels)
+            output = guide(*both.chunk(2), each["cfg_scale"], pipe.config.guided_channels)
         assert error(output, expected) < TOLERANCE, each["name"]
 
 
@@ -126,7 +127,7 @@ def test_guidance_in_bf16_stays_close(converted, tmp_path):
             continue
         x, t, y, expected = guided_case(case, each)
         both = predicted(half, x.to(torch.bfloat16), t, y).float()
-        output = guided(*both.chunk(2), each["cfg_scale"], pipe.config.guided_channels)
+        output = guide(*both.chunk(2), each["cfg_scale"], pipe.config.guided_channels)
         assert error(output, expected) < 0.08, each["name"]  # measured: 0.012 to 0.052
     arguments = {"num_inference_steps": 4, "guidance_scale": 2.0, "output_type": "latent"}
     exact, found = (
@@ -570,7 +571,7 @@ def test_latents_and_pictures_are_normalised_as_published(unit_range, tmp_path, 
     encoded, sampled = case.cases["latents.encoded"], case.cases["latents.sampled"]
     assert error(normalize_latents(pipe.vae, encoded), case.cases["latents.normalised"]) < TOLERANCE
     assert error(denormalize_latents(pipe.vae, sampled), case.cases["latents.denormalised"]) < TOLERANCE
-    picture = pipe._decode(sampled, "pt")
+    picture = pipe.decode(sampled, "pt")
     expected = case.cases["latents.image_unit" if unit_range else "latents.image_symmetric"]
     assert (picture - expected).abs().max() < TOLERANCE
     # What training encodes is in the range that decoding gives.

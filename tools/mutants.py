@@ -224,8 +224,8 @@ MUTANTS = [
     ),
     Mutant(
         "the cache's batch is conditions before null conditions",
-        "pipeline.py",
-        "both.chunk(2)[:: -1 if run.null_first else 1]",
+        "network_calls.py",
+        "both.chunk(2)[:: -1 if null_first else 1]",
         "both.chunk(2)",
         CACHE_TESTS,
     ),
@@ -855,21 +855,21 @@ MUTANTS = [
     # Pipeline
     Mutant(
         "null class fixed at 1000",
-        "pipeline.py",
-        "torch.full_like(labels, self.num_classes)",
+        "network_calls.py",
+        "torch.full_like(labels, null)",
         "torch.full_like(labels, 1000)",
         PIPELINE_TESTS,
     ),
     Mutant(
         "guidance interval in the network's own time",
-        "pipeline.py",
+        "network_calls.py",
         "for t in times]",
-        "for t in (self.scheduler.timesteps / 1000).tolist()]",
+        "for t in (scheduler.timesteps / 1000).tolist()]",
         PIPELINE_TESTS,
     ),
     Mutant(
         "learned variances not cut off",
-        "pipeline.py",
+        "network_calls.py",
         "return output[:, : sample.shape[1]].float()",
         "return output.float()",
         PIPELINE_TESTS,

@@ -1,11 +1,11 @@
-"""UCGMPipeline: a class-conditional transformer, an optional autoencoder and a scheduler, from labels to pictures."""
+"""UCGMPipeline: a class-conditional transformer, an optional autoencoder and a scheduler, from labels to images."""
 
 import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -20,22 +20,26 @@ from torch import Tensor
 
 from . import files
 from .autoencoders import decode_latents, denormalize_latents, normalize_latents, takes_unit_range
-from .constraints import brief, check
-from .labels import ModelClasses
+from .constraints import check
+from .contracts import Steppable
 from .names import BUNDLED, local_or_hub
-from .network_caches import CacheRun, disable_cache, enable_cache
-from .pipeline_arguments import CONSTRUCTOR_ARGUMENTS
+from .network_caches import disable_cache, enable_cache
+from .network_calls import Guidance, NetworkCalls
+from .pipeline_arguments import (
+    CALL_DEFAULTS,
+    CONSTRUCTOR_ARGUMENTS,
+    check_call_defaults,
+    check_guided_channels,
+    check_latent_statistics,
+    class_ids,
+    names_by_id,
+    schedule_arguments,
+)
 from .readme import OWN_EXAMPLE, save_readme
 from .sampling.settings import CALL_ARGUMENTS
 
 
-__all__ = ["BUNDLED", "UCGMPipeline", "UCGMPipelineOutput", "denormalize_latents", "guided", "normalize_latents"]
-
-# What a pipeline's `call_defaults` may name.
-CALL_DEFAULTS = ("num_inference_steps", "guidance_scale", "guidance_interval")
-
-# What diffusers' transformers call the time that a call leads to.
-TARGET_TIMES = ("r_timestep", "target_timestep", "timestep_r")
+__all__ = ["BUNDLED", "UCGMPipeline", "UCGMPipelineOutput", "denormalize_latents", "normalize_latents"]
 
 # What a saved folder holds for `DiffusionPipeline.from_pretrained(..., custom_pipeline=...)`.
 HUB_MODULE = "from diffusers_ucgm.pipeline import UCGMPipeline\n\n\n__all__ = ['UCGMPipeline']\n"
@@ -50,25 +54,16 @@ class UCGMPipelineOutput(BaseOutput):
         num_network_calls: Calls of the transformer. A guided call evaluates condition and null condition in one batch.
     """
 
-    images: list[Image.Image] | np.ndarray | Tensor
+    images: "Images"
     num_network_calls: int
 
 
-def guided(conditional: Tensor, unconditional: Tensor, scale: float, channels: int | None = None) -> Tensor:
-    """Classifier-free guidance: `unconditional + scale (conditional - unconditional)`.
-
-    Args:
-        conditional: Prediction for the wanted classes, shape `(B, C, H, W)`.
-        unconditional: Prediction for the null class, same shape.
-        scale: 1 is the conditional prediction; below 1 lies between the two.
-        channels: How many channels are guided, from the first; the others stay conditional. None guides all.
-    """
-    output = unconditional + scale * (conditional - unconditional)
-    return output if channels is None else torch.cat([output[:, :channels], conditional[:, channels:]], dim=1)
+Images = list[Image.Image] | np.ndarray | Tensor
+Callback = Callable[["UCGMPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor] | None]
 
 
 class UCGMPipeline(DiffusionPipeline):
-    """Draws pictures of classes with a multi-step or few-step model.
+    """Generates images of classes with a multi-step or few-step model.
 
     Example:
         >>> import torch
@@ -83,6 +78,10 @@ class UCGMPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "transformer->vae"
     _optional_components = ["vae"]
     _callback_tensor_inputs = ["latents"]
+
+    transformer: ModelMixin
+    vae: ModelMixin | None
+    scheduler: Steppable
 
     def __init__(
         self,
@@ -118,20 +117,13 @@ class UCGMPipeline(DiffusionPipeline):
             ValueError: If `call_defaults` names anything else, or the statistics are not one number for each channel.
         """
         check(CONSTRUCTOR_ARGUMENTS, locals())
-        channels = getattr(transformer.config, "in_channels", None)
-        if guided_channels is not None and isinstance(channels, int) and guided_channels > channels:
-            raise ValueError(
-                f"`guided_channels` must be at most the {channels} of the transformer, got {guided_channels}."
-            )
+        check_guided_channels(guided_channels, getattr(transformer.config, "in_channels", None))
+        check_call_defaults(list(call_defaults or {}))
+        check(CALL_ARGUMENTS, call_defaults or {})
         super().__init__()
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
-        # JSON turns the keys into strings.
-        labels = None if id2label is None else {int(key): name for key, name in id2label.items()}
-        if unknown := sorted(set(call_defaults or {}) - set(CALL_DEFAULTS)):
-            raise ValueError(f"`call_defaults` must name some of {list(CALL_DEFAULTS)}, got {unknown}.")
-        check(CALL_ARGUMENTS, call_defaults or {})
         self.register_to_config(
-            id2label=labels,
+            id2label=names_by_id(id2label),
             guided_channels=guided_channels,
             latents_mean=None if latents_mean is None else list(latents_mean),
             latents_std=None if latents_std is None else list(latents_std),
@@ -139,15 +131,11 @@ class UCGMPipeline(DiffusionPipeline):
             call_defaults=call_defaults,
         )
         if vae is not None and latents_mean is not None and latents_std is not None:
-            if len(latents_mean) != len(latents_std):
-                raise ValueError(
-                    f"`latents_mean` and `latents_std` must be of one length, got {len(latents_mean)} and "
-                    f"{len(latents_std)}."
-                )
-            # With the autoencoder, so that training and drawing find them in one place; not among its weights, which
+            check_latent_statistics(latents_mean, latents_std)
+            # With the autoencoder, so that training and sampling find them in one place; not among its weights, which
             # may be cast, nor in its configuration, which would not load with them.
-            for name, value in (("latents_mean", latents_mean), ("latents_std", latents_std)):
-                setattr(vae, name, list(value))
+            for name, values in (("latents_mean", latents_mean), ("latents_std", latents_std)):
+                setattr(vae, name, list(values))
         self.image_processor = VaeImageProcessor(do_resize=False, do_normalize=do_normalize)
         self._guidance_scale = 1.0
         self._num_timesteps = 0
@@ -279,32 +267,7 @@ class UCGMPipeline(DiffusionPipeline):
         Raises:
             ValueError: If a name is unknown or may be several classes, or an id is out of range.
         """
-        if isinstance(class_labels, Tensor | np.ndarray):
-            class_labels = class_labels.reshape(-1).tolist()
-        if isinstance(class_labels, str | int | np.integer):
-            class_labels = [class_labels]
-        if not isinstance(class_labels, list | tuple):
-            raise ValueError(f"`class_labels` must be ids or names, or a list of them, got {brief(class_labels)}.")
-        if len(class_labels) == 0:
-            raise ValueError("`class_labels` must not be empty, got [].")
-        classes = ModelClasses.of(self.config.id2label, self.num_classes)
-        ids = []
-        for label in class_labels:
-            if isinstance(label, str):
-                try:
-                    ids.append(classes.id_of(label))
-                except ValueError as error:
-                    known = sorted(classes.names.values())
-                    raise ValueError(
-                        f"`class_labels` must be ids or names of `id2label`, {known}, got {label!r}: {error}"
-                    ) from error
-            elif not isinstance(label, int | np.integer) or isinstance(label, bool):
-                raise ValueError(f"`class_labels` must be ids or names, got {label!r}.")
-            elif not 0 <= label < self.num_classes:
-                raise ValueError(f"`class_labels` must be in [0, {self.num_classes - 1}], got {label}.")
-            else:
-                ids.append(int(label))
-        return ids
+        return class_ids(class_labels, self.config.id2label, self.num_classes)
 
     def prepare_latents(
         self,
@@ -337,7 +300,7 @@ class UCGMPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        class_labels: Any,
+        class_labels: object,
         guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
         num_inference_steps: int | None = None,
@@ -347,10 +310,10 @@ class UCGMPipeline(DiffusionPipeline):
         latents: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[["UCGMPipeline", int, Any, dict[str, Any]], dict[str, Any]] | None = None,
+        callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-    ) -> UCGMPipelineOutput | tuple[Any]:
-        """Draw one picture for each label.
+    ) -> UCGMPipelineOutput | tuple[Images]:
+        """Generate one image for each label.
 
         Args:
             class_labels: Ids, names, or a list of both; see `get_label_ids`.
@@ -375,137 +338,38 @@ class UCGMPipeline(DiffusionPipeline):
             ValueError: If an argument is out of its range.
             RuntimeError: If the network's output is not finite.
         """
-        defaults = self.config.call_defaults or {}
-        if guidance_scale is None:
-            guidance_scale = defaults.get("guidance_scale", 1.0)
-        if guidance_interval is None:
-            guidance_interval = defaults.get("guidance_interval", (0.0, 1.0))
-        given = {
-            "guidance_scale": guidance_scale,
-            "guidance_interval": guidance_interval,
-            "num_inference_steps": num_inference_steps,
-            "generator": generator,
-            "latents": latents,
-            "output_type": output_type,
-            "return_dict": return_dict,
-            "callback_on_step_end": callback_on_step_end,
-            "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs,
-        }
-        check(CALL_ARGUMENTS, given)
+        scale: float = self._or_default("guidance_scale", guidance_scale)
+        interval: Sequence[float] = self._or_default("guidance_interval", guidance_interval)
+        check(CALL_ARGUMENTS, locals() | {"guidance_scale": scale, "guidance_interval": interval})
         self._check_tensor_inputs(callback_on_step_end_tensor_inputs)
-        guidance_scale = float(cast(float, guidance_scale))
-        interval = tuple(cast(Sequence[float], guidance_interval))
-        ids = self.get_label_ids(class_labels)
-        self._guidance_scale, self._interrupt = guidance_scale, False
-        device = self._execution_device
-        labels = torch.tensor(ids, device=device)
-        null = torch.full_like(labels, self.num_classes)
-        self._set_timesteps(num_inference_steps, timesteps, sigmas, device)
-        x_t = self.prepare_latents(len(ids), generator, latents)
-        own_times = getattr(self.scheduler, "canonical_times", None)
-        times = self.scheduler.timesteps if own_times is None else self.scheduler.timesteps[: len(own_times)]
-        targets = self._target_times(len(times))
-        is_guided = self._guided_calls(guidance_scale, interval, len(times))
-        takes = inspect.signature(self.scheduler.step).parameters
-        extra = {"generator": generator} if "generator" in takes else {}
-        self._num_timesteps = len(times)
-        run = CacheRun(self.transformer, is_guided)
-        calls = 0
-        with self.progress_bar(total=self._num_timesteps) as bar:  # pyright: ignore[reportCallIssue]
-            for i, (t, target) in enumerate(zip(times, targets, strict=True)):
-                if self.interrupt:
-                    continue
-                self._current_timestep = t
-                sample = self._scaled(x_t, t)
-                with run.call(i, t, self.scheduler):
-                    if is_guided[i]:
-                        pair = [null, labels] if run.null_first else [labels, null]
-                        both = self._predict(torch.cat([sample, sample]), t, target, torch.cat(pair))
-                        conditional, unconditional = both.chunk(2)[:: -1 if run.null_first else 1]
-                        output = guided(conditional, unconditional, guidance_scale, self.config.guided_channels)
-                    else:
-                        output = self._predict(sample, t, target, labels)
-                calls += 1
-                x_t = self.scheduler.step(output, t, x_t, **extra, return_dict=False)[0]
-                if callback_on_step_end is not None:
-                    given = {"latents": x_t} if "latents" in callback_on_step_end_tensor_inputs else {}
-                    x_t = (callback_on_step_end(self, i, t, given) or {}).get("latents", x_t)
-                bar.update()
-        run.reset()
-        self._current_timestep = None
-        if not bool(torch.isfinite(x_t).all()):
-            raise RuntimeError(
-                f"The transformer's output was not finite, in {self.transformer.dtype} on {device}. Use torch.float32 "
-                "or torch.bfloat16, check the weights, or lower `guidance_scale`."
-            )
-        images = self._decode(x_t, output_type, generator)
+        guidance = Guidance(float(scale), (interval[0], interval[1]), self.config.guided_channels)
+        labels = torch.tensor(self.get_label_ids(class_labels), device=self._execution_device)
+        self._guidance_scale, self._interrupt = guidance.scale, False
+        given_times = schedule_arguments(self.scheduler, timesteps=timesteps, sigmas=sigmas)
+        if not given_times:
+            num_inference_steps = self._or_default("num_inference_steps", num_inference_steps)
+        self.scheduler.set_timesteps(num_inference_steps, device=labels.device, **given_times)
+        x_t = self.prepare_latents(len(labels), generator, latents)
+        calls = NetworkCalls(self.transformer, self.scheduler, self._call_times, labels, self.num_classes, guidance)
+        x_t = self._run(calls, x_t, generator, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        self._check_finite(x_t)
+        images = self.decode(x_t, output_type, generator)
         self.maybe_free_model_hooks()
-        if not return_dict:
-            return (images,)
-        return UCGMPipelineOutput(images, calls)
+        return UCGMPipelineOutput(images, calls.number) if return_dict else (images,)
 
-    def _check_tensor_inputs(self, tensor_inputs: Sequence[str]) -> None:
-        unknown = [name for name in tensor_inputs if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be in {self._callback_tensor_inputs}, got {unknown}."
-            )
-
-    def _set_timesteps(
+    def decode(
         self,
-        num_inference_steps: int | None,
-        timesteps: Sequence[float] | None,
-        sigmas: Sequence[float] | None,
-        device: torch.device,
-    ) -> None:
-        given = {name: value for name, value in (("timesteps", timesteps), ("sigmas", sigmas)) if value is not None}
-        if not given and num_inference_steps is None:
-            num_inference_steps = (self.config.call_defaults or {}).get("num_inference_steps", 40)
-        accepted = inspect.signature(self.scheduler.set_timesteps).parameters
-        for name in given:
-            if name not in accepted:
-                raise ValueError(
-                    f"`{name}` must be left out with {self.scheduler.__class__.__name__}, which takes none."
-                )
-        self.scheduler.set_timesteps(num_inference_steps, device=device, **given)
+        latents: Tensor,
+        output_type: str = "pil",
+        generator: torch.Generator | list[torch.Generator] | None = None,
+    ) -> Images:
+        """Images of what the transformer generates.
 
-    def _target_times(self, number: int) -> list[dict[str, Tensor]]:
-        """Where every call leads, under the name by which a transformer of the any-step kind asks for it."""
-        asked = set(TARGET_TIMES) & set(inspect.signature(self.transformer.forward).parameters)
-        if not asked:
-            return [{}] * number
-        if not hasattr(self.scheduler, "target_timesteps"):
-            raise ValueError(
-                f"{type(self.transformer).__name__} takes `{min(asked)}`, the time that a call leads to, which "
-                f"{self.scheduler.__class__.__name__} does not tell. Use `UCGMScheduler`."
-            )
-        return [dict.fromkeys(asked, target) for target in self.scheduler.target_timesteps]
-
-    def _guided_calls(self, scale: float, interval: tuple[float, ...], number: int) -> list[bool]:
-        """Which calls are guided, decided on the host before the loop."""
-        if scale in (0.0, 1.0):
-            return [False] * number
-        if interval == (0.0, 1.0):
-            return [True] * number
-        # diffusers' own flow-matching schedulers have canonical times as sigmas.
-        times = getattr(self.scheduler, "canonical_times", None) or self.scheduler.sigmas.tolist()[:number]
-        start, stop = interval
-        return [start <= t <= stop for t in times]
-
-    def _scaled(self, latents: Tensor, t: Tensor) -> Tensor:
-        scale = getattr(self.scheduler, "scale_model_input", None)
-        return latents if scale is None else scale(latents, t)
-
-    def _predict(self, sample: Tensor, t: Tensor, target: dict[str, Tensor], labels: Tensor) -> Tensor:
-        """The transformer's prediction in float32, learned variances cut off."""
-        times = {"timestep": t, **target}
-        told = {name: time.to(sample.device, torch.float32).expand(len(sample)) for name, time in times.items()}
-        output = self.transformer(sample.to(self.transformer.dtype), **told, class_labels=labels, return_dict=False)[0]
-        return output[:, : sample.shape[1]].float()
-
-    def _decode(
-        self, latents: Tensor, output_type: str, generator: torch.Generator | list[torch.Generator] | None = None
-    ) -> Any:
+        Args:
+            latents: Latents, or pixels where there is no autoencoder, shape `(B, C, H, W)`.
+            output_type: "pil", "np", "pt", or "latent" for the latents themselves.
+            generator: The source of noise of autoencoders that decode with noise.
+        """
         if output_type == "latent":
             return latents
         images = latents
@@ -516,7 +380,59 @@ class UCGMPipeline(DiffusionPipeline):
         if not self.config.do_normalize:
             # diffusers clips only what it brings to [0, 1] itself.
             images = images.clamp(0.0, 1.0)
-        return self.image_processor.postprocess(images.float(), output_type=output_type)
+        return self.image_processor.postprocess(images.float(), output_type=output_type)  # pyright: ignore
+
+    def _or_default(self, name: str, value: Any) -> Any:
+        """The value of a call's argument, or its default where it is None."""
+        return (self.config.call_defaults or {}).get(name, CALL_DEFAULTS[name]) if value is None else value
+
+    @property
+    def _call_times(self) -> Tensor:
+        """The network's times of the scheduler's run, shape `(N,)`; its timesteps may have the end of the run too."""
+        own_times = getattr(self.scheduler, "canonical_times", None)
+        return self.scheduler.timesteps if own_times is None else self.scheduler.timesteps[: len(own_times)]
+
+    def _run(
+        self,
+        calls: NetworkCalls,
+        x_t: Tensor,
+        generator: torch.Generator | list[torch.Generator] | None,
+        callback: Callback | None,
+        tensor_inputs: Sequence[str],
+    ) -> Tensor:
+        """The samples at the end of the scheduler's run that begins at `x_t`."""
+        times = self._call_times
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        noise = {"generator": generator} if takes_generator else {}
+        self._num_timesteps = len(times)
+        with self.progress_bar(total=len(times)) as bar:  # pyright: ignore[reportCallIssue]
+            for i, t in enumerate(times):
+                if self.interrupt:
+                    continue
+                self._current_timestep = t
+                output = calls(i, x_t, t)
+                x_t = self.scheduler.step(output, t, x_t, **noise, return_dict=False)[0]
+                if callback is not None:
+                    tensors = {"latents": x_t} if "latents" in tensor_inputs else {}
+                    x_t = (callback(self, i, t, tensors) or {}).get("latents", x_t)
+                bar.update()
+        calls.end()
+        self._current_timestep = None
+        return x_t
+
+    def _check_tensor_inputs(self, tensor_inputs: Sequence[str]) -> None:
+        unknown = [name for name in tensor_inputs if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` must be in {self._callback_tensor_inputs}, got {unknown}."
+            )
+
+    def _check_finite(self, x_t: Tensor) -> None:
+        if not bool(torch.isfinite(x_t).all()):
+            raise RuntimeError(
+                f"The transformer's output was not finite, in {self.transformer.dtype} on {x_t.device}. Use "
+                "torch.float32 or torch.bfloat16, check the weights, or lower `guidance_scale`."
+            )
 
 
 # `DiffusionPipeline.from_pretrained` looks for the class of a saved pipeline among diffusers' own names.

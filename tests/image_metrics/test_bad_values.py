@@ -196,7 +196,7 @@ def test_numbers_of_any_kind_are_read_where_they_are_right(tmp_path):
 
 
 def test_images_with_nan_are_not_kept(pipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipe, "_decode", lambda latents, *_: torch.full((len(latents), 1, 8, 8), torch.nan))
+    monkeypatch.setattr(pipe, "decode", lambda latents, *_: torch.full((len(latents), 1, 8, 8), torch.nan))
     with pytest.raises(ValueError, match=r"`pixels` must be finite, .* Use float32 or bfloat16"):
         draw_samples(pipe, tmp_path, num_samples=2, num_inference_steps=1, progress=False)
     assert not list(tmp_path.glob("samples/*.safetensors"))

@@ -86,7 +86,7 @@ def decode(pipe: Pipeline, latents: Tensor) -> Tensor:
     """
     with sampling_mode(pipe):
         if isinstance(pipe, UCGMPipeline):
-            return pipe._decode(latents.to(pipe.device), "pt", torch.Generator().manual_seed(0)).float().cpu()
+            return pipe.decode(latents.to(pipe.device), "pt", torch.Generator().manual_seed(0)).float().cpu()
         vae = pipe.components.get("vae")
         channels = getattr(getattr(vae, "config", None), "latent_channels", None)
         if vae is None or latents.ndim != 4 or latents.shape[1] != channels:
