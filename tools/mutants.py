@@ -1432,7 +1432,7 @@ MUTANTS = [
     Mutant(
         "a typo is asked of the Hub",
         "names.py",
-        "if HUB_ID.fullmatch(text) and not in_local_folder and not hint:",
+        "if not hint and _is_hub_name(text):",
         "if not text.startswith(('.', '/', '~')):",
         ("tests/test_names.py",),
     ),

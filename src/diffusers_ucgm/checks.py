@@ -1,4 +1,4 @@
-"""Checks that several parts share: of values that must be numbers, and of what a run needs before its first call."""
+"""Checks that several rooms share: values are finite numbers, and a device can do what a run needs."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch import Tensor
 
 __all__ = ["SAMPLING_REMEDY", "check_device", "check_finite"]
 
-# What helps where a network's samples are not finite.
+# The remedy where a network's samples are not finite.
 SAMPLING_REMEDY = "Use float32 or bfloat16, check the weights, or lower the guidance scale."
 
 
@@ -14,13 +14,13 @@ def check_finite(argument: str, values: Tensor, where: str = "", remedy: str = "
     """Check that no value is NaN or infinite.
 
     Args:
-        argument: What the error calls them.
-        values: Of any shape and dtype.
-        where: Where they are, such as "row 3".
-        remedy: What to do about it, a sentence.
+        argument: The name of the values in the error.
+        values: A tensor of any shape and dtype.
+        where: The place of the values, such as "row 3".
+        remedy: A sentence that says what to do.
 
     Raises:
-        ValueError: If one is not finite, with how many there are.
+        ValueError: If a value is not finite; the message has their number.
     """
     if not values.is_floating_point() or bool(torch.isfinite(values).all()):
         return
@@ -38,27 +38,38 @@ def check_device(
     """Check that a device exists, and can compute in a dtype.
 
     Args:
-        word: Such as "cpu", "cuda" or "cuda:1"; None is an accelerator where there is one.
-        dtype: Of the weights; None checks none.
-        argument: What the error calls the device.
+        word: A name such as "cpu", "cuda" or "cuda:1"; None is the accelerator of this machine, or its CPU.
+        dtype: The dtype of the weights; None checks none.
+        argument: The name of the device in the error.
 
     Raises:
         ValueError: If it is no device, not of this machine, or a CPU for weights in float16.
     """
-    if word is None:
-        word = "cpu" if (found := torch.accelerator.current_accelerator(check_available=True)) is None else found
-    try:
-        device = torch.device(word)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"`{argument}` must be a device such as cpu or cuda, got {word!r}.") from error
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if device.type not in ("cpu", "meta", accelerator.type if accelerator is not None else "cpu"):
-        has = "a CPU alone" if accelerator is None else f"cpu and {accelerator.type}"
-        raise ValueError(f"`{argument}` must be of this machine, which has {has}, got {str(word)!r}.")
-    if device.type not in ("cpu", "meta") and device.index is not None:
-        count = torch.accelerator.device_count()
-        if device.index >= count:
-            raise ValueError(f"`{argument}` must be one of {count} of type {device.type}, got {str(word)!r}.")
+    device = _own_device() if word is None else _read_device(word, argument)
+    if device.type not in ("cpu", "meta"):
+        _check_presence(device, argument)
     if device.type == "cpu" and dtype == torch.float16:
         raise ValueError("`--torch-dtype` must be fp32 or bf16 on a CPU, got fp16. CPUs lack operations in float16.")
     return device
+
+
+def _own_device() -> torch.device:
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def _read_device(word: str | torch.device, argument: str) -> torch.device:
+    try:
+        return torch.device(word)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"`{argument}` must be a device such as cpu or cuda, got {word!r}.") from error
+
+
+def _check_presence(device: torch.device, argument: str) -> None:
+    """Check that this machine has an accelerator of a type and number."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None or device.type != accelerator.type:
+        has = "a CPU alone" if accelerator is None else f"cpu and {accelerator.type}"
+        raise ValueError(f"`{argument}` must be of this machine, which has {has}, got {str(device)!r}.")
+    count = torch.accelerator.device_count()
+    if device.index is not None and device.index >= count:
+        raise ValueError(f"`{argument}` must be one of {count} of type {device.type}, got {str(device)!r}.")

@@ -80,9 +80,9 @@ def _without_options(words: Sequence[str], *, takes_value: bool) -> list[str]:
     """
     others, is_value = [], False
     for word in words:
-        name, equals, _ = word.partition("=")
+        name, has_value, _ = word.partition("=")
         is_dropped = name.replace("_", "-") in BEGINNINGS
         if not is_dropped and (word.startswith("--") or not is_value):
             others.append(word)
-        is_value = is_dropped and not equals and takes_value
+        is_value = is_dropped and takes_value and not has_value
     return others
