@@ -69,10 +69,11 @@ def test_the_reader_of_imports_sees_every_form(source):
 
 
 def test_lower_bounds_are_the_versions_that_the_tests_are_run_with():
-    lines = (ROOT / "constraints" / "oldest.txt").read_text().splitlines()
-    pins = {each.name: each for each in (Requirement(line) for line in lines if not line.startswith("#"))}
+    lines = [line.partition("#")[0].strip() for line in (ROOT / "constraints" / "oldest.txt").read_text().splitlines()]
+    pins = {each.name: each for each in (Requirement(line) for line in lines if line)}
     declared = requirements("tune")
-    assert set(pins) == set(declared)
+    # numpy 1 needs an old pyarrow, which datasets brings.
+    assert set(pins) - {"pyarrow"} == set(declared)
     for name, requirement in declared.items():
         (bound,), (pin,) = requirement.specifier, pins[name].specifier
         assert bound.operator == ">="

@@ -1,4 +1,4 @@
-"""The options of `ucgm sample` and `ucgm demo`, and those that every command with a pipeline has."""
+"""The options of `ucgm sample` and `ucgm demo`, and those of every command that measures a pipeline."""
 
 import argparse
 
@@ -21,24 +21,27 @@ SCHEDULER_OPTIONS = (
 
 
 def add_model_options(parser: argparse.ArgumentParser, output: str) -> None:
-    """What every command here takes: a pipeline, what it draws, and where the results go.
+    """Add the options of every command that measures a pipeline: the model, its conditions, and the results' folder.
 
     Args:
-        parser: Of the command.
+        parser: The command's parser.
         output: The default folder of the results.
     """
     parser.add_argument("--model", required=True, help="pipeline: bundled name, folder or Hub repository")
     conditions = parser.add_mutually_exclusive_group()
     conditions.add_argument(
-        "--labels", nargs="+", metavar="LABEL", help="ids or names in turn; all classes by default"
+        "--labels", nargs="+", metavar="LABEL", help="ids or names, used in turn; all classes by default"
     )
     conditions.add_argument(
-        "--prompts", nargs="+", metavar="PROMPT", help="prompts in turn, or a text file with one on each line"
+        "--prompts",
+        nargs="+",
+        metavar="PROMPT",
+        help="prompts, used in turn, or a text file with a prompt on each line",
     )
     parser.add_argument("--batch-size", type=int, default=64, help="samples in a call (%(default)s)")
-    parser.add_argument("--device", help="an accelerator where there is one, by default")
-    parser.add_argument("--torch-dtype", choices=DTYPE_NAMES, default="fp32", help="of the loaded weights")
-    parser.add_argument("--seed", type=int, default=0)
+    _add_device(parser)
+    _add_dtype(parser)
+    parser.add_argument("--seed", type=int, default=0, help="decides the noise (%(default)s)")
     parser.add_argument("--guidance-scale", type=float, help="the pipeline's own by default")
     add_lora_options(parser)
     parser.add_argument("--output", default=output, help="folder of the results (%(default)s)")
@@ -46,24 +49,42 @@ def add_model_options(parser: argparse.ArgumentParser, output: str) -> None:
 
 
 def add_lora_options(parser: argparse.ArgumentParser) -> None:
-    """A LoRA for the pipeline, and how strong it is."""
+    """Add a LoRA for the pipeline, and its strength."""
     parser.add_argument(
-        "--lora", help="for the pipeline: what `ucgm train` made of it, a folder, a file or a Hub repository"
+        "--lora", help="LoRA for the pipeline: the output of `ucgm train`, a folder, a file or a Hub repository"
     )
-    parser.add_argument("--lora-scale", type=float, default=1.0, help="1 is as it was trained (%(default)s)")
+    parser.add_argument(
+        "--lora-scale", type=float, default=1.0, help="strength of the LoRA; 1 is that of its training (%(default)s)"
+    )
 
 
 def add_demo_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `ucgm demo`."""
+    """Add the options of `ucgm demo`."""
     parser.add_argument("--samples-per-label", type=int, default=8, metavar="N", help="images of a class")
     _add_image_options(parser, "ucgm-demo.png")
 
 
 def add_sample_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `ucgm sample`."""
+    """Add the options of `ucgm sample`."""
     parser.add_argument(
         "--model", default="fashion-mnist", help="bundled name, folder or Hub repository of any pipeline (%(default)s)"
     )
+    _add_conditions(parser)
+    parser.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="network calls; by default 2 for a few-step model, 40 for "
+        "a class-conditional model, or the pipeline's own number",
+    )
+    _add_call_options(parser)
+    add_lora_options(parser)
+    _add_sampler_options(parser)
+    parser.add_argument("--trajectory", metavar="FILE", help="also save the data estimate of each network call")
+    _add_image_options(parser, "ucgm-sample.png")
+
+
+def _add_conditions(parser: argparse.ArgumentParser) -> None:
     conditions = parser.add_mutually_exclusive_group()
     conditions.add_argument(
         "--labels", nargs="+", metavar="LABEL", help="class ids or names, a row for each; all classes by default"
@@ -74,7 +95,7 @@ def add_sample_options(parser: argparse.ArgumentParser) -> None:
         dest="prompts",
         nargs="+",
         metavar="TEXT",
-        help="prompts, a row for each, or a text file with one on each line",
+        help="prompts, a row for each, or a text file with a prompt on each line",
     )
     parser.add_argument(
         "--num-images",
@@ -83,26 +104,22 @@ def add_sample_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="images of each label or prompt; 8 of a label and 1 of a prompt by default",
     )
-    parser.add_argument(
-        "--steps",
-        type=int,
-        metavar="N",
-        help="network calls; by default 2 for a few-step model, 40 for "
-        "a class-conditional model, or the pipeline's own number",
-    )
+
+
+def _add_call_options(parser: argparse.ArgumentParser) -> None:
     call = parser.add_argument_group("call of the pipeline", "by default the pipeline's own values")
-    call.add_argument("--negative-prompt", metavar="TEXT", help="what guidance leads away from")
+    call.add_argument("--negative-prompt", metavar="TEXT", help="the prompt that guidance leads away from")
     call.add_argument("--guidance-scale", type=float, metavar="NUMBER")
     call.add_argument("--guidance-interval", type=float, nargs=2, metavar=("FROM", "TO"), help="canonical times")
     call.add_argument("--height", type=int, metavar="PIXELS")
     call.add_argument("--width", type=int, metavar="PIXELS")
-    call.add_argument("--num-frames", type=int, metavar="N", help="of a video, whose frames are shown side by side")
+    call.add_argument("--num-frames", type=int, metavar="N", help="frames of a video, which are shown side by side")
     call.add_argument("--call", nargs="+", default=[], metavar="NAME=VALUE", help="further arguments of its call")
     call.add_argument("--batch-size", type=int, default=16, metavar="N", help="images in a call (%(default)s)")
-    call.add_argument(
-        "--torch-dtype", choices=DTYPE_NAMES, default="fp32", help="type of the loaded weights (%(default)s)"
-    )
-    add_lora_options(parser)
+    _add_dtype(call)
+
+
+def _add_sampler_options(parser: argparse.ArgumentParser) -> None:
     sampler = parser.add_argument_group(
         "sampler", "UCGMScheduler takes the place of a stock scheduler where one of these is given"
     )
@@ -118,8 +135,6 @@ def add_sample_options(parser: argparse.ArgumentParser) -> None:
     sampler.add_argument("--stochasticity", type=_number_or_auto, metavar="NUMBER")
     sampler.add_argument("--time-warp", type=float, nargs=3, metavar=("A", "B", "C"))
     sampler.add_argument("--time-gaps", type=float, nargs=2, metavar=("NOISE", "DATA"))
-    parser.add_argument("--trajectory", metavar="FILE", help="also save the data estimate of each network call")
-    _add_image_options(parser, "ucgm-sample.png")
 
 
 def _add_image_options(parser: argparse.ArgumentParser, output: str) -> None:
@@ -128,10 +143,20 @@ def _add_image_options(parser: argparse.ArgumentParser, output: str) -> None:
         "--scale",
         type=int,
         metavar="N",
-        help="how many times images are enlarged; 2 for those up to 64 pixels, or else 1",
+        help="factor by which images are enlarged; by default 2 for images up to 64 pixels, and 1 for larger ones",
     )
-    parser.add_argument("--device", help="an accelerator where there is one, by default")
+    _add_device(parser)
     parser.add_argument("--output", default=output, metavar="FILE", help="the image's file (%(default)s)")
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cpu, cuda or another device; by default an accelerator where there is one")
+
+
+def _add_dtype(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--torch-dtype", choices=DTYPE_NAMES, default="fp32", help="dtype of the loaded weights (%(default)s)"
+    )
 
 
 def _number_or_auto(word: str) -> float | str:
