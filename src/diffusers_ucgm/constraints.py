@@ -1,8 +1,8 @@
-"""What settings and arguments must be, in words and as tests: the vocabulary of tables that are checked early.
+"""Constraints on settings and arguments, in words and as tests: the vocabulary of tables that are checked early.
 
-A `Setting` holds checks in order, each a constraint in words and a test, so that the first that fails is the error's
-text: `` `shift` must be positive, got 0. `` Tests look at types first, since a value may be anything that a file or a
-caller holds.
+A `Setting` holds checks in order, each a constraint in words and a test, so that the first one that fails gives the
+error: `` `shift` must be positive, got 0. `` Tests look at types first, since a value may be any object of a file or a
+caller.
 """
 
 import math
@@ -48,6 +48,10 @@ __all__ = [
 
 
 LARGEST_SIDE = 65_536
+# The characters of a value that a message has.
+MAX_LENGTH = 200
+# A test of a value that has passed the tests before it: its type is known to the table, not to the type checker.
+Test = Callable[[Any], bool]
 
 
 @dataclass(frozen=True)
@@ -58,14 +62,14 @@ class Setting:
         checks: Constraints in words with their tests, in the order in which they are made.
     """
 
-    checks: tuple[tuple[str, Callable[[Any], bool]], ...]
+    checks: tuple[tuple[str, Test], ...]
 
     def check(self, name: str, value: object) -> None:
         """Refuse a value that fails a check.
 
         Args:
-            name: The setting, for the message.
-            value: Anything.
+            name: The setting's name, for the message.
+            value: Any object.
 
         Raises:
             ValueError: If a check fails, with its constraint.
@@ -78,7 +82,7 @@ class Setting:
 def brief(value: object) -> str:
     """A value for a message, cut where it is long."""
     text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    return text if len(text) <= MAX_LENGTH else f"{text[:MAX_LENGTH]}..."
 
 
 def is_number(value: object) -> bool:
@@ -106,7 +110,7 @@ def is_sequence(value: object) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """A value as Python's own numbers and lists, which JSON can hold; anything else as it is."""
+    """A tensor, array or numpy scalar as Python's numbers and lists, which JSON can hold; other values unchanged."""
     return value.tolist() if isinstance(value, Tensor | np.ndarray | np.generic) else value
 
 
@@ -116,7 +120,7 @@ def is_in(value: object, choices: Iterable[str]) -> bool:
 
 
 def flag() -> Setting:
-    """True or False, and nothing that Python would take for one of them."""
+    """True or False, and no other value that Python takes for one of them."""
     return Setting((("True or False", lambda value: isinstance(value, bool)),))
 
 
@@ -127,24 +131,22 @@ def choice(words: Iterable[str]) -> Setting:
     return Setting(((constraint, lambda value: is_in(value, known)),))
 
 
-def number(constraint: str, accepts: Callable[[Any], bool], limits: tuple[float, float], word: str = "") -> Setting:
+def number(constraint: str, accepts: Test, limits: tuple[float, float], word: str = "") -> Setting:
     """A finite number.
 
     Args:
-        constraint: What it must be, in words.
-        accepts: The test of a number.
+        constraint: The constraint in words, after "must be".
+        accepts: The test of a finite number.
         limits: The least and the largest magnitude within that constraint.
         word: A word that may stand in its place.
     """
     low, high = limits
 
-    def passes(value: Any) -> bool:
+    def passes(value: object) -> bool:
         return (bool(word) and is_in(value, (word,))) or (is_number(value) and bool(accepts(value)))
 
-    def is_within(value: Any) -> bool:
-        return isinstance(value, str) or low <= value <= high
-
-    return Setting(((constraint, passes), (f"from {low:g} to {high:g}", is_within)))
+    within = (f"from {low:g} to {high:g}", lambda value: isinstance(value, str) or low <= value <= high)
+    return Setting(((constraint, passes), within))
 
 
 def whole(most: int) -> Setting:
@@ -162,26 +164,28 @@ def numbers(constraint: str, accepts: Callable[[Sequence[float]], bool], length:
     """A sequence of finite numbers.
 
     Args:
-        constraint: What it must be, in words.
+        constraint: The constraint in words, after "must be".
         accepts: The test of a sequence of finite numbers.
-        length: How many; None for any number.
+        length: The length of the sequence; None allows any.
     """
 
-    def passes(value: Any) -> bool:
-        return (
-            is_sequence(value)
-            and (length is None or len(value) == length)
-            and all(is_number(each) for each in plain(value))
-            and accepts([float(each) for each in value])
-        )
+    def passes(value: object) -> bool:
+        found = _finite_numbers(value)
+        return found is not None and length in (None, len(found)) and accepts(found)
 
     return Setting(((constraint, passes),))
+
+
+def _finite_numbers(value: object) -> list[float] | None:
+    """The numbers of a sequence, or None for any other object."""
+    items: list[Any] = plain(value) if is_sequence(value) else [None]
+    return [float(each) for each in items] if all(map(is_number, items)) else None
 
 
 def optional(setting: Setting) -> Setting:
     """The setting, or None."""
 
-    def or_none(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    def or_none(accepts: Test) -> Test:
         return lambda value: value is None or accepts(value)
 
     (constraint, accepts), *others = setting.checks
@@ -202,17 +206,16 @@ def fraction() -> Setting:
 
 def integer(least: int | None = None) -> Setting:
     """A whole number, from `least` up where that is given."""
-    checks: list[tuple[str, Callable[[Any], bool]]] = [("a whole number", is_whole)]
-    if least is not None:
-        checks.append((f"at least {least}", lambda value: value >= least))
-    return Setting(tuple(checks))
+    if least is None:
+        return Setting((("a whole number", is_whole),))
+    return Setting((("a whole number", is_whole), (f"at least {least}", lambda value: value >= least)))
 
 
 def of_type(constraint: str, *types: type) -> Setting:
     """An object of some types.
 
     Args:
-        constraint: What it must be, in words.
+        constraint: The constraint in words, after "must be".
         types: The types. True and False are whole numbers to Python: use `integer` for numbers.
     """
     return Setting(((constraint, lambda value: isinstance(value, types)),))
@@ -240,10 +243,14 @@ def is_device(value: object) -> bool:
     return True
 
 
-def _is_size(value: Any) -> bool:
-    is_pair = isinstance(value, list | tuple) and len(value) == 2
-    sides: Any = value if is_pair else [value]
-    return all(is_whole(side) and 1 <= side <= LARGEST_SIDE for side in sides)
+def _is_size(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return len(value) == 2 and all(map(_is_side, value))
+    return _is_side(value)
+
+
+def _is_side(value: Any) -> bool:
+    return is_whole(value) and 1 <= value <= LARGEST_SIDE
 
 
 def _is_mapping_of_names(value: object) -> bool:
@@ -272,12 +279,12 @@ PATH = Setting(
 )
 
 
-def check(settings: Mapping[str, Setting], values: Mapping[str, Any]) -> None:
+def check(settings: Mapping[str, Setting], values: Mapping[str, object]) -> None:
     """Refuse values that a table does not allow.
 
     Args:
         settings: The table.
-        values: Values by name; names that are not in the table are not looked at.
+        values: Values by name; names that are not in the table are ignored.
 
     Raises:
         ValueError: If a value is not what its setting must be.
