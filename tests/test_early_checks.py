@@ -135,7 +135,7 @@ BAD = {
     "train, id of a grid": ([*TRAIN, *VALIDATE, "10"], "`validation_inputs` must be classes of the network"),
     "evaluate, output": ([*EVALUATE, "--output", "/proc/x"], "`output` must be a folder that can be written"),
     "evaluate, a file": ([*EVALUATE, "--output", "plain"], "`output` must be a folder that can be written"),
-    "evaluate, no reference": ([*EVALUATE, "--reference", "none.npz"], "must be a file of statistics or pictures"),
+    "evaluate, no reference": ([*EVALUATE, "--reference", "none.npz"], "must be a file of statistics or images"),
     "evaluate, width": ([*EVALUATE, "--reference", "narrow.npz"], "as `features` gives, got 3"),
     "evaluate, NaN": ([*EVALUATE, "--reference", "nan.npz"], "must hold statistics as 'mu' and 'sigma'"),
     "evaluate, torn": ([*EVALUATE, "--reference", "torn.npz"], "must be a whole .npz file"),
@@ -155,7 +155,7 @@ BAD = {
     "compare, class": ([*COMPARE, "--labels", "Bagg"], "Did you mean 'Bag'?"),
     "compare, reference": (
         [*COMPARE, "--reference", "none.npz", "--features", FEATURES],
-        "must be a file of statistics or pictures",
+        "must be a file of statistics or images",
     ),
     "compare, width": ([*COMPARE, "--reference", "narrow.npz", "--features", FEATURES], "as `features` gives, got 3"),
     "tune, output": ([*TUNE, "--output", "/proc/x"], "`output` must be a folder that can be written"),

@@ -1000,8 +1000,8 @@ MUTANTS = [
     Mutant(
         "the reference is read after all sampling",
         "image_metrics/requirements.py",
-        "            check_width(found.statistics, network)\n",
-        "            pass\n",
+        "        check_width(found.statistics, network)\n",
+        "        pass\n",
         EARLY_TESTS,
     ),
     Mutant(
@@ -1373,7 +1373,7 @@ MUTANTS = [
     ),
     Mutant(
         "an image with NaN becomes a black one",
-        "image_metrics/evaluate.py",
+        "image_metrics/samples.py",
         '    check_finite("pixels", pixels, f"the samples of {str(file)!r}", SAMPLING_REMEDY)\n',
         "",
         BAD_VALUE_TESTS,
@@ -1423,7 +1423,7 @@ MUTANTS = [
     ),
     Mutant(
         "torn files of samples taken for whole",
-        "image_metrics/evaluate.py",
+        "image_metrics/samples.py",
         "if _rows_in(file) < len(part):",
         "if not file.is_file():",
         ("tests/image_metrics/test_evaluate.py",),

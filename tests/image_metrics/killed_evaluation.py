@@ -29,15 +29,15 @@ def main():
     kills, output = int(sys.argv[1]), Path(sys.argv[2])
     words = ["evaluate", "--output", str(output), *sys.argv[3:]]
     import diffusers_ucgm.solver_study.commands  # noqa: F401
-    from diffusers_ucgm.image_metrics import evaluate
+    from diffusers_ucgm.image_metrics import samples
 
-    generate = evaluate.generate
+    generate = samples.generate
 
     def slow_generate(*args, **options):
         time.sleep(0.1)  # no attempt is to be done before it is killed
         return generate(*args, **options)
 
-    evaluate.generate = slow_generate
+    samples.generate = slow_generate
     chance = random.Random(0)
     found = []
     for _ in range(kills):

@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import save_file
 
 from diffusers_ucgm import UCGMPipeline
-from diffusers_ucgm.image_metrics.evaluate import draw_samples
 from diffusers_ucgm.image_metrics.features import ImageFeatures, features_of
 from diffusers_ucgm.image_metrics.references import Reference, load_reference
+from diffusers_ucgm.image_metrics.samples import generate_samples
 from diffusers_ucgm.image_metrics.statistics import (
     FeatureStatistics,
     frechet_distance,
@@ -198,7 +198,7 @@ def test_numbers_of_any_kind_are_read_where_they_are_right(tmp_path):
 def test_images_with_nan_are_not_kept(pipe, tmp_path, monkeypatch):
     monkeypatch.setattr(pipe, "decode", lambda latents, *_: torch.full((len(latents), 1, 8, 8), torch.nan))
     with pytest.raises(ValueError, match=r"`pixels` must be finite, .* Use float32 or bfloat16"):
-        draw_samples(pipe, tmp_path, num_samples=2, num_inference_steps=1, progress=False)
+        generate_samples(pipe, tmp_path, num_samples=2, num_inference_steps=1, progress=False)
     assert not list(tmp_path.glob("samples/*.safetensors"))
 
 

@@ -19,17 +19,17 @@ from test_pipeline import autoencoder, pipeline
 
 from diffusers_ucgm.cli import main
 from diffusers_ucgm.generation.inputs import given_conditions
-from diffusers_ucgm.image_metrics import evaluate
-from diffusers_ucgm.image_metrics.evaluate import (
-    draw_samples,
-    drawn_pictures,
-    evaluate_pipeline,
-    measure,
-    sample_seeds,
-)
+from diffusers_ucgm.image_metrics import samples
+from diffusers_ucgm.image_metrics.evaluate import evaluate_pipeline, measure
 from diffusers_ucgm.image_metrics.features import ImageFeatures, load_features
 from diffusers_ucgm.image_metrics.model_index import update_model_card
 from diffusers_ucgm.image_metrics.references import Reference, load_reference
+from diffusers_ucgm.image_metrics.samples import (
+    generate_samples,
+    read_images,
+    sample_grid,
+    sample_seeds,
+)
 from diffusers_ucgm.image_metrics.statistics import FeatureStatistics
 from diffusers_ucgm.models.image_classifier_2d import ImageClassifier2DModel
 
@@ -100,13 +100,13 @@ def run(given):
 
 def drawn_of(monkeypatch):
     """The seeds of every call that draws from now on."""
-    calls, generate = [], evaluate.generate
+    calls, generate = [], samples.generate
 
     def counted(pipe, conditions, seeds, *args, **kwargs):
         calls.append(list(seeds))
         return generate(pipe, conditions, seeds, *args, **kwargs)
 
-    monkeypatch.setattr(evaluate, "generate", counted)
+    monkeypatch.setattr(samples, "generate", counted)
     return calls
 
 
@@ -120,7 +120,7 @@ def test_samples_follow_from_their_number_and_the_seed(run, tmp_path):
     run(tmp_path / "a")
     run(tmp_path / "b", num_samples=7, batch_size=3)
     run(tmp_path / "c", num_samples=7, seed=1)
-    a, b, c = (torch.stack(list(drawn_pictures(tmp_path / name))) for name in "abc")
+    a, b, c = (torch.stack(list(read_images(tmp_path / name))) for name in "abc")
     assert a.shape == (NUMBER, 1, 16, 16)
     assert a.dtype == torch.uint8
     # Within the rounding of other batches.
@@ -162,40 +162,40 @@ def test_a_stopped_evaluation_goes_on_with_what_is_missing(run, tmp_path, monkey
 def test_a_folder_of_other_settings_is_refused(given, tmp_path, changes, name):
     pipe = pipeline(autoencoder("kl", channels=1))
     settings = {"num_samples": 4, "num_inference_steps": 2, "batch_size": 4, "progress": False}
-    draw_samples(pipe, tmp_path, **settings)
+    generate_samples(pipe, tmp_path, **settings)
     with pytest.raises(
         ValueError, match=rf"`output` must be a new folder or of the same run.*where \['{name}'\] differ"
     ):
-        draw_samples(pipe, tmp_path, **{**settings, **changes})
+        generate_samples(pipe, tmp_path, **{**settings, **changes})
 
 
 def test_a_full_disk_is_named_and_the_samples_go_on(given, tmp_path):
     pipe = pipeline(autoencoder("kl", channels=1))
     settings = {"num_samples": 8, "num_inference_steps": 2, "batch_size": 4, "progress": False}
     name = r"samples-00001\.safetensors"
-    assert_named_and_gone(tmp_path, name, lambda: draw_samples(pipe, tmp_path, **settings))
-    assert len([*drawn_pictures(tmp_path)]) == 8
+    assert_named_and_gone(tmp_path, name, lambda: generate_samples(pipe, tmp_path, **settings))
+    assert len([*read_images(tmp_path)]) == 8
 
 
 def test_other_weights_and_schedulers_are_other_settings(given, tmp_path):
     pipe = pipeline(autoencoder("kl", channels=1))
     settings = {"num_samples": 4, "num_inference_steps": 2, "batch_size": 4, "progress": False}
-    draw_samples(pipe, tmp_path, **settings)
+    generate_samples(pipe, tmp_path, **settings)
     scheduler, pipe.scheduler = pipe.scheduler, FlowMatchEulerDiscreteScheduler()
     with pytest.raises(ValueError, match=r"where \['scheduler'\] differ"):
-        draw_samples(pipe, tmp_path, **settings)
+        generate_samples(pipe, tmp_path, **settings)
     pipe.scheduler = scheduler
     with torch.no_grad():
         next(pipe.transformer.parameters()).add_(1e-3)
     with pytest.raises(ValueError, match=r"where \['weights'\] differ"):
-        draw_samples(pipe, tmp_path, **settings)
+        generate_samples(pipe, tmp_path, **settings)
 
 
 def test_processes_make_every_file_once(tmp_path, monkeypatch):
     calls = drawn_of(monkeypatch)
     pipe = pipeline(autoencoder("kl", channels=1))
     for index in range(3):
-        draw_samples(
+        generate_samples(
             pipe,
             tmp_path,
             num_samples=NUMBER,
@@ -215,7 +215,7 @@ def test_processes_make_every_file_once(tmp_path, monkeypatch):
 def test_result_is_that_of_the_pictures(run, given, tmp_path):
     result = run(tmp_path)
     network = load_features(str(given / "classifier"))
-    found = network(torch.stack(list(drawn_pictures(tmp_path))))
+    found = network(torch.stack(list(read_images(tmp_path))))
     metrics, left_out = measure(found, load_reference(given / "real", network, progress=False))
     assert result.metrics == pytest.approx(metrics, rel=1e-5)
     assert set(metrics) == ALL
@@ -239,15 +239,25 @@ def test_what_cannot_be_measured_is_named():
     assert left_out == {
         "spatial_frechet_distance": "the features have no spatial part",
         "inception_score": "the features have no classes",
-        "precision": "the reference has statistics only, no pictures",
-        "recall": "the reference has statistics only, no pictures",
+        "precision": "the reference has statistics only, no images",
+        "recall": "the reference has statistics only, no images",
     }
     few = ImageFeatures(features, features, features)
     metrics, left_out = measure(few, Reference(statistics, None, features[:3]))
     assert set(metrics) == {"frechet_distance"}
     assert "no statistics of spatial features" in left_out["spatial_frechet_distance"]
-    assert "at least 20 pictures" in left_out["inception_score"]
-    assert "more than 3 pictures" in left_out["recall"]
+    assert "at least 20 images" in left_out["inception_score"]
+    assert "more than 3 images" in left_out["recall"]
+
+
+def test_without_torchmetrics_the_other_metrics_are_measured(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.inception", None)
+    features = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    metrics, left_out = measure(
+        ImageFeatures(features, features), Reference(FeatureStatistics.of(features), None, features)
+    )
+    assert set(metrics) == {"frechet_distance", "precision", "recall"}
+    assert "needs torchmetrics" in left_out["inception_score"]
 
 
 def test_many_conditions_are_shown_without_names(tmp_path, given, run):
@@ -255,7 +265,7 @@ def test_many_conditions_are_shown_without_names(tmp_path, given, run):
     with Image.open(tmp_path / "samples.png") as named:
         narrow = named.size
     assert narrow[1] < 5 * 40
-    evaluate.draw_samples(
+    generate_samples(
         pipe := pipeline(autoencoder("kl", channels=1)),
         tmp_path / "many",
         num_samples=30,
@@ -263,8 +273,8 @@ def test_many_conditions_are_shown_without_names(tmp_path, given, run):
         batch_size=30,
         progress=False,
     )
-    grid = evaluate._grid(pipe, tmp_path / "many", list(range(30)), 1)
-    assert grid.height >= 4 * 32  # 30 pictures in rows of 8
+    grid = sample_grid(pipe, tmp_path / "many", list(range(30)), 1)
+    assert grid.height >= 4 * 32  # 30 images in rows of 8
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -275,7 +285,7 @@ def test_command_prints_and_writes_everything(given, tmp_path, capsys):
     args = ["evaluate", "--output", str(tmp_path / "out"), *words(given)]
     assert main([*args, "--save-reference", str(reference)]) == 0
     printed = capsys.readouterr().out
-    assert f"{NUMBER} samples, 24 real pictures" in printed
+    assert f"{NUMBER} samples, 24 real images" in printed
     for name in ("Frechet distance", "spatial Frechet distance", "Inception score", "precision", "recall"):
         assert f"  {name} ({given / 'classifier'}): " in printed
     assert "FID" not in printed
@@ -307,7 +317,7 @@ def test_command_takes_labels_a_scheduler_and_arguments_of_the_call(given, tmp_p
     [
         (
             {"reference": "nowhere.npz"},
-            "must be a file of statistics or pictures, got 'nowhere.npz', which does not exist",
+            "must be a file of statistics or images, got 'nowhere.npz', which does not exist",
         ),
         ({"features": "inception"}, "needs torch-fidelity"),
         ({"scheduler": "nowhere"}, "`--scheduler` must be a folder with a scheduler"),
@@ -412,7 +422,7 @@ def test_two_processes_give_the_result_of_one(given, single, tmp_path):
     printed = in_a_process(
         [*launcher, "-m", "diffusers_ucgm.cli", "evaluate", "--output"], str(tmp_path / "out"), *words(given)
     )
-    assert printed.count(f"{NUMBER} samples, 24 real pictures") == 1
+    assert printed.count(f"{NUMBER} samples, 24 real images") == 1
     samples, results = contents(tmp_path / "out")
     torch.testing.assert_close(samples, single[0], rtol=0, atol=0)
     assert results == single[1]

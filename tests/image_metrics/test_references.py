@@ -143,13 +143,13 @@ def test_files_of_others_are_read(tmp_path):
 
 def test_other_files_are_refused(tmp_path):
     np.savez(tmp_path / "other.npz", mean=np.zeros(3))
-    with pytest.raises(ValueError, match=r"`source` must hold 'mu' and 'sigma', or pictures .* got \['mean'\]"):
+    with pytest.raises(ValueError, match=r"`source` must hold 'mu' and 'sigma', or images .* got \['mean'\]"):
         load(tmp_path / "other.npz")
     np.savez(tmp_path / "floats.npz", np.zeros((2, 4, 4, 3)))
     with pytest.raises(ValueError, match=r"must hold bytes of shape \(N, H, W, C\) as 'arr_0', got float64"):
         load(tmp_path / "floats.npz")
     with pytest.raises(
-        FileNotFoundError, match="`source` must be a file of statistics or pictures, got .* which does not exist"
+        FileNotFoundError, match="`source` must be a file of statistics or images, got .* which does not exist"
     ):
         load(tmp_path / "nowhere.npz")
     with pytest.raises(ValueError, match=r"`path` must end in \.npz"):

@@ -13,7 +13,7 @@ from test_lora_and_teachers import _fresh_accelerate as _fresh_accelerate
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler
 from diffusers_ucgm.contracts import network_of
 from diffusers_ucgm.data.datasets import LatentDataset
-from diffusers_ucgm.image_metrics.evaluate import draw_samples
+from diffusers_ucgm.image_metrics.samples import generate_samples
 from diffusers_ucgm.loading import load_pipeline_lora
 from diffusers_ucgm.lora import LORA_WEIGHTS_NAME, add_lora, lora_notes, save_lora
 from diffusers_ucgm.solver_study.compare import compare_solvers
@@ -133,12 +133,12 @@ def test_another_lora_or_scale_is_another_evaluation(tmp_path):
     assert fingerprint(with_lora(*runs[2])) == words[2]
     call = {"num_samples": 2, "num_inference_steps": 1, "progress": False, "batch_size": 2}
     for i, run in enumerate(runs):
-        draw_samples(with_lora(*run), tmp_path / f"samples-{i}", **call)
+        generate_samples(with_lora(*run), tmp_path / f"samples-{i}", **call)
     for i, run in enumerate(runs):
-        draw_samples(with_lora(*run), tmp_path / f"samples-{i}", **call)
+        generate_samples(with_lora(*run), tmp_path / f"samples-{i}", **call)
         for other in runs[:i]:
             with pytest.raises(ValueError, match=r"where \['weights'\] differ"):
-                draw_samples(with_lora(*other), tmp_path / f"samples-{i}", **call)
+                generate_samples(with_lora(*other), tmp_path / f"samples-{i}", **call)
 
 
 def test_another_scale_is_another_comparison(tmp_path):

@@ -55,7 +55,7 @@ def evaluate(args: argparse.Namespace) -> int:
     if result is None:
         return 0
     known = result.reference["num_samples"]
-    print(f"{result.num_samples} samples, {'an unknown number of' if known is None else known} real pictures")
+    print(f"{result.num_samples} samples, {'an unknown number of' if known is None else known} real images")
     for metric, value in result.metrics.items():
         print(f"  {metric_name(metric, result.features)}: {value:.4f}")
     for metric, reason in result.left_out.items():

@@ -1,12 +1,12 @@
-"""What an evaluation, a comparison or a search needs and can be known before the network's first call."""
+"""Checks of an evaluation, a comparison or a search that are possible before the network's first call."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from diffusers_ucgm.contracts import Pipeline, call_parameters
 from diffusers_ucgm.data.images import ImageItems, load_image_dataset
@@ -14,13 +14,20 @@ from diffusers_ucgm.files import check_writable
 from diffusers_ucgm.names import did_you_mean
 
 from .features import FeatureNetwork
-from .references import Reference, check_reference, reference_from_file
+from .references import (
+    Reference,
+    ReferenceSource,
+    check_reference,
+    is_statistics_file,
+    pixel_bytes,
+    reference_from_file,
+)
 from .statistics import FeatureStatistics
 
 
 __all__ = ["check_call", "check_outputs", "check_reference_fits", "check_width"]
 
-# Pixels of the image that shows how many features a network has.
+# The shape of the image that shows how many features a network has.
 PROBE = (3, 28, 28)
 
 
@@ -38,11 +45,11 @@ def check_outputs(output: str | Path, reference_file: str | Path | None = None) 
         check_writable(reference_file, "reference_file")
 
 
-def check_call(pipe: Pipeline, num_inference_steps: int | None, call: Mapping[str, Any]) -> None:
+def check_call(pipe: Pipeline, num_inference_steps: int | None, call: Mapping[str, object]) -> None:
     """Check that a pipeline takes the arguments of a call.
 
     Raises:
-        ValueError: If it has no such argument, a number is not finite, or the steps are fewer than 1.
+        ValueError: If it has no argument of a name, a number is not finite, or the steps are fewer than 1.
     """
     if num_inference_steps is not None and num_inference_steps < 1:
         raise ValueError(f"`num_inference_steps` must be at least 1, got {num_inference_steps}.")
@@ -51,55 +58,54 @@ def check_call(pipe: Pipeline, num_inference_steps: int | None, call: Mapping[st
         hint = did_you_mean(unknown[0], known)
         raise ValueError(f"`call` must name arguments of {type(pipe).__name__}, {known}, got {unknown}.{hint}")
     # The pipeline would refuse it too, but when the folder is already this run's.
-    if wrong := [name for name, value in call.items() if isinstance(value, float) and not math.isfinite(value)]:
-        raise ValueError(f"`{wrong[0]}` must be a finite number, got {call[wrong[0]]}.")
+    for name, value in call.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"`{name}` must be a finite number, got {value}.")
 
 
-def check_reference_fits(
-    source: str | Path | Reference,
-    network: FeatureNetwork,
-    *,
-    split: str = "train",
-    size: int | tuple[int, int] | None = None,
-    image_column: str | None = None,
-    feature_name: str | None = None,
-    background: str = "white",
-    allow_remote_files: bool = False,
-) -> None:
-    """Check that a reference is there, can be read and has the features of a network, at the cost of one image.
+def check_reference_fits(source: ReferenceSource, network: FeatureNetwork, feature_name: str | None = None) -> None:
+    """Check that a reference exists, can be read and has the features of a network, at the cost of one image.
 
     Args:
-        source: See `load_reference`, as for the others; or a reference that is loaded already.
-        network: What gives the features.
-        split: Of the data set.
-        size: Of the images.
-        image_column: Of the data set.
-        feature_name: What the features are called.
-        background: Of transparent images.
-        allow_remote_files: Whether rows may name files outside the source's folder.
+        source: The reference, or where it is.
+        network: The feature network.
+        feature_name: The name of the features.
 
     Raises:
         ValueError: If it cannot be used.
         FileNotFoundError: If there is nothing under that name.
     """
-    if not isinstance(source, Reference):
-        check_reference("reference", source)
-    if isinstance(source, Reference) or str(source).endswith(".npz"):
-        found = source if isinstance(source, Reference) else reference_from_file(Path(source), feature_name)
-        if found is not None:
-            check_width(found.statistics, network)
+    if isinstance(source.reference, Reference):
+        check_width(source.reference.statistics, network)
         return
+    check_reference("reference", source.reference)
+    if not is_statistics_file(source.reference):
+        network(_first_image(source)[None])
+        return
+    found = reference_from_file(Path(source.reference), feature_name)
+    if found is not None:
+        check_width(found.statistics, network)
+
+
+def _first_image(source: ReferenceSource) -> Tensor:
+    """The first image of a data set that can be read, bytes of shape `(C, H, W)`."""
+    assert not isinstance(source.reference, Reference)
     opened = load_image_dataset(
-        source, split, image_column=image_column, streaming=False, allow_remote_files=allow_remote_files
+        source.reference,
+        source.split,
+        image_column=source.image_column,
+        streaming=False,
+        allow_remote_files=source.allow_remote_files,
     )
-    items = ImageItems(replace(opened, label_column=None, caption_column=None), size, background=background)
+    items = ImageItems(
+        replace(opened, label_column=None, caption_column=None), source.size, background=source.background
+    )
     for _, rows in items.blocks(16, lambda number: True):
         for row, sample in rows:
             if (item := items.prepared(row, sample)) is not None:
-                network(((item["pixels"] + 1.0) * 127.5).round().to(torch.uint8)[None])
-                return
+                return pixel_bytes(item["pixels"])
     raise ValueError(
-        f"`reference` must hold images, got none that can be read in {str(source)!r}: {items.skipped[:3]}."
+        f"`reference` must hold images, got none that can be read in {str(source.reference)!r}: {items.skipped[:3]}."
     )
 
 
@@ -112,7 +118,7 @@ def check_width(statistics: FeatureStatistics, network: FeatureNetwork) -> None:
     try:
         width = network(torch.zeros(1, *PROBE, dtype=torch.uint8)).features.shape[1]
     except (ValueError, RuntimeError):
-        # It takes images of one size alone, which will show when they are there.
+        # The network takes images of one size alone; those of the evaluation will show whether they fit.
         return
     found = len(statistics.mean)
     if found != width:
