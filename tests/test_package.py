@@ -23,7 +23,7 @@ SCRIPTS = sorted(file for folder in ("benchmarks", "examples", "tools") for file
 LAYERS = [
     {"contracts"},
     {"autoencoders", "checks", "constraints", "deferred", "files", "interruptions", "names", "network_caches"},
-    {"command_parser", "console", "processes", "randomness"},
+    {"command_parser", "console", "processes", "randomness", "training_times"},
     {
         "labels",
         "locks",
@@ -57,6 +57,7 @@ THIRD_PARTY = {
     "oracles": {"torch"},
     "teacher": {"torch"},
     "contracts": {"torch"},
+    "training_times": {"torch"},
     "presets": set(),
     "labels": set(),
     "names": set(),

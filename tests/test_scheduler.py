@@ -433,7 +433,7 @@ def test_state_between_steps_is_small_and_gone_at_the_end(settings, most):
     sample, held = noise(2, 3, dtype=torch.float32), []
     for t in scheduler.timesteps:
         sample = scheduler.step(sample * 0.1, t, sample).prev_sample
-        state = [*vars(scheduler).values(), *scheduler._history]
+        state = [*vars(scheduler).values(), *vars(scheduler._run).values(), *scheduler._run._history]
         stored = [value for value in state if isinstance(value, torch.Tensor)]
         held.append(sum(value.shape == sample.shape for value in stored))
     assert max(held) == most

@@ -28,9 +28,9 @@ from torch import Tensor
 
 from .constraints import check, choice, flag, fraction, integer, number, numbers, of_type, optional
 from .loss_inputs import LOSS_ARGUMENTS, check_null_condition, check_shapes, repeat_rows, select_rows
-from .sampling.time_grids import beta_times
 from .student_path import Denoiser, Predictor, StudentPath, central_slope, draw_seed, forward_slope, slope_to_past
 from .targets import MIN_TIME, consistency_target, enhance, mean_rows, pseudo_huber
+from .training_times import beta_times
 from .transports import QUARTER_TURN, Transport, get_transport
 
 

@@ -1,19 +1,80 @@
-"""The paper's sampler settings as one table, with the figure that each gave (UCGM, arXiv 2505.07447).
+"""Named settings of the sampler: methods, whole samplers, and the paper's presets (UCGM, arXiv 2505.07447).
 
-The figures are FID on 50,000 samples as published, not measured here: the checkpoints cannot be fetched on
-this project's machines.
+A preset has the FID on 50,000 samples that was published with it. These figures were not measured by this project,
+whose machines cannot fetch the checkpoints.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from .names import did_you_mean
 
 
-__all__ = ["PRESETS", "Preset", "get_preset"]
+__all__ = [
+    "METHODS",
+    "PRESETS",
+    "SAMPLERS",
+    "SAMPLER_SETTINGS",
+    "SECOND_CALLS",
+    "Preset",
+    "Settings",
+    "get_preset",
+]
 
+# Keyword arguments of `UCGMScheduler`.
+Settings = dict[str, Any]
+# The settings of `UCGMScheduler` that a user chooses for a model.
+SAMPLER_SETTINGS = (
+    "transport",
+    "solver_order",
+    "solver_type",
+    "extrapolation_ratio",
+    "extrapolation_order",
+    "stochasticity",
+    "time_warp",
+    "time_gaps",
+)
 MODEL_SETTINGS = ("transport", "num_train_timesteps")
 WARP, UNIFORM = (1.17, 0.8, 1.1), (1.0, 1.0, 1.0)
+
+_FIRST_ORDER: Settings = {"solver_order": 1}
+_MULTISTEP: Settings = {"solver_order": 2, "solver_type": "multistep"}
+_AUTO: Settings = {"extrapolation_ratio": "auto"}
+_AUTO_2 = _AUTO | {"extrapolation_order": 2}
+_AUTO_3 = _AUTO | {"extrapolation_order": 3}
+# The ways in which a call uses earlier calls and the next one. A name stands for settings that exclude those of other
+# names; "ratio" in a name leaves `extrapolation_ratio` free.
+METHODS: dict[str, Settings] = {
+    "ratio": _FIRST_ORDER,
+    "auto-2": _FIRST_ORDER | _AUTO_2,
+    "auto-3": _FIRST_ORDER | _AUTO_3,
+    "multistep-ratio": _MULTISTEP,
+    "multistep-auto-2": _MULTISTEP | _AUTO_2,
+    "multistep-auto-3": _MULTISTEP | _AUTO_3,
+    "velocity": {"solver_order": 2, "solver_type": "velocity", "extrapolation_ratio": 0.0},
+    "data": {"solver_order": 2, "solver_type": "data", "extrapolation_ratio": 0.0},
+    "published": {"solver_order": 2, "solver_type": "noise"},
+}
+# The methods that take a second call in each step.
+SECOND_CALLS = ("velocity", "data", "published")
+
+_TUNED_MULTISTEP = _MULTISTEP | _AUTO
+# Samplers for any model. "first-order" has the paper's settings, which were searched for its own models on ImageNet.
+# On exact fields and on three small models of images the multistep samplers are closer to the solution
+# (docs/compare-solvers.md, docs/pipelines.md): the steps of a discrete noise schedule are coarse at the data, those of
+# EDM's sigma space at the noise. Without a gap at the data end the last call is one step away from it, whatever the
+# number of calls. "consistency" is for few-step models on any path: every call jumps to the data and fresh noise is
+# added. "even-heun" follows the path's equation as exactly as the number of calls allows.
+SAMPLERS: dict[str, Settings] = {
+    "first-order": _FIRST_ORDER | {"extrapolation_ratio": 0.5, "time_warp": WARP, "time_gaps": (0.001, 0.001)},
+    "multistep": _TUNED_MULTISTEP | {"time_warp": (1.0, 1.15, 1.0), "time_gaps": (0.0, 0.0)},
+    "multistep, noise schedule": _TUNED_MULTISTEP | {"time_warp": (1.0, 1.6, 1.0), "time_gaps": (0.0, 0.0)},
+    "multistep, sigma space": _MULTISTEP
+    | {"extrapolation_ratio": 0.3, "time_warp": (0.85, 1.0, 1.0), "time_gaps": (0.0, 0.0)},
+    "consistency": _FIRST_ORDER
+    | {"extrapolation_ratio": 0.0, "stochasticity": 1.0, "time_warp": UNIFORM, "time_gaps": (0.0, 0.0)},
+    "even-heun": METHODS["velocity"] | {"stochasticity": 0.0, "time_warp": UNIFORM, "time_gaps": (0.0, 0.0)},
+}
 
 
 @dataclass(frozen=True)
@@ -24,17 +85,17 @@ class Preset:
         scheduler: Arguments of `UCGMScheduler`.
         num_inference_steps: Network calls; a guided call counts once (the paper writes 40x2 for 40 guided calls).
         guidance_scale: Argument of `UCGMPipeline`.
-        guidance_interval: Likewise, in canonical time. The paper gives bounds in the network's own time; for a
-            reversed transport [a, b] stands here as (1 - b, 1 - a).
+        guidance_interval: Argument of `UCGMPipeline`, in canonical time. The paper gives bounds in the network's own
+            time; for a reversed transport its [a, b] is (1 - b, 1 - a).
         model: The model and data that the settings were published for.
         network: The reference's name of the network, None for a general recommendation.
         autoencoder: The reference's name of the autoencoder.
-        image_size: Side of the pictures in pixels.
+        image_size: Side of the images in pixels.
         fid: The published figure, None for a general recommendation.
-        fid_before: The figure of the model's own sampler, with its network calls.
+        fid_before: The figure of the model's own sampler, with its NFE.
     """
 
-    scheduler: dict[str, Any]
+    scheduler: Settings
     num_inference_steps: int
     model: str
     guidance_scale: float = 1.0
@@ -46,54 +107,54 @@ class Preset:
     image_size: int | None = None
 
     @property
-    def call(self) -> dict[str, Any]:
+    def call(self) -> Settings:
         """The settings of a call of `UCGMPipeline`."""
         guidance = {"guidance_scale": self.guidance_scale, "guidance_interval": self.guidance_interval}
         return {"num_inference_steps": self.num_inference_steps, **guidance}
 
     @property
-    def sampler(self) -> dict[str, Any]:
+    def sampler(self) -> Settings:
         """The settings without those that belong to the model: for another model's scheduler."""
         return _general(self.scheduler)
 
 
-def _multi_step(transport: str, kappa: float, warp: tuple[float, ...] = WARP, stop: float = 0.001) -> dict[str, Any]:
-    return {
-        "transport": transport,
-        "solver_order": 1,
+def _multi_step(transport: str, kappa: float, warp: tuple[float, ...] = WARP, stop: float = 0.001) -> Settings:
+    changes = {
         "extrapolation_ratio": kappa,
         "stochasticity": 0.0,
         "time_warp": warp,
         "time_gaps": (0.001, stop),
         "num_train_timesteps": 1,
     }
+    return {"transport": transport, **SAMPLERS["first-order"], **changes}
 
 
-def _few_step(start: float, stop: float, transport: str = "linear") -> dict[str, Any]:
-    return {
-        "transport": transport,
-        "solver_order": 1,
-        "extrapolation_ratio": 0.0,
-        "stochasticity": 1.0,
-        "time_warp": UNIFORM,
-        "time_gaps": (start, stop),
-        "num_train_timesteps": 1,
-    }
+def _few_step(start: float, stop: float, transport: str = "linear") -> Settings:
+    sampler = SAMPLERS["consistency"]
+    return {"transport": transport, **sampler, "time_gaps": (start, stop), "num_train_timesteps": 1}
 
 
-def _general(settings: dict[str, Any]) -> dict[str, Any]:
+def _general(settings: Settings) -> Settings:
     """Settings without what belongs to a model."""
     return {name: value for name, value in settings.items() if name not in MODEL_SETTINGS}
 
 
-# What a published preset's model is, for 256 and 512 pixels.
-SIT_E2E = {"network": "SiT-XL/1", "autoencoder": "e2evavae_f16d32", "image_size": 256}
-SIT_SD = {"network": "SiT-XL/2", "autoencoder": "sdvae_ema_f8c4", "image_size": 256}
-LIGHTNINGDIT = {"network": "LightningDiT-XL/1", "autoencoder": "vavae_f16d32", "image_size": 256}
-TIT_256 = {"network": "TiT-XL/1", "autoencoder": "vavae_f16d32", "image_size": 256}
-TIT_512 = {"network": "TiT-XL/1", "autoencoder": "dcae_f32c32", "image_size": 512}
-DDT_256 = {"network": "DDT-XL/2", "autoencoder": "sdvae_ema_f8c4", "image_size": 256}
-DDT_512 = {**DDT_256, "image_size": 512}
+class _Network(TypedDict):
+    """The network, autoencoder and image size of a published model."""
+
+    network: str
+    autoencoder: str
+    image_size: int
+
+
+# The published models, for 256 and 512 pixels.
+SIT_E2E: _Network = {"network": "SiT-XL/1", "autoencoder": "e2evavae_f16d32", "image_size": 256}
+SIT_SD: _Network = {"network": "SiT-XL/2", "autoencoder": "sdvae_ema_f8c4", "image_size": 256}
+LIGHTNINGDIT: _Network = {"network": "LightningDiT-XL/1", "autoencoder": "vavae_f16d32", "image_size": 256}
+TIT_256: _Network = {"network": "TiT-XL/1", "autoencoder": "vavae_f16d32", "image_size": 256}
+TIT_512: _Network = {"network": "TiT-XL/1", "autoencoder": "dcae_f32c32", "image_size": 512}
+DDT_256: _Network = {"network": "DDT-XL/2", "autoencoder": "sdvae_ema_f8c4", "image_size": 256}
+DDT_512: _Network = {**DDT_256, "image_size": 512}
 
 
 def _edm2(size: str, steps: int, kappa: float, fid: float, before: str) -> Preset:
@@ -110,7 +171,7 @@ def _edm2(size: str, steps: int, kappa: float, fid: float, before: str) -> Prese
     )
 
 
-def _tuned(settings: dict[str, Any], model: str, fid: float, **network: Any) -> Preset:
+def _tuned(settings: Settings, model: str, fid: float, network: _Network) -> Preset:
     return Preset(settings, 2, model, fid=fid, **network)
 
 
@@ -173,15 +234,15 @@ PRESETS: dict[str, Preset] = {
     "tit-256": Preset(
         _multi_step("linear", 0.5, UNIFORM), 30, "TiT-XL/1 (UCGM-T), VA-VAE, ImageNet 256", fid=1.21, **TIT_256
     ),
-    "tit-256-2-step": _tuned(_few_step(0.001, 0.3), "TiT-XL/1 (UCGM-T), VA-VAE, ImageNet 256", 1.42, **TIT_256),
+    "tit-256-2-step": _tuned(_few_step(0.001, 0.3), "TiT-XL/1 (UCGM-T), VA-VAE, ImageNet 256", 1.42, TIT_256),
     "tit-512": Preset(_multi_step("linear", 0.46), 40, "TiT-XL/1 (UCGM-T), DC-AE, ImageNet 512", fid=1.48, **TIT_512),
-    "tit-512-2-step": _tuned(_few_step(0.0, 0.6), "TiT-XL/1 (UCGM-T), DC-AE, ImageNet 512", 1.75, **TIT_512),
+    "tit-512-2-step": _tuned(_few_step(0.0, 0.6), "TiT-XL/1 (UCGM-T), DC-AE, ImageNet 512", 1.75, TIT_512),
     "lightningdit-256-2-step": _tuned(
-        _few_step(0.001, 0.6, "relinear"), "LightningDiT tuned, ImageNet 256", 2.06, **LIGHTNINGDIT
+        _few_step(0.001, 0.6, "relinear"), "LightningDiT tuned, ImageNet 256", 2.06, LIGHTNINGDIT
     ),
-    "repa-256-2-step": _tuned(_few_step(0.001, 0.6), "REPA tuned, ImageNet 256", 1.95, **SIT_SD),
-    "repa-e-256-2-step": _tuned(_few_step(0.001, 0.75), "REPA-E tuned, ImageNet 256", 1.39, **SIT_E2E),
-    "ddt-256-2-step": _tuned(_few_step(0.001, 0.5, "relinear"), "DDT tuned, ImageNet 256", 1.90, **DDT_256),
+    "repa-256-2-step": _tuned(_few_step(0.001, 0.6), "REPA tuned, ImageNet 256", 1.95, SIT_SD),
+    "repa-e-256-2-step": _tuned(_few_step(0.001, 0.75), "REPA-E tuned, ImageNet 256", 1.39, SIT_E2E),
+    "ddt-256-2-step": _tuned(_few_step(0.001, 0.5, "relinear"), "DDT tuned, ImageNet 256", 1.90, DDT_256),
 }
 
 

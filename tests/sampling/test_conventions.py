@@ -20,8 +20,9 @@ from diffusers import (
 from test_scheduler import NoSyncNoDouble
 
 from diffusers_ucgm import GaussianMixture, UCGMScheduler
-from diffusers_ucgm.sampling.conventions import cumulative_alphas, discrete_beta, flow, scm, sigma_space
-from diffusers_ucgm.sampling.time_grids import distinct_integers, respaced, stretched
+from diffusers_ucgm.sampling.beta_schedules import cumulative_alphas
+from diffusers_ucgm.sampling.conventions import discrete_beta, flow, scm, sigma_space
+from diffusers_ucgm.sampling.grids import distinct_integers, respace, stretch
 from diffusers_ucgm.transports import get_transport
 
 
@@ -87,7 +88,7 @@ def test_estimates_invert_the_path(name):
 def test_noised_samples_have_the_noise_level_of_their_time(name):
     convention = CONVENTIONS[name]
     x, z, t = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64), torch.tensor([0.6])
-    noisy = convention.noised(x, z, t.double())
+    noisy = convention.sample(x, z, t.double())
     gamma = 1.0 if convention.divides else convention.transport.gamma(t.double())
     level = noisy / gamma if not convention.is_flow else noisy
     torch.testing.assert_close(level.flatten(), convention.sigma(t.double()))
@@ -641,8 +642,8 @@ def test_bad_calls_are_refused():
 
 def test_spacing_functions_refuse_what_they_do_not_know():
     with pytest.raises(ValueError, match="`spacing` must be 'karras', 'exponential' or 'beta'"):
-        respaced(torch.tensor([1.0, 0.5]), "lu")
+        respace(torch.tensor([1.0, 0.5]), "lu")
     assert distinct_integers(torch.tensor([3.2, 3.1, 0.4, 0.1])).tolist() == [3, 2, 1, 0]
     with pytest.raises(ValueError, match="at most the number of integer times"):
         distinct_integers(torch.tensor([1.0, 0.5, 0.2]))
-    assert stretched(torch.tensor([1.0]), 0.1).tolist() == [1.0]
+    assert stretch(torch.tensor([1.0]), 0.1).tolist() == [1.0]

@@ -9,7 +9,8 @@ import torch
 
 from diffusers_ucgm import UCGMScheduler
 from diffusers_ucgm.presets import get_preset
-from diffusers_ucgm.sampling.settings import SCHEDULE_ARGUMENTS, SCHEDULER_SETTINGS, STEP_ARGUMENTS
+from diffusers_ucgm.sampling.settings import SCHEDULE_ARGUMENTS, SCHEDULER_SETTINGS
+from diffusers_ucgm.sampling.step_arguments import STEP_ARGUMENTS
 from diffusers_ucgm.transports import get_transport
 
 
@@ -161,7 +162,7 @@ def test_extreme_settings_give_finite_samples_or_are_refused(name, transport):
             continue
         assert scheduler.timesteps.isfinite().all()
         sample = sample * scheduler.init_noise_sigma
-        for t in scheduler.timesteps[: len(scheduler._calls)]:
+        for t in scheduler.timesteps[: len(scheduler._run.calls)]:
             sample = scheduler.step(torch.sin(scheduler.scale_model_input(sample, t)), t, sample).prev_sample
             assert sample.isfinite().all(), (settings, t)
 

@@ -19,7 +19,7 @@ from huggingface_hub import ModelCard
 from stock_pipelines import PUBLISHED
 
 from diffusers_ucgm import PRESETS, UCGMScheduler
-from diffusers_ucgm.sampling.stock_configs import OPTIONAL_SCHEDULERS, STOCK_SCHEDULERS, translated
+from diffusers_ucgm.sampling.stock_configs import OPTIONAL_SCHEDULERS, STOCK_SCHEDULERS, translate
 
 
 # Some of diffusers' schedulers mix torch and numpy as numpy 2 does not like.
@@ -209,7 +209,7 @@ def test_configs_of_other_kinds_of_model_are_refused(kind):
 
 
 def test_epsilon_of_pure_noise_is_refused():
-    with pytest.raises(ValueError, match="does not determine the data where the chain ends in pure noise"):
+    with pytest.raises(ValueError, match="does not determine the data where the noise schedule ends in pure noise"):
         UCGMScheduler.from_config(DDIMScheduler(rescale_betas_zero_snr=True).config)
 
 
@@ -254,7 +254,7 @@ def test_unused_arguments_come_back_when_asked_for():
 
 def test_reading_a_config_does_not_change_it():
     config = dict(PUBLISHED["sana"])
-    translated(config)
+    translate(config)
     UCGMScheduler.from_config(config)
     assert config == PUBLISHED["sana"]
 

@@ -20,8 +20,7 @@ from test_stock_configs import public
 
 from diffusers_ucgm import UCGMScheduler
 from diffusers_ucgm.sampling.stock_configs import OPTIONAL_SCHEDULERS, STOCK_SCHEDULERS, stock_settings
-from diffusers_ucgm.sampling.swap import STOCK_CLASS
-from diffusers_ucgm.scheduler import OWN_SETTINGS
+from diffusers_ucgm.sampling.swap import OWN_SETTINGS, STOCK_CLASS
 
 
 # Some of diffusers' schedulers mix torch and numpy as numpy 2 does not like, and some settings have no meaning here.

@@ -202,7 +202,7 @@ def test_parameters_come_back_from_settings():
     parameters |= {"gap_noise": 0.01, "gap_data": 0.05, "shift": 2.0, "stochasticity": 0.25}
     config = UCGMScheduler(**settings_of(parameters)).config
     assert parameters_of(config, SEARCH_SPACE, 10) == pytest.approx(parameters)
-    for method in search.METHODS:
+    for method in search.SEARCH_SPACE["method"]:
         config = UCGMScheduler(**settings_of({**parameters, "method": method})).config
         assert parameters_of(config, SEARCH_SPACE, 10)["method"] == method
 

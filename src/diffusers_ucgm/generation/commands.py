@@ -17,13 +17,12 @@ from diffusers_ucgm.labels import class_names
 from diffusers_ucgm.loading import load_pipeline, load_scheduler
 from diffusers_ucgm.names import did_you_mean
 from diffusers_ucgm.pipeline import UCGMPipeline
-from diffusers_ucgm.presets import Preset, get_preset
+from diffusers_ucgm.presets import SAMPLER_SETTINGS, Preset, get_preset
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 from .image_grid import image_grid
 from .images import Generation, generate_images
 from .inputs import call_argument, given_conditions, load_model
-from .options import SCHEDULER_OPTIONS
 from .trajectories import trajectory_strip
 
 
@@ -108,7 +107,7 @@ def _set_scheduler(pipe: Any, args: argparse.Namespace, preset: Preset | None) -
     """The sampler that the options name; a stock pipeline without any keeps its own."""
     if args.scheduler is not None:
         pipe.scheduler = load_scheduler(args.scheduler, argument="--scheduler")
-    changes = {name: getattr(args, name) for name in SCHEDULER_OPTIONS if getattr(args, name) is not None}
+    changes = {name: getattr(args, name) for name in SAMPLER_SETTINGS if getattr(args, name) is not None}
     if preset is not None:
         own, published = pipe.scheduler.config.get("transport"), preset.scheduler.get("transport")
         if published not in (None, own):

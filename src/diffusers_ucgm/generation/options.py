@@ -6,18 +6,7 @@ from diffusers_ucgm.names import DTYPE_NAMES
 from diffusers_ucgm.run_folder import add_overwriting
 
 
-__all__ = ["OPTIONS", "SCHEDULER_OPTIONS", "add_model_options"]
-
-SCHEDULER_OPTIONS = (
-    "transport",
-    "solver_order",
-    "solver_type",
-    "extrapolation_ratio",
-    "extrapolation_order",
-    "stochasticity",
-    "time_warp",
-    "time_gaps",
-)
+__all__ = ["OPTIONS", "add_model_options"]
 
 
 def add_model_options(parser: argparse.ArgumentParser, output: str) -> None:

@@ -1,27 +1,173 @@
-"""Schedules: the canonical times of a run, from a number of steps or from what a pipeline gives.
+"""Grids: the canonical times at which the sampler calls the network, from 1 (noise) down to 0 (data).
 
-The order is that of diffusers' flow-matching schedulers: times, shift, stretch to the last time, spacing.
+The grid runs in progress `u` from noise to data between two gaps, and is warped (UCGM, section 3.3):
+
+    u = linspace(g0, 1 - g1, N)        t = 1 - K(u; a, b, c)        K(u; a, b, c) = (1 - (1 - u^a)^b)^c
+
+`Spacing` then shifts, stretches and spaces the times in the order of diffusers' flow-matching schedulers.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from diffusers_ucgm.constraints import brief, is_number, is_whole
-
+from .config import SchedulerConfig
 from .conventions import Convention
-from .time_grids import distinct_integers, dynamic_shift, respaced, static_shift, stretched, time_grid
 
 
-__all__ = ["Spacing", "as_told", "check_timestep", "given_schedule", "grid_of_steps", "place_of", "times_from"]
+__all__ = [
+    "Spacing",
+    "distinct_integers",
+    "dynamic_shift",
+    "kumaraswamy",
+    "respace",
+    "sampler_grid",
+    "static_shift",
+    "stretch",
+    "time_grid",
+    "whole_times",
+]
 
-# What gives shifts from 1e-4 to 1e4.
+# The values of `mu` that give shifts from 1e-4 to 1e4.
 MU_LIMITS = {"exponential": (-9.0, 9.0), "linear": (1e-4, 1e4)}
+
+
+def kumaraswamy(u: Tensor, a: float, b: float, c: float) -> Tensor:
+    """The time warp `K(u; a, b, c) = (1 - (1 - u^a)^b)^c`, which keeps 0, 1 and the order (UCGM, equation of K).
+
+    Args:
+        u: Values in [0, 1], any shape.
+        a: Positive exponent.
+        b: Positive exponent.
+        c: Positive exponent.
+    """
+    return (1.0 - (1.0 - u**a) ** b) ** c
+
+
+def time_grid(
+    num_points: int, time_warp: Sequence[float] = (1.0, 1.0, 1.0), time_gaps: Sequence[float] = (0.0, 0.0)
+) -> Tensor:
+    """The sampler's grid of canonical times, falling, without the end at data.
+
+    Args:
+        num_points: Number of grid points, at least 1.
+        time_warp: `(a, b, c)` of `kumaraswamy`, each positive; (1, 1, 1) is no warp.
+        time_gaps: `(g0, g1)`, the fraction of progress left out at the noise end and at the data end. With
+            `g1 = 0` the last point would be the data, where nothing is left to do: one more point is made and dropped.
+
+    Returns:
+        float64 on the CPU, shape `(num_points,)`, values in (0, 1].
+
+    Raises:
+        ValueError: If `num_points` is below 1, a warp exponent is not positive, or the gaps leave no room.
+    """
+    if num_points < 1:
+        raise ValueError(f"`num_points` must be at least 1, got {num_points}.")
+    if len(time_warp) != 3 or not all(value > 0 and math.isfinite(value) for value in time_warp):
+        raise ValueError(f"`time_warp` must be three positive numbers, got {tuple(time_warp)}.")
+    if len(time_gaps) != 2 or min(time_gaps) < 0 or not sum(time_gaps) < 1:
+        raise ValueError(
+            f"`time_gaps` must be two numbers from 0 up with a sum below 1, got {tuple(time_gaps)}. "
+            "Multi-step models take (0.001, 0.001), few-step models a second gap of 0.2 to 0.8."
+        )
+    start, stop = time_gaps
+    drop = int(stop == 0)
+    u = torch.linspace(start, 1.0 - stop, num_points + drop, dtype=torch.float64)[:num_points]
+    # The reference warps in float32, and the published settings start where rounding shows (u = 0.001).
+    return 1.0 - kumaraswamy(u.float(), *time_warp).double()
+
+
+def static_shift(t: Tensor, shift: float) -> Tensor:
+    """Times moved towards noise as diffusers' flow-matching schedulers do: `shift t / (1 + (shift - 1) t)`.
+
+    Raises:
+        ValueError: If `shift` is not positive.
+    """
+    if not shift > 0:
+        raise ValueError(f"`shift` must be positive, got {shift!r}.")
+    return shift * t / (1.0 + (shift - 1.0) * t)
+
+
+def dynamic_shift(t: Tensor, mu: float, time_shift_type: str = "exponential") -> Tensor:
+    """Times moved towards noise by a `mu` that the pipeline derives from the image's size.
+
+    Args:
+        t: Times in [0, 1], any shape.
+        mu: The shift, as `set_timesteps(mu=...)` gets it.
+        time_shift_type: "exponential" (the shift is `exp(mu)`) or "linear" (it is `mu`).
+
+    Raises:
+        ValueError: If `time_shift_type` is neither of them.
+    """
+    if time_shift_type not in ("exponential", "linear"):
+        raise ValueError(f"`time_shift_type` must be 'exponential' or 'linear', got {time_shift_type!r}.")
+    return static_shift(t, math.exp(mu) if time_shift_type == "exponential" else mu)
+
+
+def stretch(t: Tensor, shift_terminal: float) -> Tensor:
+    """Times stretched away from noise so that the last is `shift_terminal`, as LTX-Video's schedule asks.
+
+    Args:
+        t: Falling times, shape `(N,)`. A single time stays.
+        shift_terminal: The last time, in (0, 1).
+
+    Raises:
+        ValueError: If `shift_terminal` is outside (0, 1).
+    """
+    if not 0 < shift_terminal < 1:
+        raise ValueError(f"`shift_terminal` must be in (0, 1), got {shift_terminal!r}.")
+    if len(t) == 1 or t[-1] == 1:
+        return t
+    return 1.0 - (1.0 - t) * (1.0 - shift_terminal) / (1.0 - t[-1])
+
+
+def respace(levels: Tensor, spacing: str) -> Tensor:
+    """Noise levels between the same ends, spaced as diffusers' options of that name do.
+
+    Args:
+        levels: Falling levels, positive, shape `(N,)`.
+        spacing: "karras" (evenly in the seventh root), "exponential" (in the logarithm) or "beta" (at the quantiles of
+            Beta(0.6, 0.6), arXiv 2407.12173).
+
+    Raises:
+        ImportError: If `spacing` is "beta" and scipy is not installed.
+        ValueError: If `spacing` is none of them.
+    """
+    start, stop, ramp = levels[0], levels[-1], torch.linspace(0.0, 1.0, len(levels), dtype=levels.dtype)
+    if spacing == "karras":
+        root = start ** (1.0 / 7.0)
+        return (root + ramp * (stop ** (1.0 / 7.0) - root)) ** 7
+    if spacing == "exponential":
+        return torch.exp(start.log() + ramp * (stop / start).log())
+    if spacing != "beta":
+        raise ValueError(f"`spacing` must be 'karras', 'exponential' or 'beta', got {spacing!r}.")
+    try:
+        from scipy.stats import beta
+    except ImportError as error:
+        raise ImportError("`use_beta_sigmas` needs scipy: pip install scipy") from error
+    return stop + torch.from_numpy(beta.ppf(1.0 - ramp.numpy(), 0.6, 0.6)) * (start - stop)
+
+
+def distinct_integers(values: Tensor) -> Tensor:
+    """Falling values rounded to integers that still fall, each moved as little as possible.
+
+    Args:
+        values: Falling values from 0 up, shape `(N,)`.
+
+    Raises:
+        ValueError: If there are fewer integers in the range than values.
+    """
+    rounded = [round(value) for value in values.tolist()]
+    for i in range(1, len(rounded)):
+        rounded[i] = min(rounded[i], rounded[i - 1] - 1)
+    for i in range(len(rounded) - 1, -1, -1):
+        rounded[i] = max(rounded[i], rounded[i + 1] + 1 if i + 1 < len(rounded) else 0)
+    if rounded[0] > round(float(values[0])):
+        raise ValueError(f"`num_inference_steps` must be at most the number of integer times, got {len(rounded)}.")
+    return torch.tensor(rounded, dtype=values.dtype)
 
 
 @dataclass(frozen=True)
@@ -34,8 +180,13 @@ class Spacing:
         shift: See `static_shift`.
         is_dynamic: Whether `mu` takes the place of `shift`.
         time_shift_type: See `dynamic_shift`.
-        shift_terminal: See `stretched`; None leaves the last time.
-        levels: See `respaced`; None leaves the levels.
+        shift_terminal: See `stretch`; None leaves the last time.
+        levels: See `respace`; None leaves the noise levels.
+        round_timesteps: Whether the sampler's own grid is moved to whole times of the network.
+        original_inference_steps: The number of steps that a latent consistency model knows; None for other models.
+
+    Raises:
+        ValueError: If a setting is out of its range.
     """
 
     time_warp: Sequence[float]
@@ -45,23 +196,29 @@ class Spacing:
     time_shift_type: str
     shift_terminal: float | None
     levels: str | None
+    round_timesteps: bool
+    original_inference_steps: int | None
 
     def __post_init__(self) -> None:
         time_grid(1, self.time_warp, self.time_gaps)
         static_shift(torch.ones(1), self.shift)
         dynamic_shift(torch.ones(1), 1.0, self.time_shift_type)
         if self.shift_terminal:
-            stretched(torch.ones(1), self.shift_terminal)
+            stretch(torch.ones(1), self.shift_terminal)
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "Spacing":
-        """The spacing that a scheduler's config names.
+    def of(cls, config: SchedulerConfig) -> "Spacing":
+        """The spacing that a scheduler's settings describe.
 
         Raises:
-            ValueError: If it names several ways to space the noise levels.
+            ValueError: If they name several ways to space the noise levels.
         """
-        names = ("karras", "exponential", "beta")
-        chosen = [name for name in names if config[f"use_{name}_sigmas"]]
+        ways = {
+            "karras": config["use_karras_sigmas"],
+            "exponential": config["use_exponential_sigmas"],
+            "beta": config["use_beta_sigmas"],
+        }
+        chosen = [name for name, is_chosen in ways.items() if is_chosen]
         if len(chosen) > 1:
             raise ValueError(
                 "Only one of `use_karras_sigmas`, `use_exponential_sigmas` and `use_beta_sigmas` can be true, got "
@@ -75,10 +232,12 @@ class Spacing:
             config["time_shift_type"],
             config["shift_terminal"],
             chosen[0] if chosen else None,
+            config["round_timesteps"],
+            config["original_inference_steps"],
         )
 
-    def shifted(self, t: Tensor, mu: float | None, convention: Convention) -> Tensor:
-        """Times with the shift, the last time and the spacing of the noise levels that a flow's config asks for.
+    def shift_times(self, t: Tensor, mu: float | None, convention: Convention) -> Tensor:
+        """Times with the shift, the last time and the spacing of the noise levels that a flow's settings ask for.
 
         Args:
             t: Falling canonical times, float64, shape `(N,)`.
@@ -88,21 +247,21 @@ class Spacing:
         Raises:
             ValueError: If `mu` is missing or out of its range.
         """
-        if not self.is_dynamic:
-            t = static_shift(t, self.shift)
-        elif mu is None:
-            raise ValueError("`mu` must be given under `use_dynamic_shifting`, got None.")
-        else:
-            low, high = MU_LIMITS[self.time_shift_type]
-            if not low <= mu <= high:
-                raise ValueError(
-                    f"`mu` must be in [{low:g}, {high:g}] with `time_shift_type={self.time_shift_type!r}`, got {mu!r}."
-                )
-            t = dynamic_shift(t, mu, self.time_shift_type)
-        return self.spaced(stretched(t, self.shift_terminal) if self.shift_terminal else t, convention)
+        t = self._dynamic_shift(t, mu) if self.is_dynamic else static_shift(t, self.shift)
+        return self.space_levels(stretch(t, self.shift_terminal) if self.shift_terminal else t, convention)
 
-    def spaced(self, t: Tensor, convention: Convention) -> Tensor:
-        """Times whose noise levels are spaced as asked between the first and the last.
+    def _dynamic_shift(self, t: Tensor, mu: float | None) -> Tensor:
+        if mu is None:
+            raise ValueError("`mu` must be given under `use_dynamic_shifting`, got None.")
+        low, high = MU_LIMITS[self.time_shift_type]
+        if not low <= mu <= high:
+            raise ValueError(
+                f"`mu` must be in [{low:g}, {high:g}] with `time_shift_type={self.time_shift_type!r}`, got {mu!r}."
+            )
+        return dynamic_shift(t, mu, self.time_shift_type)
+
+    def space_levels(self, t: Tensor, convention: Convention) -> Tensor:
+        """Times between the first and the last whose noise levels are spaced as the settings ask.
 
         Args:
             t: Falling canonical times, float64, shape `(N,)`.
@@ -111,22 +270,26 @@ class Spacing:
         if self.levels is None or len(t) < 2:
             return t
         levels = convention.sigma(t)
-        return convention.time_of_sigma(respaced(levels, self.levels).clamp(levels[-1], levels[0]))
-
-    def rounded(self, t: Tensor, convention: Convention) -> Tensor:
-        """Times that are whole numbers to the network, none twice.
-
-        Args:
-            t: Falling canonical times, float64, shape `(N,)`.
-            convention: The model's convention.
-        """
-        told = convention.timestep(t)
-        rises = len(told) > 1 and bool(told[-1] > told[0])
-        whole = distinct_integers(told.flip(0)).flip(0) if rises else distinct_integers(told)
-        return convention.time(whole)
+        return convention.time_of_sigma(respace(levels, self.levels).clamp(levels[-1], levels[0]))
 
 
-def grid_of_steps(
+def whole_times(t: Tensor, convention: Convention) -> Tensor:
+    """Times that are distinct whole numbers to the network.
+
+    Args:
+        t: Falling canonical times, float64, shape `(N,)`.
+        convention: The model's convention.
+
+    Raises:
+        ValueError: If the network has fewer whole times in the range.
+    """
+    timesteps = convention.timestep(t)
+    rises = len(timesteps) > 1 and bool(timesteps[-1] > timesteps[0])
+    whole = distinct_integers(timesteps.flip(0)).flip(0) if rises else distinct_integers(timesteps)
+    return convention.time(whole)
+
+
+def sampler_grid(
     num_points: int,
     spacing: Spacing,
     convention: Convention,
@@ -141,7 +304,7 @@ def grid_of_steps(
         spacing: The settings.
         convention: The model's convention.
         mu: The shift where it is dynamic.
-        original_inference_steps: The steps that a latent consistency model knows; the grid takes the nearest above.
+        original_inference_steps: Replaces that of the settings; None leaves it.
         strength: The first time, in (0, 1].
 
     Returns:
@@ -153,166 +316,20 @@ def grid_of_steps(
     if not 0 < strength <= 1:
         raise ValueError(f"`strength` must be in (0, 1], got {strength!r}.")
     t = time_grid(num_points, spacing.time_warp, spacing.time_gaps)
-    if original_inference_steps:
-        known = math.floor(original_inference_steps * strength)
-        if num_points > known:
-            raise ValueError(
-                f"`num_inference_steps` must be at most the model's {known} original steps, got {num_points}."
-            )
-        # Rounding must not lift a time that is on the ladder already.
-        rungs = torch.ceil(t * known - 1e-4).clamp(1, known)
-        return distinct_integers(rungs) / original_inference_steps
-    t = t * strength
-    if convention.is_flow:
-        return spacing.shifted(t, mu, convention)
-    return spacing.spaced(t.clamp(min=convention.earliest), convention)
-
-
-def given_schedule(
-    timesteps: Sequence[float] | np.ndarray | Tensor | None,
-    sigmas: Sequence[float] | np.ndarray | Tensor | None,
-    spacing: Spacing,
-    convention: Convention,
-    mu: float | None = None,
-    num_inference_steps: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The schedule that a caller gives, without a final end at data.
-
-    Args:
-        timesteps: The network's times, or None.
-        sigmas: The path's noise levels, or None. A flow's are shifted and spaced as diffusers' schedulers do it.
-        spacing: The settings.
-        convention: The model's convention.
-        mu: The shift where it is dynamic.
-        num_inference_steps: The length that the caller expects, or None.
-
-    Returns:
-        The path's canonical times, float64, and what the network is told at them, float32; both shape `(N,)`.
-
-    Raises:
-        ValueError: If what is given rises, leaves the path or has another length than expected.
-    """
-    told = None if timesteps is None else _numbers(timesteps, "timesteps")
-    if told is not None and convention.ends_at_data and len(told) > 1 and told[-1] == 0:
-        told = told[:-1]
-    if sigmas is not None:
-        levels = _numbers(sigmas, "sigmas")
-        levels = levels[:-1] if len(levels) > 1 and levels[-1] == 0 else levels
-        t = _check_falling(convention.time_of_sigma(levels), "sigmas", 0.0)
-        t = spacing.shifted(t, mu, convention) if convention.is_flow else t
+    if original := original_inference_steps or spacing.original_inference_steps:
+        t = _nearest_known_steps(t, original, strength)
+    elif convention.is_flow:
+        t = spacing.shift_times(t * strength, mu, convention)
     else:
-        assert told is not None
-        t = _check_falling(convention.time(told), "timesteps", convention.earliest)
-    given = "sigmas" if told is None else "timesteps"
-    if num_inference_steps not in (None, len(t)):
-        raise ValueError(
-            f"`num_inference_steps` must be the length of `{given}`, {len(t)}, got {num_inference_steps}."
-        )
-    if told is None or sigmas is None:
-        return as_told(t, convention)
-    if len(told) != len(t):
-        raise ValueError(f"`timesteps` and `sigmas` must have the same length, got {len(told)} and {len(t)}.")
-    return t, told.float()
+        t = spacing.space_levels((t * strength).clamp(min=convention.earliest), convention)
+    return whole_times(t, convention) if spacing.round_timesteps else t
 
 
-def as_told(t: Tensor, convention: Convention) -> tuple[Tensor, Tensor]:
-    """Canonical times as they are when the network is told them in float32, and what it is told.
-
-    Near the noise end the rounding matters to gamma(t).
-    """
-    told = convention.timestep(t).float()
-    return convention.time(told.double()).clamp(convention.earliest, 1.0), told
-
-
-def times_from(first: float, second: float | None, number: int, convention: Convention) -> np.ndarray:
-    """An sCM model's even times.
-
-    Args:
-        first: The first time.
-        second: The second where there are two, or None.
-        number: How many.
-        convention: The model's convention.
-
-    Raises:
-        ValueError: If the times do not fall within the network's.
-    """
-    most = float(convention.timestep(torch.ones((), dtype=torch.float64)))
-    if not first <= most + 1e-4:
-        raise ValueError(f"`max_timesteps` must be at most the network's {most:.6g}, got {first!r}.")
-    times = np.linspace(first, 0.0, number + 1)[:-1]
-    if second is not None and number == 2:
-        if not second < first:
-            raise ValueError(f"`intermediate_timesteps` must be below `max_timesteps`, got {second!r}.")
-        times[1] = second
-    return times
-
-
-def check_timestep(timestep: Tensor | float | None, whole_times: Collection[int]) -> None:
-    """Refuse what cannot be an entry of `timesteps`, above all the index that `enumerate` gives.
-
-    Args:
-        timestep: What a caller gives as the time of a call.
-        whole_times: The times of the schedule where they are integers; empty where they are not.
-
-    Raises:
-        ValueError: If it is no number, or an integer that is not among the times.
-    """
-    if timestep is None or (isinstance(timestep, Tensor) and (timestep.is_floating_point() or not timestep.numel())):
-        return
-    is_tensor = isinstance(timestep, Tensor)
-    if not (is_tensor and timestep.dtype != torch.bool) and not is_number(timestep):
-        raise ValueError(f"`timestep` must be an entry of `scheduler.timesteps`, got {brief(timestep)}.")
-    # What a tensor holds is not looked up at every call: it may be on another device.
-    if is_tensor or is_whole(timestep):
-        is_known = bool(whole_times) if is_tensor else int(timestep) in whole_times
-        if not is_known:
-            raise ValueError(
-                f"`timestep` must be an entry of `scheduler.timesteps`, got the integer {brief(timestep)}, which is "
-                "none, like an index that `enumerate` gives. Pass `scheduler.timesteps[i]` in place of `i`."
-            )
-
-
-def place_of(timestep: Tensor | float, schedule: Tensor) -> int:
-    """The place of a time in a schedule; of a repeated one the second, from which a run goes on.
-
-    Args:
-        timestep: One of the network's times, rounded or not. An entry of the schedule itself is found without reading.
-        schedule: Falling or rising times, shape `(N,)`.
-
-    Raises:
-        ValueError: If the schedule has no time near it.
-    """
-    if isinstance(timestep, Tensor):
-        if timestep.untyped_storage().data_ptr() == schedule.untyped_storage().data_ptr():
-            return int(timestep.storage_offset() - schedule.storage_offset())
-        timestep = timestep.flatten()[0].item() if timestep.numel() else math.nan
-    times = schedule.cpu().double()
-    distances = (times - float(timestep)).abs()
-    # Pipelines may have rounded the time to half precision, which is off by up to 1 / 256 of it.
-    is_rounded = isinstance(timestep, float) and float(distances.min()) <= 0.01 * float(times.abs().max())
-    if not (is_rounded or float(distances.min()) == 0.0):
-        raise ValueError(
-            f"`timestep` must be an entry of `scheduler.timesteps`, {brief(schedule.tolist())}, got {timestep!r}."
-        )
-    nearest = (distances == distances.min()).nonzero().flatten().tolist()
-    return nearest[min(1, len(nearest) - 1)]
-
-
-def _numbers(values: Sequence[float] | np.ndarray | Tensor, name: str) -> Tensor:
-    """A caller's list as a float64 tensor on the host."""
-    try:
-        given = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
-        numbers = torch.as_tensor(given.astype(np.float64) if given.dtype.kind in "iuf" else np.full(1, math.nan))
-    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise ValueError(f"`{name}` must be a list of finite numbers, got {brief(values)}.") from error
-    if numbers.ndim != 1 or len(numbers) == 0 or not bool(numbers.isfinite().all()):
-        raise ValueError(f"`{name}` must be a list of finite numbers, got shape {tuple(numbers.shape)}.")
-    return numbers
-
-
-def _check_falling(t: Tensor, name: str, earliest: float) -> Tensor:
-    """Given times, if they fall and are within the path."""
-    # What float32 makes of the ends of the path is not out of range.
-    if bool((t < earliest - 1e-5).any() or (t > 1.0 + 1e-5).any()) or bool((t.diff() > 0).any()):
-        raise ValueError(f"`{name}` must run from noise to data within the path, got canonical times {t.tolist()}.")
-    return t.clamp(earliest, 1.0)
+def _nearest_known_steps(t: Tensor, original_inference_steps: int, strength: float) -> Tensor:
+    """Times moved to the nearest steps above that a latent consistency model knows (arXiv 2310.04378)."""
+    known = math.floor(original_inference_steps * strength)
+    if len(t) > known:
+        raise ValueError(f"`num_inference_steps` must be at most the model's {known} original steps, got {len(t)}.")
+    # Rounding must not lift a time that is a known step already.
+    steps = torch.ceil(t * known - 1e-4).clamp(1, known)
+    return distinct_integers(steps) / original_inference_steps

@@ -8,10 +8,10 @@ from diffusers_ucgm.constraints import brief, is_floating, is_sequence
 from .conventions import Convention
 
 
-__all__ = ["noised"]
+__all__ = ["known_times", "noisy_samples"]
 
 
-def noised(
+def noisy_samples(
     convention: Convention, sample: Tensor, noise: Tensor | None, timestep: Tensor | float, names: tuple[str, str, str]
 ) -> Tensor:
     """`x_t = alpha(t) noise + gamma(t) sample`, for one or several of each.
@@ -19,12 +19,12 @@ def noised(
     Args:
         convention: The model's convention.
         sample: Clean data, shape `(B, ...)`.
-        noise: Standard normal, shape `(B, ...)`; None draws it.
+        noise: Standard normal noise, shape `(B, ...)`; None generates it.
         timestep: The network's times, shape `(B,)` or `()`.
-        names: What the caller calls the three, for messages.
+        names: The caller's names of the three, for messages.
 
     Returns:
-        Shape `(B, ...)`, where B is the largest number; what is one serves for all.
+        Shape `(B, ...)`, where B is the largest of the three numbers; a single sample, noise or time serves for all.
 
     Raises:
         ValueError: If an argument is of the wrong type, a time is out of range, or the numbers do not agree.
@@ -41,7 +41,7 @@ def noised(
             f"`noise` must have the shape of `{names[0]}`, {tuple(sample.shape)}, got {tuple(noise.shape)}."
         )
     dtype = torch.promote_types(sample.dtype, torch.float32)
-    result = convention.noised(sample.to(dtype), noise.to(sample.device, dtype), t.to(dtype))
+    result = convention.sample(sample.to(dtype), noise.to(sample.device, dtype), t.to(dtype))
     return result.to(torch.promote_types(sample.dtype, noise.dtype))
 
 
@@ -51,13 +51,13 @@ def known_times(convention: Convention, timestep: Tensor | float, name: str) -> 
     Args:
         convention: The model's convention.
         timestep: The network's times, shape `(B,)` or `()`.
-        name: The argument, for messages.
+        name: The argument's name, for messages.
 
     Raises:
-        ValueError: If it is something else, empty, or out of the network's range.
+        ValueError: If `timestep` is no number or tensor of numbers, empty, or out of the network's range.
     """
-    told = _as_tensor(timestep, name)
-    if not told.numel():
+    times = _as_tensor(timestep, name)
+    if not times.numel():
         raise ValueError(
             f"`{name}` must not be empty. In a pipeline that starts from an image, `strength` times "
             "`num_inference_steps` must be at least 1."
@@ -65,12 +65,13 @@ def known_times(convention: Convention, timestep: Tensor | float, name: str) -> 
     ends = convention.timestep(torch.tensor([convention.earliest, 1.0], dtype=torch.float64))
     low, high = sorted(ends.tolist())
     # Half-precision pipelines round their times: 999 is 1000 in bfloat16.
-    rounding = torch.finfo(told.dtype).eps if told.is_floating_point() else 0.0
+    rounding = torch.finfo(times.dtype).eps if times.is_floating_point() else 0.0
     slack = 1e-5 * (high - low) + rounding * max(abs(low), abs(high))
-    wide = told.to(torch.promote_types(told.dtype, torch.float32))
+    wide = times.to(torch.promote_types(times.dtype, torch.float32))
     if not bool(((wide >= low - slack) & (wide <= high + slack)).all()):
         raise ValueError(
-            f"`{name}` must be times that the network knows, from {low:.6g} to {high:.6g}, got {brief(told.tolist())}."
+            f"`{name}` must be times that the network knows, from {low:.6g} to {high:.6g}, got "
+            f"{brief(times.tolist())}."
         )
     return convention.time(wide).clamp(convention.earliest, 1.0)
 
@@ -78,16 +79,16 @@ def known_times(convention: Convention, timestep: Tensor | float, name: str) -> 
 def _as_tensor(timestep: Tensor | float, name: str) -> Tensor:
     is_known = isinstance(timestep, Tensor | float | int) or is_sequence(timestep)
     try:
-        told = torch.as_tensor(timestep) if is_known and not isinstance(timestep, bool) else None
+        times = torch.as_tensor(timestep) if is_known and not isinstance(timestep, bool) else None
     except (TypeError, ValueError, RuntimeError):  # a list of anything
-        told = None
-    if told is None or told.dtype == torch.bool or told.is_complex():
+        times = None
+    if times is None or times.dtype == torch.bool or times.is_complex():
         raise ValueError(f"`{name}` must be a number or a tensor of numbers, got {brief(timestep)}.")
-    return told.reshape(-1) if told.ndim else told
+    return times.reshape(-1) if times.ndim else times
 
 
 def _common_number(sample: Tensor, noise: Tensor | None, t: Tensor, names: tuple[str, str, str]) -> int:
-    """How many samples come of the three."""
+    """The number of samples that the three give."""
     counts = {
         names[0]: len(sample) if sample.ndim else 1,
         names[1]: len(noise) if noise is not None and noise.ndim else 1,
@@ -95,6 +96,6 @@ def _common_number(sample: Tensor, noise: Tensor | None, t: Tensor, names: tuple
     }
     most = max(counts.values())
     if any(count not in (1, most) for count in counts.values()):
-        said = ", ".join(f"`{name}` of {count}" for name, count in counts.items())
-        raise ValueError(f"Samples, noise and times must be equally many, or one, got {said}.")
+        counted = ", ".join(f"`{name}` of {count}" for name, count in counts.items())
+        raise ValueError(f"Samples, noise and times must be equally many, or one, got {counted}.")
     return most

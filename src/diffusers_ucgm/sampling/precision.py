@@ -10,13 +10,14 @@ untouched the next step goes on from what it was before.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from .swap import STOCK_CLASS
 
-__all__ = ["RESULT_DTYPES", "KeptState", "result_dtypes", "result_rule"]
+
+__all__ = ["RESULT_DTYPES", "KeptState", "result_dtypes", "result_rule", "working_copy"]
 
 # The dtype of `prev_sample` from those of the sample and of the network's output.
 RESULT_DTYPES: dict[str, Callable[[torch.dtype, torch.dtype], torch.dtype]] = {
@@ -53,17 +54,16 @@ KEY_RULES = (
 PATH_RULES = {"discrete_beta": "promoted", "scm": "float32"}
 
 
-def result_rule(stock_class: str | None, config: Mapping[str, Any]) -> str:
+def result_rule(config: Mapping[str, object]) -> str:
     """The rule that a sampler follows, a name in `RESULT_DTYPES`.
 
     Args:
-        stock_class: The scheduler of diffusers that it took the place of, None where that is not known.
-        config: The sampler's, with what the stock config left in it.
+        config: The sampler's config, with the class and the keys of the stock config that it was made from.
     """
-    if stock_class is not None:
-        return SCHEDULER_RULES.get(stock_class, "promoted")
-    left = (rule for key, rule in KEY_RULES if key in config)
-    return next(left, PATH_RULES.get(config["transport"], "model_output"))
+    if (stock_class := config.get(STOCK_CLASS)) is not None:
+        return SCHEDULER_RULES.get(str(stock_class), "promoted")
+    found = (rule for key, rule in KEY_RULES if key in config)
+    return next(found, PATH_RULES.get(str(config["transport"]), "model_output"))
 
 
 def result_dtypes(
@@ -74,9 +74,9 @@ def result_dtypes(
     Args:
         rule: A name in `RESULT_DTYPES`.
         is_flow: Whether the model is a flow, whose stock schedulers give no data estimate.
-        sample: Of the sample.
-        model_output: Of the network's output.
-        working: Of the step's arithmetic.
+        sample: The sample's dtype.
+        model_output: The dtype of the network's output.
+        working: The dtype of the step's arithmetic.
     """
     dtype = RESULT_DTYPES[rule](sample, model_output)
     if rule == "model_output" and not is_flow:  # Euler's schedulers round the next sample alone
@@ -86,26 +86,26 @@ def result_dtypes(
 
 @dataclass(frozen=True)
 class KeptState:
-    """What a step gave before it was rounded for the caller.
+    """The result of a step before it was rounded for the caller.
 
     Attributes:
-        rounded: What the caller got.
-        exact: The state that it was rounded from.
-        version: Number of changes made to `rounded` in place when it was given; None in a copy.
+        rounded: The result that the caller got.
+        exact: The state that `rounded` was rounded from, same shape.
+        version: The number of changes in place that `rounded` had when the caller got it; None in a copy.
     """
 
     rounded: Tensor
     exact: Tensor
     version: int | None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         # A copy cannot be handed the tensor that the original gave, so its values must tell.
         return {**self.__dict__, "version": None}
 
     @classmethod
-    def of(cls, exact: Tensor, rounded: Tensor) -> "KeptState":
-        """The state behind a result."""
-        return cls(rounded, exact, rounded._version)
+    def of(cls, exact: Tensor, rounded: Tensor) -> "KeptState | None":
+        """The state behind a result; None where the result is that state."""
+        return None if rounded is exact else cls(rounded, exact, rounded._version)
 
     def is_behind(self, sample: Tensor) -> bool:
         """Whether a sample is the result, untouched."""
@@ -113,3 +113,17 @@ class KeptState:
             return self.rounded is sample and self.version == sample._version
         looks_alike = (self.rounded.dtype, self.rounded.device) == (sample.dtype, sample.device)
         return looks_alike and torch.equal(self.rounded, sample)
+
+
+def working_copy(sample: Tensor, last: KeptState | None, is_wide: bool) -> Tensor:
+    """The sample in the step's precision: the last result before rounding, if it comes back untouched.
+
+    Args:
+        sample: The sample that the caller gives, any floating dtype and shape.
+        last: The state behind the last result; None where it was not rounded.
+        is_wide: Whether the step needs float64, which MPS does not have. Otherwise it is computed in float32 or wider.
+    """
+    if last is not None and last.is_behind(sample):
+        return last.exact
+    is_wide = is_wide and sample.device.type != "mps"
+    return sample.to(torch.float64 if is_wide else torch.promote_types(sample.dtype, torch.float32))

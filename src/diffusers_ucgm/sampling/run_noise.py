@@ -1,8 +1,8 @@
-"""The noise of a run that is given no generator, derived from the samples that the run starts with.
+"""The noise of a run without a generator, derived from the samples that the run starts with.
 
-Most pipelines of diffusers draw the initial noise with their `generator` and do not pass it to `step`. Seeds made of
-the first samples let that generator decide the noise of the steps as well, without a change in the pipelines and
-without a look at torch's global random state.
+Most pipelines of diffusers generate the initial noise with their `generator` and do not pass it to `step`. Seeds that
+follow from the first samples let this generator decide the noise of the steps as well, without a change in the
+pipelines and without torch's global random state.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from diffusers_ucgm.randomness import numbered_seed
 
 __all__ = ["RunNoise"]
 
-# More values make a seed no better: it is enough that samples of different noise differ in some of them.
+# More values make a seed no better: samples of different noise differ in some of these.
 MOST_VALUES = 65536
 
 

@@ -1,19 +1,19 @@
-"""What the configs of diffusers' schedulers say, in the words of `UCGMScheduler`.
+"""The configs of diffusers' schedulers, translated into settings of `UCGMScheduler`.
 
-A stock config tells on which path a model was trained and how its times are spaced, between settings of a solver that
-is no longer used. `translated` reads the former: by the keys, since the config of a scheduler that was made by hand
-does not name its class, and by the class where it does.
+A stock config describes the path on which a model was trained and the spacing of its times, between settings of a
+solver that is no longer used. `translate` reads path and spacing by the keys, since the config of a scheduler that was
+made by hand does not name its class, and by the class where the config names it.
 """
 
 import importlib
 import inspect
 from collections.abc import Mapping
-from typing import Any
 
 from diffusers_ucgm.constraints import Setting, check, choice, flag, integer, number, optional
+from diffusers_ucgm.presets import SAMPLERS, Settings
 
 
-__all__ = ["STOCK_SCHEDULERS", "stock_settings", "translated"]
+__all__ = ["OPTIONAL_SCHEDULERS", "STOCK_SCHEDULERS", "stock_settings", "translate"]
 
 # diffusers' schedulers of models on a path that `UCGMScheduler` knows.
 STOCK_SCHEDULERS = [
@@ -58,27 +58,6 @@ FOREIGN_KEYS = {
     "scaler": "DDPMWuerstchenScheduler",
     "stages": "HeliosScheduler",
 }
-# What a few-step model wants of the sampler, whatever its path: every call jumps to the data and noise is added anew.
-CONSISTENCY: dict[str, Any] = {
-    "solver_order": 1,
-    "extrapolation_ratio": 0.0,
-    "stochasticity": 1.0,
-    "time_warp": (1.0, 1.0, 1.0),
-    "time_gaps": (0.0, 0.0),
-}
-# The paper's settings were searched for its own models on ImageNet. On exact fields and on three small models of
-# pictures these are closer to the solution (docs/compare-solvers.md, docs/pipelines.md). Without a gap at the data end
-# the last call is one step away from it, whatever their number.
-MULTISTEP: dict[str, Any] = {
-    "solver_order": 2,
-    "solver_type": "multistep",
-    "extrapolation_ratio": "auto",
-    "time_warp": (1.0, 1.15, 1.0),
-    "time_gaps": (0.0, 0.0),
-}
-# The steps of a chain are coarse at the data, EDM's at the noise.
-MULTISTEP_ON_CHAIN = MULTISTEP | {"time_warp": (1.0, 1.6, 1.0)}
-MULTISTEP_IN_SIGMA_SPACE = MULTISTEP | {"time_warp": (0.85, 1.0, 1.0), "extrapolation_ratio": 0.3}
 # Noise levels that have a spacing of their own run on to the least one.
 LEAST_GAP = 0.001
 # The names of `transports.PREDICTIONS`, which needs torch, and sCM's own.
@@ -98,7 +77,7 @@ READ_SETTINGS: dict[str, Setting] = {
     "steps_offset": optional(integer(0)),
 }
 # These need torchsde, without which diffusers has only a stand-in for the class.
-OPTIONAL_SCHEDULERS: dict[str, dict[str, Any]] = {
+OPTIONAL_SCHEDULERS: dict[str, dict[str, object]] = {
     "CosineDPMSolverMultistepScheduler": {
         "sigma_min": 0.3,
         "sigma_max": 500,
@@ -130,80 +109,38 @@ OPTIONAL_SCHEDULERS: dict[str, dict[str, Any]] = {
 }
 
 
-def translated(config: Mapping[str, Any]) -> dict[str, Any]:
+def translate(config: Mapping[str, object]) -> Settings:
     """Arguments of `UCGMScheduler` for the model of a stock scheduler's config.
 
     Args:
         config: The config of one of `STOCK_SCHEDULERS`, as `scheduler.config` or as read from
-            `scheduler_config.json`. Keys that are not there have the default of the class, where it is named.
+            `scheduler_config.json`. Missing keys have the default of the class, where the config names it.
 
     Returns:
         What `UCGMScheduler` needs besides the settings that mean the same to it under the same name.
 
     Raises:
-        ValueError: If the config is of another kind of scheduler, or has a setting without which the pictures would
-            be wrong and which has no counterpart here, or a value that a setting cannot have.
+        ValueError: If the config is of another kind of scheduler, has a setting that changes the images and that
+            `UCGMScheduler` does not have, or a value that a setting cannot have.
     """
     name = config.get("_class_name")
-    if name is not None and name not in STOCK_SCHEDULERS:
-        raise ValueError(
-            f"`config` must be of one of {STOCK_SCHEDULERS}, got one of {name!r}: how its model was trained is not "
-            "known here, and another path would give wrong pictures. Keep its scheduler, or construct "
-            "`UCGMScheduler` with the model's own `transport`."
-        )
+    _check_class(name)
     own = stock_settings(name)
     said = {**own, **config}
-    if foreign := [key for key in FOREIGN_KEYS if key in said]:
-        raise ValueError(
-            f"`config` must be of one of {STOCK_SCHEDULERS}, got one with `{foreign[0]}`, as of "
-            f"{FOREIGN_KEYS[foreign[0]]}. Keep its scheduler, or construct `UCGMScheduler` with the model's own "
-            "`transport`."
-        )
-    if said.get("scale_factors"):
-        raise ValueError(
-            "`config` must have `scale_factors=None`, got "
-            f"{said['scale_factors']!r}: samples that grow while sampling are not known here. Keep its scheduler."
-        )
-    if "sigma_data" in said and "shift" in said:
-        raise ValueError(
-            "`config` must be of a flow or of a model in sigma space, got one with both `shift` and `sigma_data`, as "
-            "Cosmos 2 makes it of a flow-matching scheduler. Keep its scheduler."
-        )
+    _check_kind(said)
     if own:
-        # What other schedulers left in the config, the class itself would not read.
+        # The class itself would not read what other schedulers left in the config.
         said = {key: value for key, value in said.items() if key in own}
     check(READ_SETTINGS, said)
-    settings: dict[str, Any]
-    if said.get("prediction_type") == "trigflow":
-        settings = {"transport": "scm", **CONSISTENCY}
-    elif "sigma_data" in said:
-        settings = _sigma_space(said)
-    elif said.get("timestep_type") == "continuous" and said.get("prediction_type") == "v_prediction":
-        # Stable Video Diffusion: EDM's preconditioning for data of standard deviation 1.
-        settings = _sigma_space(said) | {"sigma_data": 1.0}
-    elif said.get("use_flow_sigmas") or said.get("prediction_type") == "flow_prediction":
-        settings = MULTISTEP | {"transport": "linear", "shift": said.get("flow_shift", said.get("shift", 1.0))}
-        if said.get("prediction_type") == "epsilon":  # says nothing of the data at pure noise
-            settings["time_gaps"] = (0.001, 0.0)
-    elif said.get("trained_betas") is not None or "beta_schedule" in said:
-        settings = _discrete_beta(said, own)
-    elif "shift" in said and "num_train_timesteps" in said:
-        settings = _flow_matching(said, name)
-        if "prediction_type" in config:  # left over: the class has none
-            settings["prediction_type"] = None
-    else:
-        raise ValueError(
-            "`config` must tell the model's path by `beta_schedule`, `trained_betas`, `sigma_data` or `shift`, got "
-            f"the keys {sorted(config)}. Construct `UCGMScheduler` with the model's own `transport`."
-        )
-    if any(said.get(f"use_{name}_sigmas") for name in ("karras", "exponential", "beta")):
+    settings = _path_settings(said, own, config)
+    if any(said.get(f"use_{way}_sigmas") for way in ("karras", "exponential", "beta")):
         settings["time_gaps"] = (settings["time_gaps"][0], LEAST_GAP)
     return settings
 
 
-def stock_settings(name: str | None) -> dict[str, Any]:
+def stock_settings(name: object) -> dict[str, object]:
     """The settings of one of `STOCK_SCHEDULERS` at their defaults; none for a class that diffusers does not have."""
-    if name is None:
+    if not isinstance(name, str):
         return {}
     if name in OPTIONAL_SCHEDULERS:
         return OPTIONAL_SCHEDULERS[name]
@@ -214,40 +151,110 @@ def stock_settings(name: str | None) -> dict[str, Any]:
     return {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty}
 
 
-def _flow_matching(said: Mapping[str, Any], name: str | None) -> dict[str, Any]:
-    settings = MULTISTEP | {
+def _check_class(name: object) -> None:
+    """Refuse the class of a scheduler whose model is not on a known path."""
+    if name is not None and name not in STOCK_SCHEDULERS:
+        raise ValueError(
+            f"`config` must be of one of {STOCK_SCHEDULERS}, got one of {name!r}: the path on which its model was "
+            "trained is not known, and another path would give wrong images. Keep its scheduler, or construct "
+            "`UCGMScheduler` with the model's own `transport`."
+        )
+
+
+def _check_kind(said: Mapping[str, object]) -> None:
+    """Refuse settings of schedulers of other kinds."""
+    if foreign := [key for key in FOREIGN_KEYS if key in said]:
+        raise ValueError(
+            f"`config` must be of one of {STOCK_SCHEDULERS}, got one with `{foreign[0]}`, as of "
+            f"{FOREIGN_KEYS[foreign[0]]}. Keep its scheduler, or construct `UCGMScheduler` with the model's own "
+            "`transport`."
+        )
+    if said.get("scale_factors"):
+        raise ValueError(
+            f"`config` must have `scale_factors=None`, got {said['scale_factors']!r}: `UCGMScheduler` has no samples "
+            "that grow during sampling. Keep its scheduler."
+        )
+    if "sigma_data" in said and "shift" in said:
+        raise ValueError(
+            "`config` must be of a flow or of a model in sigma space, got one with both `shift` and `sigma_data`, as "
+            "Cosmos 2 makes it of a flow-matching scheduler. Keep its scheduler."
+        )
+
+
+def _path_settings(said: Mapping[str, object], own: Mapping[str, object], config: Mapping[str, object]) -> Settings:
+    """The settings for the path that the keys name.
+
+    Args:
+        said: The config with the defaults of its class.
+        own: The settings of the class; empty where the config names none.
+        config: The config alone.
+    """
+    prediction_type = said.get("prediction_type")
+    if prediction_type == "trigflow":
+        return {"transport": "scm", **SAMPLERS["consistency"]}
+    if "sigma_data" in said:
+        return _sigma_space(said)
+    if said.get("timestep_type") == "continuous" and prediction_type == "v_prediction":
+        # Stable Video Diffusion: EDM's preconditioning for data of standard deviation 1.
+        return _sigma_space(said) | {"sigma_data": 1.0}
+    if said.get("use_flow_sigmas") or prediction_type == "flow_prediction":
+        return _multistep_flow(said)
+    if said.get("trained_betas") is not None or "beta_schedule" in said:
+        return _discrete_beta(said, own)
+    if "shift" in said and "num_train_timesteps" in said:
+        settings = _flow_matching(said, config.get("_class_name"))
+        # The class has no such setting: another scheduler left it in the config.
+        return settings | {"prediction_type": None} if "prediction_type" in config else settings
+    raise ValueError(
+        "`config` must tell the model's path by `beta_schedule`, `trained_betas`, `sigma_data` or `shift`, got "
+        f"the keys {sorted(config)}. Construct `UCGMScheduler` with the model's own `transport`."
+    )
+
+
+def _multistep_flow(said: Mapping[str, object]) -> Settings:
+    """A flow with one of diffusers' multistep solvers."""
+    settings = SAMPLERS["multistep"] | {
+        "transport": "linear",
+        "shift": said.get("flow_shift", said.get("shift", 1.0)),
+    }
+    # epsilon does not determine the data at pure noise
+    return settings | {"time_gaps": (0.001, 0.0)} if said.get("prediction_type") == "epsilon" else settings
+
+
+def _flow_matching(said: Mapping[str, object], name: object) -> Settings:
+    settings = SAMPLERS["multistep"] | {
         "transport": "relinear" if said.get("invert_sigmas") else "linear",
         "clips_estimates": False,
     }
     if said.get("stochastic_sampling") or "scale_factors" in said:  # the latter is FlowMatchLCMScheduler's own
-        return settings | CONSISTENCY
+        return settings | SAMPLERS["consistency"]
     if name == "FlowMapEulerDiscreteScheduler":
-        return settings | CONSISTENCY | {"stochasticity": 0.0}
+        return settings | SAMPLERS["consistency"] | {"stochasticity": 0.0}
     return settings
 
 
-def _discrete_beta(said: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def _discrete_beta(said: Mapping[str, object], own: Mapping[str, object]) -> Settings:
     few_step = "original_inference_steps" in said
-    # CogVideoX's schedulers have `clip_sample`, true by default, and do not use it; others carry it from elsewhere.
+    # CogVideoX's schedulers have `clip_sample`, true by default, and do not use it; in others it was left over.
     uses_clipping = not own or not {"clip_sample", "thresholding"}.isdisjoint(own)
     ends_early = said.get("set_alpha_to_one") is False or said.get("final_sigmas_type") == "sigma_min"
-    settings = MULTISTEP_ON_CHAIN | {
+    settings = SAMPLERS["multistep, noise schedule"] | {
         "transport": "discrete_beta",
         "prediction_type": said.get("prediction_type") or "epsilon",
-        # Whole times, because the chain was trained at them, and because pipelines look them up in tables.
+        # The model was trained at whole times, and pipelines look them up in tables.
         "round_timesteps": True,
-        # The scheduler that has this key keeps samples of another scale, and a pipeline reckons with it.
+        # The scheduler with this key keeps samples of another scale, for which its pipelines account.
         "divides_samples": "interpolation_type" in said and not said.get("rescale_betas_zero_snr"),
         "clips_estimates": uses_clipping and "snr_shift_scale" not in said,
         "ends_at_first_step": ends_early and not few_step,
     }
-    return settings | CONSISTENCY if few_step else settings
+    return settings | SAMPLERS["consistency"] if few_step else settings
 
 
-def _sigma_space(said: Mapping[str, Any]) -> dict[str, Any]:
+def _sigma_space(said: Mapping[str, object]) -> Settings:
     if missing := [key for key in ("sigma_min", "sigma_max") if said.get(key) is None]:
         raise ValueError(f"`config` must have `{missing[0]}`, got None. Keep its scheduler.")
-    settings = MULTISTEP_IN_SIGMA_SPACE | {"transport": "sigma_space"}
+    settings = SAMPLERS["multistep, sigma space"] | {"transport": "sigma_space"}
     settings["ends_at_first_step"] = said.get("final_sigmas_type") == "sigma_min"
     # EDM's schedulers name their algorithm, or have no order at all; the cosine solver does neither.
     if "solver_order" in said and "algorithm_type" not in said:

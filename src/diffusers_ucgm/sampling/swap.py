@@ -2,25 +2,38 @@
 
 The rule is that a setting which the stock class of the config knows means as a keyword what it means in the config:
 `from_config(config, flow_shift=5.0)` is `from_config(StockScheduler.from_config(config, flow_shift=5.0).config)`.
-Other keywords are settings of `UCGMScheduler`, and what neither knows is named.
+Other keywords are settings of `UCGMScheduler`, and a warning names keywords that neither class knows.
 """
 
+import inspect
 import math
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
+from diffusers_ucgm.constraints import plain
 from diffusers_ucgm.names import did_you_mean
+from diffusers_ucgm.presets import SAMPLER_SETTINGS
 
-from .stock_configs import STOCK_SCHEDULERS, stock_settings, translated
+from .stock_configs import STOCK_SCHEDULERS, stock_settings, translate
 
 
-__all__ = ["Swap", "swapped"]
+__all__ = ["OWN_SETTINGS", "STOCK_CLASS", "Swap", "read_swap"]
 
+# The settings of the sampler alone: diffusers' multistep solvers mean something else by `solver_order` and
+# `solver_type`.
+OWN_SETTINGS = (
+    *SAMPLER_SETTINGS,
+    "sigma_embedding",
+    "clips_estimates",
+    "divides_samples",
+    "ends_at_first_step",
+    "round_timesteps",
+)
 # The key under which a config of `UCGMScheduler` keeps the class of the config that it was made from.
 STOCK_CLASS = "_stock_class_name"
-# The keys by which `translated` tells paths apart, by `transport`; the flows have `FLOW_KEYS`.
+# The keys by which `translate` tells paths apart, by `transport`; the flows have `FLOW_KEYS`.
 PATH_KEYS = {
     "discrete_beta": {"beta_schedule", "trained_betas"},
     "sigma_space": {"sigma_data"},
@@ -34,24 +47,24 @@ OTHER_NAME = {"shift": "flow_shift", "flow_shift": "shift"}
 
 @dataclass(frozen=True)
 class Swap:
-    """What there is to make a `UCGMScheduler` from.
+    """The parts from which `from_config` makes a `UCGMScheduler`.
 
     Attributes:
-        config: The stock settings, which are carried along, and what they say in the words of `UCGMScheduler`.
+        config: The stock settings, which are carried along, and their translation into settings of `UCGMScheduler`.
         settings: The settings of `UCGMScheduler` that win over `config`.
         read: The names of the keywords that were read as settings of the stock class.
         unknown: The keywords that neither class knows.
         known: The names that could have been meant.
     """
 
-    config: dict[str, Any]
-    settings: dict[str, Any]
+    config: dict[str, object]
+    settings: dict[str, object]
     read: frozenset[str]
-    unknown: dict[str, Any]
+    unknown: dict[str, object]
     known: frozenset[str]
 
     def warn_of_unknown(self) -> None:
-        """Name the keywords that nobody knows, each with the known name that is most like it."""
+        """Warn of the keywords that neither class knows, each with the known name that is most like it."""
         for name in self.unknown:
             warnings.warn(
                 f"`{name}` is neither a setting of `UCGMScheduler` nor of the scheduler that the config is of, and "
@@ -61,49 +74,41 @@ class Swap:
             )
 
 
-def swapped(
-    config: Mapping[str, Any],
-    keywords: Mapping[str, Any],
-    defaults: Mapping[str, Any],
-    own: Collection[str],
-    is_own: bool,
-) -> Swap:
+def read_swap(scheduler: type, config: Mapping[str, object], keywords: Mapping[str, object]) -> Swap:
     """Read a config together with keywords.
 
     The config of a `UCGMScheduler` that was made from a stock config is taken apart, if a stock setting is to change:
-    into the stock config and the settings that differ from what it says, which are kept.
+    into the stock config, and the settings that differ from its translation, which are kept.
 
     Args:
+        scheduler: `UCGMScheduler` or a subclass.
         config: The config of one of `STOCK_SCHEDULERS` or of a `UCGMScheduler`.
         keywords: The keyword arguments of `from_config`.
-        defaults: The settings of `UCGMScheduler` at their defaults.
-        own: Those of the sampler alone, whatever a stock class calls by the same name.
-        is_own: Whether the config is of a `UCGMScheduler`.
 
     Raises:
-        ValueError: If `translated` refuses the stock config.
+        ValueError: If `translate` refuses the stock config.
     """
+    parameters = inspect.signature(scheduler.__init__).parameters.values()
+    defaults = {each.name: each.default for each in parameters if each.name != "self"}
+    name = config.get("_class_name")
+    is_own = name in [each.__name__ for each in scheduler.__mro__] if name else "extrapolation_ratio" in config
     # A stock config marks its defaults, which would give way to ours.
     config = {name: value for name, value in config.items() if name != "_use_default_values"}
-    stock = _stock_part(config, defaults, own) if is_own else _named(config)
-    known = _known_settings(stock) - set(own)
-    theirs, ours, unknown = _sorted(keywords, known, defaults)
+    stock = _stock_part(config, defaults) if is_own else _with_class(config)
+    known = _known_settings(stock) - set(OWN_SETTINGS)
+    theirs, ours, unknown = _sort_keywords(keywords, known, defaults)
     if any(ours.get(name) for name in ("clip_sample", "thresholding")):
-        ours.setdefault("clips_estimates", True)  # said by the caller and not left over in the config
+        ours.setdefault("clips_estimates", True)  # the caller asks for it: it was not left over in the config
     if is_own and theirs:
-        before = {**defaults, **_carried(stock, own)}
-        said = {
-            name: config[name] for name in defaults if _plain(config.get(name, before[name])) != _plain(before[name])
-        }
-        ours = said | ours
+        ours = _changed_settings(config, {**defaults, **_translation(stock)}, defaults) | ours
     if theirs or not is_own:
-        config = _carried({**stock, **theirs}, own)
+        config = _translation({**stock, **theirs})
         _warn_of_settings_without_meaning(config)
     names = known.union(defaults, {"preset"})
     return Swap(config, ours, frozenset(theirs), unknown, frozenset(names))
 
 
-def _named(config: dict[str, Any]) -> dict[str, Any]:
+def _with_class(config: dict[str, object]) -> dict[str, object]:
     """A stock config with its class: that of a scheduler that was made by hand is known by its settings."""
     settings = {name for name in config if not name.startswith("_")}
     same = [each for each in STOCK_SCHEDULERS if set(stock_settings(each)) == settings]
@@ -111,14 +116,21 @@ def _named(config: dict[str, Any]) -> dict[str, Any]:
     return {"_class_name": same[-1], **config} if same and "FlowMapEulerDiscreteScheduler" not in same else config
 
 
-def _carried(stock: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
-    """A stock config, whole, and what it says in the words of `UCGMScheduler`."""
-    settings, name = translated(stock), stock.get("_class_name")
+def _translation(stock: Mapping[str, object]) -> dict[str, object]:
+    """A stock config, whole, and its translation into settings of `UCGMScheduler`."""
+    settings, name = translate(stock), stock.get("_class_name")
     whole = {**stock_settings(name), **stock}
-    return {key: value for key, value in whole.items() if key not in own} | settings | {STOCK_CLASS: name}
+    return {key: value for key, value in whole.items() if key not in OWN_SETTINGS} | settings | {STOCK_CLASS: name}
 
 
-def _stock_part(config: Mapping[str, Any], defaults: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
+def _changed_settings(
+    config: Mapping[str, object], before: Mapping[str, object], defaults: Mapping[str, object]
+) -> dict[str, object]:
+    """The settings of `UCGMScheduler` in a config that differ from those before."""
+    return {name: config[name] for name in defaults if _plain(config.get(name, before[name])) != _plain(before[name])}
+
+
+def _stock_part(config: Mapping[str, object], defaults: Mapping[str, object]) -> dict[str, object]:
     """The stock config that a config of `UCGMScheduler` was made from; empty if it was made from none."""
     carried = {key: value for key, value in config.items() if key not in defaults and not key.startswith("_")}
     if STOCK_CLASS not in config and not carried:
@@ -128,11 +140,11 @@ def _stock_part(config: Mapping[str, Any], defaults: Mapping[str, Any], own: Col
         shared = set(stock_settings(name)) & set(defaults)
     else:
         shared = set(defaults) - ALL_PATH_KEYS | PATH_KEYS.get(str(config.get("transport")), FLOW_KEYS)
-        shared = {key for key in shared if config.get(key) is not None}  # what is None was not in the stock config
-    return carried | {key: config[key] for key in shared - set(own) if key in config}
+        shared = {key for key in shared if config.get(key) is not None}  # None was not in the stock config
+    return carried | {key: config[key] for key in shared - set(OWN_SETTINGS) if key in config}
 
 
-def _known_settings(stock: Mapping[str, Any]) -> set[str]:
+def _known_settings(stock: Mapping[str, object]) -> set[str]:
     """The settings of the class that a config is of; where it names none, of all classes that it can be of."""
     if not stock:
         return set()
@@ -144,13 +156,13 @@ def _known_settings(stock: Mapping[str, Any]) -> set[str]:
     return set(stock).union(*(each for each in candidates if path <= each))
 
 
-def _sorted(
-    keywords: Mapping[str, Any], known: Collection[str], defaults: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def _sort_keywords(
+    keywords: Mapping[str, object], known: Collection[str], defaults: Mapping[str, object]
+) -> tuple[dict[str, object], dict[str, object], dict[str, object]]:
     """Keywords that are settings of the stock class, of `UCGMScheduler`, and of neither."""
-    theirs: dict[str, Any] = {}
-    ours: dict[str, Any] = {}
-    unknown: dict[str, Any] = {}
+    theirs: dict[str, object] = {}
+    ours: dict[str, object] = {}
+    unknown: dict[str, object] = {}
     for name, value in keywords.items():
         other = OTHER_NAME.get(name, name)
         if name in known:
@@ -163,12 +175,13 @@ def _sorted(
     return theirs, ours, unknown
 
 
-def _plain(value: Any) -> Any:
-    """A value as JSON gives it back, so that it compares to one that was saved."""
-    return value.tolist() if hasattr(value, "tolist") else list(value) if isinstance(value, tuple) else value
+def _plain(value: object) -> object:
+    """A value as JSON gives it back, so that it compares to a saved one."""
+    value = plain(value)
+    return list(cast("tuple[object, ...]", value)) if isinstance(value, tuple) else value
 
 
-def _warn_of_settings_without_meaning(said: Mapping[str, Any]) -> None:
+def _warn_of_settings_without_meaning(said: Mapping[str, object]) -> None:
     unused = [key for key in ("use_lu_lambdas", "solver_p", "tau_func") if said.get(key)]
     if said.get("lambda_min_clipped", -math.inf) not in (None, -math.inf, "-Infinity"):
         unused.append("lambda_min_clipped")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tqdm.auto import tqdm
 
 from diffusers_ucgm import files
+from diffusers_ucgm.presets import METHODS, SECOND_CALLS
 
 
 if TYPE_CHECKING:
@@ -24,10 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GAPS",
-    "METHODS",
-    "MULTISTEP",
     "SEARCH_SPACE",
-    "SECOND_CALLS",
     "WARP",
     "Range",
     "Space",
@@ -50,25 +48,10 @@ class Range(NamedTuple):
 Space = Mapping[str, Range | tuple[Any, ...]]
 
 
-# What a call does with earlier ones. A parameter of the search, because these settings exclude each other.
-EXTRAPOLATIONS: dict[str, dict[str, Any]] = {
-    "ratio": {},
-    "auto-2": {"extrapolation_ratio": "auto", "extrapolation_order": 2},
-    "auto-3": {"extrapolation_ratio": "auto", "extrapolation_order": 3},
-}
-MULTISTEP: dict[str, Any] = {"solver_order": 2, "solver_type": "multistep"}
-SECOND_CALLS: dict[str, dict[str, Any]] = {
-    "velocity": {"solver_order": 2, "solver_type": "velocity", "extrapolation_ratio": 0.0},
-    "data": {"solver_order": 2, "solver_type": "data", "extrapolation_ratio": 0.0},
-}
-METHODS: dict[str, dict[str, Any]] = {
-    **{name: {"solver_order": 1, **settings} for name, settings in EXTRAPOLATIONS.items()},
-    **{f"multistep-{name}": {**MULTISTEP, **settings} for name, settings in EXTRAPOLATIONS.items()},
-    **SECOND_CALLS,
-}
 # Besides method, warp and gaps, which `settings_of` puts together, these are settings of the scheduler as they are.
 SEARCH_SPACE: Space = {
-    "method": tuple(METHODS),
+    # The published second order is for parity with the reference.
+    "method": tuple(name for name in METHODS if name != "published"),
     "extrapolation_ratio": Range(0.0, 1.0),
     "warp_a": Range(0.5, 2.0, True),
     "warp_b": Range(0.5, 2.0, True),

@@ -30,7 +30,8 @@ from diffusers_ucgm.contracts import Pipeline
 from diffusers_ucgm.generation.generate import generate
 from diffusers_ucgm.lora import active_adapters
 from diffusers_ucgm.network_caches import cache_settings
-from diffusers_ucgm.sampling.solver import Point
+from diffusers_ucgm.presets import SAMPLERS
+from diffusers_ucgm.sampling.weights import GridPoint
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 
@@ -78,17 +79,10 @@ def solution_scheduler(config: Mapping[str, Any]) -> UCGMScheduler:
     Raises:
         ValueError: If the config is of a kind that `UCGMScheduler.from_config` refuses.
     """
-    settings: dict[str, Any] = {
-        "solver_order": 2,
-        "solver_type": "velocity",
-        "extrapolation_ratio": 0.0,
-        "stochasticity": 0.0,
-        "time_warp": (1.0, 1.0, 1.0),
-        "time_gaps": (0.0, 0.0),
-    }
+    settings = SAMPLERS["even-heun"]
     scheduler = UCGMScheduler.from_config(config, **settings)
     try:
-        Point.at(scheduler.convention, 1.0)
+        GridPoint.at(scheduler.convention, 1.0)
     except ValueError:  # epsilon says nothing of the data at pure noise
         scheduler = UCGMScheduler.from_config(config, **{**settings, "time_gaps": (0.001, 0.0)})
     return scheduler

@@ -19,6 +19,7 @@ import torch
 
 from diffusers_ucgm.contracts import Steppable
 from diffusers_ucgm.loading import load_scheduler
+from diffusers_ucgm.presets import METHODS
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 
@@ -180,9 +181,9 @@ def ucgm_solvers(config: Mapping[str, Any]) -> dict[str, UCGMScheduler]:
         "UCGM-S": {},
         "UCGM-S paper": {"preset": "multi-step"},
         "UCGM-S ratio 0.3": {"extrapolation_ratio": 0.3},
-        "UCGM-S auto": {"solver_order": 1, "extrapolation_ratio": "auto", "extrapolation_order": 2},
-        "UCGM-S auto order 3": {"solver_order": 1, "extrapolation_ratio": "auto", "extrapolation_order": 3},
-        "UCGM-S velocity": {"solver_order": 2, "solver_type": "velocity", "extrapolation_ratio": 0.0},
+        "UCGM-S auto": METHODS["auto-2"],
+        "UCGM-S auto order 3": METHODS["auto-3"],
+        "UCGM-S velocity": METHODS["velocity"],
     }
     stock = next((each.config for each in stock_solvers(config).values()), config)
     return {name: UCGMScheduler.from_config(stock, **settings) for name, settings in changes.items()}

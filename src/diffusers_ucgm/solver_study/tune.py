@@ -24,6 +24,7 @@ from diffusers_ucgm.generation.image_grid import image_grid
 from diffusers_ucgm.image_metrics.requirements import check_call, check_outputs
 from diffusers_ucgm.labels import class_names
 from diffusers_ucgm.pipeline import UCGMPipeline
+from diffusers_ucgm.presets import METHODS, SAMPLERS, SECOND_CALLS
 from diffusers_ucgm.run_folder import RunFolder
 from diffusers_ucgm.scheduler import UCGMScheduler
 
@@ -32,10 +33,7 @@ from .defaults import FIRST_SEED
 from .objectives import OBJECTIVES, Gain, Objective, gain_of
 from .search import (
     GAPS,
-    METHODS,
-    MULTISTEP,
     SEARCH_SPACE,
-    SECOND_CALLS,
     WARP,
     Space,
     Trial,
@@ -52,9 +50,8 @@ JOURNAL, RESULT, SOLUTIONS, PICTURE = "trials.jsonl", "tuning.json", "solutions"
 EARLIER_PLAN = "plan.json"
 # Held-out seeds in the picture, and the calls of the solutions there.
 NUM_SHOWN, SHOWN_CALLS = 10, 200
-# Of the constructor's defaults, which are the paper's; and even steps that end near the data.
-PAPER = ("solver_order", "solver_type", "extrapolation_ratio", "time_warp", "time_gaps")
-EVEN = {"time_warp": (1.0, 1.0, 1.0), "time_gaps": (0.0, 0.0)}
+# Even steps that end near the data.
+EVEN = {name: SAMPLERS["even-heun"][name] for name in ("time_warp", "time_gaps")}
 PACKAGES = ("diffusers-ucgm", "diffusers", "torch", "optuna")
 
 
@@ -355,17 +352,16 @@ def _check_numbers(**numbers: tuple[int, int]) -> None:
 def _starts(config: Any) -> dict[str, dict[str, Any]]:
     """Settings to begin with, by name: what the pipeline has, even steps, the paper's, automatic ratios."""
     own = dict(UCGMScheduler.from_config(config).config)
-    paper = {name: dict(UCGMScheduler().config)[name] for name in PAPER}
     even = {**own, **EVEN, "solver_order": 1}
     automatic = {**even, "extrapolation_ratio": "auto"}
     return {
         "own": own,
         "even": {**even, "extrapolation_ratio": 0.0},
-        "paper": {**own, **paper},
+        "paper": {**own, **SAMPLERS["first-order"]},
         "auto-2": {**automatic, "extrapolation_order": 2},
         "auto-3": {**automatic, "extrapolation_order": 3},
-        "multistep": {**automatic, **MULTISTEP, "extrapolation_order": 2},
-        "multistep-ratio": {**even, **MULTISTEP, "extrapolation_ratio": 0.3},
+        "multistep": {**automatic, **METHODS["multistep-auto-2"]},
+        "multistep-ratio": {**even, **METHODS["multistep-ratio"], "extrapolation_ratio": 0.3},
     }
 
 

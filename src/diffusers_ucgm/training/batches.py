@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from diffusers_ucgm.checks import check_finite
-from diffusers_ucgm.sampling.time_grids import beta_times
+from diffusers_ucgm.training_times import beta_times
 
 
 __all__ = ["DrawnSamples", "StepSampler", "batches_from", "generator_of", "sample_order"]
