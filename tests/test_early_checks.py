@@ -84,6 +84,7 @@ def left_in(folder):
 CACHE = ["cache", "--pipeline", "fashion-mnist", "--source", "photos", "--size", "32", "--output", "out"]
 TRAIN = ["train", "--pipeline", "fashion-mnist", "--data", "good.safetensors", "--output-dir", "out"]
 TRAIN += ["--max-train-steps", "1", "--train-batch-size", "2"]
+DOCTOR = ["doctor", *TRAIN[1:]]
 EVALUATE = ["evaluate", "--model", "fashion-mnist", "--features", FEATURES, "--reference", "photos", "--output", "out"]
 # Small, for the day when a check is missing.
 EVALUATE += ["--num-samples", "2", "--steps", "1"]
@@ -133,6 +134,9 @@ BAD = {
     "train, NaN": ([*TRAIN, "--data", "nan.safetensors"], "`latents` must be finite"),
     "train, class of a grid": ([*TRAIN, *VALIDATE, "Bagg"], "'Bagg' is no class. Did you mean 'Bag'?"),
     "train, id of a grid": ([*TRAIN, *VALIDATE, "10"], "`validation_inputs` must be classes of the network"),
+    "doctor, float16": ([*DOCTOR, "--torch-dtype", "fp16"], "`--torch-dtype` must be fp32 or bf16 on a CPU"),
+    "doctor, precision": ([*DOCTOR, "--mixed-precision", "fp16"], "`mixed_precision` must be 'no' or 'bf16' on a CPU"),
+    "doctor, tracker": ([*DOCTOR, "--report-to", "wandb"], "must be a tracker whose package is installed"),
     "evaluate, output": ([*EVALUATE, "--output", "/proc/x"], "`output` must be a folder that can be written"),
     "evaluate, a file": ([*EVALUATE, "--output", "plain"], "`output` must be a folder that can be written"),
     "evaluate, no reference": ([*EVALUATE, "--reference", "none.npz"], "must be a file of statistics or images"),

@@ -8,7 +8,9 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from distributed_run import data, network
 from full_disk import assert_named_and_gone
+from safetensors.torch import load_file, save_file
 
+from diffusers_ucgm.cli import main
 from diffusers_ucgm.data.datasets import LatentDataset
 from diffusers_ucgm.training.config import UCGMTrainingConfig
 from diffusers_ucgm.training.runs import data_identity
@@ -236,3 +238,23 @@ def test_a_log_that_no_run_wrote_is_not_deleted(tmp_path, text):
     ):
         trainer(tmp_path).train()
     assert (tmp_path / "log.jsonl").read_text() == text
+
+
+def test_new_weights_follow_from_the_seed(tmp_path):
+    network().save_config(tmp_path)
+    latents, labels = torch.randn(8, 4, 2, 2), torch.arange(8) % 2
+    save_file({"latents": latents, "class_labels": labels}, tmp_path / "data.safetensors")
+    words = ["train", "--model", str(tmp_path / "config.json"), "--data", str(tmp_path / "data.safetensors")]
+    words += ["--max-train-steps", "1", "--train-batch-size", "4", "--output-dir"]
+    for name in ("once", "again"):
+        assert main([*words, str(tmp_path / name)]) == 0
+    other = [*words, str(tmp_path / "other"), "--seed", "1"]
+    state = torch.get_rng_state()
+    assert main(other) == 0
+    assert torch.equal(torch.get_rng_state(), state)
+    once, again, other = (
+        load_file(tmp_path / name / "transformer" / "diffusion_pytorch_model.safetensors")
+        for name in ("once", "again", "other")
+    )
+    assert all(torch.equal(once[name], again[name]) for name in once)
+    assert not all(torch.equal(once[name], other[name]) for name in once)

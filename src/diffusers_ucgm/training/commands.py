@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+from diffusers import ModelMixin
 
 from diffusers_ucgm import files
 from diffusers_ucgm.checks import check_device
@@ -27,7 +28,7 @@ from .encoding import encode_null, encode_pixels, encode_prompts
 from .experts import expert_of
 from .network_adapter import adapter_for_pipeline
 from .recipes import default_recipe, get_recipe
-from .requirements import check_image_size, check_run
+from .requirements import check_environment, check_image_size, check_run
 from .settings import override, read_settings_file, read_words, recipe_settings
 
 
@@ -101,6 +102,13 @@ def _data(name: str) -> tuple[Any, dict[str, torch.Tensor] | None]:
     return LatentDataset(latents, labels.long()), None
 
 
+def _network(args: argparse.Namespace, config: UCGMTrainingConfig) -> ModelMixin:
+    """The network of `--model`; new weights follow from the seed, so that a run that is begun anew repeats itself."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        return load_network(args.model, DTYPES[args.torch_dtype], argument="--model")
+
+
 def train(args: argparse.Namespace) -> int:
     """Train or tune; under `accelerate launch` in several processes."""
     from .trainer import UCGMTrainer
@@ -113,7 +121,7 @@ def train(args: argparse.Namespace) -> int:
         pipeline = load_pipeline(args.pipeline, DTYPES[args.torch_dtype], argument="--pipeline")
         trainer = UCGMTrainer.from_pipeline(config, pipeline, dataset, null_condition=null)
     else:
-        trainer = UCGMTrainer(config, load_network(args.model, DTYPES[args.torch_dtype], argument="--model"), dataset)
+        trainer = UCGMTrainer(config, _network(args, config), dataset)
     folder = trainer.train()
     if folder is None:
         assert trainer.interrupted_by is not None
@@ -140,8 +148,10 @@ def doctor(args: argparse.Namespace) -> int:
     from .doctor import examine
 
     config = _config(args, output_dir="run")  # where nothing is written
-    dataset, null = _data(args.data)
     dtype = DTYPES[args.torch_dtype]
+    check_device(None, dtype)
+    check_environment(config)
+    dataset, null = _data(args.data)
     if args.pipeline:
         from .network_adapter import convention_of_scheduler
 
@@ -161,8 +171,7 @@ def doctor(args: argparse.Namespace) -> int:
         )
     else:
         is_pretrained = not Path(args.model).is_file()
-        network = load_network(args.model, dtype, argument="--model")
-        findings = examine(config, network, dataset, is_pretrained=is_pretrained)
+        findings = examine(config, _network(args, config), dataset, is_pretrained=is_pretrained)
     for finding in findings:
         print(f"{finding.level}: {finding.name}: {finding.message}")
     errors = sum(finding.level == "error" for finding in findings)

@@ -23,7 +23,7 @@ from .config import UCGMTrainingConfig
 from .network_adapter import DenoiserAdapter, NetworkAdapter
 
 
-__all__ = ["check_data", "check_image_size", "check_run", "validation_conditions"]
+__all__ = ["check_data", "check_environment", "check_image_size", "check_run", "validation_conditions"]
 
 
 def check_run(config: UCGMTrainingConfig) -> None:
@@ -41,6 +41,15 @@ def check_run(config: UCGMTrainingConfig) -> None:
             f"`resume_from_checkpoint` must be 'latest' or the folder of a checkpoint, got {source!r}, where no "
             "state.json is."
         )
+    check_environment(config)
+
+
+def check_environment(config: UCGMTrainingConfig) -> None:
+    """Check that this machine has the tracker and the precision that the settings name.
+
+    Raises:
+        ValueError: If it has not.
+    """
     if config.report_to is not None:
         _check_tracker(config.report_to)
     if config.mixed_precision == "fp16" and not torch.accelerator.is_available():
