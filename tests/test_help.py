@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from diffusers_ucgm.cli import COMMANDS, main
+from diffusers_ucgm.cli import COMMANDS
 from diffusers_ucgm.loading import DTYPES
 from diffusers_ucgm.names import DTYPE_NAMES
 from diffusers_ucgm.solver_study.defaults import OBJECTIVE_NAMES
@@ -68,25 +68,3 @@ def test_help_of_train_describes_every_setting():
         for each in group:
             assert f"--{each.name.replace('_', '-')} " in text
             assert " ".join(each.description.split()) in words.replace("- ", "-")
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["trian"], "Did you mean 'train'?"),
-        (["train", "--pipline", "x"], "there is no option --pipline. Did you mean '--pipeline'?"),
-        (["train", "--lerning_rate", "1"], "Did you mean '--learning-rate'?"),
-        (["sample", "--guidence-scale=2"], "Did you mean '--guidance-scale'?"),
-        (["cache", "--crop", "centre"], "got 'centre'. Did you mean 'center'?"),
-        (["tune-sampler", "--objective", "fretchet"], "Did you mean 'frechet'?"),
-        (["convert", "--preset", "repa-e256"], "Did you mean 'repa-e-256'?"),
-        (["evaluate"], "the following arguments are required: --model"),
-    ],
-)
-def test_typos_get_the_nearest_word_and_no_list_of_all_options(words, message, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(words)
-    assert end.value.code == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert len(error.splitlines()) == 2

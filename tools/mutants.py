@@ -659,7 +659,7 @@ MUTANTS = [
         "files.py",
         "yaml.BaseLoader if as_words else yaml.SafeLoader",
         "yaml.SafeLoader",
-        ("tests/training/test_config.py",),
+        ("tests/training/test_settings.py",),
     ),
     Mutant(
         "a stopped cache starts anew",
@@ -1447,7 +1447,7 @@ MUTANTS = [
         "console.py",
         "os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())",
         "raise",
-        ("tests/info/test_commands.py",),
+        ("tests/test_console.py",),
     ),
     Mutant(
         "guided sampling of a few-step LoRA",
@@ -1469,6 +1469,34 @@ MUTANTS = [
         "override(get_recipe(name).settings_for(steps), others)",
         "override(others, get_recipe(name).settings_for(steps))",
         ("tests/training/test_recipes.py",),
+    ),
+    Mutant(
+        "a ratio leaves the recipe's schedule in force",
+        "training/settings.py",
+        "dropped = RATIOS if any(name in others for name in RATIOS) else ()",
+        "dropped = ()",
+        ("tests/training/test_settings.py",),
+    ),
+    Mutant(
+        "the schedule of a run of version 0.1.0 is lost",
+        "training/config.py",
+        "before = {**_defaults(), **in_current_form(saved)}",
+        "before = {**_defaults(), **saved}",
+        ("tests/training/test_settings.py",),
+    ),
+    Mutant(
+        "True is a whole number of steps",
+        "training/setting_types.py",
+        "        if isinstance(value, bool):\n            return self.base is bool\n",
+        "",
+        ("tests/training/test_setting_types.py",),
+    ),
+    Mutant(
+        "1.5 steps of a list in JSON are 1",
+        "training/setting_types.py",
+        "        if not number.is_integer():\n            raise\n",
+        "",
+        ("tests/training/test_setting_types.py",),
     ),
     Mutant(
         "an adapter trained against an averaged teacher",

@@ -1,8 +1,6 @@
 """`ucgm info` on what the other commands leave, and output that nobody reads."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -88,15 +86,3 @@ def test_an_evaluation_says_its_metrics(tmp_path, capsys):
     (tmp_path / "results.json").write_text('{"metrics": 3}')
     assert main(["info", str(tmp_path)]) == 2
     assert "results.json" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "words", [["presets"], ["recipes"], ["train", "--help"], ["--help"], ["info", "fashion-mnist"]]
-)
-@pytest.mark.parametrize("unbuffered", [False, True])
-def test_a_reader_that_leaves_is_no_error(words, unbuffered):
-    command = [sys.executable, *(["-u"] if unbuffered else []), "-m", "diffusers_ucgm.cli", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        process.stdout.close()
-        assert process.stderr.read() == b""
-        assert process.wait() == 0

@@ -1,0 +1,45 @@
+"""What a command prints: output that nobody reads, and errors."""
+
+import argparse
+import subprocess
+import sys
+
+import pytest
+
+from diffusers_ucgm.console import error_message
+
+
+@pytest.mark.parametrize(
+    "words", [["presets"], ["recipes"], ["train", "--help"], ["--help"], ["info", "fashion-mnist"]]
+)
+@pytest.mark.parametrize("unbuffered", [False, True])
+def test_a_reader_that_leaves_is_no_error(words, unbuffered):
+    command = [sys.executable, *(["-u"] if unbuffered else []), "-m", "diffusers_ucgm.cli", *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 0
+
+
+def message_of(raising, **options):
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - any kind
+        raising()
+    return error_message(caught.value, argparse.Namespace(**options))
+
+
+def test_an_error_of_files_is_its_message():
+    assert message_of(lambda: open("/nowhere/at/all")).startswith("ucgm: error: [Errno 2] No such file")
+
+
+def test_an_error_from_outside_names_the_inputs_that_exist(tmp_path):
+    options = {"command": str(tmp_path), "model": str(tmp_path), "data": "missing", "output": str(tmp_path), "seed": 0}
+    message = message_of(lambda: {}["nothing"], **options)
+    assert message.startswith(f"ucgm: error: unexpected KeyError: 'nothing'\n--model {tmp_path} may be damaged, or ")
+    assert "The input may be damaged" in message_of(lambda: {}["nothing"])
+
+
+def test_an_error_without_a_message_is_its_type():
+    def fail():
+        raise OSError
+
+    assert message_of(fail) == "ucgm: error: OSError"
