@@ -19,7 +19,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 
 from diffusers_ucgm import Teacher, UCGMLoss
-from diffusers_ucgm.training.network_adapter import adapter_for
+from diffusers_ucgm.training.adapters import adapter_for
 
 
 MODES: dict[str, dict[str, Any]] = {

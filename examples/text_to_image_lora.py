@@ -27,8 +27,8 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokeni
 from diffusers_ucgm import UCGMScheduler, UCGMTrainer, UCGMTrainingConfig
 from diffusers_ucgm.data.images import ImageItems, load_image_dataset
 from diffusers_ucgm.data.latent_cache import CachedLatents, cache_latents, finish_cache
+from diffusers_ucgm.training.adapters import adapter_for_pipeline
 from diffusers_ucgm.training.encoding import encode_null, encode_pixels, encode_prompts
-from diffusers_ucgm.training.network_adapter import adapter_for_pipeline
 
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 70, 220), "yellow": (230, 210, 40)}

@@ -18,7 +18,7 @@ from diffusers_ucgm.cli import main
 from diffusers_ucgm.image_metrics.evaluate import evaluate_pipeline
 from diffusers_ucgm.solver_study.compare import compare_solvers
 from diffusers_ucgm.solver_study.tune import tune_sampler
-from diffusers_ucgm.training.network_adapter import adapter_for_pipeline
+from diffusers_ucgm.training.adapters import adapter_for_pipeline
 from diffusers_ucgm.training.requirements import check_data, check_image_size, validation_conditions
 
 

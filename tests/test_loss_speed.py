@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_ucgm import UCGMLoss, UCGMScheduler
-from diffusers_ucgm.training.network_adapter import adapter_for
+from diffusers_ucgm.training.adapters import adapter_for
 from diffusers_ucgm.transports import TRANSPORTS, get_transport
 
 

@@ -12,7 +12,7 @@ from diffusers_ucgm import EDM2UNet2DModel, UCGMLoss, UCGMTransformer2DModel
 from diffusers_ucgm.conversion.networks import ARCHITECTURES, convert_network
 from diffusers_ucgm.conversion.sizes import published_settings
 from diffusers_ucgm.lora import add_lora, without_lora
-from diffusers_ucgm.training.network_adapter import adapter_for
+from diffusers_ucgm.training.adapters import adapter_for
 
 
 def model_of(name):

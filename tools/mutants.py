@@ -494,21 +494,21 @@ MUTANTS = [
     ),
     Mutant(
         "DiT's own label dropout stays on",
-        "training/adapters.py",
+        "training/image_adapters.py",
         "                module.dropout_prob = 0.0\n",
         "                pass\n",
         ("tests/training/test_network_adapter.py",),
     ),
     Mutant(
         "Z-Image's velocity with the flow's sign",
-        "training/adapters.py",
+        "training/image_adapters.py",
         "return -torch.stack(output).squeeze(2)",
         "return torch.stack(output).squeeze(2)",
         ("tests/training/test_network_adapter.py",),
     ),
     Mutant(
         "Flux's patches with their channels last",
-        "training/adapters.py",
+        "training/image_adapters.py",
         "patches.permute(0, 2, 4, 1, 3, 5).flatten(3)",
         "patches.permute(0, 2, 4, 3, 5, 1).flatten(3)",
         ("tests/training/test_network_adapter.py",),
@@ -516,8 +516,8 @@ MUTANTS = [
     Mutant(
         "time in the weights' precision",
         "training/network_adapter.py",
-        "self.time_argument: self.told(self.timestep(t))}",
-        "self.time_argument: self.told(self.timestep(t.to(dtype)))}",
+        "self.time_argument: self.network_time(self.timestep(t))}",
+        "self.time_argument: self.network_time(self.timestep(t.to(dtype)))}",
         ("tests/training/test_network_adapter.py",),
     ),
     Mutant(

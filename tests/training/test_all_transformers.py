@@ -11,13 +11,9 @@ import tiny_transformers as tiny
 import torch
 
 from diffusers_ucgm import UCGMLoss
-from diffusers_ucgm.training.adapters import ZImageAdapter
-from diffusers_ucgm.training.network_adapter import (
-    ADAPTERS,
-    NetworkAdapter,
-    adapter_for_pipeline,
-    convention_of_scheduler,
-)
+from diffusers_ucgm.training.adapters import ADAPTERS, adapter_for_pipeline
+from diffusers_ucgm.training.image_adapters import ZImageAdapter
+from diffusers_ucgm.training.network_adapter import NetworkAdapter, convention_of_scheduler
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")

@@ -13,8 +13,8 @@ from diffusers_ucgm.cli import main
 from diffusers_ucgm.data.images import ImageSource, load_image_dataset
 from diffusers_ucgm.data.latent_cache import CachedLatents
 from diffusers_ucgm.generation.conditions import conditions_for
+from diffusers_ucgm.training.adapters import adapter_for_pipeline
 from diffusers_ucgm.training.classes import classes_of, matched_source
-from diffusers_ucgm.training.network_adapter import adapter_for_pipeline
 
 
 @pytest.fixture(autouse=True)

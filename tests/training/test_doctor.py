@@ -11,9 +11,10 @@ from torch import nn
 from diffusers_ucgm import UCGMPipeline
 from diffusers_ucgm.data.datasets import LatentDataset
 from diffusers_ucgm.oracles import GaussianMixture
+from diffusers_ucgm.training.adapters import adapter_for_pipeline
 from diffusers_ucgm.training.config import UCGMTrainingConfig
 from diffusers_ucgm.training.doctor import examine
-from diffusers_ucgm.training.network_adapter import adapter_for_pipeline, convention_of_scheduler
+from diffusers_ucgm.training.network_adapter import convention_of_scheduler
 from diffusers_ucgm.transports import get_transport
 
 

@@ -9,8 +9,9 @@ from test_network_adapter import STOCK, recorded_steps, unpacked
 from diffusers_ucgm import UCGMPipeline
 from diffusers_ucgm.contracts import network_of
 from diffusers_ucgm.pipeline import denormalize_latents, normalize_latents
+from diffusers_ucgm.training.adapters import adapter_for_pipeline
 from diffusers_ucgm.training.encoding import encode_null, encode_pixels, encode_prompts
-from diffusers_ucgm.training.network_adapter import adapter_for_pipeline, convention_of_scheduler
+from diffusers_ucgm.training.network_adapter import convention_of_scheduler
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")

@@ -16,9 +16,9 @@ from torch import nn
 
 from diffusers_ucgm import Teacher
 from diffusers_ucgm.data.datasets import LatentDataset
+from diffusers_ucgm.training.adapters import adapter_for
 from diffusers_ucgm.training.batches import sample_order
 from diffusers_ucgm.training.config import UCGMTrainingConfig
-from diffusers_ucgm.training.network_adapter import adapter_for
 from diffusers_ucgm.training.trainer import MAX_BAD_STEPS, UCGMTrainer
 
 

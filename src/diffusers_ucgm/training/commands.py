@@ -22,11 +22,11 @@ from diffusers_ucgm.loading import DTYPES, load_network, load_pipeline
 from diffusers_ucgm.names import BUNDLED, local_or_hub, local_path
 from diffusers_ucgm.processes import check_launch, is_first_process
 
+from .adapters import adapter_for_pipeline
 from .classes import classes_of, matched_source
 from .config import SETTING_TYPES, UCGMTrainingConfig
 from .encoding import encode_null, encode_pixels, encode_prompts
 from .experts import expert_of
-from .network_adapter import adapter_for_pipeline
 from .recipes import default_recipe, get_recipe
 from .requirements import check_environment, check_image_size, check_run
 from .settings import override, read_settings_file, read_words, recipe_settings

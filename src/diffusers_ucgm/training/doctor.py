@@ -19,10 +19,11 @@ from diffusers_ucgm.labels import ModelClasses
 from diffusers_ucgm.student_path import DIFFERENCE_STEP
 from diffusers_ucgm.transports import PREDICTIONS, Transport, get_transport
 
+from .adapters import adapter_for
 from .agreement import MAX_LABELS, Agreement, class_errors, labels_of, samples_by_label
 from .batches import length_of
 from .config import UCGMTrainingConfig
-from .network_adapter import DenoiserAdapter, adapter_for
+from .network_adapter import DenoiserAdapter
 
 
 __all__ = ["Finding", "examine"]

@@ -16,10 +16,10 @@ from diffusers_ucgm.files import check_writable
 from diffusers_ucgm.labels import ModelClasses, class_names
 from diffusers_ucgm.pipeline import UCGMPipeline
 
-from .adapters import PatchedAdapter
 from .agreement import labels_of
 from .batches import length_of
 from .config import UCGMTrainingConfig
+from .image_adapters import PatchedAdapter
 from .network_adapter import DenoiserAdapter, NetworkAdapter
 
 

@@ -35,12 +35,13 @@ from diffusers_ucgm.run_folder import RunFolder
 from diffusers_ucgm.teacher import Teacher
 
 from . import backends, checkpoints
+from .adapters import adapter_for
 from .arguments import TRAINER_ARGUMENTS
 from .batches import DrawnSamples, StepSampler, batches_from, generator_of, length_of
 from .config import UCGMTrainingConfig
 from .experts import expert_of
 from .export import NOTHING_TO_DRAW, Results
-from .network_adapter import DenoiserAdapter, adapter_for, convention_of_scheduler
+from .network_adapter import DenoiserAdapter, convention_of_scheduler
 from .optimizers import make_optimizer
 from .requirements import check_data, check_run, validation_conditions
 from .runs import begin_run, data_identity, network_identity, own_runs
@@ -215,8 +216,8 @@ class UCGMTrainer(Results):
         Raises:
             ValueError: See the constructor.
         """
+        from .adapters import adapter_for_pipeline
         from .encoding import encode_null
-        from .network_adapter import adapter_for_pipeline
 
         network: Any = expert_of(pipeline, config.expert).network
         adapter = adapter_for_pipeline(pipeline)
