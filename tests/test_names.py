@@ -5,6 +5,7 @@ import socket
 import pytest
 
 from diffusers_ucgm.cli import main
+from diffusers_ucgm.data.image_sources import check_image_source
 from diffusers_ucgm.names import BUNDLED, did_you_mean, local_or_hub, local_path
 
 
@@ -52,6 +53,13 @@ def test_what_does_not_exist_is_answered_with_what_does(name, said):
     with pytest.raises(FileNotFoundError, match="`model` must be one of .* which does not exist") as raised:
         local_or_hub("model", name, BUNDLED)
     assert any(each in str(raised.value) for each in said.split("|"))
+
+
+def test_data_sets_that_the_hub_finds_without_an_owner_are_no_typos():
+    for name in ("mnist", "cifar10", "imagenet-1k"):
+        check_image_source("--source", name)
+    with pytest.raises(FileNotFoundError, match=r"got 'mnst', which does not exist. Did you mean 'mnist'\?"):
+        check_image_source("--source", "mnst")
 
 
 def test_the_home_folder_is_found(monkeypatch, tmp_path):

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from test_pipeline import autoencoder, pipeline
 
 from diffusers_ucgm.cli import main
+from diffusers_ucgm.run_folder import OWNED, RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,19 @@ def test_an_unfinished_run_says_how_it_goes_on(root, tmp_path, capsys):
     printed = told(folder, capsys)
     assert "not finished, step 12 of 50" in printed
     assert "--resume-from-checkpoint latest" in printed
+
+
+def test_a_run_that_has_only_begun_says_so(tmp_path, capsys):
+    for kind in OWNED:
+        with RunFolder(tmp_path / kind, kind) as run:
+            run.start({}, settings={"max_train_steps": 50, "learning_rate": 0.25})
+        printed = told(tmp_path / kind, capsys)
+        assert f"begun: {run.run['created']} by `ucgm {kind}` {run.run['version']}" in printed
+        assert "step 0 of 50" in printed if kind == "train" else "without results yet" in printed
+        assert ("learning_rate: 0.25" in printed) == (kind == "train")
+    (tmp_path / "cache" / "run.json").write_text("[]")
+    assert main(["info", str(tmp_path / "cache")]) == 2
+    assert "run.json" in capsys.readouterr().err
 
 
 def test_caches_say_what_they_hold(root, capsys):

@@ -27,6 +27,18 @@ CAPTION_COLUMNS = ("text", "caption", "txt", "prompt")
 # Where captions from files beside the images are put.
 CAPTION_FILES_COLUMN = "txt"
 MAX_CAPTION_BYTES = 2**20
+# Sets of images that the Hub also finds without their owner, as it called them at first.
+HUB_DATASETS = (
+    "beans",
+    "cats_vs_dogs",
+    "cifar10",
+    "cifar100",
+    "fashion_mnist",
+    "food101",
+    "imagenet-1k",
+    "mnist",
+    "svhn",
+)
 # What `save_to_disk` writes.
 STATE, SPLITS = "state.json", "dataset_dict.json"
 
@@ -153,7 +165,7 @@ def check_image_source(argument: str, source: str | Path) -> None:
         FileNotFoundError: If it is a mistyped name or path; the error says what exists.
     """
     if "://" not in str(source) and not glob(str(Path(source).expanduser())):
-        local_or_hub(argument, source)
+        local_or_hub(argument, source, HUB_DATASETS)
 
 
 def rows_of(source: ImageSource) -> Iterator[dict[str, Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers_ucgm.files import read_json
+from diffusers_ucgm.run_folder import RUN_FILE
 
 
 __all__ = ["describe_results"]
@@ -40,7 +41,7 @@ def describe_results(folder: Path) -> list[str] | None:
     if name is None:
         return None
     try:
-        return RESULT_FILES[name](folder)
+        return [*RESULT_FILES[name](folder), *_beginning(folder)]
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise ValueError(
             f"{str(folder / name)!r} must be as the command wrote it, got another form: "
@@ -48,9 +49,26 @@ def describe_results(folder: Path) -> list[str] | None:
         ) from error
 
 
+def _beginning(folder: Path) -> list[str]:
+    """When and by which version a folder's run was begun; version 0.1.0 did not write it down."""
+    if not (folder / RUN_FILE).is_file():
+        return []
+    run = read_json(folder / RUN_FILE)
+    return [
+        f"begun: {run.get('created', 'at an unknown time')} by `ucgm {run['kind']}` {run.get('version', '')}".rstrip()
+    ]
+
+
+def _describe_beginning(folder: Path) -> list[str]:
+    kind = read_json(folder / RUN_FILE)["kind"]
+    if kind == "train":
+        return _describe_training(folder)
+    return [f"run of `ucgm {kind}` in {folder}: begun, without results yet. The same command goes on with it."]
+
+
 def _describe_training(folder: Path) -> list[str]:
     checkpoints = _checkpoints(folder)
-    settings = _last_settings(checkpoints)
+    settings = _last_settings(checkpoints) or _first_settings(folder)
     log = list(_log_lines(folder / "log.jsonl"))
     results = [f"{name}/" for name in RESULTS if (folder / name).is_dir()]
     last = max([line["step"] for line in log] + list(checkpoints), default=0)
@@ -67,6 +85,11 @@ def _describe_training(folder: Path) -> list[str]:
 
 def _last_settings(checkpoints: dict[int, Path]) -> dict[str, Any]:
     return read_json(checkpoints[max(checkpoints)] / "state.json").get("config", {}) if checkpoints else {}
+
+
+def _first_settings(folder: Path) -> dict[str, Any]:
+    """The settings with which a run was begun."""
+    return read_json(folder / RUN_FILE).get("settings", {}) if (folder / RUN_FILE).is_file() else {}
 
 
 def _way_on(folder: Path) -> list[str]:
@@ -212,4 +235,5 @@ RESULT_FILES: dict[str, Callable[[Path], list[str]]] = {
     "shard-*.safetensors": _describe_unfinished_cache,
     "samples": _describe_unfinished_evaluation,
     "trials.jsonl": _describe_unfinished_tuning,
+    RUN_FILE: _describe_beginning,
 }
