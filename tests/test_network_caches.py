@@ -19,7 +19,7 @@ from diffusers.hooks import (
 from torch import nn
 
 from diffusers_ucgm import EDM2UNet2DModel, UCGMPipeline, UCGMScheduler, UCGMTransformer2DModel
-from diffusers_ucgm.network_caches import check_uncached, disable_cache, enable_cache, is_cached
+from diffusers_ucgm.network_caches import check_no_cache, disable_cache, enable_cache, has_cache
 from diffusers_ucgm.solver_study.solutions import fingerprint
 from diffusers_ucgm.training.config import UCGMTrainingConfig
 from diffusers_ucgm.training.trainer import UCGMTrainer
@@ -164,7 +164,7 @@ def test_a_cache_saves_work_and_is_fresh_in_every_run(kind, name):
     pipe = pipeline(name)
     plain, all_work = worked(pipe, lambda: sampled(pipe))
     pipe.enable_cache(config(kind, pipe))
-    assert is_cached(pipe.transformer)
+    assert has_cache(pipe.transformer)
     cached, work = worked(pipe, lambda: sampled(pipe))
     assert work < all_work
     assert torch.isfinite(cached).all()
@@ -174,7 +174,7 @@ def test_a_cache_saves_work_and_is_fresh_in_every_run(kind, name):
     sampled(pipe, labels=[4])
     torch.testing.assert_close(sampled(pipe), cached, rtol=0, atol=0)
     pipe.disable_cache()
-    assert not is_cached(pipe.transformer)
+    assert not has_cache(pipe.transformer)
     torch.testing.assert_close(sampled(pipe), plain, rtol=0, atol=0)
 
 
@@ -260,7 +260,7 @@ def test_caches_of_a_chain_refuse_networks_that_are_none(kind, name):
     for enable in (pipe.enable_cache, pipe.transformer.enable_cache):
         with pytest.raises(ValueError, match=rf"`config` must be of a cache that fits .*: .*{reason}"):
             enable(config(kind, pipe))
-        assert not is_cached(pipe.transformer)
+        assert not has_cache(pipe.transformer)
         assert not pipe.transformer.is_cache_enabled
     if name == "ddt":
         APPLY[kind](pipe.transformer, config(kind, pipe))
@@ -322,15 +322,15 @@ def test_mag_cache_needs_calls_of_one_kind():
 @pytest.mark.parametrize("kind", APPLY)
 def test_networks_with_a_cache_are_not_trained(tmp_path, kind):
     pipe = pipeline("dit")
-    check_uncached(pipe.transformer, "transformer")
+    check_no_cache(pipe.transformer, "transformer")
     pipe.enable_cache(config(kind, pipe))
     with pytest.raises(ValueError, match=r"`transformer` must have no cache in training, got DiTTransformer2DModel"):
-        check_uncached(pipe.transformer, "transformer")
+        check_no_cache(pipe.transformer, "transformer")
     data = [{"latents": torch.zeros(4, 8, 8), "class_labels": 0}] * 4
     with pytest.raises(ValueError, match=r"`transformer` must have no cache in training"):
         UCGMTrainer(UCGMTrainingConfig(str(tmp_path), train_batch_size=2), pipe.transformer, data)
     disable_cache(pipe.transformer)
-    check_uncached(pipe.transformer, "transformer")
+    check_no_cache(pipe.transformer, "transformer")
 
 
 def test_another_cache_is_another_model():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import hatchling.build
 import pytest
+import torch
 
 import diffusers_ucgm
 
@@ -277,3 +278,56 @@ def test_the_one_reader_of_original_checkpoints_runs_no_code():
 )
 def test_ban_sees_every_form(source, expected):
     assert banned_names(source) == expected
+
+
+# What others' objects do: it is changed by a subclass or by an object that delegates, never on an instance.
+METHODS = {
+    name
+    for cls in (diffusers_ucgm.UCGMPipeline, diffusers_ucgm.UCGMScheduler, torch.nn.Module)
+    for name in dir(cls)
+    if callable(getattr(cls, name)) and name != "__class__"
+}
+MADE_FUNCTIONS = ("partial", "MethodType", "wraps")
+
+
+def replaced_methods(source):
+    """The assignments that put a function, or anything in a method's place, on an object other than `self`."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            named = [(ast.unparse(each.value), each.attr) for each in targets if isinstance(each, ast.Attribute)]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "setattr" and len(node.args) == 3:
+            name = node.args[1]
+            named = [(ast.unparse(node.args[0]), name.value)] if isinstance(name, ast.Constant) else []
+        else:
+            continue
+        value = node.args[2] if isinstance(node, ast.Call) else node.value
+        made = isinstance(value, ast.Call) and ast.unparse(value.func).rpartition(".")[2] in MADE_FUNCTIONS
+        is_function = made or isinstance(value, ast.Lambda)
+        if any(owner != "self" and (is_function or name in METHODS) for owner, name in named):
+            yield ast.unparse(node)
+
+
+@pytest.mark.parametrize("file", SOURCES, ids=module_name)
+def test_no_method_is_replaced_on_an_instance(file):
+    assert list(replaced_methods(file.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "is_replaced"),
+    [
+        ("scheduler.step = recorded", True),
+        ("pipe.scheduler.set_timesteps = even", True),
+        ("network.forward: object = other", True),
+        ("setattr(pipe, 'progress_bar', quiet)", True),
+        ("features.model = lambda x: x", True),
+        ("scheduler.noise = functools.partial(noise, generator=generator)", True),
+        ("pipe.scheduler = scheduler", False),
+        ("module.training = mode", False),
+        ("self.step = 0", False),
+        ("step = scheduler.step", False),
+    ],
+)
+def test_the_search_for_replaced_methods_finds_them(source, is_replaced):
+    assert bool(list(replaced_methods(source))) == is_replaced

@@ -1452,8 +1452,8 @@ MUTANTS = [
     Mutant(
         "guided sampling of a few-step LoRA",
         "generation/commands.py",
-        '{"num_inference_steps": 4, **_unguided(pipe), **call}',
-        '{"num_inference_steps": 4, **call}',
+        '{"num_inference_steps": 4, **_no_guidance(pipe)}',
+        '{"num_inference_steps": 4}',
         ("tests/generation/test_commands.py",),
     ),
     Mutant(

@@ -1,7 +1,7 @@
 """The caches of diffusers (FirstBlockCache, TaylorSeer, MagCache, PAB, FasterCache) on any network.
 
-A cache keeps what blocks of a network gave in one call and uses it again in the next. It counts network calls, not a
-sampler's steps, and must know which calls are alike: those of one context, with one batch.
+A cache keeps the outputs of some blocks of a network in one call and uses them again in the next. It counts network
+calls, not a sampler's steps, and must know which calls are alike: those of one context, with one batch.
 """
 
 import inspect
@@ -18,15 +18,17 @@ from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
+from .contracts import Steppable
+
 
 __all__ = [
     "CacheRun",
     "CacheableNetwork",
     "cache_settings",
-    "check_uncached",
+    "check_no_cache",
     "disable_cache",
     "enable_cache",
-    "is_cached",
+    "has_cache",
 ]
 
 # The modules of diffusers' hooks that cache, with their functions that apply each.
@@ -39,19 +41,21 @@ APPLY = {
     "sea_cache": "apply_sea_cache",
     "text_kv_cache": "apply_text_kv_cache",
 }
-# They take the first and the last block for the ends of one chain, of so many blocks at least.
+# These caches take the first and the last block for the ends of one chain, which has at least this number of blocks.
 CHAIN = {"first_block_cache": 2, "mag_cache": 1, "sea_cache": 2}
-# The names under which they look for the blocks.
+# The names under which the caches look for the blocks.
 BLOCKS = ("blocks", "transformer_blocks", "single_transformer_blocks", "temporal_transformer_blocks", "layers")
-# What a network of this package is given for each sample of a batch, beside the sample itself.
+# The types of a hook's settings.
+PLAIN = (bool, int, float, str, tuple, type(None))
+# The arguments of a network of this package that have a row for each sample of a batch, beside the sample itself.
 PER_SAMPLE = ("timestep", "class_labels", "r_timestep", "target_timestep", "timestep_r")
 
 
 class CacheableNetwork(CacheMixin):
     """`CacheMixin` with an `enable_cache` that says where a cache does not fit."""
 
-    def enable_cache(self, config: Any) -> None:
-        """See the function `enable_cache`."""
+    def enable_cache(self, config: object) -> None:
+        """Enable a cache, as the function `enable_cache` does."""
         enable_cache(self, config)  # pyright: ignore[reportArgumentType]
 
 
@@ -61,43 +65,43 @@ class CacheRun:
     Without a cache nothing is done.
 
     Attributes:
-        is_cached: Whether there is one.
+        is_cached: Whether the network has a cache.
         null_first: Whether null conditions have to come first in a batch, as FasterCache leaves out the first half.
     """
 
     def __init__(self, network: nn.Module, guided: list[bool]) -> None:
-        """Check the caches, and forget what a run that did not end has left.
+        """Check the caches, and empty them of what a run that did not end has left.
 
         Args:
             network: The network, with a cache or without.
-            guided: For each call whether it has conditions and null conditions in one batch.
+            guided: Whether each call has conditions and null conditions in one batch.
 
         Raises:
             ValueError: If a cache does not fit the calls.
         """
         self.network, self.guided = network, guided
-        self.is_cached = is_cached(network)
+        self.is_cached = has_cache(network)
         self.null_first = any(_kind(hook) == "faster_cache" for _, _, hook in _cache_hooks(network))
         if self.is_cached:
             _check_run(network, guided)
-            registry: Any = HookRegistry.check_if_exists_or_initialize(network)
+            registry = HookRegistry.check_if_exists_or_initialize(network)
             if hasattr(registry, "invalidate_child_registries_cache"):
                 # Functions that apply a cache to a network leave an older list of its hooks as it is.
                 registry.invalidate_child_registries_cache()
             self.reset()
 
-    def call(self, i: int, timestep: torch.Tensor, scheduler: Any) -> AbstractContextManager[None]:
-        """The context of the call with this number: one for conditions and null conditions in one batch, one without.
+    def call(self, i: int, timestep: torch.Tensor, scheduler: Steppable) -> AbstractContextManager[None]:
+        """The context of a call: guided calls have one context, calls without guidance have another.
 
         Args:
-            i: From 0.
+            i: The place of the call in the run, from 0.
             timestep: The network's time.
-            scheduler: Its `sigmas`, where it has them, are the noise levels.
+            scheduler: The scheduler, whose `sigmas` are the noise levels where it has them.
         """
         if not self.is_cached:
             return nullcontext()
         if i > 0 and self.guided[i] != self.guided[i - 1]:
-            # What was kept is of another batch.
+            # The outputs that were kept are of another batch.
             self.reset()
         sigmas = getattr(scheduler, "sigmas", None)
         where = {
@@ -112,23 +116,27 @@ class CacheRun:
         return CacheMixin.cache_context(self.network, name, **(where if takes_more else {}))  # pyright: ignore
 
     def reset(self) -> None:
-        """Forget what was kept."""
+        """Empty the caches."""
         if self.is_cached:
             HookRegistry.check_if_exists_or_initialize(self.network).reset_stateful_hooks()
 
 
-def is_cached(network: nn.Module) -> bool:
+def has_cache(network: nn.Module) -> bool:
     """Whether a network has a cache of diffusers."""
     return next(_cache_hooks(network), None) is not None
 
 
-def check_uncached(network: nn.Module, argument: str) -> None:
-    """Refuse a network with a cache, where every call has to count.
+def check_no_cache(network: nn.Module, argument: str) -> None:
+    """Refuse a network with a cache where every call has to count.
+
+    Args:
+        network: The network.
+        argument: The argument that is the network, for the message.
 
     Raises:
-        ValueError: If it has one.
+        ValueError: If the network has a cache.
     """
-    if is_cached(network):
+    if has_cache(network):
         raise ValueError(
             f"`{argument}` must have no cache in training, got {type(network).__name__} with one. Call its "
             "`disable_cache()`, or `diffusers_ucgm.network_caches.disable_cache(network)`."
@@ -136,30 +144,30 @@ def check_uncached(network: nn.Module, argument: str) -> None:
 
 
 def cache_settings(network: nn.Module) -> list[str]:
-    """The caches of a network in words: module, hook and settings of each. Samples depend on them."""
-    return [f"{name} {hook_name} {_described(hook)}" for name, hook_name, hook in _cache_hooks(network)]
+    """The module, the hook and the settings of each cache of a network, in words. Samples depend on them."""
+    return [f"{name} {hook_name} {_hook_settings(hook)}" for name, hook_name, hook in _cache_hooks(network)]
 
 
-def enable_cache(network: nn.Module, config: Any) -> None:
-    """Enable a cache of diffusers, and see that it has an effect.
+def enable_cache(network: nn.Module, config: object) -> None:
+    """Enable a cache of diffusers, and check that it has an effect.
 
     TaylorSeer without identifiers is applied to the network's attention modules, whatever their names. FasterCache
     splits class labels too.
 
     Args:
-        network: Of diffusers or of this package, with or without an `enable_cache` of its own.
+        network: A network of diffusers or of this package, with or without an `enable_cache` of its own.
         config: A config of diffusers, such as `FirstBlockCacheConfig`.
 
     Raises:
         ValueError: If the network has a cache already, or this one fits none of its modules.
     """
     name = type(network).__name__
-    if is_cached(network):
+    if has_cache(network):
         raise ValueError(f"`network` must have no cache yet, got {name} with one. Call `disable_cache` first.")
     kind = _kind(config)
     if kind not in APPLY:
         raise ValueError(f"`config` must be a config of a cache of diffusers, got {config!r}.")
-    config = _adapted(config, kind, network)
+    config = _config_for(network, config, kind)
     try:
         _check_chain(network, kind)
         if isinstance(network, CacheMixin):
@@ -168,7 +176,7 @@ def enable_cache(network: nn.Module, config: Any) -> None:
             import diffusers.hooks
 
             getattr(diffusers.hooks, APPLY[kind])(network, config)
-        if not is_cached(network):
+        if not has_cache(network):
             raise ValueError("it matches none of the modules")
     except ValueError as error:
         disable_cache(network)
@@ -190,7 +198,7 @@ def disable_cache(network: nn.Module) -> None:
 
 
 def _cache_hooks(network: nn.Module) -> Iterator[tuple[str, str, Any]]:
-    """Module, name and hook of every cache."""
+    """The module's name, the hook's name and the hook of every cache."""
     for name, module in network.named_modules():
         registry: Any = getattr(module, "_diffusers_hook", None)
         for hook_name, hook in ({} if registry is None else registry.hooks).items():
@@ -198,7 +206,7 @@ def _cache_hooks(network: nn.Module) -> Iterator[tuple[str, str, Any]]:
                 yield name, hook_name, hook
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     """The module of diffusers that a hook or a config is from: the kind of cache."""
     return type(value).__module__.rsplit(".", 1)[-1]
 
@@ -207,27 +215,32 @@ def _registry(network: nn.Module, name: str) -> Any:
     return network.get_submodule(name)._diffusers_hook
 
 
-def _described(hook: Any) -> dict[str, str]:
-    """A hook's settings, without what it keeps."""
-    plain = (bool, int, float, str, tuple, type(None))
+def _hook_settings(hook: object) -> dict[str, str]:
+    """The settings of a hook, without the outputs that it keeps."""
+    settings = {name: value for name, value in sorted(vars(hook).items()) if name != "_metadata"}
     return {
         name: repr({each.name: getattr(value, each.name) for each in fields(value)} if is_dataclass(value) else value)
-        for name, value in sorted(vars(hook).items())
-        if (isinstance(value, plain) or is_dataclass(value)) and name != "_metadata"
+        for name, value in settings.items()
+        if isinstance(value, PLAIN) or is_dataclass(value)
     }
 
 
-def _adapted(config: Any, kind: str, network: nn.Module) -> Any:
-    """A config for the names that a network has."""
+def _config_for(network: nn.Module, config: Any, kind: str) -> Any:
+    """The config of a cache with the names that a network has."""
     if kind == "taylorseer_cache":
-        if config.cache_identifiers or config.skip_predict_identifiers or config.use_lite_mode:
-            return config
-        names = [re.escape(name) for name in _attention_modules(network)]
-        return replace(config, cache_identifiers=names) if names else config
+        return _taylorseer_config(network, config)
     if kind == "faster_cache":
         known = tuple(config._unconditional_conditional_input_kwargs_identifiers)
         return replace(config, _unconditional_conditional_input_kwargs_identifiers=(*known, *PER_SAMPLE))
     return config
+
+
+def _taylorseer_config(network: nn.Module, config: Any) -> Any:
+    """A config of TaylorSeer that names the network's attention modules, unless it names modules itself."""
+    if config.cache_identifiers or config.skip_predict_identifiers or config.use_lite_mode:
+        return config
+    names = [re.escape(name) for name in _attention_modules(network)]
+    return replace(config, cache_identifiers=names) if names else config
 
 
 def _attention_modules(network: nn.Module) -> list[str]:
@@ -235,6 +248,7 @@ def _attention_modules(network: nn.Module) -> list[str]:
 
 
 def _check_chain(network: nn.Module, kind: str) -> None:
+    """Check that a network's blocks are one chain, for the caches that need its ends."""
     if kind not in CHAIN:
         return
     if getattr(getattr(network, "config", None), "num_encoder_layers", 0):
@@ -246,28 +260,37 @@ def _check_chain(network: nn.Module, kind: str) -> None:
 
 def _check_run(network: nn.Module, guided: list[bool]) -> None:
     """Refuse what would give wrong samples or an error from within a hook."""
+    name = type(network).__name__
     for _, _, hook in _cache_hooks(network):
-        kind, name = _kind(hook), type(network).__name__
         try:
-            _check_chain(network, kind)
+            _check_chain(network, _kind(hook))
         except ValueError as error:
             raise ValueError(f"`transformer` must have a cache that fits {name}: {error}.") from error
-        if kind == "mag_cache" and hook.config.num_inference_steps != len(guided):
-            raise ValueError(
-                "`MagCacheConfig.num_inference_steps` must be the number of network calls, "
-                f"{len(guided)}, got {hook.config.num_inference_steps}."
-            )
-        is_split = kind == "faster_cache" and not hook.is_guidance_distilled
-        if is_split and not all(guided):
-            raise ValueError(
-                "`guidance_scale` must guide every call with FasterCache, which leaves out null conditions, got calls "
-                "without guidance. Set it above 1, without `guidance_interval`, or `is_guidance_distilled=True`."
-            )
-        if kind == "mag_cache" and len(set(guided)) > 1:
-            raise ValueError(
-                "`guidance_interval` must take in all calls or none with MagCache, whose ratios are numbered by calls."
-            )
-        if is_split and getattr(hook, "tensor_format", "BCHW") != "BCHW":
-            raise ValueError(
-                f"`FasterCacheConfig.tensor_format` must be 'BCHW' for {name}, got {hook.tensor_format!r}."
-            )
+        if _kind(hook) == "mag_cache":
+            _check_mag_cache(hook.config.num_inference_steps, guided)
+        elif _kind(hook) == "faster_cache" and not hook.is_guidance_distilled:
+            _check_faster_cache(getattr(hook, "tensor_format", "BCHW"), guided, name)
+
+
+def _check_mag_cache(num_inference_steps: int, guided: list[bool]) -> None:
+    """Check that the ratios of MagCache, which are numbered by calls, are those of a run."""
+    if num_inference_steps != len(guided):
+        raise ValueError(
+            "`MagCacheConfig.num_inference_steps` must be the number of network calls, "
+            f"{len(guided)}, got {num_inference_steps}."
+        )
+    if len(set(guided)) > 1:
+        raise ValueError(
+            "`guidance_interval` must take in all calls or none with MagCache, whose ratios are numbered by calls."
+        )
+
+
+def _check_faster_cache(tensor_format: str, guided: list[bool], network: str) -> None:
+    """Check that FasterCache, which leaves out null conditions, has them in every call."""
+    if not all(guided):
+        raise ValueError(
+            "`guidance_scale` must guide every call with FasterCache, which leaves out null conditions, got calls "
+            "without guidance. Set it above 1, without `guidance_interval`, or `is_guidance_distilled=True`."
+        )
+    if tensor_format != "BCHW":
+        raise ValueError(f"`FasterCacheConfig.tensor_format` must be 'BCHW' for {network}, got {tensor_format!r}.")

@@ -41,13 +41,13 @@ from .sampling.settings import CALL_ARGUMENTS
 
 __all__ = ["BUNDLED", "UCGMPipeline", "UCGMPipelineOutput", "denormalize_latents", "normalize_latents"]
 
-# What a saved folder holds for `DiffusionPipeline.from_pretrained(..., custom_pipeline=...)`.
+# The module of a saved folder that `DiffusionPipeline.from_pretrained(..., custom_pipeline=...)` loads.
 HUB_MODULE = "from diffusers_ucgm.pipeline import UCGMPipeline\n\n\n__all__ = ['UCGMPipeline']\n"
 
 
 @dataclass
 class UCGMPipelineOutput(BaseOutput):
-    """What a pipeline call gives.
+    """The result of a call of the pipeline.
 
     Attributes:
         images: PIL images, an array `(B, H, W, C)` in [0, 1], a tensor `(B, C, H, W)` in [0, 1], or latents.
@@ -102,19 +102,21 @@ class UCGMPipeline(DiffusionPipeline):
                 (`in_channels`), the size (`sample_size`) and the number of classes (`num_embeds_ada_norm` or
                 `num_classes`), which is also the id of the null class.
             vae: AutoencoderKL, AutoencoderDC, AutoencoderTiny or another with `decode(latents).sample`; None where the
-                transformer draws pixels in [-1, 1].
+                transformer generates pixels in [-1, 1].
             scheduler: `UCGMScheduler`, or a flow-matching scheduler of diffusers.
             id2label: The name of each class.
-            guided_channels: How many channels guidance takes, from the first; None is all. LightningDiT's published
-                figure guides 3 of 32.
+            guided_channels: The number of channels that are guided, from the first; None is all. LightningDiT's
+                published figure guides 3 of 32.
             latents_mean: Mean of the autoencoder's latents by channel, for an autoencoder whose own configuration has
                 no place for it, such as `AutoencoderDC`.
-            latents_std: Standard deviation, likewise.
+            latents_std: Standard deviation of the autoencoder's latents by channel, for the same autoencoders.
             do_normalize: Whether the autoencoder's images are in [-1, 1]; EDM2's are in [0, 1].
-            call_defaults: What a call does without `num_inference_steps`, `guidance_scale` or `guidance_interval`.
+            call_defaults: Values of `num_inference_steps`, `guidance_scale` and `guidance_interval` for calls that
+                give none.
 
         Raises:
-            ValueError: If `call_defaults` names anything else, or the statistics are not one number for each channel.
+            ValueError: If a part is of another kind, `call_defaults` names another argument, or the statistics are not
+                one number for each channel.
         """
         check(CONSTRUCTOR_ARGUMENTS, locals())
         check_guided_channels(guided_channels, getattr(transformer.config, "in_channels", None))
@@ -149,7 +151,7 @@ class UCGMPipeline(DiffusionPipeline):
         Args:
             pretrained_model_name_or_path: A folder, a repository of the Hub, or a name in `BUNDLED`, which is loaded
                 from the package without network unless a local folder has that name.
-            kwargs: As `DiffusionPipeline.from_pretrained` takes them. `use_safetensors` is True unless given.
+            kwargs: Keyword arguments of `DiffusionPipeline.from_pretrained`. `use_safetensors` is True by default.
 
         Raises:
             OSError: If there is no pipeline under that name, or its weights are not safetensors.
@@ -168,8 +170,8 @@ class UCGMPipeline(DiffusionPipeline):
 
         Args:
             save_directory: The folder, made if it does not exist.
-            args: As `DiffusionPipeline.save_pretrained` takes them.
-            kwargs: As `DiffusionPipeline.save_pretrained` takes them.
+            args: Positional arguments of `DiffusionPipeline.save_pretrained`.
+            kwargs: Keyword arguments of `DiffusionPipeline.save_pretrained`.
         """
         files.write_text(Path(save_directory) / "pipeline.py", HUB_MODULE)
         save_readme(save_directory, type(self).__name__, OWN_EXAMPLE)
@@ -185,13 +187,13 @@ class UCGMPipeline(DiffusionPipeline):
         """Give the transformer a LoRA that `UCGMTrainer` saved.
 
         Args:
-            pretrained_model_name_or_path: Folder, or repository of the Hub.
-            weight_name: The file in it; None is the name that `UCGMTrainer` gives it.
-            kwargs: As in `huggingface_hub.hf_hub_download`, such as `revision` or `token`.
+            pretrained_model_name_or_path: A folder, or a repository of the Hub.
+            weight_name: The name of the file; None is the name that `UCGMTrainer` gives it.
+            kwargs: Keyword arguments of `huggingface_hub.hf_hub_download`, such as `revision` or `token`.
 
         Raises:
             FileNotFoundError: If a folder holds no adapter.
-            ValueError: If the adapter is for another network, or there is one already.
+            ValueError: If the adapter is for another network, or the transformer has a LoRA already.
         """
         from .lora import LORA_WEIGHTS_NAME, load_lora
 
@@ -201,7 +203,7 @@ class UCGMPipeline(DiffusionPipeline):
         load_lora(self.transformer, file)
 
     def unload_lora_weights(self) -> None:
-        """Take the LoRA off again."""
+        """Take the LoRA off the transformer; without one nothing is done."""
         from .lora import remove_lora
 
         remove_lora(self.transformer)
@@ -223,14 +225,14 @@ class UCGMPipeline(DiffusionPipeline):
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the running call guides, at some times at least."""
+        """Whether the running call is guided, at some times at least."""
         return self._guidance_scale not in (0.0, 1.0)
 
-    def enable_cache(self, config: Any) -> None:
+    def enable_cache(self, config: object) -> None:
         """Enable a cache of diffusers on the transformer, whether or not that has a method for it.
 
         Args:
-            config: Such as `FirstBlockCacheConfig`; `docs/sampling.md` says what composes.
+            config: A config of diffusers, such as `FirstBlockCacheConfig`; `docs/sampling.md` says what composes.
 
         Raises:
             ValueError: If the transformer has a cache already, or this one fits none of its modules.
@@ -238,7 +240,7 @@ class UCGMPipeline(DiffusionPipeline):
         enable_cache(self.transformer, config)
 
     def disable_cache(self) -> None:
-        """Take the cache off again."""
+        """Take the caches off the transformer; without one nothing is done."""
         disable_cache(self.transformer)
 
     @property
@@ -248,7 +250,7 @@ class UCGMPipeline(DiffusionPipeline):
 
     @property
     def num_classes(self) -> int:
-        """How many classes the transformer knows; the id of the null class."""
+        """The number of classes of the transformer, which is also the id of the null class."""
         config = self.transformer.config
         for name in ("num_embeds_ada_norm", "num_classes"):
             if getattr(config, name, None) is not None:
@@ -257,8 +259,8 @@ class UCGMPipeline(DiffusionPipeline):
             "`transformer` must name its classes as `num_embeds_ada_norm` or `num_classes` in its config, got neither."
         )
 
-    def get_label_ids(self, class_labels: Any) -> list[int]:
-        """Class ids of labels.
+    def get_label_ids(self, class_labels: object) -> list[int]:
+        """The class ids of labels.
 
         Args:
             class_labels: An id, a name of `id2label` (in any case, with `_` or `-` for spaces, or an id in digits), a
@@ -275,10 +277,10 @@ class UCGMPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
     ) -> Tensor:
-        """Initial noise, float32, shape `(B, C, H, W)` by the transformer's config.
+        """The initial noise, float32, shape `(B, C, H, W)` by the transformer's config.
 
         Raises:
-            ValueError: If given latents have another shape, or the generators are not as many as samples.
+            ValueError: If `latents` have another shape, or the generators are not as many as the samples.
         """
         config = self.transformer.config
         size = config.sample_size
@@ -317,22 +319,24 @@ class UCGMPipeline(DiffusionPipeline):
 
         Args:
             class_labels: Ids, names, or a list of both; see `get_label_ids`.
-            guidance_scale: Classifier-free guidance: 1 (or 0) is none, below 1 leans towards the null class. None is
-                the pipeline's `call_defaults`, or else 1; the paper's own models need none.
+            guidance_scale: The scale of classifier-free guidance: 1 and 0 are no guidance, and a scale below 1 leans
+                towards the null class. None is the pipeline's `call_defaults`, or else 1; the paper's own models need
+                no guidance.
             guidance_interval: Canonical times (0 is data, 1 is noise) within which guidance applies, ends included.
                 The meaning does not change for a network whose time runs the other way. None is the pipeline's
                 `call_defaults`, or else all times.
-            num_inference_steps: The budget of network calls; where neither this nor times are given, the pipeline's
-                `call_defaults`, or else 40.
+            num_inference_steps: The budget of network calls (NFE). Where neither this nor times are given, it is the
+                pipeline's `call_defaults`, or else 40.
             timesteps: The network's own times, in place of `num_inference_steps`.
             sigmas: Canonical times, in place of `num_inference_steps`.
-            generator: Source of all noise; a list has one for each sample.
-            latents: Initial noise, shape `(B, C, H, W)`, in place of drawing it.
-            output_type: "pil", "np", "pt", or "latent" for what the transformer drew, before the autoencoder.
+            generator: The source of all noise; a list has one for each sample.
+            latents: Initial noise, shape `(B, C, H, W)`, in place of noise from `generator`.
+            output_type: "pil", "np", "pt", or "latent" for what the transformer generates, before the autoencoder.
             return_dict: Whether to return a `UCGMPipelineOutput` or the tuple `(images,)`.
-            callback_on_step_end: Called as `callback(pipe, i, t, tensors)` after every network call; what it returns
-                under "latents" replaces them.
-            callback_on_step_end_tensor_inputs: Which tensors the callback gets; only "latents" there is.
+            callback_on_step_end: The function `callback(pipe, i, t, tensors)` that is called after every network call;
+                the "latents" that it returns replace those of the run.
+            callback_on_step_end_tensor_inputs: The names of the tensors that the callback gets; "latents" is the only
+                name.
 
         Raises:
             ValueError: If an argument is out of its range.

@@ -1,4 +1,4 @@
-"""What a saved folder tells the people who load it in another process."""
+"""The `README.md` of a saved folder, for people who load it in another process."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from .files import write_text
 
 __all__ = ["save_readme"]
 
-# A stock pipeline; `import diffusers_ucgm` is all that diffusers needs to load our components.
+# The example of a stock pipeline: `import diffusers_ucgm` is all that diffusers needs to load our components.
 STOCK_EXAMPLE = """\
 import diffusers_ucgm
 from diffusers import DiffusionPipeline
@@ -26,9 +26,9 @@ def save_readme(folder: str | os.PathLike, title: str, example: str) -> None:
     """Write `README.md` with the line that loading needs, unless the folder has one.
 
     Args:
-        folder: Of a scheduler or a pipeline, made if it does not exist.
-        title: The class that was saved.
-        example: Code that loads it.
+        folder: The folder of a scheduler or a pipeline, made if it does not exist.
+        title: The name of the class that was saved.
+        example: The code that loads it.
     """
     file = Path(folder) / "README.md"
     file.parent.mkdir(parents=True, exist_ok=True)

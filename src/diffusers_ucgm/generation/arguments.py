@@ -1,4 +1,4 @@
-"""What the arguments of everything that samples must be."""
+"""The limits of the arguments that commands and functions which sample have in common."""
 
 from diffusers import DiffusionPipeline
 

@@ -1,17 +1,15 @@
-"""What `ucgm sample` and `ucgm demo` do: grids of images."""
+"""The commands `ucgm sample` and `ucgm demo`, which write grids of images."""
 
 import argparse
-import inspect
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusers import DiffusionPipeline
 from PIL import Image
 
 from diffusers_ucgm.checks import check_device
-from diffusers_ucgm.contracts import takes_classes
+from diffusers_ucgm.contracts import Pipeline, call_parameters, takes_classes
 from diffusers_ucgm.files import check_writable, write_image
 from diffusers_ucgm.labels import class_names
 from diffusers_ucgm.loading import load_pipeline, load_scheduler
@@ -29,12 +27,12 @@ from .trajectories import trajectory_strip
 __all__ = ["COMMANDS"]
 
 FEW_STEP_MODEL, MULTI_STEP_MODEL = "fashion-mnist-2-step", "fashion-mnist"
-# Letters of a prompt that name its row, and the pixels up to which images are enlarged.
+# A row's name has at most this number of letters; images up to this number of pixels are enlarged.
 LETTERS, SMALL = 40, 64
 
 
 def demo(args: argparse.Namespace) -> int:
-    """Both bundled models side by side."""
+    """Sample from both bundled models, side by side."""
     _check_output(args)
     blocks, names = {}, []
     for model, steps in ((FEW_STEP_MODEL, 2), (MULTI_STEP_MODEL, 40)):
@@ -43,22 +41,22 @@ def demo(args: argparse.Namespace) -> int:
         found = generate_images(
             pipe, num_images=args.samples_per_label, num_inference_steps=steps, seed=args.seed, batch_size=80
         )
-        blocks[f"{steps} steps ({model})"] = _shown(found)
+        blocks[f"{steps} steps ({model})"] = _report(found)
     print(f"Image: {_save(blocks, names, args.scale, args.output)}")
     return 0
 
 
 def sample(args: argparse.Namespace) -> int:
-    """A grid of images, a row for each label or prompt."""
+    """Sample a grid of images, a row for each label or prompt."""
     _check_output(args)
     further = dict(call_argument(word) for word in args.call)
     conditions = given_conditions(args)
     preset = None if args.preset is None else get_preset(args.preset)
-    pipe: Any = load_model(args)
+    pipe = load_model(args)
     is_by_class = takes_classes(pipe)
     _check_conditions(args, type(pipe).__name__, is_by_class)
     _set_scheduler(pipe, args, preset)
-    call = {**_defaults(pipe, preset), **_given(args), **further}
+    call = {**_defaults(pipe, preset), **_call_options(args), **further}
     steps = call.pop("num_inference_steps", None)
     number = args.num_images if args.num_images is not None else 8 if is_by_class else 1
     found = generate_images(
@@ -72,7 +70,7 @@ def sample(args: argparse.Namespace) -> int:
     )
     names = _row_names(pipe, found.conditions)
     title = f"{args.model}, {found.num_network_calls} network calls"
-    print(f"Image: {_save({title: _shown(found)}, names, args.scale, args.output)}")
+    print(f"Image: {_save({title: _report(found)}, names, args.scale, args.output)}")
     if args.trajectory:
         strip = trajectory_strip(
             pipe, found.conditions, num_inference_steps=steps, seed=args.seed, row_names=names, call=call
@@ -82,17 +80,21 @@ def sample(args: argparse.Namespace) -> int:
 
 
 def _check_output(args: argparse.Namespace) -> None:
-    """See that the result can be written, before any work."""
+    """Check that the result can be written, before any work."""
     if args.scale is not None and args.scale < 1:
         raise ValueError(f"`--scale` must be at least 1, got {args.scale}.")
     for option in ("output", "trajectory"):
-        if (path := getattr(args, option, None)) is None:
-            continue
-        known = Image.registered_extensions()
-        if (suffix := Path(path).suffix.lower()) and (suffix not in known or known[suffix] not in Image.SAVE):
-            hint = did_you_mean(suffix, (".png", ".jpg", ".webp"))
-            raise ValueError(f"`--{option}` must be the name of an image, such as grid.png, got {path!r}.{hint}")
-        check_writable(path, f"--{option}")
+        if (path := getattr(args, option, None)) is not None:
+            _check_image_name(option, path)
+            check_writable(path, f"--{option}")
+
+
+def _check_image_name(option: str, path: str) -> None:
+    """Check that Pillow can write the format that a file's ending names; a file without an ending gets one."""
+    suffix = Path(path).suffix.lower()
+    if suffix and Image.registered_extensions().get(suffix) not in Image.SAVE:
+        hint = did_you_mean(suffix, (".png", ".jpg", ".webp"))
+        raise ValueError(f"`--{option}` must be the name of an image, such as grid.png, got {path!r}.{hint}")
 
 
 def _check_conditions(args: argparse.Namespace, name: str, is_by_class: bool) -> None:
@@ -103,57 +105,60 @@ def _check_conditions(args: argparse.Namespace, name: str, is_by_class: bool) ->
         raise ValueError(f"`--prompt` must be given for {name}, got {given}: it takes text and no classes.")
 
 
-def _set_scheduler(pipe: Any, args: argparse.Namespace, preset: Preset | None) -> None:
-    """The sampler that the options name; a stock pipeline without any keeps its own."""
+def _set_scheduler(pipe: Pipeline, args: argparse.Namespace, preset: Preset | None) -> None:
+    """Give the pipeline the sampler that the options name; a stock pipeline keeps its own where they name none."""
     if args.scheduler is not None:
         pipe.scheduler = load_scheduler(args.scheduler, argument="--scheduler")
     changes = {name: getattr(args, name) for name in SAMPLER_SETTINGS if getattr(args, name) is not None}
     if preset is not None:
-        own, published = pipe.scheduler.config.get("transport"), preset.scheduler.get("transport")
-        if published not in (None, own):
-            print(f"note: {args.preset} was published for {preset.model}, whose transport is {published}, not {own}")
-        # What the network sees and predicts belongs to it, whatever the preset was published for.
+        _warn_of_transport(pipe, args.preset, preset)
+        # The transport and the prediction belong to the network, whatever the preset was published for.
         changes = preset.sampler | changes
     if changes or (isinstance(pipe, UCGMPipeline) and args.scheduler is None):
         pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config, **changes)
 
 
-def _defaults(pipe: DiffusionPipeline, preset: Preset | None) -> dict[str, Any]:
-    """Arguments of the call that nobody gave: of the pipeline, of the preset, and for a model of few steps."""
-    is_ours = isinstance(pipe, UCGMPipeline)
-    call: dict[str, Any] = dict(pipe.config.call_defaults or {}) if is_ours else {}
-    if preset is not None:
-        call |= preset.call if is_ours else {"num_inference_steps": preset.num_inference_steps}
-    few_step = pipe.scheduler.config.get("stochasticity") == 1.0
-    if few_step:
-        # A few-step model is sampled without guidance: its training has put guidance into the weights.
-        call = {"num_inference_steps": 2, **call} if is_ours else {"num_inference_steps": 4, **_unguided(pipe), **call}
-    elif is_ours:
-        call.setdefault("num_inference_steps", 40)
-    return call
+def _warn_of_transport(pipe: Pipeline, name: str, preset: Preset) -> None:
+    """Print a note where a preset was published for a model of another transport."""
+    own, published = pipe.scheduler.config.get("transport"), preset.scheduler.get("transport")
+    if published not in (None, own):
+        print(f"note: {name} was published for {preset.model}, whose transport is {published}, not {own}")
 
 
-def _unguided(pipe: DiffusionPipeline) -> dict[str, float]:
-    """The argument that switches guidance off, where a stock pipeline guides without being asked."""
-    accepted = inspect.signature(type(pipe).__call__).parameters
+def _defaults(pipe: Pipeline, preset: Preset | None) -> dict[str, Any]:
+    """The default arguments of a call: those of the pipeline, of the preset, and of a model of few steps."""
+    is_few_step = pipe.scheduler.config.get("stochasticity") == 1.0
+    if isinstance(pipe, UCGMPipeline):
+        published = {} if preset is None else preset.call
+        return {"num_inference_steps": 2 if is_few_step else 40, **(pipe.config.call_defaults or {}), **published}
+    # A few-step model is sampled without guidance: its training has put guidance into the weights.
+    call = {"num_inference_steps": 4, **_no_guidance(pipe)} if is_few_step else {}
+    return call if preset is None else {**call, "num_inference_steps": preset.num_inference_steps}
+
+
+def _no_guidance(pipe: Pipeline) -> dict[str, float]:
+    """The argument that switches guidance off where a stock pipeline guides by default."""
+    accepted = call_parameters(pipe)
     # With both arguments the guidance scale is an input of the network, and guidance needs a negative prompt.
     return {"guidance_scale": 1.0} if "guidance_scale" in accepted and "true_cfg_scale" not in accepted else {}
 
 
-def _given(args: argparse.Namespace) -> dict[str, Any]:
+def _call_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of the call that the options give."""
     options = ("guidance_scale", "guidance_interval", "negative_prompt", "height", "width", "num_frames")
     given = {"num_inference_steps": args.steps, **{name: getattr(args, name) for name in options}}
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _shown(found: Generation) -> list[list[Image.Image]]:
+def _report(found: Generation) -> list[list[Image.Image]]:
+    """The images, after a line about them."""
     number = sum(len(row) for row in found.images)
     print(f"{number} images, {found.num_network_calls} network calls, {found.seconds:.1f} s")
     return found.images
 
 
-def _row_names(pipe: Any, conditions: Sequence[int | str]) -> list[str]:
-    """Class names, or the beginnings of prompts."""
+def _row_names(pipe: Pipeline, conditions: Sequence[int | str]) -> list[str]:
+    """The names of the rows: class names, or the beginnings of prompts."""
     names = class_names(pipe)
     known = {int(key): name for key, name in names.items()}
     texts = (known.get(each, each) if isinstance(each, int) else each for each in conditions)

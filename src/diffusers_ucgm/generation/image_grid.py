@@ -10,50 +10,53 @@ __all__ = ["image_grid"]
 MARGIN, GAP, INK, PAPER = 12, 3, "black", "white"
 FONT_SIZE = 15
 
+Rows = Sequence[Sequence[Image.Image]]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-def image_grid(
-    blocks: Mapping[str, Sequence[Sequence[Image.Image]]], row_names: Sequence[str], scale: int = 2
-) -> Image.Image:
+
+def image_grid(blocks: Mapping[str, Rows], row_names: Sequence[str], scale: int = 2) -> Image.Image:
     """Blocks of images side by side under their titles, rows named on the left.
 
     Args:
-        blocks: For each title its rows, each with as many images; all images have one size.
-        row_names: One for each row.
-        scale: How many times each image is enlarged, without smoothing.
+        blocks: The rows of images under each title; all images have one size.
+        row_names: A name for each row.
+        scale: The factor by which images are enlarged, without smoothing.
 
     Returns:
         An RGB image on white.
 
     Raises:
-        ValueError: If a block has another number of rows than names, or no image.
+        ValueError: If the rows of a block are not as many as the names, or one has no image.
     """
     for title, rows in blocks.items():
         if len(rows) != len(row_names) or not all(rows):
             raise ValueError(f"`blocks` must have {len(row_names)} rows of images each, got {len(rows)} in {title!r}.")
     font = ImageFont.load_default(FONT_SIZE)
     first = next(iter(blocks.values()))[0][0]
-    width, height = first.width * scale, first.height * scale
-    label_width = int(max(font.getlength(name) for name in row_names)) + MARGIN
-    title_height = FONT_SIZE + MARGIN
-    columns = {
-        title: max(max(len(row) for row in rows) * (width + GAP), int(font.getlength(title)))
-        for title, rows in blocks.items()
-    }
-    total = (
-        2 * MARGIN + label_width + sum(columns.values()) + MARGIN * (len(blocks) - 1),
-        2 * MARGIN + title_height + len(row_names) * (height + GAP),
-    )
-    table = Image.new("RGB", total, PAPER)
-    draw = ImageDraw.Draw(table)
-    top = MARGIN + title_height
+    size = first.width * scale, first.height * scale
+    left = 2 * MARGIN + int(max(font.getlength(name) for name in row_names))
+    widths = [_block_width(title, rows, size[0] + GAP, font) for title, rows in blocks.items()]
+    total_width = left + sum(widths) + MARGIN * len(blocks)
+    top = 2 * MARGIN + FONT_SIZE
+    grid = Image.new("RGB", (total_width, top + MARGIN + len(row_names) * (size[1] + GAP)), PAPER)
+    draw = ImageDraw.Draw(grid)
     for i, name in enumerate(row_names):
-        draw.text((MARGIN, top + i * (height + GAP) + height // 2), name, INK, font, anchor="lm")
-    left = MARGIN + label_width
-    for title, rows in blocks.items():
+        draw.text((MARGIN, top + i * (size[1] + GAP) + size[1] // 2), name, INK, font, anchor="lm")
+    for (title, rows), width in zip(blocks.items(), widths, strict=True):
         draw.text((left, MARGIN), title, INK, font)
-        for i, row in enumerate(rows):
-            for j, image in enumerate(row):
-                enlarged = image.convert("RGB").resize((width, height), Image.Resampling.NEAREST)
-                table.paste(enlarged, (left + j * (width + GAP), top + i * (height + GAP)))
-        left += columns[title] + MARGIN
-    return table
+        _paste(grid, rows, (left, top), size)
+        left += width + MARGIN
+    return grid
+
+
+def _block_width(title: str, rows: Rows, step: int, font: Font) -> int:
+    """The width of a block in pixels, whose images or whose title need more."""
+    return max(max(len(row) for row in rows) * step, int(font.getlength(title)))
+
+
+def _paste(grid: Image.Image, rows: Rows, corner: tuple[int, int], size: tuple[int, int]) -> None:
+    """Put the images of a block into the grid, enlarged to a size."""
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            place = corner[0] + j * (size[0] + GAP), corner[1] + i * (size[1] + GAP)
+            grid.paste(image.convert("RGB").resize(size, Image.Resampling.NEAREST), place)

@@ -1,9 +1,9 @@
-"""What the commands that sample take: the model, its conditions and the arguments of its call."""
+"""The inputs of commands that sample: the model, its conditions and the arguments of its call."""
 
 import argparse
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from diffusers.utils import logging
@@ -21,14 +21,10 @@ def load_model(args: argparse.Namespace, device: str | torch.device | None = Non
     """The pipeline of `--model` on its device.
 
     Args:
-        args: With the options of `add_model_options`.
-        device: Where no `--device` is given; None is CUDA where there is one, or else the CPU.
+        args: A command line with the options of `add_model_options`.
+        device: The device where no `--device` is given; None is CUDA where there is one, or else the CPU.
     """
-    local_or_hub("--model", args.model, BUNDLED)
-    if getattr(args, "scheduler", None) and isinstance(args.scheduler, str):
-        local_path("--scheduler", args.scheduler, "a folder with a scheduler of diffusers")
-    if args.device is not None and not args.device.strip():
-        raise ValueError("`--device` must be a device of torch, such as 'cpu' or 'cuda', got ''.")
+    _check_options(args)
     device = args.device or device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device, DTYPES[args.torch_dtype])
     logging.disable_progress_bar()
@@ -40,8 +36,17 @@ def load_model(args: argparse.Namespace, device: str | torch.device | None = Non
     return cast(Pipeline, pipe)
 
 
+def _check_options(args: argparse.Namespace) -> None:
+    """Check the names of the model, the scheduler and the device, before anything is loaded."""
+    local_or_hub("--model", args.model, BUNDLED)
+    if getattr(args, "scheduler", None) and isinstance(args.scheduler, str):
+        local_path("--scheduler", args.scheduler, "a folder with a scheduler of diffusers")
+    if args.device is not None and not args.device.strip():
+        raise ValueError("`--device` must be a device of torch, such as 'cpu' or 'cuda', got ''.")
+
+
 def given_conditions(args: argparse.Namespace) -> list[int | str] | None:
-    """The words of `--labels` or `--prompts` as `conditions_for` takes them, or None for all classes.
+    """The conditions that `--labels` or `--prompts` name, or None for all classes.
 
     Raises:
         ValueError: If the file of prompts is empty.
@@ -52,24 +57,27 @@ def given_conditions(args: argparse.Namespace) -> list[int | str] | None:
         return None
     if len(args.prompts) > 1 or not Path(args.prompts[0]).is_file():
         return list(args.prompts)
+    return [*_read_prompts(args.prompts[0])]
+
+
+def _read_prompts(file: str) -> list[str]:
+    """The prompts of a text file, one on each line."""
     try:
-        lines = Path(args.prompts[0]).read_text(encoding="utf-8").splitlines()
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"`--prompts` must name a text file in UTF-8, got {args.prompts[0]!r}: {error}.") from error
+        raise ValueError(f"`--prompts` must name a text file in UTF-8, got {file!r}: {error}.") from error
     if not (prompts := [line.strip() for line in lines if line.strip()]):
-        raise ValueError(
-            f"`--prompts` must name a file with a prompt on each line, got {args.prompts[0]!r} without any."
-        )
-    return list(prompts)
+        raise ValueError(f"`--prompts` must name a file with a prompt on each line, got {file!r} without any.")
+    return prompts
 
 
 def call_arguments(args: argparse.Namespace) -> dict[str, float]:
-    """What the options say about a call of the pipeline, besides steps and conditions."""
+    """The arguments of the pipeline's call that have options, besides steps and conditions."""
     return {} if args.guidance_scale is None else {"guidance_scale": args.guidance_scale}
 
 
-def call_argument(word: str) -> tuple[str, Any]:
-    """Name and value of `NAME=VALUE`, the value as JSON where it is JSON.
+def call_argument(word: str) -> tuple[str, object]:
+    """The name and the value of `NAME=VALUE`; the value is read as JSON where it is JSON.
 
     Raises:
         ValueError: If the word has another form.

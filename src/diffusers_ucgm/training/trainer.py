@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from diffusers_ucgm import files
 from diffusers_ucgm.constraints import check
 from diffusers_ucgm.lora import add_lora, without_lora
-from diffusers_ucgm.network_caches import check_uncached
+from diffusers_ucgm.network_caches import check_no_cache
 from diffusers_ucgm.processes import check_launch
 from diffusers_ucgm.run_folder import RunFolder
 from diffusers_ucgm.teacher import Teacher
@@ -111,7 +111,7 @@ class UCGMTrainer(Results):
         """
         check(TRAINER_ARGUMENTS, locals())
         length_of(dataset)
-        check_uncached(transformer, "transformer")
+        check_no_cache(transformer, "transformer")
         if config.validation_steps and (pipeline is None or not config.validation_inputs):
             raise ValueError(NOTHING_TO_DRAW)
         if pipeline is None and config.expert is not None:
