@@ -198,6 +198,8 @@ class LabelMapping:
         """
         self.model = model
         self.notes: list[str] = []
+        # The class of each id that a source has in place of a name; a cache's identity does not hold it.
+        self._ids: dict[int, int] = {}
         labels = list(dict.fromkeys(labels))
         self._given = self._read_given(given or {}, labels)
         self.classes: dict[str, int] = {}
@@ -219,22 +221,28 @@ class LabelMapping:
                 self._check_distinct(known)
                 self.classes[label] = known[label]
             return self.classes[label]
+        is_id = isinstance(label, Integral) and not isinstance(label, bool)
         if str(label) in self._given:
-            return self._given[str(label)]
-        if isinstance(label, bool) or not isinstance(label, Integral) or int(label) not in self.model:
+            index = self._given[str(label)]
+        elif is_id and int(label) in self.model:
+            index = int(label)
+        else:
             raise ValueError(
                 f"`class_labels` must be ids from 0 to {len(self.model) - 1}, the classes of the model, "
                 f"got {label!r}. {REMEDY}"
             )
-        return int(label)
+        if is_id:
+            self._ids[int(label)] = index
+        return index
 
     def lines(self) -> list[str]:
         """The mapping as lines of text, one for each label."""
-        width = max(map(len, self.classes), default=0)
+        classes = {**{str(label): index for label, index in sorted(self._ids.items())}, **self.classes}
+        width = max(map(len, classes), default=0)
         names = self.model.names
         rows = [
             f"{label:{width}} -> {index}" + (f" ({names[index]})" if index in names else "")
-            for label, index in self.classes.items()
+            for label, index in classes.items()
         ]
         return [*rows, *self.notes]
 

@@ -24,7 +24,7 @@ def cached(source, output, *options):
     return main([*words, *options])
 
 
-def test_an_idx_folder_is_cached_by_its_labels(tmp_path):
+def test_an_idx_folder_is_cached_by_its_labels(tmp_path, capsys):
     folder = tmp_path / "digits"
     folder.mkdir()
     images = torch.arange(6 * 28 * 28, dtype=torch.int64).to(torch.uint8)
@@ -36,6 +36,7 @@ def test_an_idx_folder_is_cached_by_its_labels(tmp_path):
     assert cached(folder, tmp_path / "cache") == 0
     index = json.loads((tmp_path / "cache" / "cache.json").read_text())
     assert index["class_counts"] == {"0": 3, "3": 1, "9": 2}
+    assert "Classes:\n  0 -> 0 (T-shirt/top)\n  3 -> 3 (Dress)\n  9 -> 9 (Ankle boot)\n" in capsys.readouterr().out
     assert index["skipped"] == []
 
 

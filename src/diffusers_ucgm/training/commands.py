@@ -17,7 +17,7 @@ from diffusers_ucgm.data.images import ImageItems, load_image_dataset
 from diffusers_ucgm.data.latent_cache import CachedLatents, cache_latents, finish_cache
 from diffusers_ucgm.files import check_writable, read_tensors
 from diffusers_ucgm.interruptions import Stopped
-from diffusers_ucgm.labels import read_label_map
+from diffusers_ucgm.labels import LabelMapping, read_label_map
 from diffusers_ucgm.loading import DTYPES, load_network, load_pipeline
 from diffusers_ucgm.names import BUNDLED, local_or_hub, local_path
 from diffusers_ucgm.processes import check_launch, is_first_process
@@ -206,8 +206,7 @@ def cache(args: argparse.Namespace) -> int:
     source, labels = matched_source(source, pipeline, adapter, label_map)
     items = ImageItems(source, args.size, args.crop, args.flip, channels, args.seed, labels, args.background)
     takes_prompts = bool(adapter.prompt_outputs)
-    if labels is not None and state.is_main_process and (lines := labels.lines()):
-        print("\n".join(["Classes:", *(f"  {line}" for line in lines)]))
+    known_classes = _print_classes(labels) if state.is_main_process else 0
     if args.max_sequence_length is not None and args.max_sequence_length < 1:
         raise ValueError(f"`--max-sequence-length` must be at least 1, got {args.max_sequence_length}.")
     text = {} if args.max_sequence_length is None else {"max_sequence_length": args.max_sequence_length}
@@ -235,6 +234,9 @@ def cache(args: argparse.Namespace) -> int:
         if takes_prompts:
             files.write_tensors(folder / NULL_CONDITION, encode_null(pipeline, adapter, **text))
         index = finish_cache(folder, source.left_out)
+        if not known_classes:
+            # Those of a stream are known once it was read.
+            _print_classes(labels)
         print(f"Cache: {folder.resolve()}, {index['num_samples']} samples, {len(index['skipped'])} images left out")
         print(f"  background of transparent images: {args.background}")
         for each in index["skipped"][:10]:
@@ -243,6 +245,14 @@ def cache(args: argparse.Namespace) -> int:
             print(f"  {name}: {', '.join(f'{value:.3f}' for value in index[name])}")
     state.wait_for_everyone()
     return 0
+
+
+def _print_classes(labels: LabelMapping | None) -> int:
+    """Print the model's class of each label that is known so far; gives the number of lines."""
+    lines = [] if labels is None else labels.lines()
+    if lines:
+        print("\n".join(["Classes:", *(f"  {line}" for line in lines)]))
+    return len(lines)
 
 
 COMMANDS = {"cache": cache, "doctor": doctor, "train": train}
