@@ -1,7 +1,7 @@
-"""Modules that are imported at the first look into them.
+"""Modules whose code runs when a name of theirs is needed.
 
 diffusers loads a component of another package, such as a pipeline's scheduler, only if `sys.modules` holds the module
-that `model_index.json` names. The modules of our components are therefore there after `import diffusers_ucgm`, which
+that `model_index.json` names. `import diffusers_ucgm` therefore puts the modules of our components into it, and
 nevertheless imports neither torch nor diffusers.
 """
 
@@ -20,8 +20,8 @@ _LOCK = threading.RLock()
 class DeferredModule(ModuleType):
     """A module whose code runs when it is asked for a name; it is a plain module from then on.
 
-    `importlib.util.LazyLoader` does not do: it runs the code for any name, also for those that others look up in every
-    module of `sys.modules`, and in Python 3.10 and 3.11 two threads can run it at once.
+    `importlib.util.LazyLoader` cannot take its place: it runs the code for any name, also for names that are looked up
+    in every module of `sys.modules`, and in Python 3.10 and 3.11 two threads can run it at once.
     """
 
     def __getattr__(self, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The processes of a launch, as accelerate sees them."""
+"""The processes of a launch."""
 
 import os
 
@@ -15,10 +15,10 @@ def check_launch(num_processes: int) -> None:
     """Check that processes that were started together know of each other.
 
     Args:
-        num_processes: How many accelerate found.
+        num_processes: The number of processes in accelerate's group.
 
     Raises:
-        RuntimeError: If a launcher started more: each would do all of the work, and write the same files.
+        RuntimeError: If a launcher started another number: each would do all of the work, and write the same files.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if "LOCAL_RANK" in os.environ and started != num_processes:

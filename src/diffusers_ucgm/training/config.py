@@ -1,4 +1,4 @@
-"""Settings of a training run: the loss's, the optimizer's and the run's own, under diffusers' names."""
+"""The settings of a training run: those of the loss, of the optimizer and of the run, under diffusers' names."""
 
 import json
 from collections.abc import Mapping
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["SETTING_TYPES", "UCGMTrainingConfig"]
 
-# What may change when a run is resumed, because it does not enter the weights at a given step.
+# Settings that may change when a run is resumed, because the weights at a step do not depend on them.
 FREE_ON_RESUME = {
     "output_dir",
     "checkpointing_steps",
     "checkpoints_total_limit",
     "dataloader_num_workers",
-    # How a step's samples are split; the trainer checks that there are as many.
+    # This and the batch size split a step's samples; the trainer checks that their number is the same.
     "gradient_accumulation_steps",
     "gradient_checkpointing",
     "logging_steps",
@@ -70,14 +70,14 @@ class UCGMTrainingConfig:
         teacher_decay: Decay of the averaged teacher of the loss; 1 freezes the initial weights, for tuning a
             pretrained model, and 0 is the student itself. By default 0.999, and with LoRA 1: the base model, with the
             adapter switched off.
-        teacher_dtype: Precision of a frozen teacher's weights; null is the student's.
+        teacher_dtype: Precision of a frozen teacher's weights; null is that of the student.
         teacher_offload: Whether a frozen teacher stays in the CPU's memory and is on the device only during its calls.
         expert: Which network of a pipeline with two is trained, such as Wan 2.2's: "transformer" at high noise or
             "transformer_2" at low noise, each on its own part of the times; null where there is one.
         lora_rank: Rank of a LoRA adapter, which alone is then trained; 0 trains all weights.
         lora_alpha: The adapter is scaled by lora_alpha / lora_rank; null is the rank.
         lora_dropout: Dropout before the adapter.
-        lora_target_modules: Names of the modules that get an adapter; null takes those of attention.
+        lora_target_modules: Names of the modules that get an adapter; null takes the attention layers.
         train_batch_size: Samples per process and network call.
         gradient_accumulation_steps: Network calls per optimizer step.
         max_train_steps: Optimizer steps of the whole run.
@@ -85,36 +85,36 @@ class UCGMTrainingConfig:
         learning_rate: Highest learning rate.
         adam_beta1: Decay of the first moment.
         adam_beta2: Decay of the second moment.
-        adam_epsilon: What is added to the root of the second moment.
+        adam_epsilon: The number that is added to the root of the second moment.
         adam_weight_decay: Decoupled weight decay.
         lr_scheduler: How the learning rate changes over the run.
         lr_warmup_steps: Optimizer steps until the learning rate is reached.
-        lr_step_rules: For piecewise_constant alone: factors of the learning rate with the steps until which they
-            hold, and the last factor, such as "1:1000,0.1:2000,0.01".
-        max_grad_norm: Gradients are scaled down to this norm; 0 leaves them.
+        lr_step_rules: Factors of the learning rate with the steps until which they hold, and the last factor, such
+            as "1:1000,0.1:2000,0.01"; it goes with piecewise_constant alone.
+        max_grad_norm: The norm to which larger gradients are scaled down; 0 leaves them as they are.
         ema_decay: Decay of the averaged weights that are saved, apart from the loss's teacher; 0 saves the last
             weights.
         mixed_precision: Precision of the network calls, as in accelerate; times and the loss stay float32.
         gradient_checkpointing: Whether activations are computed again in the backward pass, to save memory.
         torch_compile: Whether the network is compiled.
-        find_unused_parameters: As in torch's DistributedDataParallel, for networks that leave weights out.
-        seed: Decides order, noise, times and dropout of every step.
+        find_unused_parameters: Whether DistributedDataParallel looks for weights that a step does not use.
+        seed: The number that decides order, noise, times and dropout of every step.
         dataloader_num_workers: Processes that load the data ahead; 0 loads it in the training process.
-        nonfinite_gradients: What is done about gradients with NaN or infinity: skip leaves the step out, zero takes
-            these entries as 0, stop ends the run. They are counted, and ten steps in a row always end it.
-        on_collapse: What is done when the smoothed loss jumps or the derivative runs into its clamp: warn prints it,
-            back_off halves the learning rate, roll_back also returns to the last checkpoint from before.
-        collapse_factor: The loss jumps where it exceeds this factor times the median of the last lines of the log.
+        nonfinite_gradients: The answer to gradients with NaN or infinity: skip leaves the step out, zero takes these
+            entries as 0, stop ends the run. The steps are counted, and ten in a row always end the run.
+        on_collapse: The answer to a jump of the smoothed loss, or to a derivative that runs into its clamp: warn
+            prints it, back_off halves the learning rate, roll_back also returns to the last checkpoint before it.
+        collapse_factor: A loss above this factor times the median of the last lines of the log is a jump.
         checkpointing_steps: Optimizer steps between checkpoints.
         checkpoints_total_limit: Number of checkpoints that are kept.
-        overwrite_output_dir: whether what another run left in the output folder is removed; files of others stay.
-        resume_from_checkpoint: latest, or the folder of a checkpoint; null starts a new run.
+        overwrite_output_dir: Whether the files of another run in the output folder are removed; other files stay.
+        resume_from_checkpoint: The word latest, or the folder of a checkpoint; null starts a new run.
         logging_steps: Optimizer steps between lines of the log.
-        report_to: A tracker of accelerate, such as tensorboard or wandb; null writes only the log file.
-        tracker_project_name: The tracker's project.
+        report_to: A tracker of accelerate, such as tensorboard or wandb; with null there is only the log file.
+        tracker_project_name: The name of the tracker's project.
         validation_steps: Optimizer steps between validation grids, which need a pipeline; 0 makes none.
         validation_inputs: Prompts, class names or class ids of the grids.
-        validation_num_inference_steps: Numbers of sampling steps; the grid has a block for each.
+        validation_num_inference_steps: Numbers of sampling steps; a grid has a block for each.
     """
 
     output_dir: str

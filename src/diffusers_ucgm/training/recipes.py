@@ -1,6 +1,6 @@
 """Settings of a run by name, as one table: `ucgm train --recipe NAME` and `UCGMTrainingConfig.from_recipe`.
 
-What depends on the length of a run is a fraction of `max_train_steps`, so that a recipe holds for runs of any length.
+Settings that depend on the length of a run are fractions of `max_train_steps`, so that a recipe holds for any length.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ class Recipe:
     averaged_fraction: float = 0.1
 
     def settings_for(self, max_train_steps: int | None = None) -> dict[str, object]:
-        """The settings of a run of a length.
+        """The settings of a run of some length.
 
         Args:
             max_train_steps: Optimizer steps, at least 1; None is the recipe's own number.
@@ -56,7 +56,7 @@ class Recipe:
             return {"consistency_ratio": self.consistency_ratio[0][1]}
         pairs: list[tuple[int, float]] = []
         for fraction, ratio in self.consistency_ratio:
-            # Steps must rise, also in a run of a few.
+            # Steps must rise, also in a short run.
             first = pairs[-1][0] + 1 if pairs else 0
             pairs.append((max(round(fraction * steps), first), ratio))
         return {"consistency_schedule": tuple(pairs)}
@@ -65,7 +65,7 @@ class Recipe:
 # All linear layers of a block: attention alone left 2 steps at 1.45 times the teacher (docs/tune-to-few-steps.md).
 LAYERS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "norm1.linear")
 # What `benchmarks/few_step_tuning.py` ran: 2% of the samples of the bundled teacher.
-TUNED: dict[str, Any] = {
+TUNED: dict[str, object] = {
     "enhancement_ratio": 1.0,
     "huber_c": 5.0,
     "cosine_weighting": True,
@@ -78,7 +78,7 @@ TUNED: dict[str, Any] = {
     "train_batch_size": 64,
     "max_train_steps": 208,
 }
-ADAPTER: dict[str, Any] = {"lora_rank": 32, "lora_target_modules": LAYERS, "learning_rate": 3e-3}
+ADAPTER: dict[str, object] = {"lora_rank": 32, "lora_target_modules": LAYERS, "learning_rate": 3e-3}
 RISING = ((0.0, 0.5), (0.5, 1.0))
 # The best at 4 steps of the runs of that length, 13.43 beside 14.92 of the rising ratio, which fails less often.
 FULL = ((0.0, 1.0),)
@@ -140,11 +140,11 @@ def get_recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
-def default_recipe(given: Mapping[str, Any], *, is_pretrained: bool, has_prompts: bool = False) -> tuple[str, str]:
-    """The recipe for a run that names none, and why it is that one.
+def default_recipe(given: Mapping[str, object], *, is_pretrained: bool, has_prompts: bool = False) -> tuple[str, str]:
+    """The recipe for a run that names none, and the reason for it.
 
     Args:
-        given: The settings that were given.
+        given: The settings from options and files.
         is_pretrained: Whether the network has weights already.
         has_prompts: Whether the data was encoded with captions.
     """

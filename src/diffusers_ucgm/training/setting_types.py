@@ -148,9 +148,8 @@ class SettingType:
         try:
             return self._value(words if word is None or not self._is_whole(word) else word)
         except (ValueError, TypeError, RecursionError) as error:
-            raise ValueError(
-                f"`{name}` must be of type {self.text}, got {words!r}. Quote texts with a colon."
-            ) from error
+            hint = " Quote texts with a colon." if _holds_mapping(words) else ""
+            raise ValueError(f"`{name}` must be of type {self.text}, got {words!r}.{hint}") from error
 
     def _is_whole(self, word: str) -> bool:
         """Whether a word stands for a whole tuple, as a list in JSON or as None."""
@@ -175,6 +174,11 @@ class SettingType:
         if not isinstance(words, list):
             raise TypeError
         return [item._value(each) for item, each in zip(self._items_for(words), words, strict=True)]
+
+
+def _holds_mapping(words: object) -> bool:
+    """Whether YAML took a text with a colon for a mapping."""
+    return isinstance(words, dict) or (isinstance(words, list) and any(map(_holds_mapping, words)))
 
 
 def _only_word(words: object) -> str | None:
