@@ -89,7 +89,7 @@ def main() -> None:
     config = pipe.scheduler.config
     call = {"guidance_scale": args.guidance_scale, "batch_size": args.num_samples}
     conditions, seeds = conditions_for(pipe, args.num_samples), list(range(args.num_samples))
-    solutions = reference_solutions(pipe, conditions, seeds, num_calls=400, **call)
+    solutions = reference_solutions(pipe, conditions, seeds, num_calls=400, call=call)
     print("| order | calls | cache | work | from the samples without | from the solution |")
     print("| --- | --- | --- | --- | --- | --- |")
     for order in (1, 2):

@@ -12,7 +12,7 @@ from diffusers_ucgm.conversion.reference import read_reference_config
 from diffusers_ucgm.files import read_yaml
 from diffusers_ucgm.image_metrics.features import BUNDLED_FEATURES, load_features
 from diffusers_ucgm.loading import load_pipeline
-from diffusers_ucgm.solver_study.compare import RESULT, _Record
+from diffusers_ucgm.solver_study.comparison_record import RESULT, ComparisonRecord
 from diffusers_ucgm.solver_study.search import _mend
 from diffusers_ucgm.training.checkpoints import load_checkpoint, naming
 
@@ -65,7 +65,7 @@ def test_a_damaged_comparison_is_named(row, tmp_path):
     rows = [{"solver": "a", "calls": 2, "settings": {}, **row}]
     (tmp_path / RESULT).write_text(json.dumps({"plan": {}, "measurements": rows}))
     with pytest.raises(ValueError, match=f"{RESULT}' must hold the measurements of a comparison"):
-        _Record.begun(tmp_path, {})
+        ComparisonRecord.open(tmp_path, {})
 
 
 def test_a_damaged_journal_is_named(tmp_path):

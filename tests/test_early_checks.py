@@ -212,7 +212,7 @@ def test_users_of_the_library_have_the_checks_too(pipe, place, calls):
         with pytest.raises(OSError, match="`output_dir` must be a folder that can be written"):
             UCGMTrainer(UCGMTrainingConfig(str(output)), pipe.transformer, data())
     with pytest.raises(ValueError, match="`call` must name arguments of UCGMPipeline"):
-        compare_solvers(pipe, [0, 1], [0, 1], solvers={"own": pipe.scheduler}, calls=[2], hieght=3)
+        compare_solvers(pipe, [0, 1], [0, 1], solvers={"own": pipe.scheduler}, calls=[2], call={"hieght": 3})
     with pytest.raises(ValueError, match="as `features` gives, got 3"):
         evaluate_pipeline(pipe, place / "narrow.npz", place / "out", features=FEATURES)
     assert calls == []

@@ -130,7 +130,7 @@ def test_samples_that_are_not_finite_are_blank():
     solution = torch.zeros(NUMBER, 1, 2, 2)
     blank = Measurement("own", 2)
     own = UCGMScheduler.from_config(pipe.scheduler.config)
-    row = compare._measured(pipe, [0] * NUMBER, range(NUMBER), own, blank, solution, None, NUMBER, {})
+    row = compare._Comparison(pipe, [0] * NUMBER, range(NUMBER), 1).measure(own, blank, solution)
     assert row.median is None
     assert "not finite" in row.reason
 

@@ -15,10 +15,10 @@ from diffusers_ucgm.solver_study import solutions
 from diffusers_ucgm.solver_study.solutions import (
     distances,
     fingerprint,
+    public_settings,
     reference_solutions,
     solution_scheduler,
     summary,
-    told,
 )
 
 
@@ -123,15 +123,15 @@ def test_fingerprint_follows_weights_settings_and_defaults():
 def test_every_process_gives_a_pipeline_the_same_fingerprint():
     code = (
         "from exact_pipeline import exact_pipeline\n"
-        "from diffusers_ucgm.solver_study.solutions import fingerprint, told\n"
+        "from diffusers_ucgm.solver_study.solutions import fingerprint, public_settings\n"
         "pipe = exact_pipeline()\n"
-        "print(fingerprint(pipe, scheduler=told(pipe.scheduler.config)))"
+        "print(fingerprint(pipe, scheduler=public_settings(pipe.scheduler.config)))"
     )
     # The order of sets, in which diffusers notes what was left at its default, is another in every process.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "1"}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     pipe = exact_pipeline()
-    assert run.stdout.strip() == fingerprint(pipe, scheduler=told(pipe.scheduler.config))
+    assert run.stdout.strip() == fingerprint(pipe, scheduler=public_settings(pipe.scheduler.config))
 
 
 def test_summary_tells_the_median_and_who_ended_elsewhere():

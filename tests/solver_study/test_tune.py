@@ -22,9 +22,9 @@ from diffusers_ucgm.cli import main
 from diffusers_ucgm.generation.generate import generate
 from diffusers_ucgm.image_metrics.features import ImageFeatures
 from diffusers_ucgm.image_metrics.statistics import FeatureStatistics
-from diffusers_ucgm.solver_study import search, tune
+from diffusers_ucgm.solver_study import search, tune, tuning_result
 from diffusers_ucgm.solver_study.objectives import OBJECTIVES, frechet_objective, gain_of
-from diffusers_ucgm.solver_study.search import SEARCH_SPACE, found_settings, parameters_of, settings_of
+from diffusers_ucgm.solver_study.search import SEARCH_SPACE, parameters_of, search_settings, settings_of
 from diffusers_ucgm.solver_study.solutions import distances, reference_solutions
 
 
@@ -83,7 +83,7 @@ def test_seeds_of_the_search_and_of_the_judgement_are_disjoint(tmp_path, monkeyp
 
 def test_a_search_that_was_stopped_makes_the_trials_of_one_that_was_not(tmp_path, monkeypatch):
     whole = tuned(tmp_path / "whole")
-    value, calls = tune._Draws.value, []
+    value, calls = tune._Sampling.value, []
 
     def stopping(*args):
         calls.append(args)
@@ -91,7 +91,7 @@ def test_a_search_that_was_stopped_makes_the_trials_of_one_that_was_not(tmp_path
             raise KeyboardInterrupt
         return value(*args)
 
-    monkeypatch.setattr(tune._Draws, "value", stopping)
+    monkeypatch.setattr(tune._Sampling, "value", stopping)
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             tuned(tmp_path / "stopped")
@@ -134,13 +134,13 @@ def test_a_killed_search_goes_on(tmp_path):
 
 def test_nothing_gained_is_said_and_the_own_settings_stay(tmp_path, monkeypatch):
     # A search whose best is its start.
-    monkeypatch.setattr(tune._Draws, "value", lambda self, settings, part: 1.0)
+    monkeypatch.setattr(tune._Sampling, "value", lambda self, settings, part: 1.0)
     pipe = exact_pipeline(UCGMScheduler(extrapolation_ratio="auto", extrapolation_order=3, shift=1.5))
     result = tuned(tmp_path, pipe)
     assert result.best.start == "own"
     assert not result.gain.is_gain
     assert result.gain.ratio == pytest.approx(1.0, rel=1e-3)
-    assert "Nothing was gained" in tune.report(result)
+    assert "Nothing was gained" in tuning_result.report(result)
     assert result.scheduler is pipe.scheduler
     saved = UCGMScheduler.from_pretrained(tmp_path, subfolder="scheduler").config
     assert (saved.extrapolation_ratio, saved.extrapolation_order, saved.shift) == ("auto", 3, 1.5)
@@ -178,8 +178,8 @@ def test_a_pipeline_with_times_of_its_own_is_searched_for_what_changes_its_sampl
         torch.ones(len(prompt), 8),
         torch.zeros(5, 3),
     )
-    pictures = {"height": 16, "width": 16, "guidance_scale": 2.0}
-    result = tuned(tmp_path, case.pipe, conditions=["a", "b"], num_held_out=8, **pictures)
+    call = {"height": 16, "width": 16, "guidance_scale": 2.0}
+    result = tuned(tmp_path, case.pipe, conditions=["a", "b"], num_held_out=8, call=call)
     for trial in result.trials:
         assert trial.settings["solver_order"] == 1 or trial.settings["solver_type"] == "multistep"
         assert {"time_warp", "time_gaps", "shift", "stochasticity"}.isdisjoint(trial.settings)
@@ -225,11 +225,11 @@ def test_settings_that_cannot_be_run_are_passed_over(tmp_path):
         return None if len(given) % 2 else float(len(given))
 
     starts = {"first": {"method": "ratio", "extrapolation_ratio": 0.5}}
-    trials = found_settings(measure, space, starts, tmp_path / "trials.jsonl", num_trials=6, progress=False)
+    trials = search_settings(measure, space, starts, tmp_path / "trials.jsonl", num_trials=6, progress=False)
     assert [trial.value for trial in trials] == [None, 2.0, None, 4.0, None, 6.0]
-    assert tune._best(trials).value == 2.0
+    assert tuning_result.best_of(trials).value == 2.0
     with pytest.raises(RuntimeError, match="None of the settings could be run"):
-        tune._best(trials[:1])
+        tuning_result.best_of(trials[:1])
 
 
 @pytest.mark.parametrize(

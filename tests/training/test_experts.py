@@ -204,7 +204,6 @@ def test_comparisons_count_and_know_both_networks(tmp_path):
         num_solution_calls=8,
         output=tmp_path,
         progress=False,
-        guidance_scale=1.0,
-        **sizes,
+        call={"guidance_scale": 1.0, **sizes},
     )
     assert found[0].calls_made == 4

@@ -1,11 +1,11 @@
-"""What the arguments of comparisons and searches must be, as tables."""
+"""The constraints on the arguments of comparisons and searches, as tables."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from diffusers import SchedulerMixin
 
-from diffusers_ucgm.constraints import PATH, SEED, Setting, flag, integer, is_whole, optional, whole
+from diffusers_ucgm.constraints import KEYWORDS, PATH, SEED, Setting, flag, integer, is_whole, optional, whole
 from diffusers_ucgm.generation.arguments import CONDITIONS, MOST_CALLS, PIPELINE, SAMPLES
 
 
@@ -39,6 +39,7 @@ COMPARE_ARGUMENTS: dict[str, Setting] = {
     "cache": optional(PATH),
     "batch_size": integer(1),
     "overwrite_output_dir": flag(),
+    "call": optional(KEYWORDS),
 }
 TUNE_ARGUMENTS: dict[str, Setting] = {
     "pipe": PIPELINE,
@@ -52,4 +53,5 @@ TUNE_ARGUMENTS: dict[str, Setting] = {
     "num_solution_calls": whole(MOST_CALLS),
     "batch_size": integer(1),
     "overwrite_output_dir": flag(),
+    "call": optional(KEYWORDS),
 }

@@ -21,7 +21,8 @@ def tune(args: argparse.Namespace) -> int:
     """Search a sampler's settings, show before and after, and say what was gained."""
     from .objectives import OBJECTIVES, Objective
     from .plots import plot_tuning
-    from .tune import report, save_pictures, save_pipeline, tune_sampler
+    from .tune import tune_sampler
+    from .tuning_result import report, save_images, save_pipeline
 
     if args.reference is not None:
         check_reference("--reference", args.reference)
@@ -43,11 +44,11 @@ def tune(args: argparse.Namespace) -> int:
         num_solution_calls=args.solution_calls,
         overwrite_output_dir=args.overwrite_output_dir,
         batch_size=args.batch_size,
-        **call,
+        call=call,
     )
     print(report(result))
     print(f"Scheduler: {result.output / 'scheduler'}")
-    print(f"Picture: {save_pictures(pipe, result, **call)}")
+    print(f"Picture: {save_images(pipe, result, call)}")
     # The search itself does without matplotlib.
     if result.held_out is not None and find_spec("matplotlib") is not None:
         values = [trial.value for trial in result.trials]
@@ -108,7 +109,7 @@ def compare(args: argparse.Namespace) -> int:
         num_solution_calls=args.solution_calls,
         overwrite_output_dir=args.overwrite_output_dir,
         batch_size=args.batch_size,
-        **call,
+        call=call,
     )
     print(save_comparison(measurements, args.output, title=args.model, emphasised=own))
     return 0

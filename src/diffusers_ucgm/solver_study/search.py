@@ -30,8 +30,8 @@ __all__ = [
     "Range",
     "Space",
     "Trial",
-    "found_settings",
     "parameters_of",
+    "search_settings",
     "settings_of",
 ]
 
@@ -120,7 +120,7 @@ def parameters_of(settings: Mapping[str, Any], space: Space, num_calls: int) -> 
     return {name: _within(values[name], allowed) for name, allowed in space.items()}
 
 
-def found_settings(
+def search_settings(
     measure: Callable[[dict[str, Any]], float | None],
     space: Space,
     starts: Mapping[str, dict[str, Any]],

@@ -1,12 +1,12 @@
 """Many-step solutions of the same noise, and how far samples are from them.
 
-A multi-step model's sampler solves an equation whose solution follows from the noise alone. In many steps it is found
-to any accuracy, so a sampler's error can be measured without data, a sample at a time:
+A multi-step model's sampler solves an equation whose solution follows from the noise alone. Many steps approximate it
+to any accuracy, so a sampler's error can be measured without data, one sample at a time:
 
     distance_i = sqrt(mean((sample_i - solution_i)^2))
 
-A few seeds lie where the equation parts two modes. A small error there leads to another picture, not to a worse one,
-and dominates every mean: hence the median, and the share of seeds that ended elsewhere.
+A few seeds lie where the equation separates two modes. A small error at such a seed leads to another image, not to a
+worse one, and dominates every mean: hence the median, and the fraction of seeds that ended elsewhere.
 """
 
 import hashlib
@@ -40,16 +40,19 @@ __all__ = [
     "DistanceSummary",
     "distances",
     "fingerprint",
+    "public_settings",
     "reference_solutions",
     "solution_scheduler",
     "summary",
-    "told",
 ]
 
-# Of the median distance between the solutions of different seeds: farther than this from its own, a sample is another.
+# A sample ended elsewhere if its distance from its solution is larger than this fraction of the median distance
+# between the solutions of different seeds.
 ELSEWHERE = 0.5
-# How many solutions are compared with each other for that, and how many values of a weight are read for a fingerprint.
-MAX_COMPARED, MAX_READ = 512, 4096
+# The number of solutions that are compared with each other for that median.
+MAX_COMPARED = 512
+# The number of values of a weight that a fingerprint reads.
+MAX_READ = 4096
 # Part of every fingerprint: raise it when the same settings give other solutions.
 VERSION = 1
 
@@ -61,7 +64,7 @@ class DistanceSummary:
     Attributes:
         median: The median distance.
         rms: The root mean square, in which a few seeds may outweigh all others.
-        share_elsewhere: The share of samples farther from their solution than `ELSEWHERE` says.
+        share_elsewhere: The fraction of samples that ended elsewhere than their solution, see `ELSEWHERE`.
     """
 
     median: float
@@ -97,21 +100,21 @@ def reference_solutions(
     batch_size: int = 64,
     cache: str | Path | None = None,
     progress: bool = True,
-    **call: Any,
+    call: Mapping[str, object] | None = None,
 ) -> Tensor:
-    """Where the noise of each seed leads in many steps.
+    """The samples to which the noise of each seed leads in many steps.
 
     Args:
-        pipe: A `UCGMPipeline` or a stock pipeline, as `draw` takes them.
+        pipe: A `UCGMPipeline` or a stock pipeline, as in `generate`.
         conditions: A class or prompt for each seed.
-        seeds: A seed for each solution, as `draw` takes them.
+        seeds: A seed for each solution.
         num_calls: The budget of network calls; two for each time. A pipeline that gives its own times makes two calls
             at each of `num_calls` times.
         batch_size: Solutions that are made together, and kept in one file.
         cache: A folder in which every batch is kept as soon as it is made, under a name that follows from the model,
             the seeds and the settings, so that a stopped run goes on and several runs share it. None keeps nothing.
         progress: Whether a bar is shown.
-        call: Further arguments of the pipeline, such as `guidance_scale`.
+        call: Further arguments of the pipeline's call, such as `guidance_scale`.
 
     Returns:
         Latents, float32 on the CPU, shape `(B, ...)`.
@@ -122,38 +125,53 @@ def reference_solutions(
     """
     if len(conditions) != len(seeds) or not seeds:
         raise ValueError(f"`seeds` must be one for each of {len(conditions)} conditions, got {len(seeds)}.")
-    scheduler = solution_scheduler(pipe.scheduler.config)
-    folder = None if cache is None else Path(cache)
-    model = "" if folder is None else fingerprint(pipe, scheduler=told(scheduler.config), num_calls=num_calls, **call)
+    scheduler, call = solution_scheduler(pipe.scheduler.config), call or {}
+    folder, model = None if cache is None else Path(cache), ""
+    if folder is not None:
+        model = fingerprint(pipe, scheduler=public_settings(scheduler.config), num_calls=num_calls, **call)
     parts = []
     with tqdm(total=len(seeds), disable=not progress, unit="solution", desc=f"{num_calls}-call solutions") as bar:
         for start in range(0, len(seeds), batch_size):
-            chunk = conditions[start : start + batch_size], seeds[start : start + batch_size]
-            file = None if folder is None else folder / f"solutions-{_digest(model, *map(list, chunk))}.safetensors"
-            solutions = None if file is None else _kept(file)
+            batch = conditions[start : start + batch_size], seeds[start : start + batch_size]
+            file = None if folder is None else folder / f"solutions-{_digest(model, *map(list, batch))}.safetensors"
+            solutions = None if file is None else _read(file)
             if solutions is None:
                 solutions = generate(
                     pipe,
-                    *chunk,
+                    *batch,
                     num_inference_steps=num_calls,
                     scheduler=scheduler,
                     batch_size=batch_size,
                     call=call,
                 )
-                check_finite("solutions", solutions, f"the seeds {chunk[1][0]} to {chunk[1][-1]}", SAMPLING_REMEDY)
-                if file is not None:
-                    files.write_tensors(file, {"solutions": solutions})
+                _keep(solutions, file, batch[1])
             parts.append(solutions)
             bar.update(len(solutions))
     return torch.cat(parts)
+
+
+def _keep(solutions: Tensor, file: Path | None, seeds: Sequence[int]) -> None:
+    """Write solutions to a file, if there is one, once they are known to be finite."""
+    check_finite("solutions", solutions, f"the seeds {seeds[0]} to {seeds[-1]}", SAMPLING_REMEDY)
+    if file is not None:
+        files.write_tensors(file, {"solutions": solutions})
+
+
+def _read(file: Path) -> Tensor | None:
+    """The solutions in a file; None where it is missing or truncated, or a value is not finite."""
+    try:
+        found = load_file(file)["solutions"]
+        return found if bool(found.isfinite().all()) else None
+    except (OSError, SafetensorError, KeyError):
+        return None
 
 
 def distances(samples: Tensor, solutions: Tensor) -> Tensor:
     """The root mean square distance of each sample from its solution.
 
     Args:
-        samples: Shape `(B, ...)`.
-        solutions: Of the same seeds in the same order, same shape.
+        samples: The samples, shape `(B, ...)`.
+        solutions: The solutions of the same seeds in the same order, same shape.
 
     Returns:
         float32, shape `(B,)`.
@@ -174,8 +192,8 @@ def summary(distances: Tensor, solutions: Tensor) -> DistanceSummary:
     """Distances in a few numbers.
 
     Args:
-        distances: As `distances` gives them, shape `(B,)`.
-        solutions: The solutions themselves, at least 2 of them, shape `(N, ...)`: how far apart different samples are.
+        distances: The distance of each sample from its solution, shape `(B,)`.
+        solutions: At least 2 solutions, shape `(N, ...)`, which show how far apart different samples are.
 
     Raises:
         ValueError: If there are fewer than 2 solutions.
@@ -191,42 +209,49 @@ def summary(distances: Tensor, solutions: Tensor) -> DistanceSummary:
     )
 
 
-def fingerprint(pipe: Pipeline, **settings: Any) -> str:
+def fingerprint(pipe: Pipeline, **settings: object) -> str:
     """A word for a pipeline's networks and for settings: another model, adapter or setting gives another word.
 
     Args:
-        pipe: Its autoencoder does not count, which has no part in latents. Of each weight a part is read.
+        pipe: The pipeline. A part of each weight is read; the autoencoder has no part in latents and does not count.
         settings: Numbers, strings, tensors, and lists and mappings of them.
+
+    Raises:
+        TypeError: If a setting is of another type.
     """
     networks = hashlib.sha256()
     for name, component in sorted(pipe.components.items()):
         if isinstance(component, torch.nn.Module) and name != "vae":
-            if isinstance(component, ConfigMixin):
-                networks.update(repr(sorted(told(component.config).items())).encode())
-            for key, value in sorted(component.state_dict().items()):
-                networks.update(f"{name}.{key} {value.dtype} {tuple(value.shape)}".encode())
-                networks.update(_bytes(value.flatten()[:: max(1, value.numel() // MAX_READ)]))
-            # What the weights do not tell, where there is any.
-            for others in (active_adapters(component), cache_settings(component)):
-                if others:
-                    networks.update(repr(others).encode())
+            _add_network(networks, name, component)
     defaults = pipe.config.get("call_defaults")
     if (boundary := pipe.config.get("boundary_ratio")) is not None:
         settings = {**settings, "boundary_ratio": boundary}
     return _digest(VERSION, type(pipe).__name__, networks.hexdigest(), defaults, settings)
 
 
-def told(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without what diffusers notes in it for itself, which differs from process to process."""
+def public_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without diffusers' private entries, which differ from process to process."""
     return {name: value for name, value in config.items() if name == "_class_name" or not name.startswith("_")}
 
 
-def _digest(*values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=_described).encode()).hexdigest()[:32]
+def _add_network(digest: "hashlib._Hash", name: str, network: torch.nn.Module) -> None:
+    """Add a network's settings, weights, adapters and caches to a digest."""
+    if isinstance(network, ConfigMixin):
+        digest.update(repr(sorted(public_settings(network.config).items())).encode())
+    for key, value in sorted(network.state_dict().items()):
+        digest.update(f"{name}.{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(_bytes(value.flatten()[:: max(1, value.numel() // MAX_READ)]))
+    # Adapters and caches change samples, but no weight.
+    for others in filter(None, (active_adapters(network), cache_settings(network))):
+        digest.update(repr(others).encode())
 
 
-def _described(value: Any) -> str:
-    """What JSON has no form for."""
+def _digest(*values: object) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=_describe).encode()).hexdigest()[:32]
+
+
+def _describe(value: object) -> str:
+    """A text for a value that JSON has no form for."""
     if isinstance(value, Tensor | np.ndarray):
         tensor = torch.as_tensor(value)
         return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(_bytes(tensor)).hexdigest()}"
@@ -237,12 +262,3 @@ def _described(value: Any) -> str:
 
 def _bytes(values: Tensor) -> bytes:
     return values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def _kept(file: Path) -> Tensor | None:
-    """What a file holds; None where there is none, a torn one, or one with values that are not finite."""
-    try:
-        found = load_file(file)["solutions"]
-        return found if bool(found.isfinite().all()) else None
-    except (OSError, SafetensorError, KeyError):
-        return None

@@ -1,0 +1,181 @@
+"""The result of a search for a sampler's settings: a report, images before and after, and the tuned pipeline."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from diffusers import SchedulerMixin
+from diffusers.image_processor import VaeImageProcessor
+from PIL import Image
+
+from diffusers_ucgm import files
+from diffusers_ucgm.contracts import Pipeline
+from diffusers_ucgm.generation.generate import generate
+from diffusers_ucgm.generation.image_grid import image_grid
+from diffusers_ucgm.labels import class_names
+from diffusers_ucgm.pipeline import UCGMPipeline
+from diffusers_ucgm.scheduler import UCGMScheduler
+
+from .objectives import Gain
+from .search import Trial
+from .solutions import solution_scheduler
+
+
+__all__ = ["TuningResult", "best_of", "report", "save_images", "save_pipeline"]
+
+IMAGE = "before-after.png"
+# The number of held-out seeds in the image, and the network calls of the solutions in it.
+NUM_IMAGES, IMAGE_CALLS = 10, 200
+PACKAGES = ("diffusers-ucgm", "diffusers", "torch", "optuna")
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """The result of a search.
+
+    Attributes:
+        scheduler: The scheduler worth keeping: tuned, or the pipeline's own where nothing was gained.
+        settings: The best settings found, kept or not.
+        gain: The gain of these settings on the held-out seeds.
+        own_value: The objective on the tuning seeds with the pipeline's own settings.
+        trials: All trials, in order.
+        output: The folder of all results.
+        num_inference_steps: The network calls that the settings are for.
+        shown: Conditions and seeds of the first held-out samples.
+        seconds: The wall time of this run; that of the trials of earlier ones is with each trial.
+        held_out: The distances of the held-out seeds before and after; None of an objective without distances.
+    """
+
+    scheduler: SchedulerMixin
+    settings: dict[str, Any]
+    gain: Gain
+    own_value: float
+    trials: list[Trial]
+    output: Path
+    num_inference_steps: int
+    shown: tuple[list[int | str], list[int]]
+    seconds: float
+    held_out: tuple[list[float], list[float]] | None = None
+
+    @property
+    def best(self) -> Trial:
+        """The trial with the least value."""
+        return best_of(self.trials)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contents of the result's file."""
+        return {
+            "is_gain": self.gain.is_gain,
+            "held_out": asdict(self.gain),
+            "own_value": self.own_value,
+            "best_value": self.best.value,
+            "settings": self.settings,
+            "seconds": self.seconds,
+            "versions": {name: version(name) for name in PACKAGES},
+            "trials": [asdict(trial) for trial in self.trials],
+        }
+
+
+def best_of(trials: list[Trial]) -> Trial:
+    """The trial with the least value.
+
+    Raises:
+        RuntimeError: If no trial has a value.
+    """
+    measured = [trial for trial in trials if trial.value is not None]
+    if not measured:
+        raise RuntimeError("None of the settings could be run with this pipeline. Look at the journal.")
+    return min(measured, key=lambda trial: trial.value or 0.0)
+
+
+def report(result: TuningResult) -> str:
+    """The result in lines for people."""
+    seconds = sum(trial.seconds for trial in result.trials)
+    lines = [
+        *_tuning_lines(result),
+        *_held_out_lines(result.gain),
+        f"{len(result.trials)} trials in {seconds:.0f} s; this run took {result.seconds:.0f} s",
+    ]
+    if result.gain.is_gain:
+        lines.append("Settings: " + ", ".join(f"{name}={_round(value)!r}" for name, value in result.settings.items()))
+    else:
+        lines.append("Nothing was gained: the interval reaches 1. The pipeline's own settings were kept.")
+    return "\n".join(lines)
+
+
+def _tuning_lines(result: TuningResult) -> list[str]:
+    """The values of the pipeline's settings, the starting points and the best trial."""
+    lines = ["On the tuning seeds:", f"  {'the pipeline as it is':24} {result.own_value:.5f}"]
+    starts = [(f"start {trial.start!r}", trial) for trial in result.trials if trial.start is not None]
+    for name, trial in [*starts, ("best found", result.best)]:
+        lines.append(f"  {name:24} {'cannot be run' if trial.value is None else f'{trial.value:.5f}'}")
+    return lines
+
+
+def _held_out_lines(gain: Gain) -> list[str]:
+    lines = [
+        "On the held-out seeds:",
+        f"  before {gain.before:.5f}, after {gain.after:.5f}: "
+        f"{gain.ratio:.3f} times, 95% interval {gain.low:.3f} to {gain.high:.3f}",
+    ]
+    if gain.elsewhere_before is not None and gain.elsewhere_after is not None:
+        lines.append(
+            f"  seeds that ended elsewhere: {gain.elsewhere_before:.1%} before, {gain.elsewhere_after:.1%} after"
+        )
+    return lines
+
+
+def _round(value: object) -> object:
+    """A setting in the digits that matter, numbers in lists too."""
+    if isinstance(value, list):
+        return [_round(each) for each in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def save_images(pipe: Pipeline, result: TuningResult, call: Mapping[str, object] | None = None) -> Path:
+    """Save an image of the first held-out seeds before and after tuning, and of their many-step solutions.
+
+    Args:
+        pipe: The pipeline that was tuned.
+        result: The result of `tune_sampler` for it.
+        call: Further arguments of the pipeline's call, the same as in `tune_sampler`.
+    """
+    conditions, seeds = result.shown
+    steps, config = result.num_inference_steps, pipe.scheduler.config
+    schedulers = {
+        f"before, {steps} calls": (pipe.scheduler, steps),
+        f"after, {steps} calls": (UCGMScheduler.from_config(config, **result.settings), steps),
+    }
+    if result.gain.elsewhere_before is not None:
+        schedulers[f"{IMAGE_CALLS} calls"] = (solution_scheduler(config), IMAGE_CALLS)
+    blocks: dict[str, list[list[Image.Image]]] = {}
+    for title, (scheduler, calls) in schedulers.items():
+        samples = generate(
+            pipe, conditions, seeds, num_inference_steps=calls, scheduler=scheduler, output_type="pt", call=call
+        )
+        images = VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(samples))
+        blocks[title] = [[image] for image in images]
+    names = class_names(pipe)
+    return files.write_image(result.output / IMAGE, image_grid(blocks, [str(names.get(c, c)) for c in conditions]))
+
+
+def save_pipeline(pipe: Pipeline, result: TuningResult) -> Path:
+    """Save the pipeline with the better scheduler; a `UCGMPipeline` then makes the tuned number of calls by default.
+
+    The pipeline is left as it was.
+    """
+    folder, scheduler, config = result.output / "pipeline", pipe.scheduler, dict(pipe.config)
+    pipe.scheduler = result.scheduler
+    if isinstance(pipe, UCGMPipeline):
+        defaults = {**(config.get("call_defaults") or {}), "num_inference_steps": result.num_inference_steps}
+        pipe.register_to_config(call_defaults=defaults)
+    try:
+        with files.replacing_folder(folder) as temporary:
+            pipe.save_pretrained(temporary)
+    finally:
+        pipe.scheduler = scheduler
+        if isinstance(pipe, UCGMPipeline):
+            pipe.register_to_config(call_defaults=config.get("call_defaults"))
+    return folder
