@@ -112,7 +112,7 @@ def main():
     )
     trainer = UCGMTrainer(config, network(), data())
     trainer.train()
-    whole = trainer.whole_weights()
+    whole = trainer.backend.whole_weights()
     if trainer.accelerator.is_main_process:
         save_file(
             {name: value.contiguous().clone() for name, value in whole.items()}, Path(output) / "last.safetensors"

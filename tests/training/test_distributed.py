@@ -13,7 +13,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 from safetensors.torch import load_file
 
-from diffusers_ucgm.training import backends
+from diffusers_ucgm.training import zero
 from diffusers_ucgm.training.config import UCGMTrainingConfig
 
 
@@ -162,4 +162,4 @@ def test_settings_that_deepspeed_does_not_allow_are_refused(name, value, allowed
     config = UCGMTrainingConfig("run", **{**ZERO, name: value})
     accelerator = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=2)))
     with pytest.raises(ValueError, match=rf"`{name}` must be one of \[{allowed}.*\] with DeepSpeed, got {value!r}"):
-        backends.configure(accelerator, config)
+        zero.configure(accelerator, config)

@@ -11,7 +11,8 @@ from PIL import Image
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler
 from diffusers_ucgm.lora import add_lora, save_lora
 from diffusers_ucgm.pipeline import BUNDLED
-from diffusers_ucgm.training.model_card import save_model_card, validation_grid
+from diffusers_ucgm.training.model_card import CardModel, save_model_card
+from diffusers_ucgm.training.validation import validation_grid
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -117,6 +118,10 @@ def test_an_empty_grid_is_refused(pipe, empty):
         validation_grid(pipe, **arguments)
 
 
+def card_of(folder, settings, *, steps_done, grid=None, **model):
+    return save_model_card(folder, settings, CardModel(**model), steps_done=steps_done, grid=grid)
+
+
 def parts(path):
     _, header, body = path.read_text().split("---\n", 2)
     return yaml.safe_load(header), body
@@ -131,7 +136,7 @@ def code(body, language):
 @pytest.mark.parametrize("few_step", [True, False])
 def test_cards_say_what_was_done_and_how_to_draw(tmp_path, kind, pipeline_class, few_step):
     settings = {"consistency_ratio": 1.0, "learning_rate": 1e-4}
-    path = save_model_card(
+    path = card_of(
         tmp_path,
         settings,
         kind=kind,
@@ -161,9 +166,7 @@ def test_cards_say_what_was_done_and_how_to_draw(tmp_path, kind, pipeline_class,
 def test_a_folder_is_no_base_model_of_the_hub_and_its_place_is_not_told(tmp_path, base):
     (tmp_path / "secret").mkdir()
     base_model = {"folder": str(tmp_path / "secret"), "bundled": str(BUNDLED["fashion-mnist"])}.get(base)
-    header, body = parts(
-        save_model_card(tmp_path, {}, kind="lora", steps_done=1, few_step=True, base_model=base_model)
-    )
+    header, body = parts(card_of(tmp_path, {}, kind="lora", steps_done=1, few_step=True, base_model=base_model))
     assert "base_model" not in header
     name = "fashion-mnist" if base == "bundled" else "the/base-model"
     assert f'UCGMPipeline.from_pretrained("{name}")' in code(body, "python")
@@ -180,7 +183,7 @@ def test_a_folder_is_no_base_model_of_the_hub_and_its_place_is_not_told(tmp_path
     ],
 )
 def test_cards_name_the_task(tmp_path, pipeline_class, task, given):
-    path = save_model_card(tmp_path, {}, kind="pipeline", steps_done=1, few_step=False, pipeline_class=pipeline_class)
+    path = card_of(tmp_path, {}, kind="pipeline", steps_done=1, few_step=False, pipeline_class=pipeline_class)
     header, body = parts(path)
     assert header["pipeline_tag"] == task
     assert ("class-conditional" in header["tags"]) == (given == "[0]")
@@ -190,7 +193,7 @@ def test_cards_name_the_task(tmp_path, pipeline_class, task, given):
 def test_a_unet_is_loaded_as_one(tmp_path):
     stock_pipelines.unet().save_pretrained(tmp_path)
     arguments = {"pipeline_class": "StableDiffusionPipeline", "base_model": "owner/model"}
-    _, body = parts(save_model_card(tmp_path, {}, kind="network", steps_done=1, few_step=True, **arguments))
+    _, body = parts(card_of(tmp_path, {}, kind="network", steps_done=1, few_step=True, **arguments))
     assert 'from_pretrained("owner/model", unet=unet)' in code(body, "python")
 
 
@@ -198,31 +201,31 @@ def test_the_example_of_a_lora_runs(tmp_path, pipe):
     add_lora(pipe.transformer, 2)
     save_lora(pipe.transformer, tmp_path)
     base = str(BUNDLED["fashion-mnist"])
-    _, body = parts(save_model_card(tmp_path, {}, kind="lora", steps_done=1, few_step=True, base_model=base))
+    _, body = parts(card_of(tmp_path, {}, kind="lora", steps_done=1, few_step=True, base_model=base))
     names = {}
     exec(code(body, "python").replace("this/repository", str(tmp_path)), names)
-    assert len(names["pictures"].images) == 1
+    assert len(names["images"].images) == 1
     assert names["pipe"].scheduler.config.stochasticity == 1.0
 
 
 def test_the_example_of_a_pipeline_runs(tmp_path, pipe):
     pipe.save_pretrained(tmp_path)
-    _, body = parts(save_model_card(tmp_path, {}, kind="pipeline", steps_done=1, few_step=True))
+    _, body = parts(card_of(tmp_path, {}, kind="pipeline", steps_done=1, few_step=True))
     names = {}
     exec(code(body, "python").replace("this/repository", str(tmp_path)), names)
-    assert len(names["pictures"].images) == 1
+    assert len(names["images"].images) == 1
 
 
 def test_the_example_of_a_network_runs(tmp_path, pipe):
     pipe.transformer.save_pretrained(tmp_path)
     base = str(BUNDLED["fashion-mnist"])
-    _, body = parts(save_model_card(tmp_path, {}, kind="network", steps_done=1, few_step=True, base_model=base))
+    _, body = parts(card_of(tmp_path, {}, kind="network", steps_done=1, few_step=True, base_model=base))
     names = {}
     exec(code(body, "python").replace("this/repository", str(tmp_path)), names)
     assert isinstance(names["pipe"].scheduler, UCGMScheduler)
-    assert len(names["pictures"].images) == 1
+    assert len(names["images"].images) == 1
 
 
 def test_another_kind_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`kind` must be 'pipeline', 'network' or 'lora', got 'vae'"):
-        save_model_card(tmp_path, {}, kind="vae", steps_done=1, few_step=True)
+        card_of(tmp_path, {}, kind="vae", steps_done=1, few_step=True)

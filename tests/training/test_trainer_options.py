@@ -171,7 +171,7 @@ def test_path_and_time_follow_the_pipelines_scheduler(tmp_path):
     )
     folder = trainer.train()
     assert folder == tmp_path / "unet"
-    assert trainer.component == "unet"
+    assert export.component_of(trainer) == "unet"
     assert all(((0 <= each) & (each <= 999)).all() for each in told)
     assert all(value.isfinite().all() for value in trainer.trainable.values())
 
@@ -226,7 +226,7 @@ def test_a_grid_is_drawn_with_the_whole_pipeline_on_the_networks_device(tmp_path
     monkeypatch.setattr(trainer.pipeline.vae, "to", lambda place: moves.append(str(place)))
     monkeypatch.setattr(type(trainer.accelerator), "device", torch.device("cuda", 0))
     monkeypatch.setattr(export, "validation_grid", lambda *_, **__: moves.append("drawn"))
-    trainer._grid()
+    export.sample_grid(trainer)
     assert moves == ["cuda:0", "drawn", "cpu"]
     assert {value.device.type for value in trainer.transformer.parameters()} == {"cpu"}  # it alone is there already
 

@@ -1,147 +1,113 @@
-"""DeepSpeed's ZeRO through accelerate: its settings, and what its processes hold in parts as whole tensors.
+"""The two ways in which a run holds its weights and its optimizer: plain (with DDP and FSDP), and ZeRO.
 
-DeepSpeed writes a pickle for each process. Here the parts are gathered, so that a checkpoint is that of any other run:
-one process, DDP and ZeRO of any stage and number of processes go on from each other's.
+Each gives whole tensors and takes them, so that a checkpoint does not depend on the way nor on the number of
+processes. `torch.distributed.checkpoint.state_dict` would do that for FSDP, but it names an optimizer's state by
+parameter, which earlier checkpoints do not, and it leaves DeepSpeed out.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from .checkpoints import check_names
+from . import checkpoints
+from .checkpoints import OptimizerState
+from .zero import ZeroBackend, uses_zero
 
 
-if TYPE_CHECKING:
-    from .config import UCGMTrainingConfig
-
-__all__ = ["configure", "load_optimizer_state", "load_weights", "optimizer_state", "uses_zero", "whole_weights"]
-
-OPTIMIZERS = ("adamw", "radam")
+__all__ = ["Backend", "PlainBackend", "make_backend"]
 
 
-def uses_zero(accelerator: Accelerator) -> bool:
-    """Whether DeepSpeed runs the training."""
-    return accelerator.distributed_type == DistributedType.DEEPSPEED
+class Backend(Protocol):
+    """The weights and the optimizer of a run; every process must call each method."""
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds a part of the weights only."""
+        ...
+
+    def whole_weights(self) -> dict[str, Tensor]:
+        """The weights that are kept, on the CPU and gathered, by name."""
+        ...
+
+    def load_weights(self, saved: Mapping[str, Tensor]) -> None:
+        """Put back what `whole_weights` gave."""
+        ...
+
+    def optimizer_state(self) -> OptimizerState:
+        """Tensors by the name `<parameter index>.<key>`, and the plain values."""
+        ...
+
+    def load_optimizer_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Put back what `optimizer_state` gave."""
+        ...
 
 
-def configure(accelerator: Accelerator, config: "UCGMTrainingConfig") -> None:
-    """Give DeepSpeed what it would read from a data loader and a file of its own.
+class PlainBackend:
+    """Weights that torch holds: whole on each process, or sharded by FSDP. See `Backend`."""
 
-    Raises:
-        ValueError: If a setting asks for what DeepSpeed does not let the trainer do.
+    def __init__(
+        self, network: nn.Module, optimizer: torch.optim.Optimizer, only_trainable: bool, is_sharded: bool = False
+    ) -> None:
+        """Take the prepared parts.
+
+        Args:
+            network: The student without accelerate's wrappers.
+            optimizer: Its optimizer.
+            only_trainable: Whether the weights in training are the whole of what is kept, as with LoRA, whose base is
+                the pretrained model's own file.
+            is_sharded: Whether each process holds a part of the weights only.
+        """
+        self.network, self.optimizer = network, optimizer
+        self.only_trainable, self.is_sharded = only_trainable, is_sharded
+
+    def whole_weights(self) -> dict[str, Tensor]:
+        """See `Backend`."""
+        return checkpoints.gather(self._weights())
+
+    def load_weights(self, saved: Mapping[str, Tensor]) -> None:
+        """See `Backend`.
+
+        Raises:
+            ValueError: If names or shapes differ.
+        """
+        checkpoints.copy_tensors(self._weights(), saved)
+
+    def optimizer_state(self) -> OptimizerState:
+        """See `Backend`."""
+        tensors, values = checkpoints.optimizer_state(self.optimizer)
+        return checkpoints.gather(tensors), values
+
+    def load_optimizer_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """See `Backend`.
+
+        Raises:
+            ValueError: If the state belongs to another number of parameters.
+        """
+        checkpoints.load_optimizer_state(self.optimizer, tensors, values)
+
+    def _weights(self) -> Mapping[str, Tensor]:
+        if not self.only_trainable:
+            return self.network.state_dict()
+        return {name: value for name, value in self.network.named_parameters() if value.requires_grad}
+
+
+def make_backend(
+    accelerator: Accelerator, network: ModelMixin, optimizer: torch.optim.Optimizer, only_trainable: bool
+) -> Backend:
+    """The back end of prepared parts, by the way in which accelerate runs the training.
+
+    Args:
+        accelerator: The accelerator that prepared the parts.
+        network: The student without accelerate's wrappers.
+        optimizer: The prepared optimizer.
+        only_trainable: See `PlainBackend`.
     """
-    plugin: Any = accelerator.state.deepspeed_plugin
-    for name, allowed, value in (
-        ("zero_stage", (1, 2, 3), plugin.zero_stage),
-        ("optimizer", OPTIMIZERS, config.optimizer),
-        # It takes its step in the backward pass, before the trainer can see the gradient.
-        ("nonfinite_gradients", ("stop",), config.nonfinite_gradients),
-        ("ema_decay", (0.0,), config.ema_decay),
-    ):
-        if value not in allowed:
-            raise ValueError(f"`{name}` must be one of {list(allowed)} with DeepSpeed, got {value!r}.")
-    plugin.deepspeed_config |= {
-        "train_micro_batch_size_per_gpu": config.train_batch_size,
-        "gradient_accumulation_steps": config.gradient_accumulation_steps,
-        "gradient_clipping": config.max_grad_norm,
-    }
-
-
-def whole_weights(network: nn.Module, only_trainable: bool) -> dict[str, Tensor]:
-    """The state of a network on the CPU, the weights in training in float32; every process must call it."""
-    from deepspeed import zero  # pyright: ignore[reportMissingImports]
-    from deepspeed.utils import safe_get_full_fp32_param  # pyright: ignore[reportMissingImports]
-
-    state = {} if only_trainable else network.state_dict()
-    for name, value in network.named_parameters(remove_duplicate=False):
-        if only_trainable and not value.requires_grad:
-            continue
-        full = safe_get_full_fp32_param(value) if value.requires_grad else None
-        if full is None:
-            with zero.GatheredParameters([value]):
-                full = value.detach().clone()
-        state[name] = full
-    return {name: value.detach().cpu().clone() for name, value in state.items()}
-
-
-@torch.no_grad()
-def load_weights(network: nn.Module, saved: Mapping[str, Tensor], only_trainable: bool) -> None:
-    """Put back the weights of `whole_weights`, or those of them that are in training.
-
-    Raises:
-        ValueError: If the names differ.
-    """
-    from deepspeed import zero  # pyright: ignore[reportMissingImports]
-    from deepspeed.utils import safe_set_full_fp32_param  # pyright: ignore[reportMissingImports]
-
-    parameters = dict(network.named_parameters(remove_duplicate=False))
-    state = network.state_dict()
-    wanted = [name for name in state if not only_trainable or (name in parameters and parameters[name].requires_grad)]
-    check_names(wanted, saved)
-    for name in wanted:
-        if (parameter := parameters.get(name)) is None:
-            state[name].copy_(saved[name])
-            continue
-        # What the forward pass reads, then what the optimizer moves.
-        with zero.GatheredParameters([parameter], modifier_rank=0):
-            parameter.data.copy_(saved[name])
-        if parameter.requires_grad:
-            safe_set_full_fp32_param(parameter, saved[name].to(parameter.device).float())
-
-
-def _base(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimizer of torch in DeepSpeed's in accelerate's."""
-    return optimizer.optimizer.optimizer
-
-
-def _trained(network: nn.Module) -> Iterator[tuple[int, nn.Parameter]]:
-    return enumerate(value for value in network.parameters() if value.requires_grad)
-
-
-def optimizer_state(network: nn.Module, optimizer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """As `checkpoints.optimizer_state` gives it; every process must call it."""
-    from deepspeed.utils import safe_get_full_optimizer_state  # pyright: ignore[reportMissingImports]
-
-    base = _base(optimizer)
-    kept = next(iter(base.state.values()), {})
-    tensors = {}
-    for i, parameter in _trained(network):
-        for key, value in kept.items():
-            alone = key == "step"
-            tensors[f"{i}.{key}"] = (
-                torch.as_tensor(value).clone() if alone else safe_get_full_optimizer_state(parameter, key).clone()
-            )
-    groups = [{name: value for name, value in group.items() if name != "params"} for group in base.param_groups]
-    groups[0]["params"] = [i for i, _ in _trained(network)]
-    return tensors, {"values": {}, "param_groups": groups[:1]}
-
-
-@torch.no_grad()
-def load_optimizer_state(
-    network: nn.Module, optimizer: Any, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
-) -> None:
-    """Put back what `optimizer_state` gave, or that of a run without DeepSpeed; every process must call it."""
-    from deepspeed.utils import safe_set_full_optimizer_state  # pyright: ignore[reportMissingImports]
-
-    base = _base(optimizer)
-    settings = {name: value for name, value in values["param_groups"][0].items() if name != "params"}
-    keys = [name.removeprefix("0.") for name in tensors if name.startswith("0.")]
-    for group in base.param_groups:
-        group.update(settings)
-    # Stage 3 hands the optimizer its parts in the step alone.
-    held = [part for group in base.param_groups for part in group["params"]]
-    for part in getattr(optimizer.optimizer, "fp32_partitioned_groups_flat", held):
-        # The state of a part is made in its first step, and has to be there for what follows.
-        base.state[part] = {
-            key: tensors["0.step"].clone() if key == "step" else torch.zeros_like(part) for key in keys
-        }
-    if hasattr(optimizer.optimizer, "_lazy_init_hp_params_optimizer_state"):  # stages 1 and 2
-        optimizer.optimizer._lazy_init_hp_params_optimizer_state()
-    for i, parameter in _trained(network):
-        for key in keys:
-            if key != "step":
-                safe_set_full_optimizer_state(parameter, tensors[f"{i}.{key}"].to(parameter.device), key)
+    if uses_zero(accelerator):
+        return ZeroBackend(network, optimizer, only_trainable)
+    is_sharded = accelerator.distributed_type == DistributedType.FSDP
+    return PlainBackend(network, optimizer, only_trainable, is_sharded)

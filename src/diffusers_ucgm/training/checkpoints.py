@@ -2,7 +2,7 @@
 
 accelerate's `save_state` pickles optimizers and random states; nothing here does. A checkpoint is a folder
 `checkpoint-<step>` with one safetensors file per group of tensors and `state.json` for the plain values. It is written
-under a temporary name, flushed to the disk and renamed, so a folder with that name is complete; one that was torn
+under a temporary name, flushed to the disk and renamed, so a folder with that name is complete; one that is damaged
 all the same is passed over. Tensors that are sharded over processes are gathered when they are saved and sharded again
 when they are loaded, so that a run may go on with another number of processes.
 """
@@ -25,11 +25,12 @@ from diffusers_ucgm.run_folder import run_of
 
 
 __all__ = [
+    "OptimizerState",
     "check_names",
     "checkpoints_in",
     "copy_tensors",
     "drop_checkpoints",
-    "gathered",
+    "gather",
     "latest_checkpoint",
     "load_checkpoint",
     "load_optimizer_state",
@@ -40,9 +41,11 @@ __all__ = [
 ]
 
 PREFIX = "checkpoint-"
+# Tensors by the name `<parameter index>.<key>`, and plain values.
+OptimizerState = tuple[dict[str, Tensor], dict[str, Any]]
 
 
-def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors on the CPU, sharded ones whole: every process must call this with the same names."""
     return {name: whole(value.detach()).cpu() for name, value in tensors.items()}
 
@@ -87,7 +90,7 @@ def _like(value: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def optimizer_state(optimizer: torch.optim.Optimizer) -> OptimizerState:
     """Tensors and plain values of an optimizer, ready for safetensors and JSON.
 
     Returns:
@@ -151,7 +154,7 @@ def load_checkpoint(folder: str | Path) -> tuple[dict[str, dict[str, Tensor]], d
 
     Raises:
         FileNotFoundError: If the folder holds no `state.json`.
-        ValueError: If a file of it is missing or torn.
+        ValueError: If a file of it is missing or truncated.
     """
     folder = Path(folder)
     if not (folder / "state.json").is_file():
@@ -177,7 +180,7 @@ def naming(folder: str | Path) -> Iterator[None]:
 
 
 def _damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
+    """The damage of a checkpoint's files in words, or None."""
     try:
         state = json.loads((folder / "state.json").read_text())
         if not isinstance(state, dict) or not isinstance(state.get("config", {}), dict):
@@ -194,7 +197,7 @@ def _damage(folder: Path) -> str | None:
 
 
 def checkpoints_in(root: str | Path, runs: Collection[str | None] | None = None) -> list[Path]:
-    """The checkpoints of a run's folder, torn ones included, by their steps.
+    """The checkpoints of a run's folder, damaged ones included, by their steps.
 
     Args:
         root: The run's folder.
@@ -214,11 +217,11 @@ def _step_of(folder: Path) -> int:
 def latest_checkpoint(
     root: str | Path, before: int | None = None, runs: Collection[str | None] | None = None
 ) -> Path | None:
-    """The whole checkpoint of the most steps in a run's folder, or None where there is none.
+    """The undamaged checkpoint with the most steps in a run's folder, or None.
 
     Args:
         root: The run's folder.
-        before: The most steps that it may have; None takes any.
+        before: The largest number of steps that it may have; None takes any.
         runs: See `checkpoints_in`.
     """
     for folder in reversed(checkpoints_in(root, runs)):
@@ -232,7 +235,7 @@ def drop_checkpoints(root: str | Path, after: int, runs: Collection[str | None] 
 
     Args:
         root: The run's folder.
-        after: The most steps of those that stay.
+        after: The largest number of steps of those that stay.
         runs: See `checkpoints_in`.
     """
     for folder in checkpoints_in(root, runs):
@@ -241,15 +244,15 @@ def drop_checkpoints(root: str | Path, after: int, runs: Collection[str | None] 
 
 
 def prune_checkpoints(root: str | Path, keep: int, runs: Collection[str | None] | None = None) -> None:
-    """Delete all but the newest `keep` checkpoints of a run's folder; torn ones do not count and go as well.
+    """Delete all but the newest `keep` checkpoints of a run's folder; damaged ones do not count and go as well.
 
     Args:
         root: The run's folder.
-        keep: How many stay.
+        keep: The number of checkpoints that stay.
         runs: See `checkpoints_in`.
     """
     found = checkpoints_in(root, runs)
-    kept = set([folder for folder in found if _damage(folder) is None][-keep:])
+    newest = set([folder for folder in found if _damage(folder) is None][-keep:])
     for folder in found:
-        if folder not in kept:
+        if folder not in newest:
             shutil.rmtree(folder)

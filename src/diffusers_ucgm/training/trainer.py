@@ -4,19 +4,15 @@ Order, noise, times and dropout of a step follow from the seed and the step's nu
 uninterrupted one without any random state in its checkpoints.
 """
 
-import json
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DistributedType
 from diffusers import ModelMixin
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -26,7 +22,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from diffusers_ucgm import files
 from diffusers_ucgm.constraints import check
 from diffusers_ucgm.lora import add_lora, without_lora
 from diffusers_ucgm.network_caches import check_no_cache
@@ -34,34 +29,41 @@ from diffusers_ucgm.processes import check_launch
 from diffusers_ucgm.run_folder import RunFolder
 from diffusers_ucgm.teacher import Teacher
 
-from . import backends, checkpoints
+from . import checkpoints, export, zero
 from .adapters import adapter_for
 from .arguments import TRAINER_ARGUMENTS
+from .averages import use_averages
+from .backends import make_backend
 from .batches import DrawnSamples, StepSampler, batches_from, generator_of, length_of
 from .config import UCGMTrainingConfig
 from .experts import expert_of
-from .export import NOTHING_TO_DRAW, Results
+from .log import LogLine, TrainingLog
 from .network_adapter import DenoiserAdapter, convention_of_scheduler
 from .optimizers import make_optimizer
+from .reductions import is_true_of_any
 from .requirements import check_data, check_run, validation_conditions
+from .run_state import Part, ema_part, load_parts, rates_part, save_parts, values_part
 from .runs import begin_run, data_identity, network_identity, own_runs
-from .stability import CollapseGuard, TimeStatistics
+from .signals import StopSignals
+from .stability import CollapseGuard
 
 
 if TYPE_CHECKING:
+    import signal
+
     from diffusers import DiffusionPipeline
 
 __all__ = ["UCGMTrainer"]
 
 logger = logging.get_logger(__name__)
 
-# So many steps in a row without a finite gradient, or returns to a checkpoint in all, end the run.
+# The number of steps in a row without a finite gradient, and of returns to a checkpoint, that end a run.
 MAX_BAD_STEPS = 10
 MAX_COLLAPSES = 5
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, None: None}
+TEACHER_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, None: None}
 
 
-class UCGMTrainer(Results):
+class UCGMTrainer:
     """Trains or tunes a network of diffusers with UCGM-T.
 
     Example:
@@ -77,9 +79,8 @@ class UCGMTrainer(Results):
         >>> folder = UCGMTrainer(config, transformer, data).train()
 
     Attributes:
-        step: Optimizer steps done.
-        nonfinite_steps: How many of them had gradients with NaN or infinity.
-        interrupted_by: The signal that ended `train`, or None.
+        step: The number of optimizer steps done.
+        nonfinite_steps: The number of them that had gradients with NaN or infinity.
     """
 
     def __init__(
@@ -97,28 +98,23 @@ class UCGMTrainer(Results):
         Args:
             config: The settings.
             transformer: The student, trained in place.
-            dataset: Items with `latents`, shape `(C, ...)`, as the transformer sees them (scaled, without noise), and
-                the condition under the network's keywords, such as `class_labels`. It has a length.
-            adapter: How the transformer is called; None finds it by the model's class and the scheduler.
+            dataset: Items with `latents`, shape `(C, ...)`, in the form that the transformer sees (scaled, without
+                noise), and the condition under the network's keywords, such as `class_labels`. It has a length.
+            adapter: The way to call the transformer; None finds it by the model's class and the scheduler.
             scheduler: The scheduler that the model came with, or its config: the path, the prediction and the time of
                 the network, unless `config.transport` names another. None is a flow with times up to 1000.
-            pipeline: What draws the validation grids and is saved with the trained weights; `from_pipeline` sets it.
+            pipeline: The pipeline that samples the validation grids and is saved with the trained weights;
+                `from_pipeline` sets it.
 
         Raises:
-            ValueError: If the data set is empty, no weight is trainable, the model cannot be called, or there is
-                nothing to draw in validation grids.
+            ValueError: If the data set is empty, no weight is trainable, the model cannot be called, or validation
+                grids have nothing to sample.
             RuntimeError: If this is one of several processes that do not know of each other.
         """
         check(TRAINER_ARGUMENTS, locals())
         length_of(dataset)
         check_no_cache(transformer, "transformer")
-        if config.validation_steps and (pipeline is None or not config.validation_inputs):
-            raise ValueError(NOTHING_TO_DRAW)
-        if pipeline is None and config.expert is not None:
-            raise ValueError(
-                f"`expert` must go with a pipeline of two networks, got {config.expert!r} without any. Use "
-                "`UCGMTrainer.from_pipeline`."
-            )
+        _check_pipeline(config, pipeline)
         self.config = config
         self.dataset = dataset
         self.pipeline = pipeline
@@ -130,35 +126,28 @@ class UCGMTrainer(Results):
         check_data(transformer, self.adapter, dataset)
         if config.validation_steps and pipeline is not None:
             validation_conditions(pipeline, config.validation_inputs)
-        self.accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
-            log_with=config.report_to,
-            project_dir=config.output_dir,
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.find_unused_parameters)],
-        )
-        check_launch(self.accelerator.num_processes)
-        self.uses_zero = backends.uses_zero(self.accelerator)
-        if self.uses_zero:
-            backends.configure(self.accelerator, config)
-        device = self.accelerator.device
+        self.accelerator = _make_accelerator(config)
         # A LoRA's base is not in its checkpoints.
         self._network_identity = network_identity(transformer, with_weights=config.lora_rank > 0)
         # The ids of the runs whose checkpoints are this one's: none before `train` has looked at the folder.
         self.runs: tuple[str | None, ...] = (None,)
+        self._prepare(transformer)
+        self.log = TrainingLog(config.output_dir, self.accelerator)
+        self.guard = CollapseGuard(config.collapse_factor)
+        self.step = self.bad_steps = self.nonfinite_steps = 0
+        self._signals = StopSignals()
+
+    def _prepare(self, transformer: ModelMixin) -> None:
+        """Make teacher, optimizer, averages and back end of a network, each after the parts that it needs."""
+        config, device = self.config, self.accelerator.device
         if config.lora_rank:
-            # Each process must start from the same adapter, and torch's global state is the caller's.
-            with torch.random.fork_rng():
-                torch.manual_seed(config.seed)
-                add_lora(
-                    transformer, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_target_modules
-                )
+            _add_seeded_lora(transformer, config)
         transformer.to(device).train()
         self.teacher = Teacher(
             transformer,
             config.teacher_decay,
             without_adapter=partial(without_lora, transformer) if config.lora_rank else None,
-            dtype=DTYPES[config.teacher_dtype],
+            dtype=TEACHER_DTYPES[config.teacher_dtype],
             offload_from=device if config.teacher_offload else None,
         )
         if config.gradient_checkpointing:
@@ -179,20 +168,13 @@ class UCGMTrainer(Results):
             self.model.broadcast_buffers = False
         if config.optimizer == "adamw_schedule_free":
             self.optimizer.train()
-        self.is_sharded = self.uses_zero or self.accelerator.distributed_type == DistributedType.FSDP
-        if self.is_sharded and 0.0 < config.teacher_decay < 1.0:
+        self.backend = make_backend(self.accelerator, self.transformer, self.optimizer, bool(config.lora_rank))
+        if self.backend.is_sharded and 0.0 < config.teacher_decay < 1.0:
             raise ValueError(
                 "`teacher_decay` must be 0 or 1 where the weights are sharded over processes, got "
                 f"{config.teacher_decay}: an averaging copy would have to be whole on each."
             )
         self.ema = EMAModel(self.trainable.values(), decay=config.ema_decay) if config.ema_decay else None
-        self.statistics = TimeStatistics(device)
-        self.guard = CollapseGuard(config.collapse_factor)
-        self.step = self.bad_steps = self.nonfinite_steps = 0
-        # Since the last line of the log.
-        self.timed_steps, self.timed_seconds = 0, 0.0
-        self.mean_loss: Tensor | None = None
-        self.interrupted_by: signal.Signals | None = None
 
     @classmethod
     def from_pipeline(
@@ -203,15 +185,15 @@ class UCGMTrainer(Results):
         *,
         null_condition: Mapping[str, Any] | None = None,
     ) -> "UCGMTrainer":
-        """A trainer of a pipeline's network, which tells path and time as the pipeline's scheduler does.
+        """A trainer of a pipeline's network, whose path and time are those of the pipeline's scheduler.
 
         Args:
             config: The settings.
             pipeline: A stock pipeline or a `UCGMPipeline`; its network is trained in place. Of two networks with
-                each their part of the times, such as Wan 2.2's, `config.expert` names the one.
+                a part of the times each, such as Wan 2.2's, `config.expert` names the one.
             dataset: See the constructor.
-            null_condition: What stands for no condition; None takes the null class, or what the pipeline's text
-                encoders make of no prompt.
+            null_condition: The keywords that stand for no condition; None takes the null class, or what the
+                pipeline's text encoders make of no prompt.
 
         Raises:
             ValueError: See the constructor.
@@ -243,6 +225,11 @@ class UCGMTrainer(Results):
         config = self.config
         return config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
 
+    @property
+    def interrupted_by(self) -> "signal.Signals | None":
+        """The signal that ended `train`, or None."""
+        return self._signals.received
+
     def train(self) -> Path | None:
         """Run to `max_train_steps`, from a checkpoint if the settings name one.
 
@@ -259,49 +246,53 @@ class UCGMTrainer(Results):
         """
         with self._folder() as folder:
             self._begin(folder)
-            return self._train()
-
-    def _train(self) -> Path | None:
-        config = self.config
-        if config.report_to:
-            self.accelerator.init_trackers(config.tracker_project_name, self.tracked_settings())
-        is_shown = self.accelerator.is_local_main_process
-        with (
-            self._signals(),
-            tqdm(total=config.max_train_steps, initial=self.step, disable=not is_shown, desc="train") as bar,
-        ):
-            batches = self._batches()
-            while self.step < config.max_train_steps:
-                started = time.perf_counter()
-                self._note(self.training_step(next(batches)))
-                self.timed_steps += 1
-                self.timed_seconds += time.perf_counter() - started
-                bar.update(self.step - bar.n)
-                is_last = self.step == config.max_train_steps
-                if self.step % config.logging_steps == 0 or is_last:
-                    line = self._log()
-                    shown = {"loss": f"{line['loss']:.4f}", "images/s": f"{line['images_per_second']:.1f}"}
-                    bar.set_postfix(shown, refresh=False)
-                    if self._has_collapsed(line["loss"], line["by_time"]["clamped"]):
-                        batches = self._batches()
-                if config.validation_steps and (self.step % config.validation_steps == 0 or is_last):
-                    self._validate_or_warn()
-                if self._is_interrupted():
-                    self.save_checkpoint()
-                    logger.info(f"A signal stopped the run after step {self.step}, with a checkpoint.")
-                    return None
-                if self.step % config.checkpointing_steps == 0 and not is_last:
-                    self._save_checkpoint_or_warn()
-        folder = self.save_model()
-        self.save_plots()
+            if self.config.report_to:
+                self.accelerator.init_trackers(self.config.tracker_project_name, _for_trackers(self.config))
+            with self._signals:
+                is_finished = self._train_steps()
+            if not is_finished:
+                return None
+            weights = self.save_model()
+            self.save_plots()
         # `end_training` would also end the process group, which `push_to_hub` and the caller may still need.
         for tracker in self.accelerator.trackers:
             tracker.finish()
-        return folder
+        return weights
+
+    def _train_steps(self) -> bool:
+        """Make the steps of the run; False if a signal ended them, with a checkpoint."""
+        last = self.config.max_train_steps
+        is_shown = self.accelerator.is_local_main_process
+        with tqdm(total=last, initial=self.step, disable=not is_shown, desc="train") as bar:
+            batches = self._batches()
+            while self.step < last:
+                started = time.perf_counter()
+                loss = self.training_step(next(batches))
+                self.log.note(loss, time.perf_counter() - started)
+                bar.update(self.step - bar.n)
+                if self._is_due(self.config.logging_steps):
+                    line = self._write_log()
+                    postfix = {"loss": f"{line['loss']:.4f}", "images/s": f"{line['images_per_second']:.1f}"}
+                    bar.set_postfix(postfix, refresh=False)
+                    if self._handle_collapse(line):
+                        batches = self._batches()
+                if self.config.validation_steps and self._is_due(self.config.validation_steps):
+                    self._validate_or_warn()
+                # All must stop at the same step, whichever received the signal first.
+                if is_true_of_any(self.accelerator, self.interrupted_by is not None):
+                    self.save_checkpoint()
+                    logger.info(f"A signal stopped the run after step {self.step}, with a checkpoint.")
+                    return False
+                if self.step < last and self._is_due(self.config.checkpointing_steps):
+                    self._save_checkpoint_or_warn()
+        return True
+
+    def _is_due(self, interval: int) -> bool:
+        """Whether something is done after the present step that is done at intervals and after the last step."""
+        return self.step % interval == 0 or self.step == self.config.max_train_steps
 
     def training_step(self, batches: list[dict[str, Any]]) -> Tensor:
-        """One optimizer step over the batches of its network calls; gives their mean loss, without gradient."""
-        config = self.config
+        """Make one optimizer step over the batches of its network calls; return their mean loss, without gradient."""
         self.teacher.update(self.transformer)
         total = torch.zeros((), device=self.accelerator.device)
         norm = None
@@ -310,52 +301,35 @@ class UCGMTrainer(Results):
                 loss = self._loss(batch, micro)
                 self.accelerator.backward(loss)
                 if self.accelerator.sync_gradients:
-                    if config.nonfinite_gradients == "zero":
-                        norm = self._total_norm()
-                        for value in self.trainable.values():
-                            if value.grad is not None:
-                                torch.nan_to_num_(value.grad, nan=0.0, posinf=0.0, neginf=0.0)
-                    clipped = self.accelerator.clip_grad_norm_(
-                        list(self.trainable.values()), config.max_grad_norm or float("inf")
-                    )
-                    # DeepSpeed, which has clipped and stepped by itself, gives a number.
-                    norm = torch.as_tensor(clipped) if norm is None else norm
+                    norm = self._clip_gradients()
             total += loss.detach() / len(batches)
         self._optimizer_step(norm)
         return total
 
+    def _clip_gradients(self) -> Tensor:
+        """Clip the gradients, without NaN where the settings say so, and return their norm before."""
+        weights = list(self.trainable.values())
+        norm = None
+        if self.config.nonfinite_gradients == "zero":
+            gradients = [value.grad for value in weights if value.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            for gradient in gradients:
+                torch.nan_to_num_(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+        clipped = self.accelerator.clip_grad_norm_(weights, self.config.max_grad_norm or float("inf"))
+        # DeepSpeed, which has clipped and stepped by itself, gives a number.
+        return torch.as_tensor(clipped) if norm is None else norm
+
     def save_checkpoint(self) -> Path | None:
-        """Write all that a resumed run needs; every process must call it.
+        """Write all that a resumed run needs; every process must call this.
 
         Raises:
             OSError: In every process, if the disk is full; older checkpoints stay.
         """
-        if self.uses_zero:
-            optimizer_tensors, optimizer_values = backends.optimizer_state(self.transformer, self.optimizer)
-        else:
-            optimizer_tensors, optimizer_values = checkpoints.optimizer_state(self.optimizer)
-        teacher_tensors, teacher_values = self.teacher.state_dict()
-        tensors = {
-            "model": self.whole_weights(),
-            "optimizer": optimizer_tensors,
-            "teacher": teacher_tensors,
-            "ema": {} if self.ema is None else {str(i): value for i, value in enumerate(self.ema.shadow_params)},
-        }
-        tensors = {group: checkpoints.gathered(entries) for group, entries in tensors.items()}
-        rates = {name: value for name, value in self.lr_scheduler.state_dict().items() if name != "lr_lambdas"}
-        values = {
+        tensors, values = save_parts(self._parts())
+        values |= {
             "run": self.runs[0],
             "config": self.config.to_dict(),
             "samples_per_step": self.samples_per_step,
-            "optimizer": optimizer_values,
-            "lr_scheduler": rates,
-            "teacher": teacher_values,
-            "ema": None if self.ema is None else {"optimization_step": self.ema.optimization_step},
-            "guard": self.guard.state_dict(),
-            "statistics": self._reduced(self.statistics.sums, "sum").tolist(),
-            "nonfinite_steps": self.nonfinite_steps,
-            "mean_loss": None if self.mean_loss is None else float(self._reduced(self.mean_loss, "mean")),
-            "loss_scale": None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict(),
         }
         folder, failure = None, None
         if self.accelerator.is_main_process:
@@ -365,64 +339,54 @@ class UCGMTrainer(Results):
             except OSError as error:
                 failure = error
         # The others must hear of it: they would wait for one that has gone on without them.
-        if self._is_true_of_any(failure is not None):
+        if is_true_of_any(self.accelerator, failure is not None):
             raise failure or OSError(f"The main process could not write the checkpoint of step {self.step}.")
         return folder
 
-    def whole_weights(self) -> dict[str, Tensor]:
-        """The student's weights, of a LoRA the adapter's, on the CPU and gathered; every process must call it."""
-        # With LoRA the base is the pretrained model's own file, which nothing repeats.
-        is_adapter = bool(self.config.lora_rank)
-        if self.uses_zero:
-            return backends.whole_weights(self.transformer, is_adapter)
-        return checkpoints.gathered(self.trainable if is_adapter else self.transformer.state_dict())
+    def _parts(self) -> dict[str, Part]:
+        """The run's state under its names in checkpoints."""
+        scaler = self.accelerator.scaler
+        parts = {
+            "model": Part(
+                lambda: (self.backend.whole_weights(), None), lambda tensors, _: self.backend.load_weights(tensors)
+            ),
+            "optimizer": Part(self.backend.optimizer_state, self.backend.load_optimizer_state),
+            "lr_scheduler": rates_part(self.lr_scheduler),
+            "teacher": Part(
+                self.teacher.state_dict, lambda tensors, value: self.teacher.load_state_dict(dict(tensors), value)
+            ),
+            "guard": values_part(self.guard.state_dict, self.guard.load_state_dict),
+            **self.log.parts(),
+            "nonfinite_steps": values_part(lambda: self.nonfinite_steps, partial(setattr, self, "nonfinite_steps")),
+        }
+        if self.ema is not None:
+            parts["ema"] = ema_part(self.ema)
+        if scaler is not None:
+            parts["loss_scale"] = values_part(scaler.state_dict, scaler.load_state_dict)
+        return parts
 
     def load_checkpoint(self, folder: str | Path) -> None:
-        """Go on from a checkpoint; every process must call it.
+        """Go on from a checkpoint; every process must call this.
 
         Raises:
             FileNotFoundError: If the folder is not a checkpoint.
-            ValueError: If it belongs to other settings or another model, or is torn.
+            ValueError: If it belongs to other settings or another model, or is damaged.
         """
         tensors, values = checkpoints.load_checkpoint(folder)
         with checkpoints.naming(folder):
-            self._load(tensors, values)
+            self.config.check_resumable(values["config"])
+            self._check_samples(values.get("samples_per_step", self.samples_per_step))
+            load_parts(self._parts(), tensors, values)
+            self.step = values["step"]
+        if self.accelerator.is_main_process:
+            self.log.cut(self.step)
 
-    def _load(self, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any]) -> None:
-        """Take over what a checkpoint holds."""
-        self.config.check_resumable(values["config"])
-        if (samples := values.get("samples_per_step", self.samples_per_step)) != self.samples_per_step:
+    def _check_samples(self, samples: int) -> None:
+        if samples != self.samples_per_step:
             raise ValueError(
                 f"`resume_from_checkpoint` must be a run with {self.samples_per_step} samples per step, got {samples}."
                 " Choose `train_batch_size`, `gradient_accumulation_steps` and processes with this product."
             )
-        moments = tensors.get("optimizer", {}), values["optimizer"]
-        if self.uses_zero:
-            backends.load_weights(self.transformer, tensors["model"], bool(self.config.lora_rank))
-            backends.load_optimizer_state(self.transformer, self.optimizer, *moments)
-        else:
-            mine = self.trainable if self.config.lora_rank else self.transformer.state_dict()
-            checkpoints.copy_tensors(mine, tensors["model"])
-            checkpoints.load_optimizer_state(self.optimizer, *moments)
-        self.lr_scheduler.load_state_dict({**self.lr_scheduler.state_dict(), **values["lr_scheduler"]})
-        self.teacher.load_state_dict(tensors.get("teacher", {}), values["teacher"])
-        if self.ema is not None:
-            shadow = {str(i): value for i, value in enumerate(self.ema.shadow_params)}
-            checkpoints.copy_tensors(shadow, tensors["ema"])
-            self.ema.optimization_step = values["ema"]["optimization_step"]
-        if "guard" in values:
-            self.guard.load_state_dict(values["guard"])
-            # The sums are of all processes, and are added up again.
-            sums = torch.tensor(values["statistics"])
-            self.statistics.load(sums if self.accelerator.is_main_process else torch.zeros_like(sums))
-        self.nonfinite_steps = values.get("nonfinite_steps", 0)
-        mean_loss = values.get("mean_loss")
-        self.mean_loss = None if mean_loss is None else torch.tensor(mean_loss, device=self.accelerator.device)
-        if self.accelerator.scaler is not None and values.get("loss_scale"):
-            self.accelerator.scaler.load_state_dict(values["loss_scale"])
-        self.step = values["step"]
-        if self.accelerator.is_main_process:
-            self._forget_later_lines()
 
     def _loss(self, batch: dict[str, Any], micro: int) -> Tensor:
         device = self.accelerator.device
@@ -440,24 +404,14 @@ class UCGMTrainer(Results):
             dropped=batch["dropped"],
             generator=generator_of(self.config.seed, self.step, micro, self.accelerator.process_index, "dropout"),
         )
-        self.statistics.update(output.t, output.per_sample_loss, output.slope, output.prediction - output.target)
+        self.log.statistics.update(output.t, output.per_sample_loss, output.slope, output.prediction - output.target)
         return output.loss
-
-    def _total_norm(self) -> Tensor:
-        gradients = [value.grad for value in self.trainable.values() if value.grad is not None]
-        return torch.nn.utils.get_total_norm(gradients)
 
     def _optimizer_step(self, norm: Tensor | None) -> None:
         if norm is None or bool(torch.isfinite(checkpoints.whole(norm))):
             self.bad_steps = 0
         else:
-            self.bad_steps += 1
-            self.nonfinite_steps += 1
-            if self.bad_steps == MAX_BAD_STEPS or self.config.nonfinite_gradients == "stop":
-                raise RuntimeError(
-                    f"The gradient was not finite in {self.bad_steps} steps in a row, up to step {self.step}. Lower "
-                    "`learning_rate`, use mixed_precision='no', or check the latents for NaN."
-                )
+            self._count_bad_step()
             if self.config.nonfinite_gradients == "skip":
                 # Without gradients the step below moves no weight, but the loss scale of fp16 adapts in it.
                 self.optimizer.zero_grad()
@@ -468,12 +422,14 @@ class UCGMTrainer(Results):
             self.ema.step(self.trainable.values())
         self.step += 1
 
-    def _note(self, loss: Tensor) -> None:
-        if self.mean_loss is None:
-            self.mean_loss = loss
-        # A step that was skipped for its NaN must not hide the loss of all later ones.
-        mean = torch.where(loss.isfinite(), 0.98 * self.mean_loss + 0.02 * loss, self.mean_loss)
-        self.mean_loss = torch.where(mean.isfinite(), mean, loss)
+    def _count_bad_step(self) -> None:
+        self.bad_steps += 1
+        self.nonfinite_steps += 1
+        if self.bad_steps == MAX_BAD_STEPS or self.config.nonfinite_gradients == "stop":
+            raise RuntimeError(
+                f"The gradient was not finite in {self.bad_steps} steps in a row, up to step {self.step}. Lower "
+                "`learning_rate`, use mixed_precision='no', or check the latents for NaN."
+            )
 
     def _folder(self) -> RunFolder:
         index, number = self.accelerator.process_index, self.accelerator.num_processes
@@ -482,7 +438,7 @@ class UCGMTrainer(Results):
         )
 
     def _begin(self, folder: RunFolder) -> None:
-        """Begin a run in its folder, or go on with the one in it; every process must call it."""
+        """Begin a run in its folder, or go on with the one in it; every process must call this."""
         failure = None
         if self.accelerator.is_main_process:
             try:
@@ -491,7 +447,7 @@ class UCGMTrainer(Results):
             except (OSError, ValueError) as error:
                 failure = error
         # The others must hear of it: they would wait for one that has ended.
-        if self._is_true_of_any(failure is not None):
+        if is_true_of_any(self.accelerator, failure is not None):
             raise failure or RuntimeError("The main process cannot use `output_dir`; its error says why.")
         self.runs = own_runs(folder.found())
         source: str | Path | None = self.config.resume_from_checkpoint
@@ -516,8 +472,8 @@ class UCGMTrainer(Results):
         try:
             self.validate()
         except Exception as error:
-            # A picture that some pipeline cannot draw, or some tracker take, must not end hours of training.
-            logger.warning(f"No validation grid was drawn at step {self.step}: {error}")
+            # An image that some pipeline cannot sample, or some tracker take, must not end hours of training.
+            logger.warning(f"No validation grid was sampled at step {self.step}: {error}")
 
     def _batches(self) -> Iterator[list[dict[str, Any]]]:
         config = self.config
@@ -539,9 +495,18 @@ class UCGMTrainer(Results):
         )
         return batches_from(samples, sampler, config.dataloader_num_workers, self.accelerator.device.type == "cuda")
 
-    def _has_collapsed(self, loss: float, clamped: Sequence[float | None]) -> bool:
-        """Tell the guard of a line of the log, and do what the settings say; True if the step has changed."""
-        config = self.config
+    def _write_log(self) -> LogLine:
+        return self.log.write(
+            self.step,
+            learning_rate=float(self.lr_scheduler.get_last_lr()[0]),
+            consistency_ratio=self.config.ratio_at(self.step),
+            nonfinite_steps=self.nonfinite_steps,
+            samples_per_step=self.samples_per_step,
+        )
+
+    def _handle_collapse(self, line: LogLine) -> bool:
+        """Show a line of the log to the guard, and do what the settings say; True if the step has changed."""
+        config, loss, clamped = self.config, line["loss"], line["by_time"]["clamped"]
         ratio = config.ratio_at(self.step)
         if config.on_collapse == "ignore" or not self.guard.observe(self.step, loss, ratio, clamped):
             return False
@@ -552,121 +517,93 @@ class UCGMTrainer(Results):
             )
         logger.warning(
             f"The run collapsed up to step {self.step} (`on_collapse={config.on_collapse!r}`): the loss is {loss:.4g},"
-            f" of the derivative, by time, these shares are clamped: {clamped}."
+            f" and these fractions of the derivative, by time, are clamped: {clamped}."
         )
-        source = None
-        if config.on_collapse == "roll_back":
-            source = checkpoints.latest_checkpoint(config.output_dir, self.guard.good_step, self.runs)
-            if source is not None:
-                collapses = self.guard.collapses
-                self.load_checkpoint(source)
-                self.guard.collapses = collapses
-                if self.accelerator.is_main_process:
-                    # Another run would resume from them, and rotation would keep them.
-                    checkpoints.drop_checkpoints(config.output_dir, self.step, self.runs)
+        has_returned = config.on_collapse == "roll_back" and self._roll_back()
         if config.on_collapse != "warn":
-            rate = config.learning_rate * 0.5**self.guard.collapses
-            for i, group in enumerate(self.optimizer.param_groups):
-                group["lr"] *= rate / self.lr_scheduler.base_lrs[i]
-                self.lr_scheduler.base_lrs[i] = rate
-        return source is not None
+            self._lower_learning_rate(config.learning_rate * 0.5**self.guard.collapses)
+        return has_returned
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Note SIGTERM and SIGINT while entered; only a process's main thread may."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
+    def _roll_back(self) -> bool:
+        """Return to the last good checkpoint, if there is one."""
+        source = checkpoints.latest_checkpoint(self.config.output_dir, self.guard.good_step, self.runs)
+        if source is None:
+            return False
+        collapses = self.guard.collapses
+        self.load_checkpoint(source)
+        self.guard.collapses = collapses
+        if self.accelerator.is_main_process:
+            # Another run would resume from them, and rotation would keep them.
+            checkpoints.drop_checkpoints(self.config.output_dir, self.step, self.runs)
+        return True
 
-        def note(number: int, _frame: Any) -> None:
-            self.interrupted_by = signal.Signals(number)
+    def _lower_learning_rate(self, rate: float) -> None:
+        for i, group in enumerate(self.optimizer.param_groups):
+            group["lr"] *= rate / self.lr_scheduler.base_lrs[i]
+            self.lr_scheduler.base_lrs[i] = rate
 
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _is_interrupted(self) -> bool:
-        # All must stop at the same step, whichever was told first.
-        return self._is_true_of_any(self.interrupted_by is not None)
-
-    def _is_true_of_any(self, fact: bool) -> bool:
-        """Whether a fact is true of one process at least; all must ask."""
-        return bool(self._reduced(torch.tensor(float(fact), device=self.accelerator.device), "sum"))
-
-    def _reduced(self, value: Tensor, how: str) -> Tensor:
-        """The "sum" or "mean" of all processes' tensors; all must call it."""
-        if self.accelerator.num_processes == 1:
-            return value
-        return cast(Tensor, self.accelerator.reduce(value, how))
-
-    @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
+    def averaged_weights(self) -> AbstractContextManager[None]:
         """The weights that are saved, in the student while entered: averaged ones where they are kept."""
-        with _averages_of(self.optimizer) if self.ema is None else _swapped(self.ema, self.trainable):
-            yield
+        return use_averages(self.optimizer, self.ema, self.trainable)
 
-    def _log(self) -> dict[str, Any]:
-        # Reading the loss waits for the device.
-        assert self.mean_loss is not None
-        self.mean_loss = self._reduced(self.mean_loss, "mean")
-        self.statistics.sums = self._reduced(self.statistics.sums, "sum")
-        images = self.timed_steps * self.samples_per_step
-        line = {
-            "step": self.step,
-            "loss": float(self.mean_loss),
-            "learning_rate": self.lr_scheduler.get_last_lr()[0],
-            "consistency_ratio": self.config.ratio_at(self.step),
-            "residual": self.statistics.residual(),
-            "nonfinite_steps": self.nonfinite_steps,
-            "images_per_second": images / self.timed_seconds if self.timed_seconds else 0.0,
-        }
-        self.timed_steps, self.timed_seconds = 0, 0.0
-        tracked = {name: value for name, value in line.items() if name != "step" and value is not None}
-        line["by_time"] = self.statistics.read()
-        try:
-            if self.config.report_to:
-                self.accelerator.log(tracked, step=self.step)
-            if self.accelerator.is_main_process:
-                files.append_line(Path(self.config.output_dir) / "log.jsonl", json.dumps(line))
-        except OSError as error:
-            logger.warning(f"No line of the log was written at step {self.step}: {error}")
-        return line
+    def save_model(self) -> Path:
+        """See `export.save_model`."""
+        return export.save_model(self)
 
-    def _forget_later_lines(self) -> None:
-        """Cut the log at the present step: a resumed run writes again what an interrupted one wrote after it."""
-        log = Path(self.config.output_dir) / "log.jsonl"
-        if log.is_file():
-            # A line that was being written when the run was killed has no end.
-            lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            kept = [line for line in lines if json.loads(line)["step"] <= self.step]
-            files.write_text(log, "".join(kept))
+    def save_pipeline(self, folder: str | Path | None = None) -> Path:
+        """See `export.save_pipeline`."""
+        return export.save_pipeline(self, folder)
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str | None:
+        """See `export.push_to_hub`."""
+        return export.push_to_hub(self, repo_id, private=private, token=token)
+
+    def validate(self) -> Path | None:
+        """See `export.validate`."""
+        return export.validate(self)
+
+    def save_plots(self) -> list[Path]:
+        """See `export.save_plots`."""
+        return export.save_plots(self)
 
 
-@contextmanager
-def _averages_of(optimizer: Any) -> Iterator[None]:
-    """A schedule-free optimizer has averages of its own; others have none."""
-    averages = hasattr(optimizer, "eval") and optimizer.param_groups[0].get("train_mode") is not None
-    if averages:
-        optimizer.eval()
-    try:
-        yield
-    finally:
-        if averages:
-            optimizer.train()
+def _check_pipeline(config: UCGMTrainingConfig, pipeline: "DiffusionPipeline | None") -> None:
+    if config.validation_steps and (pipeline is None or not config.validation_inputs):
+        raise ValueError(export.NOTHING_TO_SAMPLE)
+    if pipeline is None and config.expert is not None:
+        raise ValueError(
+            f"`expert` must go with a pipeline of two networks, got {config.expert!r} without any. Use "
+            "`UCGMTrainer.from_pipeline`."
+        )
 
 
-@contextmanager
-def _swapped(ema: EMAModel, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    parameters: Any = list(weights.values())
-    ema.store(parameters)
-    ema.copy_to(parameters)
-    try:
-        yield
-    finally:
-        ema.restore(parameters)
+def _make_accelerator(config: UCGMTrainingConfig) -> Accelerator:
+    accelerator = Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=config.report_to,
+        project_dir=config.output_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.find_unused_parameters)],
+    )
+    check_launch(accelerator.num_processes)
+    if zero.uses_zero(accelerator):
+        zero.configure(accelerator, config)
+    return accelerator
+
+
+def _add_seeded_lora(transformer: ModelMixin, config: UCGMTrainingConfig) -> None:
+    """Add the adapter: the same in each process, without a change of torch's global state, which is the caller's."""
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        add_lora(transformer, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_target_modules)
+
+
+def _for_trackers(config: UCGMTrainingConfig) -> dict[str, Any]:
+    """The settings in the form that trackers take: numbers and words."""
+    return {
+        name: value if isinstance(value, int | float | str | bool) else str(value)
+        for name, value in config.to_dict().items()
+    }
 
 
 def _encodes_prompts(pipeline: "DiffusionPipeline") -> bool:

@@ -1,0 +1,75 @@
+"""Validation grids: the same inputs at several numbers of steps, from the same noise."""
+
+from collections.abc import Sequence
+
+from PIL import Image
+from torch import Tensor
+
+from diffusers_ucgm.contracts import Pipeline, Steppable, takes_classes
+from diffusers_ucgm.generation.generate import generate
+from diffusers_ucgm.generation.image_grid import image_grid
+from diffusers_ucgm.generation.images import to_image
+from diffusers_ucgm.presets import get_preset
+from diffusers_ucgm.scheduler import UCGMScheduler
+
+
+__all__ = ["FEW_STEP_SAMPLER", "validation_grid"]
+
+# A few-step model is sampled with fresh noise at every step and without extrapolation (UCGM, section 3.3), and its
+# last step starts half-way: with a multi-step model's gap the second of two starts next to the data and does nothing.
+FEW_STEP_SAMPLER = get_preset("few-step").sampler
+# The least number of steps that is sampled with a multi-step model's settings.
+MULTI_STEPS = 5
+# Grids are enlarged to images of this width, in pixels.
+LEAST_WIDTH = 64
+
+
+def validation_grid(
+    pipe: Pipeline, inputs: Sequence[str | int], *, steps: Sequence[int], seed: int = 0, **call: object
+) -> Image.Image:
+    """Every input at each number of steps, from the same noise.
+
+    Up to four steps are sampled as a few-step model is, more as a multi-step model. The pipeline is left as it was.
+
+    Args:
+        pipe: A `UCGMPipeline`, or a stock pipeline that takes a `prompt` or `class_labels`.
+        inputs: Classes or prompts, a row for each.
+        steps: Numbers of sampling steps, a block of columns for each.
+        seed: The i-th input's noise follows from `seed + i`.
+        call: Further arguments of the pipeline, such as `height` or `prompt_embeds`.
+
+    Raises:
+        ValueError: If there is nothing to sample.
+    """
+    for name, value in (("inputs", inputs), ("steps", steps)):
+        if not value:
+            raise ValueError(f"`{name}` must not be empty, got {value!r}.")
+    names = [str(each) for each in inputs]
+    blocks: dict[str, list[list[Image.Image]]] = {}
+    for number in steps:
+        samples = generate(
+            pipe,
+            inputs if takes_classes(pipe) else names,
+            range(seed, seed + len(inputs)),
+            num_inference_steps=number,
+            scheduler=_scheduler_for(pipe.scheduler, number),
+            output_type="pt",
+            batch_size=1,
+            call=call,
+        )
+        blocks[f"{number} step{'s' if number > 1 else ''}"] = [[_first_image(sample)] for sample in samples]
+    widest = max(image.width for rows in blocks.values() for row in rows for image in row)
+    return image_grid(blocks, names, scale=max(1, LEAST_WIDTH // widest))
+
+
+def _scheduler_for(stock: Steppable, number: int) -> UCGMScheduler:
+    """The model's scheduler with a few-step or a multi-step model's settings."""
+    if number < MULTI_STEPS:
+        return UCGMScheduler.from_config(stock.config, **FEW_STEP_SAMPLER)
+    own = UCGMScheduler.from_config(stock.config)
+    return own if own.config.stochasticity == 0 else UCGMScheduler.from_config(stock.config, preset="multi-step")
+
+
+def _first_image(sample: Tensor) -> Image.Image:
+    """The image of a sample, shape `(C, H, W)`, or the first frame of a video, shape `(frames, C, H, W)`."""
+    return to_image(sample[0] if sample.ndim == 4 else sample)
