@@ -22,19 +22,19 @@ class Part:
     """A part of a run under its name in checkpoints.
 
     Attributes:
-        save: Gives the state.
+        state: Gives the state.
         load: Takes a state back.
         is_required: Whether a checkpoint without this part is damaged; those of version 0.1.0 lack some.
     """
 
-    save: Callable[[], State]
+    state: Callable[[], State]
     load: Callable[[Mapping[str, Tensor], Any], None]
     is_required: bool = True
 
 
 def save_parts(parts: Mapping[str, Part]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """The tensors by part, gathered on the CPU, and the plain values of all parts; every process must call this."""
-    states = {name: part.save() for name, part in parts.items()}
+    states = {name: part.state() for name, part in parts.items()}
     tensors = {name: checkpoints.gather(entries) for name, (entries, _) in states.items() if entries}
     return tensors, {name: value for name, (_, value) in states.items() if value is not None}
 
@@ -54,21 +54,21 @@ def load_parts(
             raise ValueError(f"the part {name!r} is missing")
 
 
-def values_part(save: Callable[[], Any], load: Callable[[Any], None]) -> Part:
+def values_part(value: Callable[[], Any], load: Callable[[Any], None]) -> Part:
     """A part that has a plain value alone, and that earlier checkpoints may lack."""
-    return Part(lambda: ({}, save()), lambda _, value: load(value), is_required=False)
+    return Part(lambda: ({}, value()), lambda _, saved: load(saved), is_required=False)
 
 
 def rates_part(scheduler: torch.optim.lr_scheduler.LRScheduler) -> Part:
     """The learning rate's schedule, without its functions, which the settings make again."""
 
-    def save() -> State:
+    def state() -> State:
         return {}, {name: value for name, value in scheduler.state_dict().items() if name != "lr_lambdas"}
 
     def load(_: Mapping[str, Tensor], value: Any) -> None:
         scheduler.load_state_dict({**scheduler.state_dict(), **value})
 
-    return Part(save, load)
+    return Part(state, load)
 
 
 def ema_part(ema: EMAModel) -> Part:
