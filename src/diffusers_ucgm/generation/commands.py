@@ -83,6 +83,9 @@ def _check_output(args: argparse.Namespace) -> None:
     """Check that the result can be written, before any work."""
     if args.scale is not None and args.scale < 1:
         raise ValueError(f"`--scale` must be at least 1, got {args.scale}.")
+    trajectory = getattr(args, "trajectory", None)
+    if trajectory is not None and Path(trajectory).resolve() == Path(args.output).resolve():
+        raise ValueError(f"`--trajectory` must be another file than `--output`, got {trajectory!r} for both.")
     for option in ("output", "trajectory"):
         if (path := getattr(args, option, None)) is not None:
             _check_image_name(option, path)

@@ -1,5 +1,6 @@
 """The classes or prompts of samples, and the further arguments that a pipeline takes beside them."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from diffusers_ucgm.contracts import Pipeline, call_parameters, takes_classes
@@ -8,6 +9,18 @@ from diffusers_ucgm.pipeline import UCGMPipeline
 
 
 __all__ = ["check_call_arguments", "conditions_for"]
+
+# The arguments of a pipeline's call that `generate` gives, and what decides them.
+OWN_ARGUMENTS = {
+    "class_labels": "`conditions` (`--labels`) name the classes",
+    "prompt": "`conditions` (`--prompt`) are the prompts",
+    "generator": "`seed` (`--seed`) decides the noise",
+    "latents": "`seed` (`--seed`) decides the noise",
+    "num_images_per_prompt": "`num_images` and `num_samples` decide the number of images",
+    "num_videos_per_prompt": "`num_images` and `num_samples` decide the number of images",
+    "output_type": "what is done with the samples decides it",
+    "return_dict": "what is done with the samples decides it",
+}
 
 
 def conditions_for(
@@ -46,12 +59,18 @@ def check_call_arguments(pipe: Pipeline, call: Mapping[str, object]) -> None:
         call: The arguments by name.
 
     Raises:
-        ValueError: If the pipeline has no argument of a name, or would ignore the negative prompt.
+        ValueError: If the pipeline has no argument of a name or would ignore the negative prompt, a number is not
+            finite, or the argument is one that `generate` gives.
     """
     accepted = call_parameters(pipe)
     name = type(pipe).__name__
     if unknown := [each for each in call if each not in accepted]:
         raise ValueError(f"`{unknown[0]}` must be left out for {name}, which does not take it.")
+    if own := [each for each in call if each in OWN_ARGUMENTS]:
+        raise ValueError(f"`{own[0]}` must be left out of `call`, got {call[own[0]]!r}: {OWN_ARGUMENTS[own[0]]}.")
+    for argument, value in call.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"`{argument}` must be a finite number, got {value}.")
     if call.get("negative_prompt") is None:
         return
     # Where a pipeline has both, the guidance scale is an input of the network, and this one guides.

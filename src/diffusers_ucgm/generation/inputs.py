@@ -30,7 +30,7 @@ def load_model(args: argparse.Namespace, device: str | torch.device | None = Non
     logging.disable_progress_bar()
     pipe = load_pipeline(args.model, DTYPES[args.torch_dtype], argument="--model")
     if args.lora is not None:
-        load_pipeline_lora(pipe, args.lora, args.lora_scale)
+        load_pipeline_lora(pipe, args.lora, 1.0 if args.lora_scale is None else args.lora_scale)
     pipe = pipe.to(device)
     logging.enable_progress_bar()
     return cast(Pipeline, pipe)
@@ -41,6 +41,8 @@ def _check_options(args: argparse.Namespace) -> None:
     local_or_hub("--model", args.model, BUNDLED)
     if getattr(args, "scheduler", None) and isinstance(args.scheduler, str):
         local_path("--scheduler", args.scheduler, "a folder with a scheduler of diffusers")
+    if args.lora is None and args.lora_scale is not None:
+        raise ValueError(f"`--lora-scale` must go with `--lora`, got {args.lora_scale} without one.")
     if args.device is not None and not args.device.strip():
         raise ValueError("`--device` must be a device of torch, such as 'cpu' or 'cuda', got ''.")
 

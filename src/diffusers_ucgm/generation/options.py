@@ -43,7 +43,7 @@ def add_lora_options(parser: argparse.ArgumentParser) -> None:
         "--lora", help="LoRA for the pipeline: the output of `ucgm train`, a folder, a file or a Hub repository"
     )
     parser.add_argument(
-        "--lora-scale", type=float, default=1.0, help="strength of the LoRA; 1 is that of its training (%(default)s)"
+        "--lora-scale", type=float, help="strength of the LoRA; 1, the default, is that of its training"
     )
 
 

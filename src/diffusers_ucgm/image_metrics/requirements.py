@@ -1,6 +1,5 @@
 """Checks of an evaluation, a comparison or a search that are possible before the network's first call."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor
 from diffusers_ucgm.contracts import Pipeline, call_parameters
 from diffusers_ucgm.data.images import ImageItems, load_image_dataset
 from diffusers_ucgm.files import check_writable
+from diffusers_ucgm.generation.conditions import check_call_arguments
 from diffusers_ucgm.names import did_you_mean
 
 from .features import FeatureNetwork
@@ -49,7 +49,7 @@ def check_call(pipe: Pipeline, num_inference_steps: int | None, call: Mapping[st
     """Check that a pipeline takes the arguments of a call.
 
     Raises:
-        ValueError: If it has no argument of a name, a number is not finite, or the steps are fewer than 1.
+        ValueError: If it has no argument of a name, the steps are fewer than 1, or `check_call_arguments` refuses one.
     """
     if num_inference_steps is not None and num_inference_steps < 1:
         raise ValueError(f"`num_inference_steps` must be at least 1, got {num_inference_steps}.")
@@ -57,10 +57,8 @@ def check_call(pipe: Pipeline, num_inference_steps: int | None, call: Mapping[st
     if unknown := [name for name in call if name not in known]:
         hint = did_you_mean(unknown[0], known)
         raise ValueError(f"`call` must name arguments of {type(pipe).__name__}, {known}, got {unknown}.{hint}")
-    # The pipeline would refuse it too, but when the folder is already this run's.
-    for name, value in call.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"`{name}` must be a finite number, got {value}.")
+    # The pipeline would refuse some of them too, but when the folder is already this run's.
+    check_call_arguments(pipe, call)
 
 
 def check_reference_fits(source: ReferenceSource, network: FeatureNetwork, feature_name: str | None = None) -> None:
