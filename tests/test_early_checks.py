@@ -13,7 +13,6 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from diffusers_ucgm import UCGMPipeline, UCGMTrainer, UCGMTrainingConfig
-from diffusers_ucgm.checks import check_device
 from diffusers_ucgm.cli import main
 from diffusers_ucgm.image_metrics.evaluate import evaluate_pipeline
 from diffusers_ucgm.solver_study.compare import compare_solvers
@@ -270,13 +269,3 @@ def test_what_grids_show_is_resolved_at_the_start(pipe):
     assert validation_conditions(text, ["a cat"]) == ["a cat"]
     with pytest.raises(ValueError, match=r"must be prompts for StableDiffusionPipeline, got \[3, ' '\]"):
         validation_conditions(text, [3, "a cat", " "])
-
-
-def test_devices_are_of_this_machine():
-    assert check_device("cpu", torch.bfloat16) == torch.device("cpu")
-    with pytest.raises(ValueError, match="`--device` must be a device such as cpu or cuda, got 'gpu'"):
-        check_device("gpu")
-    if not torch.accelerator.is_available():
-        for word in ("cuda", "cuda:3", "mps"):
-            with pytest.raises(ValueError, match="must be of this machine, which has a CPU alone"):
-                check_device(word)

@@ -1101,7 +1101,7 @@ MUTANTS = [
         "deferred.py",
         "            if type(self) is DeferredModule:\n",
         "            if True:\n",
-        LOADING_TESTS,
+        ("tests/test_deferred.py",),
     ),
     Mutant(
         "a saved folder says nothing of the import",
