@@ -9,10 +9,10 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from class_pipelines import autoencoder, pipeline
 from diffusers import DiTTransformer2DModel
 from PIL import Image
 from safetensors.torch import save_file
-from test_pipeline import autoencoder, pipeline
 
 from diffusers_ucgm import PRESETS, UCGMScheduler, UCGMTrainer, UCGMTrainingConfig, get_preset
 from diffusers_ucgm.cli import main

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from class_pipelines import autoencoder
 from diffusers import AutoencoderDC, AutoencoderKL
 from diffusers.loaders.single_file_utils import convert_autoencoder_dc_checkpoint_to_diffusers
 from full_disk import assert_named_and_gone
 from networks import NAMES, SETTINGS, TINY_DC, TOLERANCE, error, golden, original_dc, synthetic, tiny_dc
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_pipeline import autoencoder
 
 from diffusers_ucgm import PRESETS, UCGMPipeline, UCGMScheduler, UCGMTrainingConfig
 from diffusers_ucgm.cli import main, parser_for

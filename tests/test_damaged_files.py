@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
+from class_pipelines import pipeline
 from safetensors.torch import load_file, save_file
-from test_pipeline import pipeline
 
 from diffusers_ucgm.conversion.commands import read_id2label
 from diffusers_ucgm.conversion.reference import read_reference_config

@@ -7,9 +7,9 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from class_pipelines import autoencoder, pipeline
 from PIL import Image
 from safetensors.torch import save_file
-from test_pipeline import autoencoder, pipeline
 
 from diffusers_ucgm.cli import main
 from diffusers_ucgm.info import commands

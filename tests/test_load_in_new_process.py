@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
+from class_pipelines import autoencoder, pipeline
 from stock_pipelines import sd15
-from test_pipeline import autoencoder, pipeline
 
 import diffusers_ucgm
 from diffusers_ucgm import UCGMScheduler

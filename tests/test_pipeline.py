@@ -3,10 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from class_pipelines import autoencoder, pipeline, seeded, transformer
 from diffusers import (
-    AutoencoderDC,
-    AutoencoderKL,
-    AutoencoderTiny,
     DiTTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
@@ -14,76 +12,8 @@ from diffusers import (
 from PIL import Image
 
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler
+from diffusers_ucgm.lora import add_lora, save_lora
 from diffusers_ucgm.pipeline import denormalize_latents, normalize_latents
-
-
-NAMES = {0: "Bag", 1: "Coat", 2: "Dress", 3: "Shirt", 4: "Ankle boot"}
-
-
-def transformer(**changes):
-    torch.manual_seed(0)
-    settings = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 8,
-        "in_channels": 4,
-        "out_channels": 4,
-        "num_layers": 1,
-        "sample_size": 8,
-        "patch_size": 2,
-        "num_embeds_ada_norm": 5,
-    }
-    model = DiTTransformer2DModel(**{**settings, **changes}).eval()
-    for parameter in model.parameters():  # adaLN-zero starts with a network that ignores time and label
-        torch.nn.init.normal_(parameter, std=0.1)
-    return model
-
-
-def autoencoder(kind, channels=3):
-    torch.manual_seed(0)
-    if kind == "kl":
-        return AutoencoderKL(
-            in_channels=channels,
-            out_channels=channels,
-            block_out_channels=(8, 8),
-            norm_num_groups=4,
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            latent_channels=4,
-            scaling_factor=0.5,
-            shift_factor=0.25,
-        ).eval()
-    if kind == "dc":
-        return AutoencoderDC(
-            in_channels=3,
-            latent_channels=4,
-            attention_head_dim=2,
-            encoder_block_types=("ResBlock", "ResBlock"),
-            decoder_block_types=("ResBlock", "ResBlock"),
-            encoder_block_out_channels=(8, 8),
-            decoder_block_out_channels=(8, 8),
-            encoder_layers_per_block=(1, 1),
-            decoder_layers_per_block=(1, 1),
-            encoder_qkv_multiscales=((), ()),
-            decoder_qkv_multiscales=((), ()),
-            scaling_factor=0.4,
-        ).eval()
-    return AutoencoderTiny(
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        num_encoder_blocks=(1, 1),
-        num_decoder_blocks=(1, 1),
-        latent_channels=4,
-    ).eval()
-
-
-def pipeline(vae=None, scheduler=None, **changes):
-    pipe = UCGMPipeline(transformer(**changes), vae, scheduler or UCGMScheduler(), NAMES)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 class Recorder:
@@ -428,3 +358,32 @@ def test_parts_are_refused_by_name(given):
 def test_defaults_of_calls_are_checked_when_they_are_given(name):
     with pytest.raises(ValueError, match=f"`{name}` must be"):
         UCGMPipeline(transformer(), None, UCGMScheduler(), call_defaults={name: "4"})
+
+
+def test_a_lora_is_loaded_and_taken_off_again(tmp_path):
+    tuned, pipe = pipeline(), pipeline()
+    add_lora(tuned.transformer, 2)
+    with torch.no_grad():
+        for name, weight in tuned.transformer.named_parameters():
+            if "lora_B" in name:
+                weight.fill_(0.1)
+    save_lora(tuned.transformer, tmp_path)
+    call = {"num_inference_steps": 2, "output_type": "latent"}
+    before = pipe(1, generator=seeded(), **call).images
+    pipe.load_lora_weights(tmp_path)
+    assert not torch.allclose(pipe(1, generator=seeded(), **call).images, before)
+    with pytest.raises(ValueError, match="LoRA|adapter"):
+        pipe.load_lora_weights(tmp_path)
+    pipe.unload_lora_weights()
+    assert torch.equal(pipe(1, generator=seeded(), **call).images, before)
+    pipe.unload_lora_weights()
+    pipe.load_lora_weights(tmp_path)
+
+
+@pytest.mark.parametrize("output_type", ["pt", "np"])
+def test_latents_are_decoded_as_a_call_decodes_them(output_type):
+    pipe = pipeline(autoencoder("kl"))
+    latents = pipe([1], num_inference_steps=2, generator=seeded(), output_type="latent").images
+    images = pipe([1], num_inference_steps=2, generator=seeded(), output_type=output_type).images
+    assert np.array_equal(np.asarray(pipe.decode(latents, output_type).tolist()), np.asarray(images.tolist()))
+    assert pipe.decode(latents, "latent") is latents

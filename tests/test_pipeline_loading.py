@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from class_pipelines import autoencoder, pipeline, seeded
 from diffusers import DiffusionPipeline
 from diffusers.utils import hub_utils
 from huggingface_hub import ModelCard
-from test_pipeline import autoencoder, pipeline, seeded
 
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler
 from diffusers_ucgm.pipeline import BUNDLED

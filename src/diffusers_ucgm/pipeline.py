@@ -361,6 +361,7 @@ class UCGMPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return UCGMPipelineOutput(images, calls.number) if return_dict else (images,)
 
+    @torch.no_grad()
     def decode(
         self,
         latents: Tensor,

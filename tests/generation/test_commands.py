@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import stock_pipelines
 import torch
+from class_pipelines import autoencoder, pipeline
 from PIL import Image
-from test_pipeline import autoencoder, pipeline
 
 from diffusers_ucgm import UCGMScheduler
 from diffusers_ucgm.cli import main

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from class_pipelines import autoencoder, pipeline
 from diffusers import DDIMScheduler, DDPMPipeline, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from exact_fields import exact_pipeline, random_mixture
-from test_pipeline import autoencoder, pipeline
 
 from diffusers_ucgm import UCGMScheduler
 from diffusers_ucgm.generation.generate import generate

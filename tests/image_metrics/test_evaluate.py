@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import PartialState
+from class_pipelines import autoencoder, pipeline
 from diffusers import FlowMatchEulerDiscreteScheduler
 from full_disk import assert_named_and_gone
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
-from test_pipeline import autoencoder, pipeline
 
 from diffusers_ucgm.cli import main
 from diffusers_ucgm.generation.inputs import given_conditions

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
+from class_pipelines import autoencoder, pipeline
 from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, PNDMScheduler
 from exact_fields import ExactTransformer2DModel, exact_pipeline, random_mixture
 from full_disk import assert_named_and_gone
-from test_pipeline import autoencoder, pipeline
 
 from diffusers_ucgm import UCGMScheduler
 from diffusers_ucgm.cli import main

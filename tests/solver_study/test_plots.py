@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from class_pipelines import autoencoder, pipeline
 from PIL import Image
-from test_pipeline import autoencoder, pipeline
 
 from diffusers_ucgm import UCGMScheduler
 from diffusers_ucgm.cli import main

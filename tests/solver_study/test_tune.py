@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from class_pipelines import autoencoder, pipeline
 from diffusers import DiTPipeline, FlowMatchEulerDiscreteScheduler
 from exact_pipeline import exact_pipeline
 from full_disk import assert_named_and_gone
 from PIL import Image
 from stock_pipelines import dit, flux
-from test_pipeline import autoencoder, pipeline
 
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler
 from diffusers_ucgm.cli import main

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 import yaml
+from class_pipelines import autoencoder, pipeline
 from safetensors.torch import save_file
-from test_pipeline import autoencoder, pipeline
 
 from diffusers_ucgm import UCGMTrainingConfig
 from diffusers_ucgm.cli import main

@@ -1,0 +1,61 @@
+"""The inputs of commands that sample."""
+
+from argparse import Namespace
+
+import pytest
+
+from diffusers_ucgm.generation.inputs import call_argument, call_arguments, given_conditions, load_model
+
+
+def options(**changes):
+    settings = {"model": "fashion-mnist-2-step", "device": "cpu", "torch_dtype": "fp32", "lora": None}
+    return Namespace(**{**settings, **changes})
+
+
+def test_conditions_are_labels_prompts_or_a_file_of_prompts(tmp_path):
+    assert given_conditions(Namespace(labels=None, prompts=None)) is None
+    assert given_conditions(Namespace(labels=["3", "Bag"], prompts=None)) == [3, "Bag"]
+    assert given_conditions(Namespace(labels=None, prompts=["a cat", "a dog"])) == ["a cat", "a dog"]
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat\n\n  a dog \n", encoding="utf-8")
+    assert given_conditions(Namespace(labels=None, prompts=[str(file)])) == ["a cat", "a dog"]
+    file.write_text("\n \n")
+    with pytest.raises(
+        ValueError, match="`--prompts` must name a file with a prompt on each line, got .* without any"
+    ):
+        given_conditions(Namespace(labels=None, prompts=[str(file)]))
+    file.write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(ValueError, match="`--prompts` must name a text file in UTF-8"):
+        given_conditions(Namespace(labels=None, prompts=[str(file)]))
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("height=64", ("height", 64)),
+        ("guidance_interval=[0.1, 0.9]", ("guidance_interval", [0.1, 0.9])),
+        ("prompt_2=a cat", ("prompt_2", "a cat")),
+        ("text==", ("text", "=")),
+    ],
+)
+def test_arguments_of_the_call_are_json_where_they_are_json(word, expected):
+    assert call_argument(word) == expected
+
+
+@pytest.mark.parametrize("word", ["height", "=3", "a b=1", "2=3"])
+def test_other_words_are_refused(word):
+    with pytest.raises(ValueError, match="`--call` must be words of the form NAME=VALUE, got"):
+        call_argument(word)
+
+
+def test_guidance_is_given_only_where_the_option_is():
+    assert call_arguments(Namespace(guidance_scale=None)) == {}
+    assert call_arguments(Namespace(guidance_scale=2.0)) == {"guidance_scale": 2.0}
+
+
+def test_the_model_is_loaded_on_its_device():
+    pipe = load_model(options())
+    assert type(pipe).__name__ == "UCGMPipeline"
+    assert pipe.device.type == "cpu"
+    with pytest.raises(ValueError, match="`--device` must be a device of torch, such as 'cpu' or 'cuda', got ''"):
+        load_model(options(device=" "))
