@@ -145,6 +145,17 @@ def test_a_run_of_the_same_process_is_a_second_one_too(tmp_path):
         pass
 
 
+def test_a_folder_that_is_entered_twice_is_left_twice(tmp_path):
+    run, other = RunFolder(tmp_path, "train"), RunFolder(tmp_path, "train")
+    with run:
+        with run:
+            pass
+        with pytest.raises(RuntimeError, match="must not be in use"):
+            other.__enter__()
+    with other:
+        pass
+
+
 def test_a_child_that_outlives_a_killed_run_does_not_hold_its_lock(tmp_path):
     code = HOLD.replace("print(", "import os; child = os.fork() or time.sleep(30); print(child or 'now', ")
     process = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE, text=True)

@@ -71,7 +71,7 @@ MAX_SHOWN = 60
 
 
 class RunFolder:
-    """A run's folder, locked against other runs while entered.
+    """A run's folder, locked against other runs while entered; it may be entered again while it is.
 
     Attributes:
         folder: Its path.
@@ -100,6 +100,7 @@ class RunFolder:
         self.folder, self.kind, self.argument = Path(folder), kind, argument
         self.process_index, self.num_processes = process_index, num_processes
         self.run: dict[str, Any] = {}
+        self._depth = 0
         self._lock = Lock(self.folder / f".run.{process_index}.lock", argument, folder)
 
     def __enter__(self) -> "RunFolder":
@@ -109,9 +110,13 @@ class RunFolder:
             OSError: If it cannot be written.
             RuntimeError: If another process works in it.
         """
+        if self._depth:
+            self._depth += 1
+            return self
         files.check_writable(self.folder, self.argument, folder=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock.__enter__()
+        self._depth = 1
         if self.process_index == 0:
             min_age = MIN_AGE_OF_SEVERAL if self.num_processes > 1 else 0.0
             # Each folder that files of a run lie in.
@@ -120,8 +125,10 @@ class RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let others in."""
-        self._lock.__exit__()
+        """Let others in, once it is left as often as it was entered."""
+        self._depth -= 1
+        if not self._depth:
+            self._lock.__exit__()
 
     def found(self) -> dict[str, Any] | None:
         """What `run.json` says, or None where there is none.

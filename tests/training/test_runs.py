@@ -230,6 +230,23 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
     assert entries(tmp_path) == {"checkpoint-2", "checkpoint-4", "log.jsonl", "run.json", "transformer"}
 
 
+def test_a_command_keeps_its_folder_until_its_last_file_is_written(tmp_path, monkeypatch, capsys):
+    save_file({"latents": torch.randn(4, 4, 8, 8), "class_labels": torch.arange(4)}, tmp_path / "data.safetensors")
+    save_pipeline, refusals = UCGMTrainer.save_pipeline, []
+
+    def meanwhile(run, folder=None):
+        with pytest.raises(RuntimeError, match="`output_dir` must not be in use"):
+            trainer(tmp_path / "run", resume_from_checkpoint="latest").train()
+        refusals.append(run.step)
+        return save_pipeline(run, folder)
+
+    monkeypatch.setattr(UCGMTrainer, "save_pipeline", meanwhile)
+    words = ["train", "--pipeline", "fashion-mnist", "--data", str(tmp_path / "data.safetensors"), "--output-dir"]
+    assert main([*words, str(tmp_path / "run"), "--max-train-steps", "1", "--train-batch-size", "2"]) == 0
+    assert refusals == [1]
+    assert not list((tmp_path / "run").glob(".run*"))
+
+
 @pytest.mark.parametrize("text", ["my notes\n", '{"event": "mine"}\n', "[1]\n"])
 def test_a_log_that_no_run_wrote_is_not_deleted(tmp_path, text):
     (tmp_path / "log.jsonl").write_text(text)

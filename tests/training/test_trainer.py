@@ -24,7 +24,7 @@ from diffusers_ucgm.training.trainer import MAX_BAD_STEPS, UCGMTrainer
 
 def begin(trainer):
     """What `train` does before its first step."""
-    with trainer._folder() as folder:
+    with trainer.run_folder as folder:
         trainer._begin(folder)
 
 

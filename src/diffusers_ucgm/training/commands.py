@@ -122,17 +122,19 @@ def train(args: argparse.Namespace) -> int:
         trainer = UCGMTrainer.from_pipeline(config, pipeline, dataset, null_condition=null)
     else:
         trainer = UCGMTrainer(config, _network(args, config), dataset)
-    folder = trainer.train()
-    if folder is None:
-        assert trainer.interrupted_by is not None
-        raise Stopped(trainer.interrupted_by)
-    is_main = trainer.accelerator.is_main_process
-    if is_main:
-        print(f"Weights: {folder.resolve()}")
-    if args.pipeline and not config.lora_rank:
-        saved = trainer.save_pipeline()
+    # Until the last file is written.
+    with trainer.run_folder:
+        folder = trainer.train()
+        if folder is None:
+            assert trainer.interrupted_by is not None
+            raise Stopped(trainer.interrupted_by)
+        is_main = trainer.accelerator.is_main_process
         if is_main:
-            print(f"Pipeline: {saved.resolve()}")
+            print(f"Weights: {folder.resolve()}")
+        if args.pipeline and not config.lora_rank:
+            saved = trainer.save_pipeline()
+            if is_main:
+                print(f"Pipeline: {saved.resolve()}")
     if args.push_to_hub:
         address = trainer.push_to_hub(args.push_to_hub)
         if is_main:

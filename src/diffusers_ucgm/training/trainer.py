@@ -7,7 +7,7 @@ uninterrupted one without any random state in its checkpoints.
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -225,6 +225,14 @@ class UCGMTrainer:
         config = self.config
         return config.train_batch_size * config.gradient_accumulation_steps * self.accelerator.num_processes
 
+    @cached_property
+    def run_folder(self) -> RunFolder:
+        """`output_dir`, which is locked while the run writes; whoever enters it keeps other runs out for longer."""
+        index, number = self.accelerator.process_index, self.accelerator.num_processes
+        return RunFolder(
+            self.config.output_dir, "train", argument="output_dir", process_index=index, num_processes=number
+        )
+
     @property
     def interrupted_by(self) -> "signal.Signals | None":
         """The signal that ended `train`, or None."""
@@ -244,7 +252,7 @@ class UCGMTrainer:
             RuntimeError: If another process works in `output_dir`, the gradients stay non-finite, or the run collapses
                 again and again.
         """
-        with self._folder() as folder:
+        with self.run_folder as folder:
             self._begin(folder)
             if self.config.report_to:
                 self.accelerator.init_trackers(self.config.tracker_project_name, _for_trackers(self.config))
@@ -431,12 +439,6 @@ class UCGMTrainer:
                 "`learning_rate`, use mixed_precision='no', or check the latents for NaN."
             )
 
-    def _folder(self) -> RunFolder:
-        index, number = self.accelerator.process_index, self.accelerator.num_processes
-        return RunFolder(
-            self.config.output_dir, "train", argument="output_dir", process_index=index, num_processes=number
-        )
-
     def _begin(self, folder: RunFolder) -> None:
         """Begin a run in its folder, or go on with the one in it; every process must call this."""
         failure = None
@@ -548,11 +550,13 @@ class UCGMTrainer:
 
     def save_model(self) -> Path:
         """See `export.save_model`."""
-        return export.save_model(self)
+        with self.run_folder:
+            return export.save_model(self)
 
     def save_pipeline(self, folder: str | Path | None = None) -> Path:
         """See `export.save_pipeline`."""
-        return export.save_pipeline(self, folder)
+        with self.run_folder:
+            return export.save_pipeline(self, folder)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str | None:
         """See `export.push_to_hub`."""
