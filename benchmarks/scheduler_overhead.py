@@ -96,7 +96,7 @@ def _storages(values: Any) -> list[Any]:
 def _held(scheduler: Any, given: set[int]) -> int:
     """Bytes of tensors that a scheduler's attributes reach, but for those that the caller holds anyway."""
     storages: dict[int, int] = {}
-    stack, seen = [vars(scheduler)], set()
+    stack, seen = [vars(scheduler), getattr(getattr(scheduler, "_run", None), "__dict__", {})], set()
     while stack:
         value = stack.pop()
         if id(value) in seen:

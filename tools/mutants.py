@@ -84,8 +84,8 @@ MUTANTS = [
     Mutant(
         "an index of enumerate is taken for a time",
         "sampling/timesteps.py",
-        "int(timestep) in whole",
-        "True",
+        "int(timestep) not in whole",
+        "False",
         SETTING_TESTS,
     ),
     Mutant(

@@ -24,7 +24,7 @@ from .sampling.config import SchedulerConfig
 from .sampling.conventions import Convention, convention_of
 from .sampling.grids import Spacing
 from .sampling.noising import noisy_samples
-from .sampling.precision import KeptState, result_dtypes, result_rule, working_copy
+from .sampling.precision import KeptState, narrow, result_dtypes, result_rule, working_copy
 from .sampling.run_noise import RunNoise
 from .sampling.runs import TokenRun, planned_run
 from .sampling.settings import SCHEDULER_SETTINGS, check_settings
@@ -208,8 +208,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             return_unused_kwargs: Whether to return `(scheduler, unused)`.
             kwargs: Settings of the class that the config is of, with the effect that they have in the config, and
                 settings of `UCGMScheduler`. `solver_order` and `solver_type` are always those of `UCGMScheduler`.
-                `preset`, a name in `PRESETS`, sets those of the sampler. A keyword that neither class knows is named
-                in a warning, or returned if that was asked for.
+                `preset`, a name in `PRESETS`, sets the sampler's. A keyword that neither class knows causes a warning.
 
         Raises:
             ValueError: If the config is of another kind of model, or a setting or the preset is unknown.
@@ -273,7 +272,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def step_index(self) -> int | None:
-        """The number of network calls answered so far, counted from the schedule's start; None before the first."""
+        """The place of the next network call in the schedule; None before the first."""
         return self._step_index
 
     @property
@@ -328,7 +327,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         """Make the schedule and forget the last run.
 
         Args:
-            num_inference_steps: The budget of network calls. An even budget at second order leaves one call unused.
+            num_inference_steps: The budget of network calls (NFE). An even budget at second order leaves one unused.
             device: Where `timesteps` goes.
             timesteps: The network's times, used exactly as given; without a final end at data.
             sigmas: Noise levels, as the model's own schedulers show them in `sigmas`, without warp and gaps. A final 0
@@ -376,7 +375,8 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             return sample
         if self._schedule is None:
             raise RuntimeError("`scale_model_input` was called before `set_timesteps`.")
-        check_timestep(timestep, self._schedule.whole_times)
+        if timestep is not None:
+            check_timestep(timestep, self._schedule.whole_times)
         points, step = self._schedule.points, self._solver.step_of(self._start(timestep))
         return sample * points[min(step, len(points) - 1)].scale
 
@@ -405,8 +405,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             generator: Source of the noise where there is stochasticity; a list has one for each sample. Without it
                 the noise follows from the samples that the run starts with, so that a pipeline's own generator
                 decides it too; torch's global state is neither used nor changed.
-            return_dict: Whether to return a `UCGMSchedulerOutput` or a tuple: `(prev_sample,)` for flows and
-                `(prev_sample, pred_original_sample)` for others, as diffusers' schedulers do.
+            return_dict: Whether to return a `UCGMSchedulerOutput`, or a tuple as diffusers' schedulers return it.
             eta: DDIM's, which pipelines pass. Only 0 or None: `stochasticity` is the setting here.
             use_clipped_model_output: DDIM's, which a pipeline passes. Not used.
             per_token_timesteps: Times of every token, shape `(B, tokens)`, for a sample `(B, tokens, C)` whose tokens
@@ -423,36 +422,30 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             raise RuntimeError("`step` was called before `set_timesteps`.")
         check_step(model_output, sample, generator, return_dict, eta, per_token_timesteps, pred_original_sample)
         model_output = without_variance(model_output, sample, self.config.get("variance_type"))
-        if timestep is None:
-            raise ValueError("`timestep` must be an entry of `scheduler.timesteps`, got None.")
         check_timestep(timestep, self._schedule.whole_times)
         index = self._start(timestep)
         if index >= len(self._run.calls):
             raise RuntimeError(
                 f"`step` was called more than the {len(self._run.calls)} times of this schedule. Call `set_timesteps`."
             )
-        has_noise = self._run_noise is not None and self._run_noise.fits(sample)
-        if generator is None and self.config.stochasticity != 0 and not has_noise:
-            self._run_noise = RunNoise(sample)
+        if generator is None and self.config.stochasticity != 0:
+            self._run_noise = RunNoise.of(sample, self._run_noise)
         x, self._last = working_copy(sample, self._last, self._solver.is_published), None
-        rule, is_flow = result_rule(self.config), self.convention.is_flow
-        dtype, x_hat_dtype = result_dtypes(rule, is_flow, sample.dtype, model_output.dtype, x.dtype)
-        is_wider = torch.promote_types(model_output.dtype, x.dtype) != x.dtype
-        output = model_output.to(x.dtype) if is_wider else model_output
+        output = narrow(model_output, x.dtype)
         if pred_original_sample is not None:
             output = self._run.calls[index].x_hat.output_for(x, pred_original_sample.to(x.dtype))
-        run = self._run
+        run, is_flow = self._run, self.convention.is_flow
+        dtypes = result_dtypes(result_rule(self.config), is_flow, sample.dtype, model_output.dtype, x.dtype)
         if per_token_timesteps is not None:
             run = TokenRun.of(self._settings, self.convention, per_token_timesteps.to(x.dtype), self.sigmas)
-            dtype = x_hat_dtype = x.dtype  # `FlowMatchEulerDiscreteScheduler` does not round these
+            dtypes = x.dtype, x.dtype  # `FlowMatchEulerDiscreteScheduler` does not round these
         x_next, x_hat = run.step(index, x, output, lambda like: _noise(index, like, generator, self._run_noise))
-        self._step_index, prev_sample = index + 1, x_next.to(dtype)
+        self._step_index, prev_sample = index + 1, x_next.to(dtypes[0])
         if self._step_index != len(self._run.calls):
             self._last = KeptState.of(x_next, prev_sample)
-        if is_flow and not return_dict:
-            return (prev_sample,)
-        estimate = x_hat().to(x_hat_dtype)
-        return UCGMSchedulerOutput(prev_sample, estimate) if return_dict else (prev_sample, estimate)
+        if return_dict:
+            return UCGMSchedulerOutput(prev_sample, x_hat().to(dtypes[1]))
+        return (prev_sample,) if is_flow else (prev_sample, x_hat().to(dtypes[1]))
 
     def scale_noise(self, sample: Tensor, timestep: Tensor | float, noise: Tensor | None = None) -> Tensor:
         """A point of the path, `x_t = alpha(t) noise + gamma(t) sample`: see `noisy_samples`.

@@ -16,6 +16,7 @@ from diffusers_ucgm.transports import PREDICTIONS, Transport, get_transport
 
 from .beta_schedules import cumulative_alphas_of
 from .config import SchedulerConfig
+from .tensors import floats
 
 
 __all__ = ["Convention", "convention_of", "discrete_beta", "flow", "scm", "sigma_space"]
@@ -72,7 +73,7 @@ class Convention:
         if bool((sigma < ends[0] / SIGMA_TOLERANCE).any() or (sigma > ends[1] * SIGMA_TOLERANCE).any()):
             raise ValueError(
                 f"`sigmas` must be within the model's noise levels, [{ends[0]:.6g}, {ends[1]:.6g}], "
-                f"got {sigma.tolist()}."
+                f"got {floats(sigma)}."
             )
         low, high = torch.full_like(sigma, self.earliest), torch.ones_like(sigma)
         for _ in range(60):
@@ -138,7 +139,13 @@ def discrete_beta(abar: Tensor, prediction_type: str = "epsilon", divides: bool 
         )
     num_steps = len(abar)
     angle = monotone_cubic(torch.cat([abar.new_zeros(1), torch.atan2((1.0 - abar).sqrt(), abar.sqrt())]))
-    alpha, gamma = (lambda t: torch.sin(angle(t))), (lambda t: torch.cos(angle(t)))
+
+    def alpha(t: Tensor) -> Tensor:
+        return torch.sin(angle(t))
+
+    def gamma(t: Tensor) -> Tensor:
+        return torch.cos(angle(t))
+
     return Convention(
         Transport(alpha, gamma, *PREDICTIONS[prediction_type](alpha, gamma)),
         lambda t: t * num_steps - 1.0,

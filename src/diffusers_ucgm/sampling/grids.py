@@ -11,11 +11,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .config import SchedulerConfig
 from .conventions import Convention
+from .tensors import floats
 
 
 __all__ = [
@@ -145,10 +147,11 @@ def respace(levels: Tensor, spacing: str) -> Tensor:
     if spacing != "beta":
         raise ValueError(f"`spacing` must be 'karras', 'exponential' or 'beta', got {spacing!r}.")
     try:
-        from scipy.stats import beta
+        from scipy.stats import beta  # pyright: ignore[reportMissingTypeStubs]
     except ImportError as error:
         raise ImportError("`use_beta_sigmas` needs scipy: pip install scipy") from error
-    return stop + torch.from_numpy(beta.ppf(1.0 - ramp.numpy(), 0.6, 0.6)) * (start - stop)
+    quantiles: np.ndarray = beta.ppf(1.0 - ramp.numpy(), 0.6, 0.6)  # pyright: ignore[reportUnknownMemberType]
+    return stop + torch.as_tensor(quantiles) * (start - stop)
 
 
 def distinct_integers(values: Tensor) -> Tensor:
@@ -160,7 +163,7 @@ def distinct_integers(values: Tensor) -> Tensor:
     Raises:
         ValueError: If there are fewer integers in the range than values.
     """
-    rounded = [round(value) for value in values.tolist()]
+    rounded = [round(value) for value in floats(values)]
     for i in range(1, len(rounded)):
         rounded[i] = min(rounded[i], rounded[i - 1] - 1)
     for i in range(len(rounded) - 1, -1, -1):

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from diffusers_ucgm.constraints import brief, is_floating, is_sequence
+from diffusers_ucgm.constraints import brief, is_floating, is_sequence, plain
 
 from .conventions import Convention
+from .tensors import floats
 
 
 __all__ = ["known_times", "noisy_samples"]
@@ -63,20 +64,19 @@ def known_times(convention: Convention, timestep: Tensor | float, name: str) -> 
             "`num_inference_steps` must be at least 1."
         )
     ends = convention.timestep(torch.tensor([convention.earliest, 1.0], dtype=torch.float64))
-    low, high = sorted(ends.tolist())
+    low, high = sorted(floats(ends))
     # Half-precision pipelines round their times: 999 is 1000 in bfloat16.
     rounding = torch.finfo(times.dtype).eps if times.is_floating_point() else 0.0
     slack = 1e-5 * (high - low) + rounding * max(abs(low), abs(high))
     wide = times.to(torch.promote_types(times.dtype, torch.float32))
     if not bool(((wide >= low - slack) & (wide <= high + slack)).all()):
         raise ValueError(
-            f"`{name}` must be times that the network knows, from {low:.6g} to {high:.6g}, got "
-            f"{brief(times.tolist())}."
+            f"`{name}` must be times that the network knows, from {low:.6g} to {high:.6g}, got {brief(plain(times))}."
         )
     return convention.time(wide).clamp(convention.earliest, 1.0)
 
 
-def _as_tensor(timestep: Tensor | float, name: str) -> Tensor:
+def _as_tensor(timestep: object, name: str) -> Tensor:
     is_known = isinstance(timestep, Tensor | float | int) or is_sequence(timestep)
     try:
         times = torch.as_tensor(timestep) if is_known and not isinstance(timestep, bool) else None

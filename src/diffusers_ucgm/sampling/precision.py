@@ -17,7 +17,7 @@ from torch import Tensor
 from .swap import STOCK_CLASS
 
 
-__all__ = ["RESULT_DTYPES", "KeptState", "result_dtypes", "result_rule", "working_copy"]
+__all__ = ["RESULT_DTYPES", "KeptState", "narrow", "result_dtypes", "result_rule", "working_copy"]
 
 # The dtype of `prev_sample` from those of the sample and of the network's output.
 RESULT_DTYPES: dict[str, Callable[[torch.dtype, torch.dtype], torch.dtype]] = {
@@ -127,3 +127,9 @@ def working_copy(sample: Tensor, last: KeptState | None, is_wide: bool) -> Tenso
         return last.exact
     is_wide = is_wide and sample.device.type != "mps"
     return sample.to(torch.float64 if is_wide else torch.promote_types(sample.dtype, torch.float32))
+
+
+def narrow(model_output: Tensor, dtype: torch.dtype) -> Tensor:
+    """A network's output in a dtype if its own is wider: arithmetic with a sample of the dtype then stays there."""
+    is_wider = torch.promote_types(model_output.dtype, dtype) != dtype
+    return model_output.to(dtype) if is_wider else model_output

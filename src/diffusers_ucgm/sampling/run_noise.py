@@ -34,6 +34,11 @@ class RunNoise:
         digests = [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows]
         self.seeds = [int.from_bytes(digest, "little") for digest in digests]
 
+    @classmethod
+    def of(cls, sample: Tensor, known: "RunNoise | None") -> "RunNoise":
+        """The run's source of noise: the known one where it has a seed for every sample, or else a new one."""
+        return known if known is not None and known.fits(sample) else cls(sample)
+
     def __call__(self, index: int, like: Tensor) -> Tensor:
         """Standard normal noise of a step.
 

@@ -3,6 +3,9 @@
 The limits of magnitude keep float64 arithmetic finite; they are far outside the values that models use.
 """
 
+from collections.abc import Sequence
+from typing import cast
+
 from torch import Tensor
 
 from diffusers_ucgm.constraints import (
@@ -111,6 +114,11 @@ def is_all_finite(value: Tensor) -> bool:
     return bool(value.isfinite().all())
 
 
+def is_list_of_names(value: object) -> bool:
+    """Whether a value is a list or a tuple of strings."""
+    return isinstance(value, list | tuple) and all(isinstance(each, str) for each in cast("Sequence[object]", value))
+
+
 CALL_ARGUMENTS: dict[str, Setting] = {
     "guidance_scale": Setting(
         (
@@ -128,14 +136,7 @@ CALL_ARGUMENTS: dict[str, Setting] = {
     "output_type": choice(("pil", "np", "pt", "latent")),
     "return_dict": flag(),
     "callback_on_step_end": optional(Setting((("a function", callable),))),
-    "callback_on_step_end_tensor_inputs": Setting(
-        (
-            (
-                "a list of names",
-                lambda value: isinstance(value, list | tuple) and all(isinstance(x, str) for x in value),
-            ),
-        )
-    ),
+    "callback_on_step_end_tensor_inputs": Setting((("a list of names", is_list_of_names),)),
 }
 
 

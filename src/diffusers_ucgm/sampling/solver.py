@@ -296,7 +296,7 @@ def estimate_weights(ratios: Sequence[float], ratio: float, gamma: float) -> lis
     # The integrals of 1, l - l_0 and its square with the weight exp(l - ratio), which is d(gamma / alpha).
     integrals = (rise, span - rise, span**2 - 2.0 * (span - rise))
     places = [value - ratios[0] for value in ratios]
-    weights = []
+    weights: list[float] = []
     for i, place in enumerate(places):
         others = [other for j, other in enumerate(places) if j != i]
         # Coefficients of Lagrange's polynomial, which is 1 at this place and 0 at the others.

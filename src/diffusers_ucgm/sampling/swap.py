@@ -88,16 +88,13 @@ def read_swap(scheduler: type, config: Mapping[str, object], keywords: Mapping[s
     Raises:
         ValueError: If `translate` refuses the stock config.
     """
-    parameters = inspect.signature(scheduler.__init__).parameters.values()
-    defaults = {each.name: each.default for each in parameters if each.name != "self"}
-    name = config.get("_class_name")
-    is_own = name in [each.__name__ for each in scheduler.__mro__] if name else "extrapolation_ratio" in config
+    defaults, is_own = _defaults(scheduler), _is_own(scheduler, config)
     # A stock config marks its defaults, which would give way to ours.
     config = {name: value for name, value in config.items() if name != "_use_default_values"}
     stock = _stock_part(config, defaults) if is_own else _with_class(config)
     known = _known_settings(stock) - set(OWN_SETTINGS)
     theirs, ours, unknown = _sort_keywords(keywords, known, defaults)
-    if any(ours.get(name) for name in ("clip_sample", "thresholding")):
+    if ours.get("clip_sample") or ours.get("thresholding"):
         ours.setdefault("clips_estimates", True)  # the caller asks for it: it was not left over in the config
     if is_own and theirs:
         ours = _changed_settings(config, {**defaults, **_translation(stock)}, defaults) | ours
@@ -106,6 +103,18 @@ def read_swap(scheduler: type, config: Mapping[str, object], keywords: Mapping[s
         _warn_of_settings_without_meaning(config)
     names = known.union(defaults, {"preset"})
     return Swap(config, ours, frozenset(theirs), unknown, frozenset(names))
+
+
+def _defaults(scheduler: type) -> dict[str, object]:
+    """The settings of a scheduler's class at their defaults."""
+    parameters = inspect.signature(scheduler.__init__).parameters
+    return {name: each.default for name, each in parameters.items() if name != "self"}
+
+
+def _is_own(scheduler: type, config: Mapping[str, object]) -> bool:
+    """Whether a config is of the scheduler's class, by its class or, without one, by a setting."""
+    name = config.get("_class_name")
+    return name in [each.__name__ for each in scheduler.__mro__] if name else "extrapolation_ratio" in config
 
 
 def _with_class(config: dict[str, object]) -> dict[str, object]:
@@ -139,9 +148,14 @@ def _stock_part(config: Mapping[str, object], defaults: Mapping[str, object]) ->
         carried["_class_name"] = name
         shared = set(stock_settings(name)) & set(defaults)
     else:
-        shared = set(defaults) - ALL_PATH_KEYS | PATH_KEYS.get(str(config.get("transport")), FLOW_KEYS)
-        shared = {key for key in shared if config.get(key) is not None}  # None was not in the stock config
+        shared = _shared_of_path(config, defaults)
     return carried | {key: config[key] for key in shared - set(OWN_SETTINGS) if key in config}
+
+
+def _shared_of_path(config: Mapping[str, object], defaults: Mapping[str, object]) -> set[str]:
+    """The settings that a stock config of the path may have had; None was not in the stock config."""
+    shared = set(defaults) - ALL_PATH_KEYS | PATH_KEYS.get(str(config.get("transport")), FLOW_KEYS)
+    return {key for key in shared if config.get(key) is not None}
 
 
 def _known_settings(stock: Mapping[str, object]) -> set[str]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import SupportsInt
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from diffusers_ucgm.constraints import brief, check, is_number, is_whole
 from .conventions import Convention
 from .grids import Spacing, sampler_grid
 from .settings import SCHEDULE_ARGUMENTS
+from .tensors import floats
 from .weights import GridPoint
 
 
@@ -86,12 +88,10 @@ class Schedule:
             ValueError: If the arguments decide no schedule, or one that leaves the path.
         """
         t, timesteps = _times(arguments, spacing, convention, repeats)
-        points = [GridPoint.at(convention, value) for value in t.tolist()]
-        if repeats:  # every point but the first corrects the step to it, and then goes on from it
-            t, timesteps = (each.repeat_interleave(2)[1:] for each in (t, timesteps))
-        is_whole = spacing.round_timesteps and bool((timesteps % 1 == 0).all())
-        timesteps = timesteps.long() if is_whole else timesteps
-        whole = frozenset(int(each) for each in timesteps.tolist()) if is_whole else frozenset[int]()
+        points = [GridPoint.at(convention, value) for value in floats(t)]
+        if repeats:
+            t, timesteps = _both_calls(t), _both_calls(timesteps)
+        timesteps, whole = _integers(timesteps) if spacing.round_timesteps else (timesteps, frozenset[int]())
         data_time = t.new_zeros(1)
         if convention.ends_at_data:
             timesteps = torch.cat([timesteps, convention.timestep(data_time).float()])
@@ -116,21 +116,41 @@ class Schedule:
         raise ValueError(f"`begin_index` must be in [0, {calls - 1}], got {index}{reason}")
 
 
+def _both_calls(times: Tensor) -> Tensor:
+    """The times of two calls a step: every point but the first corrects the step to it, and then goes on from it."""
+    return times.repeat_interleave(2)[1:]
+
+
+def _integers(timesteps: Tensor) -> tuple[Tensor, frozenset[int]]:
+    """Times as int64 and as a set, if all are whole numbers; otherwise unchanged, with an empty set."""
+    if not bool((timesteps % 1 == 0).all()):
+        return timesteps, frozenset()
+    whole = timesteps.long()
+    return whole, frozenset(int(each) for each in whole)
+
+
 def _times(
     arguments: ScheduleArguments, spacing: Spacing, convention: Convention, repeats: bool
 ) -> tuple[Tensor, Tensor]:
     """Canonical and network's times of the grid points."""
-    budget, timesteps, sigmas = arguments.num_inference_steps, arguments.timesteps, arguments.sigmas
-    if arguments.max_timesteps is not None and timesteps is None and budget:
-        timesteps = scm_times(arguments.max_timesteps, arguments.intermediate_timesteps, budget, convention)
-    if timesteps is not None or sigmas is not None:
-        return given_times(timesteps, sigmas, spacing, convention, arguments.mu, budget)
+    budget, mu = arguments.num_inference_steps, arguments.mu
+    timesteps = _network_grid(arguments, convention)
+    if timesteps is not None or arguments.sigmas is not None:
+        return given_times(timesteps, arguments.sigmas, spacing, convention, mu, budget)
     if budget is None:
         raise ValueError(f"`num_inference_steps` must be at least 1, got {budget!r}.")
-    strength = 1.0 if arguments.strength is None else arguments.strength
     num_points = (budget + 1) // 2 if repeats else budget
-    grid = sampler_grid(num_points, spacing, convention, arguments.mu, arguments.original_inference_steps, strength)
+    strength = 1.0 if arguments.strength is None else arguments.strength
+    grid = sampler_grid(num_points, spacing, convention, mu, arguments.original_inference_steps, strength)
     return network_times(grid, convention)
+
+
+def _network_grid(arguments: ScheduleArguments, convention: Convention) -> Numbers | None:
+    """The network's times that the arguments give, an sCM model's first and second time included."""
+    first, budget = arguments.max_timesteps, arguments.num_inference_steps
+    if arguments.timesteps is not None or first is None or not budget:
+        return arguments.timesteps
+    return scm_times(first, arguments.intermediate_timesteps, budget, convention)
 
 
 def given_times(
@@ -217,7 +237,7 @@ def scm_times(first: float, second: float | None, number: int, convention: Conve
     return times
 
 
-def check_timestep(timestep: Tensor | float | None, whole: Collection[int]) -> None:
+def check_timestep(timestep: object, whole: Collection[int]) -> None:
     """Refuse what cannot be an entry of `timesteps`, above all the index that `enumerate` gives.
 
     The values of a tensor are not read, since it may be on another device.
@@ -229,16 +249,25 @@ def check_timestep(timestep: Tensor | float | None, whole: Collection[int]) -> N
     Raises:
         ValueError: If it is no number, or an integer that is not among the times.
     """
-    if timestep is None or (isinstance(timestep, Tensor) and (timestep.is_floating_point() or not timestep.numel())):
-        return
-    is_tensor = isinstance(timestep, Tensor)
-    if timestep.dtype == torch.bool if is_tensor else not is_number(timestep):
+    if isinstance(timestep, Tensor):
+        is_time, is_index = timestep.dtype != torch.bool, _holds_integers(timestep) and not whole
+    else:
+        is_time, is_index = is_number(timestep), isinstance(timestep, SupportsInt) and _is_index(timestep, whole)
+    if not is_time:
         raise ValueError(f"`timestep` must be an entry of `scheduler.timesteps`, got {brief(timestep)}.")
-    if (is_tensor or is_whole(timestep)) and not (whole if is_tensor else int(timestep) in whole):
+    if is_index:
         raise ValueError(
             f"`timestep` must be an entry of `scheduler.timesteps`, got the integer {brief(timestep)}, which is "
             "none, like an index that `enumerate` gives. Pass `scheduler.timesteps[i]` in place of `i`."
         )
+
+
+def _holds_integers(timestep: Tensor) -> bool:
+    return not timestep.is_floating_point() and timestep.numel() > 0
+
+
+def _is_index(timestep: SupportsInt, whole: Collection[int]) -> bool:
+    return is_whole(timestep) and int(timestep) not in whole
 
 
 def first_place(timestep: Tensor | float | None, schedule: Tensor) -> int:
@@ -283,7 +312,7 @@ def place_of(timestep: Tensor | float, schedule: Tensor) -> int:
     is_rounded = isinstance(timestep, float) and least <= 0.01 * float(times.abs().max())
     if not (is_rounded or least == 0.0):
         raise ValueError(
-            f"`timestep` must be an entry of `scheduler.timesteps`, {brief(schedule.tolist())}, got {timestep!r}."
+            f"`timestep` must be an entry of `scheduler.timesteps`, {brief(floats(schedule))}, got {timestep!r}."
         )
     nearest = (distances == least).nonzero().flatten()
     return int(nearest[min(1, len(nearest) - 1)])
@@ -310,5 +339,5 @@ def _check_falling(t: Tensor, name: str, earliest: float) -> Tensor:
     """Given times, clamped to the path, after a check that they fall and are within the path."""
     # What float32 makes of the ends of the path is not out of range.
     if bool((t < earliest - 1e-5).any() or (t > 1.0 + 1e-5).any()) or bool((t.diff() > 0).any()):
-        raise ValueError(f"`{name}` must run from noise to data within the path, got canonical times {t.tolist()}.")
+        raise ValueError(f"`{name}` must run from noise to data within the path, got canonical times {floats(t)}.")
     return t.clamp(earliest, 1.0)
