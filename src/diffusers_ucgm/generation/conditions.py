@@ -71,8 +71,13 @@ def check_call_arguments(pipe: Pipeline, call: Mapping[str, object]) -> None:
     for argument, value in call.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"`{argument}` must be a finite number, got {value}.")
-    if call.get("negative_prompt") is None:
-        return
+    if call.get("negative_prompt") is not None:
+        _check_negative_prompt(pipe, call)
+
+
+def _check_negative_prompt(pipe: Pipeline, call: Mapping[str, object]) -> None:
+    """Check that a pipeline is guided in a call, so that its negative prompt counts."""
+    accepted, name = call_parameters(pipe), type(pipe).__name__
     # Where a pipeline has both, the guidance scale is an input of the network, and this one guides.
     scale = "true_cfg_scale" if "true_cfg_scale" in accepted else "guidance_scale"
     value = call.get(scale, accepted[scale].default if scale in accepted else None)
