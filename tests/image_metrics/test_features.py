@@ -61,7 +61,7 @@ def test_bundled_classifier_pads_as_it_was_trained_and_takes_color():
     expected = network(small)
     for same in (padded, small.expand(-1, 3, -1, -1)):
         torch.testing.assert_close(network(same).features, expected.features, rtol=0, atol=0)
-    with pytest.raises(ValueError, match=r"`pictures` must be at most 32 pixels .* got \(33, 20\)"):
+    with pytest.raises(ValueError, match=r"`images` must be at most 32 pixels .* got \(33, 20\)"):
         network(pictures(size=(33, 20)))
 
 
@@ -221,7 +221,7 @@ def test_pictures_of_all_sizes_keep_their_order():
     assert found.logits is None
     torch.testing.assert_close(found.spatial, torch.stack([each[:, 0, 0].float() for each in images]))
     assert calls == [(3, 1, 4, 4), (1, 1, 5, 4), (1, 1, 5, 4), (1, 1, 4, 6)]
-    with pytest.raises(ValueError, match="`pictures` must be at least one, got none"):
+    with pytest.raises(ValueError, match="`images` must be at least one, got none"):
         features_of(network, [])
 
 

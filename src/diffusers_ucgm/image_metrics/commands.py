@@ -1,7 +1,8 @@
-"""What `ucgm evaluate` does."""
+"""The command `ucgm evaluate`."""
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
@@ -14,13 +15,15 @@ from diffusers_ucgm.processes import check_launch
 from .references import check_reference
 
 
+if TYPE_CHECKING:
+    from diffusers_ucgm.image_metrics.evaluate import EvaluationResult
+
 __all__ = ["COMMANDS"]
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Draw samples and measure them; under `accelerate launch` in several processes."""
+    """Generate samples and measure them; under `accelerate launch` in several processes."""
     from diffusers_ucgm.image_metrics.evaluate import evaluate_pipeline
-    from diffusers_ucgm.image_metrics.model_index import metric_name, update_model_card
 
     if args.update_model_card and not Path(args.model).is_dir():
         raise ValueError(f"`--model` must be a folder for `--update-model-card`, got {args.model!r}.")
@@ -52,26 +55,35 @@ def evaluate(args: argparse.Namespace) -> int:
         overwrite_output_dir=args.overwrite_output_dir,
         state=state,
     )
-    if result is None:
-        return 0
-    known = result.reference["num_samples"]
-    print(f"{result.num_samples} samples, {'an unknown number of' if known is None else known} real images")
-    for metric, value in result.metrics.items():
-        print(f"  {metric_name(metric, result.features)}: {value:.4f}")
-    for metric, reason in result.left_out.items():
-        print(f"  {metric_name(metric, result.features)}: left out, {reason}")
-    skipped = result.reference["skipped"]
-    if skipped:
-        print(f"{len(skipped)} images of the reference were left out:")
-    for each in skipped[:10]:
-        print(f"  {each}")
+    if result is not None:
+        _print_result(args, result)
+    return 0
+
+
+def _print_result(args: argparse.Namespace, result: "EvaluationResult") -> None:
+    """Print the metrics and the files, and update the model card where it is asked for."""
+    from diffusers_ucgm.image_metrics.model_index import update_model_card
+
+    print("\n".join(_metric_lines(result)))
     print(f"Results: {(Path(args.output) / 'results.json').resolve()}")
-    print(f"Picture: {(Path(args.output) / 'samples.png').resolve()}")
+    print(f"Image: {(Path(args.output) / 'samples.png').resolve()}")
     if args.save_reference:
         print(f"Reference: {Path(args.save_reference).resolve()}")
     if args.update_model_card:
         print(f"Model card: {update_model_card(args.model, result)}")
-    return 0
+
+
+def _metric_lines(result: "EvaluationResult") -> list[str]:
+    """The numbers of images, the metrics, and what was left out."""
+    from diffusers_ucgm.image_metrics.model_index import metric_name
+
+    known, skipped = result.reference["num_samples"], result.reference["skipped"]
+    lines = [f"{result.num_samples} samples, {'an unknown number of' if known is None else known} real images"]
+    lines += [f"  {metric_name(name, result.features)}: {value:.4f}" for name, value in result.metrics.items()]
+    lines += [f"  {metric_name(name, result.features)}: left out, {why}" for name, why in result.left_out.items()]
+    if skipped:
+        lines.append(f"{len(skipped)} images of the reference were left out:")
+    return lines + [f"  {each}" for each in skipped[:10]]
 
 
 COMMANDS = {"evaluate": evaluate}

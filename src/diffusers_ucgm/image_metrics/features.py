@@ -1,7 +1,7 @@
-"""Networks that turn pictures into features: a bundled classifier, `transformers`, Inception, or one's own.
+"""Networks that turn images into features: a bundled classifier, `transformers`, Inception, or one's own.
 
-A feature network is any callable from pictures, unsigned bytes of shape `(B, C, H, W)` with 1 or 3 channels, to
-`ImageFeatures`. It brings pictures to its own size and scale, the drawn and the real ones in the same way.
+A feature network is any callable from images, unsigned bytes of shape `(B, C, H, W)` with 1 or 3 channels, to
+`ImageFeatures`. It brings images to its own size and scale, generated and real ones in the same way.
 """
 
 from collections.abc import Callable, Iterable
@@ -33,22 +33,22 @@ __all__ = [
     "spatial_features",
 ]
 
-# By the name that `load_features` takes.
+# The folders of the bundled classifiers, by the name that `load_features` takes.
 BUNDLED_FEATURES = {name: Path(__file__).parents[1] / "bundled" / name for name in BUNDLED_CLASSIFIERS}
-# As the evaluation code of ADM (arXiv 2105.05233) has it, whose reference files hold `mu_s` and `sigma_s` of them.
+# The number in the evaluation code of ADM (arXiv 2105.05233), whose reference files hold `mu_s` and `sigma_s` of them.
 SPATIAL_CHANNELS = 7
-# Of grey in red, green and blue, as Pillow has it.
+# The weights of red, green and blue in grey, which are Pillow's.
 LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What a feature network gives for B pictures, float32 on the CPU.
+    """The output of a feature network for B images, float32 on the CPU.
 
     Attributes:
-        features: Shape `(B, D)`.
-        logits: Shape `(B, classes)`, for the Inception score; None where the network has no classes.
-        spatial: Shape `(B, S)`, from a map that knows places, for sFID; None where it gives none.
+        features: The features, shape `(B, D)`.
+        logits: The class logits, shape `(B, classes)`, for the Inception score; None where the network has no classes.
+        spatial: The features of a spatial map, shape `(B, S)`, for sFID; None where the network gives none.
     """
 
     features: Tensor
@@ -66,7 +66,7 @@ def load_features(name: str, device: str | torch.device = "cpu") -> FeatureNetwo
         name: One of `BUNDLED_FEATURES`; "inception"; `package.module:function`, where the function takes the device
             and gives a feature network; a folder with an `ImageClassifier2DModel`; or a folder or repository of the
             Hub with an image model of `transformers`.
-        device: Where it computes.
+        device: The device of the network.
 
     Raises:
         ValueError: If the function is missing, or the folder holds neither kind of model.
@@ -94,34 +94,34 @@ def load_features(name: str, device: str | torch.device = "cpu") -> FeatureNetwo
 
 
 @torch.no_grad()
-def features_of(network: FeatureNetwork, pictures: Iterable[Tensor], batch_size: int = 64) -> ImageFeatures:
-    """Features of any number of pictures, in their order.
+def features_of(network: FeatureNetwork, images: Iterable[Tensor], batch_size: int = 64) -> ImageFeatures:
+    """Features of any number of images, in their order.
 
     Args:
         network: A feature network.
-        pictures: Unsigned bytes, shape `(C, H, W)` each. Those of one size go into a call together.
-        batch_size: Pictures in a call.
+        images: Unsigned bytes, shape `(C, H, W)` each. Those of one size go into a call together.
+        batch_size: Images in a call.
 
     Raises:
         ValueError: If there are none, or the network gives something else than finite features, a row for each.
         TypeError: If it gives no `ImageFeatures`.
     """
     parts: list[ImageFeatures] = []
-    remaining = iter(pictures)
+    remaining = iter(images)
     while batch := list(islice(remaining, batch_size)):
         by_shape: dict[torch.Size, list[int]] = {}
-        for i, picture in enumerate(batch):
-            by_shape.setdefault(picture.shape, []).append(i)
-        found = [_checked(network(torch.stack([batch[i] for i in rows])), len(rows)) for rows in by_shape.values()]
+        for i, image in enumerate(batch):
+            by_shape.setdefault(image.shape, []).append(i)
+        found = [_check(network(torch.stack([batch[i] for i in rows])), len(rows)) for rows in by_shape.values()]
         order = torch.tensor([i for rows in by_shape.values() for i in rows]).argsort()
-        parts.append(_joined(found, order))
+        parts.append(_join(found, order))
     if not parts:
-        raise ValueError("`pictures` must be at least one, got none.")
-    return _joined(parts)
+        raise ValueError("`images` must be at least one, got none.")
+    return _join(parts)
 
 
-def _checked(found: ImageFeatures, number: int) -> ImageFeatures:
-    """What a feature network gave, if it is features of so many images."""
+def _check(found: ImageFeatures, number: int) -> ImageFeatures:
+    """Check that a feature network gave finite features, one row for each image, and give them back."""
     if not isinstance(found, ImageFeatures):
         raise TypeError(f"`features` must give `ImageFeatures`, got {type(found).__name__}.")
     for field in fields(ImageFeatures):
@@ -138,7 +138,7 @@ def _checked(found: ImageFeatures, number: int) -> ImageFeatures:
     return found
 
 
-def _joined(parts: list[ImageFeatures], order: Tensor | None = None) -> ImageFeatures:
+def _join(parts: list[ImageFeatures], order: Tensor | None = None) -> ImageFeatures:
     joined: dict[str, Tensor | None] = {}
     for field in fields(ImageFeatures):
         values = [getattr(part, field.name) for part in parts]
@@ -159,13 +159,13 @@ def spatial_features(maps: Tensor) -> Tensor:
     return maps[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).float().cpu()
 
 
-def _with_channels(pictures: Tensor, channels: int) -> Tensor:
-    """Pictures as grey or as red, green and blue, still bytes."""
-    if pictures.shape[1] == channels:
-        return pictures
+def _with_channels(images: Tensor, channels: int) -> Tensor:
+    """Images as grey or as red, green and blue, still bytes."""
+    if images.shape[1] == channels:
+        return images
     if channels == 3:
-        return pictures.expand(-1, 3, -1, -1)
-    grey = (pictures.float() * torch.tensor(LUMA, device=pictures.device).reshape(1, 3, 1, 1)).sum(1, keepdim=True)
+        return images.expand(-1, 3, -1, -1)
+    grey = (images.float() * torch.tensor(LUMA, device=images.device).reshape(1, 3, 1, 1)).sum(1, keepdim=True)
     return grey.round().to(torch.uint8)
 
 
@@ -176,8 +176,8 @@ class ClassifierFeatures:
         """Load the classifier.
 
         Args:
-            folder: Of `save_pretrained`.
-            device: Where it computes.
+            folder: A folder of `save_pretrained`.
+            device: The device of the network.
         """
         try:
             model: Any = ImageClassifier2DModel.from_pretrained(folder, use_safetensors=True)
@@ -189,20 +189,20 @@ class ClassifierFeatures:
                 f"used: {error}"
             ) from error
 
-    def __call__(self, pictures: Tensor) -> ImageFeatures:
-        """Features of pictures, smaller ones on a black border, as the classifier was trained.
+    def __call__(self, images: Tensor) -> ImageFeatures:
+        """Features of images, smaller ones on a black border, as the classifier was trained.
 
         Raises:
-            ValueError: If the pictures are larger than it knows.
+            ValueError: If the images are larger than it knows.
         """
         config = self.model.config
-        pixels = _with_channels(pictures.to(self.model.device), config.in_channels).float() / 127.5 - 1.0
+        pixels = _with_channels(images.to(self.model.device), config.in_channels).float() / 127.5 - 1.0
         size = config.sample_size
         height, width = size - pixels.shape[-2], size - pixels.shape[-1]
         if min(height, width) < 0:
             raise ValueError(
-                f"`pictures` must be at most {size} pixels wide and high for this classifier, got "
-                f"{tuple(pictures.shape[-2:])}. Let `size` resize the reference, or take other features."
+                f"`images` must be at most {size} pixels wide and high for this classifier, got "
+                f"{tuple(images.shape[-2:])}. Let `size` resize the reference, or take other features."
             )
         border = (width // 2, width - width // 2, height // 2, height - height // 2)
         output = self.model(torch.nn.functional.pad(pixels, border, value=-1.0))
@@ -213,11 +213,11 @@ class TransformersFeatures:
     """Pooled features of an image model of `transformers` (DINOv2, CLIP, ConvNeXt, ...), logits where it has them."""
 
     def __init__(self, name: str, device: str | torch.device = "cpu") -> None:
-        """Load the model and what its pictures are prepared by, which needs no torchvision.
+        """Load the model and its image processor, which needs no torchvision.
 
         Args:
-            name: Folder, or repository of the Hub.
-            device: Where it computes.
+            name: A folder, or a repository of the Hub.
+            device: The device of the network.
         """
         from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
@@ -229,27 +229,27 @@ class TransformersFeatures:
         self.device = device
         self._body_output: Any = None
         if classifies:
-            # What the last layer decides by, without running the body twice.
+            # The hook keeps the last layer's input, so that the body does not run twice.
             self.model.base_model.register_forward_hook(self._keep_output)
 
     def _keep_output(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
         self._body_output = output
 
-    def __call__(self, pictures: Tensor) -> ImageFeatures:
-        """Features of pictures, resized and scaled as the model's own processor does it."""
-        images = [Image.fromarray(each.permute(1, 2, 0).numpy()) for each in _with_channels(pictures.cpu(), 3)]
-        pixels = self.processor(images, return_tensors="pt")["pixel_values"].to(self.device)
-        # Models of pictures and texts have a space for both.
+    def __call__(self, images: Tensor) -> ImageFeatures:
+        """Features of images, resized and scaled by the model's own processor."""
+        opened = [Image.fromarray(each.permute(1, 2, 0).numpy()) for each in _with_channels(images.cpu(), 3)]
+        pixels = self.processor(opened, return_tensors="pt")["pixel_values"].to(self.device)
+        # Models of images and texts have a space for both.
         output: Any = getattr(self.model, "get_image_features", self.model)(pixel_values=pixels)
         if self._body_output is None:
-            return ImageFeatures(self._pooled(output))
-        return ImageFeatures(self._pooled(self._body_output), output.logits.float().cpu())
+            return ImageFeatures(self._pool(output))
+        return ImageFeatures(self._pool(self._body_output), output.logits.float().cpu())
 
     @staticmethod
-    def _pooled(output: Any) -> Tensor:
+    def _pool(output: Any) -> Tensor:
         if not isinstance(output, Tensor):
             pooled = getattr(output, "pooler_output", None)
-            # The first token stands for the picture where nothing is pooled.
+            # The first token stands for the image where nothing is pooled.
             output = output.last_hidden_state[:, 0] if pooled is None else pooled
         return output.flatten(1).float().cpu()
 
@@ -261,7 +261,7 @@ class InceptionFeatures:
         """Load the network; torch-fidelity fetches the weights once into torch's cache.
 
         Args:
-            device: Where it computes.
+            device: The device of the network.
 
         Raises:
             ImportError: If torch-fidelity is not installed.
@@ -283,8 +283,8 @@ class InceptionFeatures:
     def _keep_map(self, module: torch.nn.Module, inputs: Any, output: Tensor) -> None:
         self._map = output
 
-    def __call__(self, pictures: Tensor) -> ImageFeatures:
-        """Features of pictures, resized to 299x299 as the original graph does it."""
-        features, logits = self.model(_with_channels(pictures.to(self.device), 3))
+    def __call__(self, images: Tensor) -> ImageFeatures:
+        """Features of images, resized to 299x299 by the resizing of the original graph."""
+        features, logits = self.model(_with_channels(images.to(self.device), 3))
         assert self._map is not None
         return ImageFeatures(features.cpu(), logits.cpu(), spatial_features(self._map))

@@ -11,7 +11,7 @@ from .evaluate import EvaluationResult
 
 __all__ = ["METRIC_NAMES", "eval_results", "metric_name", "update_model_card"]
 
-# In Inception's features, and in others.
+# The names in Inception's features, and in others.
 METRIC_NAMES = {
     "frechet_distance": ("FID", "Frechet distance"),
     "spatial_frechet_distance": ("sFID", "spatial Frechet distance"),
@@ -24,13 +24,13 @@ CARD = "README.md"
 
 
 def metric_name(metric: str, features: str) -> str:
-    """What a metric is called: FID and sFID only where the features are Inception's."""
+    """The name of a metric: FID and sFID only where the features are Inception's."""
     usual, general = METRIC_NAMES[metric]
     return usual if features == "inception" else f"{general} ({features})"
 
 
 def eval_results(result: EvaluationResult) -> list[EvalResult]:
-    """The metrics as huggingface_hub has them."""
+    """The metrics in the form of huggingface_hub."""
     settings, source = result.settings, result.reference["source"]
     args = {
         "num_samples": result.num_samples,
@@ -40,7 +40,7 @@ def eval_results(result: EvaluationResult) -> list[EvalResult]:
     }
     return [
         EvalResult(
-            # The Hub has no task for pictures of classes.
+            # The Hub has no task for images of classes.
             task_type="unconditional-image-generation",
             dataset_type=Path(source).name,
             dataset_name=Path(source).name,
@@ -58,11 +58,11 @@ def update_model_card(folder: str | Path, result: EvaluationResult) -> Path:
     """Write the metrics into the metadata of a model card; those of other settings and data stay.
 
     Args:
-        folder: Of the pipeline. A card is made where there is none.
-        result: Of an evaluation.
+        folder: The pipeline's folder. A card is made where it has none.
+        result: The result of an evaluation.
 
     Returns:
-        The card.
+        The path of the card.
 
     Raises:
         FileNotFoundError: If there is no such folder.

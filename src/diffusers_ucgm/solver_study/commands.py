@@ -1,8 +1,8 @@
-"""What `ucgm compare` and `ucgm tune-sampler` do."""
+"""The commands `ucgm compare` and `ucgm tune-sampler`."""
 
 import argparse
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffusers_ucgm.contracts import Pipeline
 from diffusers_ucgm.generation.inputs import call_arguments, given_conditions, load_model
@@ -13,6 +13,7 @@ from .options import named_folder
 
 if TYPE_CHECKING:
     from .objectives import Objective
+    from .stock_solvers import Solver
 
 __all__ = ["COMMANDS"]
 
@@ -30,7 +31,7 @@ def tune(args: argparse.Namespace) -> int:
     objective: Objective | str = args.objective
     if objective not in OBJECTIVES:
         objective = _frechet(args, pipe)
-    call: dict[str, Any] = call_arguments(args)
+    call = call_arguments(args)
     result = tune_sampler(
         pipe,
         args.steps,
@@ -48,7 +49,7 @@ def tune(args: argparse.Namespace) -> int:
     )
     print(report(result))
     print(f"Scheduler: {result.output / 'scheduler'}")
-    print(f"Picture: {save_images(pipe, result, call)}")
+    print(f"Image: {save_images(pipe, result, call)}")
     # The search itself does without matplotlib.
     if result.held_out is not None and find_spec("matplotlib") is not None:
         values = [trial.value for trial in result.trials]
@@ -87,17 +88,11 @@ def compare(args: argparse.Namespace) -> int:
         check_reference("--reference", args.reference)
     pipe = load_model(args)
     config = pipe.scheduler.config
-    solvers: dict[str, Any] = {**ucgm_solvers(config), **stock_solvers(config)}
-    if args.only is not None:
-        if unknown := [name for name in args.only if name not in solvers]:
-            raise ValueError(f"`--only` must name some of {list(solvers)}, got {unknown}.")
-        solvers = {name: solver for name, solver in solvers.items() if name in args.only}
+    solvers = _choose({**ucgm_solvers(config), **stock_solvers(config)}, args.only)
     own = [name for name in solvers if name.startswith("UCGM")]
-    for word in args.scheduler:
-        name, folder = named_folder(word)
+    for name, folder in map(named_folder, args.scheduler):
         solvers[name] = load_solver(folder, args.calls, argument="--scheduler")
         own.append(name)
-    call: dict[str, Any] = call_arguments(args)
     measurements = compare_solvers(
         pipe,
         conditions_for(pipe, args.num_samples, given_conditions(args)),
@@ -109,10 +104,23 @@ def compare(args: argparse.Namespace) -> int:
         num_solution_calls=args.solution_calls,
         overwrite_output_dir=args.overwrite_output_dir,
         batch_size=args.batch_size,
-        call=call,
+        call=call_arguments(args),
     )
     print(save_comparison(measurements, args.output, title=args.model, emphasised=own))
     return 0
+
+
+def _choose(solvers: "dict[str, Solver]", names: list[str] | None) -> "dict[str, Solver]":
+    """The solvers of some names; None stands for all.
+
+    Raises:
+        ValueError: If there is no solver of a name.
+    """
+    if names is None:
+        return solvers
+    if unknown := [name for name in names if name not in solvers]:
+        raise ValueError(f"`--only` must name some of {list(solvers)}, got {unknown}.")
+    return {name: solver for name, solver in solvers.items() if name in names}
 
 
 COMMANDS = {"compare": compare, "tune-sampler": tune}

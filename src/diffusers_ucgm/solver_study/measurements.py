@@ -86,12 +86,11 @@ def verdict(measurements: Sequence[Measurement], own: Collection[str]) -> str:
     lines = ["| calls | best of UCGM-S | best of diffusers | ratio |", "| ---: | --- | --- | ---: |"]
     for calls in sorted({each.calls for each in measurements}):
         found = [each for each in measurements if each.calls == calls]
-        medians = [(each.median, each.solver) for each in found if each.median is not None]
-        ours = [pair for pair in medians if pair[1] in own]
-        theirs = [pair for pair in medians if pair[1] not in own]
+        ours = _least_median(each for each in found if each.solver in own)
+        theirs = _least_median(each for each in found if each.solver not in own)
         if ours and theirs:
-            (a, our_best), (b, their_best) = min(ours), min(theirs)
-            lines.append(f"| {calls} | {our_best}: {a:.2e} | {their_best}: {b:.2e} | {a / b:.2f} |")
+            cells = [f"{name}: {median:.2e}" for median, name in (ours, theirs)]
+            lines.append(f"| {calls} | {cells[0]} | {cells[1]} | {ours[0] / theirs[0]:.2f} |")
     return "\n".join(lines)
 
 
@@ -165,6 +164,11 @@ def _least(measurements: Iterable[Measurement], measure: str) -> float | None:
     """The least value of a measure; None where nothing was measured."""
     values = [_value(each, measure) for each in measurements]
     return min((value for value in values if value is not None), default=None)
+
+
+def _least_median(measurements: Iterable[Measurement]) -> tuple[float, str] | None:
+    """The least median and its solver; None where nothing was measured."""
+    return min(((each.median, each.solver) for each in measurements if each.median is not None), default=None)
 
 
 def _cell(measurement: Measurement | None, measure: str, best: float | None) -> str:

@@ -2,8 +2,8 @@
 
 import argparse
 
-from diffusers_ucgm.data.options import add_source_options
 from diffusers_ucgm.generation.options import add_model_options
+from diffusers_ucgm.image_metrics.options import add_reference_options
 
 from .defaults import CALLS, FIRST_SEED, OBJECTIVE_NAMES
 
@@ -12,7 +12,7 @@ __all__ = ["OPTIONS", "named_folder"]
 
 
 def add_tune_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `ucgm tune-sampler`."""
+    """Add the options of `ucgm tune-sampler`."""
     add_model_options(parser, "ucgm-tuned")
     parser.set_defaults(seed=FIRST_SEED)
     parser.add_argument("--steps", type=int, required=True, help="network calls that the settings are for")
@@ -24,18 +24,14 @@ def add_tune_options(parser: argparse.ArgumentParser) -> None:
         "--objective",
         choices=[*OBJECTIVE_NAMES, "frechet"],
         default="median",
-        help="distance to the many-step solution, or Frechet distance to a reference (%(default)s)",
+        help="distance to the many-step solution, or Fréchet distance to a reference (%(default)s)",
     )
-    parser.add_argument("--reference", help="for frechet: as `ucgm evaluate` takes it, as the next five")
-    parser.add_argument("--split", default="train", help="of the reference (%(default)s)")
-    parser.add_argument("--size", type=int, help="of the reference's pictures")
-    add_source_options(parser)
-    parser.add_argument("--features", default="inception", help="the feature network (%(default)s)")
+    add_reference_options(parser, "for --objective frechet: ")
     parser.add_argument("--save-pipeline", action="store_true", help="also save the whole pipeline, tuned")
 
 
 def add_compare_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `ucgm compare`."""
+    """Add the options of `ucgm compare`."""
     add_model_options(parser, "ucgm-comparison")
     parser.add_argument("--calls", type=int, nargs="+", default=list(CALLS), help="budgets of network calls")
     parser.add_argument("--num-samples", type=int, default=256, help="seeds, the same for all solvers (%(default)s)")
@@ -48,11 +44,7 @@ def add_compare_options(parser: argparse.ArgumentParser) -> None:
         help="a saved scheduler to compare too; '{calls}' in the folder's name stands for each budget; repeatable",
     )
     parser.add_argument("--solution-calls", type=int, default=1000, help="network calls of a solution (%(default)s)")
-    parser.add_argument("--reference", help="real pictures, for a Frechet distance, as for `ucgm evaluate`")
-    parser.add_argument("--split", default="train", help="of the reference (%(default)s)")
-    parser.add_argument("--size", type=int, help="of the reference's pictures")
-    add_source_options(parser)
-    parser.add_argument("--features", default="inception", help="the feature network (%(default)s)")
+    add_reference_options(parser, "for a Fréchet distance too: ")
 
 
 def named_folder(word: str) -> tuple[str, str]:

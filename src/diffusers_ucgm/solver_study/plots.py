@@ -165,24 +165,34 @@ def _signal_to_noise(scheduler: "UCGMScheduler") -> Tensor:
 
 def _draw_quality(ax: "Axes", curves: Curves, emphasised: Collection[str]) -> None:
     """Draw the lines of all solvers, with the names of the best beside the axes."""
-    others = {name: curve for name, curve in curves.items() if name not in emphasised}
-    named = set(others) if len(curves) <= MAX_NAMED else _frontier(others)
-    unnamed = [name for name in others if name not in named]
-    styles: dict[str, LineStyle] = {
-        **_styles([name for name in curves if name in emphasised], STRONG, linewidth=2.0, markersize=4.0, zorder=4),
-        **_styles([name for name in others if name in named], PALE, linewidth=1.2, markersize=2.5, zorder=3),
-    }
+    styles = _named_styles(curves, emphasised)
     for name in _by_last_value({name: curves[name] for name in styles}):
         ax.plot(curves[name][0], plot_values(curves[name][1]), marker="o", label=name, **styles[name])
     _log_axes(ax, {call for calls, _ in curves.values() for call in calls})
+    _draw_others(ax, [curve for name, curve in curves.items() if name not in styles])
+    _name_lines(ax, emphasised if len(emphasised) < len(styles) else ())
+
+
+def _named_styles(curves: Curves, emphasised: Collection[str]) -> dict[str, LineStyle]:
+    """The styles of the lines that have a name: those that stand out, and the best of the others."""
+    strong = [name for name in curves if name in emphasised]
+    others = {name: curve for name, curve in curves.items() if name not in emphasised}
+    named = set(others) if len(curves) <= MAX_NAMED else _frontier(others)
+    pale = [name for name in others if name in named]
+    return {
+        **_styles(strong, STRONG, linewidth=2.0, markersize=4.0, zorder=4),
+        **_styles(pale, PALE, linewidth=1.2, markersize=2.5, zorder=3),
+    }
+
+
+def _draw_others(ax: "Axes", curves: Sequence[Curve]) -> None:
+    """Draw the other lines in grey, within the limits that the axes have."""
     limits = ax.get_ylim()
-    for name in unnamed:
-        ax.plot(curves[name][0], plot_values(curves[name][1]), color=GREY, linewidth=0.9, zorder=2)
+    for calls, values in curves:
+        ax.plot(calls, plot_values(values), color=GREY, linewidth=0.9, zorder=2)
     ax.set_ylim(limits)  # a line without a name may leave the axes
-    if unnamed:
-        ax.plot([], [], color=GREY, label=f"{len(unnamed)} others, nowhere better")
-    bold = emphasised if len(emphasised) < len(styles) else ()
-    _name_lines(ax, bold)
+    if curves:
+        ax.plot([], [], color=GREY, label=f"{len(curves)} others, nowhere better")
 
 
 def _name_lines(ax: "Axes", bold: Collection[str]) -> None:

@@ -71,8 +71,8 @@ class Trial:
 
     Attributes:
         settings: Arguments of `UCGMScheduler`.
-        value: What was measured; None where the settings cannot be run.
-        seconds: How long it took.
+        value: The objective's value; None where the settings cannot be run.
+        seconds: The wall time.
         start: The name of a starting point; None for settings that the search found.
     """
 
@@ -96,16 +96,11 @@ def parameters_of(settings: Mapping[str, Any], space: Space, num_calls: int) -> 
     """The parameters that come nearest to settings of `UCGMScheduler`.
 
     Args:
-        settings: Such as a config.
+        settings: Settings of a scheduler, such as its config.
         space: The parameters that are wanted, with their ranges.
         num_calls: The budget, from which a gap of 0 at the data end has its meaning.
     """
-    ratio, is_corrected = settings["extrapolation_ratio"], settings["solver_order"] == 2
-    method = f"auto-{settings['extrapolation_order']}" if ratio == "auto" else "ratio"
-    if is_corrected and settings["solver_type"] == "multistep":
-        method = f"multistep-{method}"
-    elif is_corrected:
-        method = "data" if settings["solver_type"] == "data" else "velocity"
+    ratio, method = settings["extrapolation_ratio"], _method_of(settings)
     start, stop = settings["time_gaps"]
     num_points = (num_calls + 1) // 2 if method in SECOND_CALLS else num_calls
     values = {
@@ -118,6 +113,14 @@ def parameters_of(settings: Mapping[str, Any], space: Space, num_calls: int) -> 
         "gap_data": stop or 1.0 / num_points,
     }
     return {name: _within(values[name], allowed) for name, allowed in space.items()}
+
+
+def _method_of(settings: Mapping[str, Any]) -> str:
+    """The method of the search that comes nearest to settings of `UCGMScheduler`."""
+    by_ratio = f"auto-{settings['extrapolation_order']}" if settings["extrapolation_ratio"] == "auto" else "ratio"
+    if settings["solver_order"] != 2:
+        return by_ratio
+    return {"multistep": f"multistep-{by_ratio}", "data": "data"}.get(settings["solver_type"], "velocity")
 
 
 def search_settings(
@@ -149,8 +152,8 @@ def search_settings(
         study = _study(optuna, Path(journal))
         distributions = {name: _distribution(optuna, allowed) for name, allowed in space.items()}
         with tqdm(total=num_trials, disable=not progress, unit="trial", desc="search") as bar:
-            bar.update(len(_finished(study)))
-            while (number := len(_finished(study))) < num_trials:
+            bar.update(len(_results(study)))
+            while (number := len(_results(study))) < num_trials:
                 # Made anew from the number of trials, so that it does not matter how often a search was stopped.
                 study.sampler = optuna.samplers.TPESampler(seed=seed + number, multivariate=True)
                 _enqueue_start(study, starts)
@@ -161,9 +164,9 @@ def search_settings(
                 else:
                     study.tell(trial, value)
                 bar.update()
-                if any(each.value is not None for each in _finished(study)):
+                if any(each.value is not None for each in _results(study)):
                     bar.set_postfix_str(f"best {study.best_value:.4g}")
-        return [_trial(each) for each in _finished(study)]
+        return [_trial(each) for each in _results(study)]
 
 
 def _optuna() -> Any:
@@ -203,7 +206,7 @@ def _study(optuna: Any, journal: Path) -> "Study":
 def _enqueue_start(study: "Study", starts: Mapping[str, dict[str, Any]]) -> None:
     """Let the first starting point without a result be the next trial: the order of trials is that of every run."""
     is_waiting = any(trial.state.name == "WAITING" for trial in study.get_trials(deepcopy=False))
-    known = {trial.user_attrs.get("start") for trial in _finished(study)}
+    known = {trial.user_attrs.get("start") for trial in _results(study)}
     name = next((name for name in starts if name not in known), None)
     if name is not None and not is_waiting:
         study.enqueue_trial(starts[name], user_attrs={"start": name})
@@ -225,7 +228,7 @@ def _mend(journal: Path) -> None:
             ) from error
 
 
-def _finished(study: "Study") -> list[Any]:
+def _results(study: "Study") -> list[Any]:
     """Trials with a result, which may be that the settings cannot be run."""
     return [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in ("COMPLETE", "PRUNED")]
 
