@@ -126,6 +126,10 @@ def test_tuning_is_drawn_before_against_after(tmp_path, axes):
     assert seeds.lines[1].get_xdata().tolist() == [0.1, 0.2, 0.4]
     assert seeds.lines[1].get_ydata().tolist() == [0.05, 0.3, 0.1]
     assert search.lines[1].get_ydata().tolist() == [0.5, 0.5, 0.5, 0.2]
+    # Plain numbers, few enough not to overlap.
+    for axis in (seeds.xaxis, seeds.yaxis):
+        labels = [label.get_text() for label in (*axis.get_majorticklabels(), *axis.get_minorticklabels())]
+        assert {"0.05", "0.1", "0.2", "0.5"} <= {*labels} <= {"0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1"}
 
 
 def test_the_best_so_far_begins_with_the_first_trial_that_could_be_run(tmp_path, axes):

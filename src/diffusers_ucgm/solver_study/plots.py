@@ -14,6 +14,7 @@ from diffusers_ucgm.plotting import BLUE, ORANGE, plot_values, save_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.ticker import Locator
 
     from diffusers_ucgm.scheduler import UCGMScheduler
@@ -252,6 +253,8 @@ def _draw_seeds(ax: "Axes", before: Sequence[float], after: Sequence[float], mea
     ax.plot([low, high], [low, high], color="grey", linewidth=1)
     ax.plot(before, after, "o", color=BLUE, markersize=4, alpha=0.6, markeredgewidth=0)
     ax.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
+    for axis in (ax.xaxis, ax.yaxis):
+        _plain_numbers(axis, low, high)
     ax.set_xlabel(f"{measure}, before")
     ax.set_ylabel("after")
     closer = sum(new < old for old, new in zip(before, after, strict=True))
@@ -310,11 +313,16 @@ def _call_ticks(calls: Iterable[int]) -> list[int]:
 
 
 def _log_values(ax: "Axes", low: float, high: float) -> None:
-    """Make the vertical axis logarithmic, with plain numbers also between the powers of ten where these are few."""
+    """Make the vertical axis logarithmic, with plain numbers."""
+    ax.set_yscale("log")
+    _plain_numbers(ax.yaxis, low, high)
+
+
+def _plain_numbers(axis: "Axis", low: float, high: float) -> None:
+    """Write plain numbers at a logarithmic axis, also between the powers of ten where these are few."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    ax.set_yscale("log")
     plain = FuncFormatter(lambda value, _: f"{value:g}")
-    ax.yaxis.set_major_formatter(plain)
-    ax.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
-    ax.yaxis.set_minor_formatter(plain if high / low < 100 else NullFormatter())
+    axis.set_major_formatter(plain)
+    axis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+    axis.set_minor_formatter(plain if high / low < 100 else NullFormatter())
