@@ -43,3 +43,30 @@ def test_an_error_without_a_message_is_its_type():
         raise OSError
 
     assert message_of(fail) == "ucgm: error: OSError"
+
+
+@pytest.mark.parametrize(
+    ("message", "option"),
+    [
+        ("`output` must be a folder", "argument --output: "),
+        ("`output_dir` must be a folder", "argument --output-dir: "),
+        ("`folder` must be a new folder, got 'out', which", "argument --output: "),
+        ("`--output` must be a folder", ""),
+        ("`target` must be a folder, got 'here'.", ""),
+        ("`recipe` must be one of [], got 'x'.", ""),
+        ("`number` must be at least 1, got 0.", ""),
+    ],
+)
+def test_an_error_names_the_option_of_an_argument(message, option):
+    def fail():
+        raise OSError(message)
+
+    options = {
+        "command": "info",
+        "output": "out",
+        "setting_output_dir": "run",
+        "target": "here",
+        "name": "x",
+        "seed": 0,
+    }
+    assert message_of(fail, **options) == f"ucgm: error: {option}{message}"

@@ -60,6 +60,7 @@ def place(tmp_path, monkeypatch):
         (tmp_path / name).mkdir(parents=True)
         Image.effect_noise((32, 32), 60).save(tmp_path / name / "0.png")
     (tmp_path / "captions").mkdir()
+    (tmp_path / "captions" / "cache.json").write_text("{}")
     Image.effect_noise((32, 32), 60).save(tmp_path / "captions" / "0.png")
     (tmp_path / "captions" / "metadata.jsonl").write_text(json.dumps({"file_name": "0.png", "text": "a bag"}))
     (tmp_path / "broken").mkdir()
@@ -111,6 +112,14 @@ BAD = {
     ),
     "cache, no size": ([*CACHE, "--size", "0"], "`size` must be at least 1"),
     "cache, captions for classes": ([*CACHE, "--source", "captions"], "must name the classes"),
+    "cache, folder's option": (
+        [*CACHE, "--output", "captions", "--source", "photos"],
+        "argument --output: `folder` must be",
+    ),
+    "cache, length of prompts": ([*CACHE, "--max-sequence-length", "8"], "which takes no prompts"),
+    "doctor, data's option": ([*DOCTOR, "--data", "photos"], "argument --data: `folder` must be a finished cache"),
+    "sample, LoRA's option": ([*SAMPLE, "--lora", "photos"], "argument --lora: `source` must hold a LoRA"),
+    "train, output's option": ([*TRAIN, "--output-dir", "plain"], "argument --output-dir: `output_dir` must be"),
     "cache, unknown class": ([*CACHE, "--source", "hats"], "'Hat' is no class"),
     "cache, label map": ([*CACHE, "--label-map", "plain"], "cannot be read"),
     "cache, output": ([*CACHE, "--output", "plain"], "`output` must be a folder that can be written"),

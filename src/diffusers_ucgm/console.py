@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
@@ -9,6 +10,8 @@ from typing import Any, TextIO
 
 __all__ = ["Output", "error_message"]
 
+# The command itself, and what commands take without an option.
+NO_OPTIONS = ("command", "target", "name")
 # The command itself, and the options that name its results.
 NO_INPUTS = ("command", "output", "setting_output_dir", "trajectory", "save_reference")
 
@@ -55,7 +58,7 @@ def error_message(error: Exception, args: argparse.Namespace) -> str:
     """
     message = str(error) or type(error).__name__
     if _is_for_users(error):
-        return f"ucgm: error: {message}"
+        return f"ucgm: error: {_option_of(message, args)}{message}"
     return (
         f"ucgm: error: unexpected {type(error).__name__}: {message}\n{_inputs_of(args)} may be damaged, or "
         "this is a fault of the package: --traceback or UCGM_TRACEBACK=1 shows where in the code it is from."
@@ -71,6 +74,18 @@ def _is_for_users(error: Exception) -> bool:
         frame = frame.tb_next
     is_ours = frame is not None and str(frame.tb_frame.f_globals.get("__name__")).split(".")[0] == __package__
     return is_ours and isinstance(error, ValueError | TypeError | RuntimeError)
+
+
+def _option_of(message: str, args: argparse.Namespace) -> str:
+    """`argument --output: ` before a message that names an argument of Python in place of the option."""
+    options = {name.removeprefix("setting_"): value for name, value in vars(args).items() if name not in NO_OPTIONS}
+    found = re.match(r"`(\w+)` must ", message)
+    if found is None:
+        return ""
+    # Where names differ, such as `folder` and `--output`, the value shows which option is meant.
+    of_value = (name for name, value in options.items() if isinstance(value, str) and f"got {value!r}" in message)
+    name = found[1] if found[1] in options else next(of_value, None)
+    return "" if name is None else f"argument --{name.replace('_', '-')}: "
 
 
 def _inputs_of(args: argparse.Namespace) -> str:

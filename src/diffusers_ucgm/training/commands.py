@@ -209,6 +209,8 @@ def cache(args: argparse.Namespace) -> int:
     items = ImageItems(source, args.size, args.crop, args.flip, channels, args.seed, labels, args.background)
     takes_prompts = bool(adapter.prompt_outputs)
     known_classes = _print_classes(labels) if state.is_main_process else 0
+    if args.max_sequence_length is not None and not takes_prompts:
+        raise ValueError(f"`--max-sequence-length` must be left out for {args.pipeline}, which takes no prompts.")
     if args.max_sequence_length is not None and args.max_sequence_length < 1:
         raise ValueError(f"`--max-sequence-length` must be at least 1, got {args.max_sequence_length}.")
     text = {} if args.max_sequence_length is None else {"max_sequence_length": args.max_sequence_length}
