@@ -104,6 +104,7 @@ COMPARE = [
 TUNE = ["tune-sampler", "--model", "fashion-mnist", "--steps", "2", "--solution-calls", "2", "--output", "out"]
 SAMPLE = ["sample", "--output", "out.png"]
 VALIDATE = ["--validation-steps", "1", "--validation-inputs"]
+CONVERT = ["convert", "--preset", "edm2-s-512", "--checkpoint", "good.safetensors", "--output", "out"]
 BAD = {
     "cache, size": ([*CACHE, "--size", "33"], "`size` must be a multiple of 4"),
     "cache, another size than the model's": (
@@ -117,6 +118,9 @@ BAD = {
         "argument --output: `folder` must be",
     ),
     "cache, length of prompts": ([*CACHE, "--max-sequence-length", "8"], "which takes no prompts"),
+    "doctor, class of a grid": ([*DOCTOR, *VALIDATE, "Bagg"], "'Bagg' is no class. Did you mean 'Bag'?"),
+    "convert, output": ([*CONVERT, "--output", "plain"], "`--output` must be a folder that can be written"),
+    "convert, autoencoder": ([*CONVERT, "--vae", "plain"], "must be a whole file of tensors, got 'plain'"),
     "doctor, data's option": ([*DOCTOR, "--data", "photos"], "argument --data: `folder` must be a finished cache"),
     "sample, LoRA's option": ([*SAMPLE, "--lora", "photos"], "argument --lora: `source` must hold a LoRA"),
     "train, output's option": ([*TRAIN, "--output-dir", "plain"], "argument --output-dir: `output_dir` must be"),

@@ -6,7 +6,7 @@ from typing import overload
 
 from huggingface_hub import hf_hub_download
 
-from diffusers_ucgm.files import read_json
+from diffusers_ucgm.files import check_writable, read_json
 from diffusers_ucgm.hub import push_folder_to_hub
 from diffusers_ucgm.loading import DTYPES
 from diffusers_ucgm.names import local_or_hub, local_path
@@ -37,6 +37,9 @@ def convert(args: argparse.Namespace) -> int:
 
 
 def _convert_checkpoint(args: argparse.Namespace, recipe: Recipe) -> None:
+    if not args.dry_run:
+        # Before files are fetched from the Hub.
+        check_writable(args.output, "--output", folder=True)
     settings = {name: getattr(args, name) for name in (*NETWORK_OPTIONS, "norm_num_groups", "weights")}
     settings["vae"] = _local("--vae", args.vae)
     settings["latent_statistics"] = _local("--latent-statistics", args.latent_statistics)

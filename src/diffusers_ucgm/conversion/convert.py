@@ -160,6 +160,9 @@ def convert_checkpoint(
     output_folder.check()
     _check_groups(norm_num_groups, vae)
     statistics = _statistics(recipe, vae, latent_statistics)
+    if vae is not None:
+        # A damaged one is named before the network is converted, which takes longer.
+        describe_autoencoder(vae, norm_num_groups=norm_num_groups)
     architecture, network = _convert_network(checkpoint, weights, dtype, recipe, settings, note)
     statistics = _per_channel(statistics, network.config.in_channels)
     autoencoder = None if vae is None else _autoencoder(vae, dtype, recipe, statistics, norm_num_groups)

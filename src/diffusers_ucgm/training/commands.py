@@ -28,7 +28,7 @@ from .config import SETTING_TYPES, UCGMTrainingConfig
 from .encoding import encode_null, encode_pixels, encode_prompts
 from .experts import expert_of
 from .recipes import default_recipe, get_recipe
-from .requirements import check_environment, check_image_size, check_run
+from .requirements import check_environment, check_image_size, check_run, validation_conditions
 from .settings import override, read_settings_file, read_words, recipe_settings
 
 
@@ -158,6 +158,8 @@ def doctor(args: argparse.Namespace) -> int:
         from .network_adapter import convention_of_scheduler
 
         pipeline = load_pipeline(args.pipeline, dtype, argument="--pipeline")
+        if config.validation_steps:
+            validation_conditions(pipeline, config.validation_inputs)
         expert, adapter = expert_of(pipeline, config.expert), adapter_for_pipeline(pipeline)
         if null is not None:
             adapter.null_condition = null
