@@ -537,16 +537,15 @@ MUTANTS = [
     Mutant(
         "the guard forgets its first alarm when the ratio rises",
         "training/stability.py",
-        "        is_settled = len(losses) >= SETTLED\n",
-        "        is_settled = len(losses) >= SETTLED\n        self.high = 0\n",
+        "        is_known = len(losses) >= SETTLED\n",
+        "        is_known = len(losses) >= SETTLED\n        self.high = self.high if is_known else 0\n",
         ("tests/training/test_stability.py",),
     ),
     Mutant(
         "a roll-back leaves the collapsed checkpoints",
-        "training/trainer.py",
-        "            # Another run would resume from them, and rotation would keep them.\n"
-        "            checkpoints.drop_checkpoints(self.config.output_dir, self.step, self.runs)",
-        "            pass",
+        "training/collapse.py",
+        "checkpoints.drop_checkpoints(run.config.output_dir, run.step, run.runs)",
+        "pass",
         ("tests/training/test_interruptions.py",),
     ),
     Mutant(
@@ -637,7 +636,7 @@ MUTANTS = [
     Mutant(
         "a stopped run's first lines stay in the log",
         "training/runs.py",
-        "    log.unlink(missing_ok=True)\n",
+        "        (run.folder / LOG_NAME).unlink(missing_ok=True)\n",
         "",
         ("tests/training/test_runs.py",),
     ),

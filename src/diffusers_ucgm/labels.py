@@ -201,7 +201,7 @@ class LabelMapping:
         # The class of each id that a source has in place of a name; a cache's identity does not hold it.
         self._ids: dict[int, int] = {}
         labels = list(dict.fromkeys(labels))
-        self._given = self._read_given(given or {}, labels)
+        self._given = self._read_classes(given or {}, labels)
         self.classes: dict[str, int] = {}
         if not labels:
             return
@@ -301,7 +301,7 @@ class LabelMapping:
         self.notes.append("The labels are ImageNet's 1000 WordNet ids, whose order is that of its classes.")
         return {label: index for index, label in enumerate(sorted(labels))}
 
-    def _read_given(self, given: Mapping[str, str | int], labels: list[str]) -> dict[str, int]:
+    def _read_classes(self, given: Mapping[str, str | int], labels: list[str]) -> dict[str, int]:
         """The given classes, by the source's labels."""
         found: dict[str, int] = {}
         failures: list[str] = []

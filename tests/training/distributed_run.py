@@ -19,7 +19,7 @@ from torch.distributed.fsdp import fully_shard
 
 from diffusers_ucgm import files
 from diffusers_ucgm.data.datasets import LatentDataset
-from diffusers_ucgm.training import trainer as trainer_module
+from diffusers_ucgm.training import preparation
 from diffusers_ucgm.training.config import UCGMTrainingConfig
 from diffusers_ucgm.training.trainer import UCGMTrainer
 
@@ -75,7 +75,7 @@ def use_deepspeed(stage):
         def __init__(self, kwargs_handlers, **options):
             super().__init__(kwargs_handlers=[*kwargs_handlers, backend], **options)
 
-    trainer_module.Accelerator = Launched
+    preparation.Accelerator = Launched
 
 
 def full_disk(*_):
@@ -86,7 +86,7 @@ def main():
     output, *settings = sys.argv[1:]
     changes = {name: json.loads(value) for name, value in (pair.split("=", 1) for pair in settings)}
     if changes.pop("shard", False):
-        trainer_module.Accelerator = ShardingAccelerator
+        preparation.Accelerator = ShardingAccelerator
     if stage := changes.pop("zero_stage", 0):
         use_deepspeed(stage)
     if changes.pop("full_disk", False):

@@ -14,8 +14,9 @@ from distributed_run import data, network
 from safetensors.torch import load_file
 
 from diffusers_ucgm.training.checkpoints import checkpoints_in
+from diffusers_ucgm.training.collapse import MAX_COLLAPSES
 from diffusers_ucgm.training.config import UCGMTrainingConfig
-from diffusers_ucgm.training.trainer import MAX_COLLAPSES, UCGMTrainer
+from diffusers_ucgm.training.trainer import UCGMTrainer
 
 
 FOLDER = Path(__file__).parent

@@ -119,7 +119,7 @@ def test_a_run_looks_at_its_own_checkpoints_only(tmp_path):
     assert entries(tmp_path / "run") == {"checkpoint-6", "checkpoint-8", "log.jsonl", "run.json", "transformer"}
     whole = trainer(tmp_path / "whole", **longer)
     whole.train()
-    torch.testing.assert_close(resumed.whole_weights(), whole.whole_weights(), rtol=0, atol=0)
+    torch.testing.assert_close(resumed.backend.whole_weights(), whole.backend.whole_weights(), rtol=0, atol=0)
 
 
 def test_other_data_are_refused_by_name(tmp_path):

@@ -40,7 +40,7 @@ def test_a_ratio_and_a_schedule_exclude_each_other():
 
 
 def test_ratios_outside_their_range_are_refused_anywhere_in_a_schedule():
-    with pytest.raises(ValueError, match=r"`consistency_ratio` must be in \[0, 1\], got 1.5"):
+    with pytest.raises(ValueError, match=r"`consistency_schedule` must hold ratios in \[0, 1\], got .*1\.5"):
         UCGMTrainingConfig("run", consistency_schedule=[[0, 0.0], [100, 1.5]], max_train_steps=1000)
 
 

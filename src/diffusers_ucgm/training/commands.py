@@ -1,19 +1,21 @@
-"""What the commands of `ucgm` that train do: `train`, `doctor` and `cache`. Each calls the public API and prints."""
+"""The bodies of `ucgm train`, `doctor` and `cache`: each calls the public API and prints."""
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from diffusers import ModelMixin
+from diffusers import DiffusionPipeline, ModelMixin
+from torch import Tensor
 
 from diffusers_ucgm import files
 from diffusers_ucgm.checks import check_device
 from diffusers_ucgm.data.datasets import LatentDataset
 from diffusers_ucgm.data.image_sources import check_image_source
-from diffusers_ucgm.data.images import ImageItems, load_image_dataset
+from diffusers_ucgm.data.images import ImageItems, ImageSource, load_image_dataset
 from diffusers_ucgm.data.latent_cache import CachedLatents, cache_latents, finish_cache
 from diffusers_ucgm.files import check_writable, read_tensors
 from diffusers_ucgm.interruptions import Stopped
@@ -27,20 +29,51 @@ from .classes import classes_of, matched_source
 from .config import SETTING_TYPES, UCGMTrainingConfig
 from .encoding import encode_null, encode_pixels, encode_prompts
 from .experts import expert_of
+from .network_adapter import NetworkAdapter, convention_of_scheduler
 from .recipes import default_recipe, get_recipe
 from .requirements import check_environment, check_image_size, check_run, validation_conditions
 from .settings import override, read_settings_file, read_words, recipe_settings
 
 
+if TYPE_CHECKING:
+    from .trainer import UCGMTrainer
+
 __all__ = ["COMMANDS"]
 
 DATA_KINDS = "a folder of `ucgm cache` or a safetensors file"
 NULL_CONDITION = "null_condition.safetensors"
+# The options on which the entries of a cache depend.
+CACHE_IDENTITY = (
+    "pipeline",
+    "source",
+    "split",
+    "size",
+    "crop",
+    "flip",
+    "seed",
+    "torch_dtype",
+    "max_sequence_length",
+    "background",
+)
 
 
 def _config(args: argparse.Namespace, **defaults: Any) -> UCGMTrainingConfig:
     """The settings in force: the options win over `--config`, and the file wins over `--recipe`."""
     _check_names(args)
+    given = {**defaults, **_given_settings(args)}
+    if "output_dir" not in given:
+        raise ValueError("`--output-dir` must be given, here or in the file of `--config`.")
+    recipe, origin = _recipe(args, given)
+    if recipe is not None:
+        given = recipe_settings(recipe, given)
+    config = UCGMTrainingConfig(**given)
+    if is_first_process():
+        print(origin)
+    return config
+
+
+def _given_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings of the options and, below them, of `--config`."""
     words = {
         name.removeprefix("setting_"): value
         for name, value in vars(args).items()
@@ -49,23 +82,19 @@ def _config(args: argparse.Namespace, **defaults: Any) -> UCGMTrainingConfig:
     if empty := sorted(name for name, value in {**words, "config": args.config}.items() if value in ("", [""])):
         raise ValueError(f"`--{empty[0].replace('_', '-')}` must not be empty, got ''. Leave the option out.")
     given = read_words(words, SETTING_TYPES)
-    if args.config:
-        given = override(read_settings_file(args.config, SETTING_TYPES), given)
-    given = {**defaults, **given}
-    if "output_dir" not in given:
-        raise ValueError("`--output-dir` must be given, here or in the file of `--config`.")
+    return override(read_settings_file(args.config, SETTING_TYPES), given) if args.config else given
+
+
+def _recipe(args: argparse.Namespace, given: Mapping[str, Any]) -> tuple[str | None, str]:
+    """The recipe in force, or None, and a line that says where the settings come from."""
     recipe, reason = args.recipe, "as `--recipe` names it"
-    if recipe is None and not args.config:
+    if recipe is None and args.config:
+        return None, f"Settings: {args.config}"
+    if recipe is None:
         is_pretrained = args.pipeline is not None or not Path(args.model).is_file()
         has_prompts = (Path(args.data) / NULL_CONDITION).is_file()
         recipe, reason = default_recipe(given, is_pretrained=is_pretrained, has_prompts=has_prompts)
-    if recipe is not None:
-        given = recipe_settings(recipe, given)
-    config = UCGMTrainingConfig(**given)
-    if is_first_process():
-        known = None if recipe is None else get_recipe(recipe)
-        print(f"Settings: {args.config}" if known is None else f"Recipe: {recipe}, {reason}. {known.summary}")
-    return config
+    return recipe, f"Recipe: {recipe}, {reason}. {get_recipe(recipe).summary}"
 
 
 def _check_names(args: argparse.Namespace) -> None:
@@ -79,8 +108,8 @@ def _check_names(args: argparse.Namespace) -> None:
         local_path("--config", args.config, "a JSON or YAML file of settings")
 
 
-def _data(name: str) -> tuple[Any, dict[str, torch.Tensor] | None]:
-    """The data set and, where the cache has it, what stands for no prompt."""
+def _data(name: str) -> tuple[LatentDataset | CachedLatents, dict[str, Tensor] | None]:
+    """The data set and, where the cache has it, the condition that stands for no prompt."""
     path = local_path("--data", name, DATA_KINDS)
     if path.is_dir():
         null = path / NULL_CONDITION
@@ -89,6 +118,11 @@ def _data(name: str) -> tuple[Any, dict[str, torch.Tensor] | None]:
         raise ValueError(f"`--data` must be {DATA_KINDS}, got {name!r}.")
     tensors = read_tensors(path, ("latents", "class_labels"))
     latents, labels = tensors["latents"], tensors["class_labels"]
+    _check_latents(latents, labels, name)
+    return LatentDataset(latents, labels.long()), None
+
+
+def _check_latents(latents: Tensor, labels: Tensor, name: str) -> None:
     if not latents.is_floating_point() or latents.ndim < 2 or len(latents) == 0:
         raise ValueError(
             f"`--data` must hold floating 'latents' of shape (N, C, ...), got {latents.dtype} of shape "
@@ -99,7 +133,6 @@ def _data(name: str) -> tuple[Any, dict[str, torch.Tensor] | None]:
             f"`--data` must hold whole 'class_labels' of shape ({len(latents)},), got {labels.dtype} of shape "
             f"{tuple(labels.shape)} in {name!r}."
         )
-    return LatentDataset(latents, labels.long()), None
 
 
 def _network(args: argparse.Namespace, config: UCGMTrainingConfig) -> ModelMixin:
@@ -111,38 +144,37 @@ def _network(args: argparse.Namespace, config: UCGMTrainingConfig) -> ModelMixin
 
 def train(args: argparse.Namespace) -> int:
     """Train or tune; under `accelerate launch` in several processes."""
-    from .trainer import UCGMTrainer
-
     config = _config(args)
     check_run(config)
     check_device(None, DTYPES[args.torch_dtype])
-    dataset, null = _data(args.data)
-    if args.pipeline:
-        pipeline = load_pipeline(args.pipeline, DTYPES[args.torch_dtype], argument="--pipeline")
-        trainer = UCGMTrainer.from_pipeline(config, pipeline, dataset, null_condition=null)
-    else:
-        trainer = UCGMTrainer(config, _network(args, config), dataset)
-    # Until the last file is written.
+    trainer = _make_trainer(args, config)
+    # The folder is locked until the last file is written.
     with trainer.run_folder:
         folder = trainer.train()
         if folder is None:
             assert trainer.interrupted_by is not None
             raise Stopped(trainer.interrupted_by)
-        is_main = trainer.accelerator.is_main_process
-        if is_main:
-            print(f"Weights: {folder.resolve()}")
+        lines = [f"Weights: {folder.resolve()}"]
         if args.pipeline and not config.lora_rank:
-            saved = trainer.save_pipeline()
-            if is_main:
-                print(f"Pipeline: {saved.resolve()}")
+            lines.append(f"Pipeline: {trainer.save_pipeline().resolve()}")
     if args.push_to_hub:
-        address = trainer.push_to_hub(args.push_to_hub)
-        if is_main:
-            print(f"Hub: {address}")
+        lines.append(f"Hub: {trainer.push_to_hub(args.push_to_hub)}")
+    if trainer.accelerator.is_main_process:
+        print("\n".join(lines))
     # gloo may wait for ever in a process whose peer is busy while it leaves the group.
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
     return 0
+
+
+def _make_trainer(args: argparse.Namespace, config: UCGMTrainingConfig) -> "UCGMTrainer":
+    from .trainer import UCGMTrainer
+
+    dataset, null = _data(args.data)
+    if not args.pipeline:
+        return UCGMTrainer(config, _network(args, config), dataset)
+    pipeline = load_pipeline(args.pipeline, DTYPES[args.torch_dtype], argument="--pipeline")
+    return UCGMTrainer.from_pipeline(config, pipeline, dataset, null_condition=null)
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -155,8 +187,6 @@ def doctor(args: argparse.Namespace) -> int:
     check_environment(config)
     dataset, null = _data(args.data)
     if args.pipeline:
-        from .network_adapter import convention_of_scheduler
-
         pipeline = load_pipeline(args.pipeline, dtype, argument="--pipeline")
         if config.validation_steps:
             validation_conditions(pipeline, config.validation_inputs)
@@ -195,6 +225,39 @@ def cache(args: argparse.Namespace) -> int:
     pipeline = load_pipeline(args.pipeline, DTYPES[args.torch_dtype], argument="--pipeline").to(state.device)
     adapter = adapter_for_pipeline(pipeline)
     check_image_size(pipeline, adapter, args.size)
+    takes_prompts = bool(adapter.prompt_outputs)
+    text = _text_options(args, takes_prompts)
+    items = _image_items(args, pipeline, adapter)
+    known_classes = _print_classes(items.labels) if state.is_main_process else 0
+    folder = cache_latents(
+        items,
+        lambda pixels, generator: encode_pixels(pipeline, pixels, generator, args.posterior_mean),
+        args.output,
+        encode_captions=(lambda texts: encode_prompts(pipeline, adapter, texts, **text)) if takes_prompts else None,
+        batch_size=args.batch_size,
+        shard_size=args.shard_size,
+        fingerprint=_cache_identity(args, items.source),
+        process_index=state.process_index,
+        num_processes=state.num_processes,
+        overwrite_output_dir=args.overwrite_output_dir,
+        state=state,
+        progress=state.is_local_main_process,
+    )
+    state.wait_for_everyone()
+    if state.is_main_process:
+        if takes_prompts:
+            files.write_tensors(folder / NULL_CONDITION, encode_null(pipeline, adapter, **text))
+        index = finish_cache(folder, items.source.left_out)
+        if not known_classes:
+            # Those of a stream are known once it was read.
+            _print_classes(items.labels)
+        _print_cache(folder, index, args.background)
+    state.wait_for_everyone()
+    return 0
+
+
+def _image_items(args: argparse.Namespace, pipeline: DiffusionPipeline, adapter: NetworkAdapter) -> ImageItems:
+    """The images of `--source` with their classes and captions, in the form that the pipeline's encoders take."""
     label_map = None if args.label_map is None else read_label_map(args.label_map)
     source = load_image_dataset(
         args.source,
@@ -208,53 +271,40 @@ def cache(args: argparse.Namespace) -> int:
     vae = getattr(pipeline, "vae", None)
     channels = getattr(vae.config, "in_channels", 3) if vae is not None else 3
     source, labels = matched_source(source, pipeline, adapter, label_map)
-    items = ImageItems(source, args.size, args.crop, args.flip, channels, args.seed, labels, args.background)
-    takes_prompts = bool(adapter.prompt_outputs)
-    known_classes = _print_classes(labels) if state.is_main_process else 0
-    if args.max_sequence_length is not None and not takes_prompts:
+    return ImageItems(source, args.size, args.crop, args.flip, channels, args.seed, labels, args.background)
+
+
+def _text_options(args: argparse.Namespace, takes_prompts: bool) -> dict[str, int]:
+    """Arguments of the text encoders."""
+    if args.max_sequence_length is None:
+        return {}
+    if not takes_prompts:
         raise ValueError(f"`--max-sequence-length` must be left out for {args.pipeline}, which takes no prompts.")
-    if args.max_sequence_length is not None and args.max_sequence_length < 1:
+    if args.max_sequence_length < 1:
         raise ValueError(f"`--max-sequence-length` must be at least 1, got {args.max_sequence_length}.")
-    text = {} if args.max_sequence_length is None else {"max_sequence_length": args.max_sequence_length}
-    names = ("pipeline", "source", "split", "size", "crop", "flip", "seed", "torch_dtype", "max_sequence_length")
-    names += ("background",)
+    return {"max_sequence_length": args.max_sequence_length}
+
+
+def _cache_identity(args: argparse.Namespace, source: ImageSource) -> dict[str, Any]:
+    """The settings on which the entries of a cache depend."""
+    options = {name: getattr(args, name) for name in CACHE_IDENTITY}
     columns = {name: getattr(source, name) for name in ("image_column", "label_column", "caption_column")}
     # Caches from before these options go on.
-    chosen = {name: True for name in ("posterior_mean", "allow_remote_files") if getattr(args, name)}
-    folder = cache_latents(
-        items,
-        lambda pixels, generator: encode_pixels(pipeline, pixels, generator, args.posterior_mean),
-        args.output,
-        encode_captions=(lambda texts: encode_prompts(pipeline, adapter, texts, **text)) if takes_prompts else None,
-        batch_size=args.batch_size,
-        shard_size=args.shard_size,
-        fingerprint={name: getattr(args, name) for name in names} | columns | chosen,
-        process_index=state.process_index,
-        num_processes=state.num_processes,
-        overwrite_output_dir=args.overwrite_output_dir,
-        state=state,
-        progress=state.is_local_main_process,
-    )
-    state.wait_for_everyone()
-    if state.is_main_process:
-        if takes_prompts:
-            files.write_tensors(folder / NULL_CONDITION, encode_null(pipeline, adapter, **text))
-        index = finish_cache(folder, source.left_out)
-        if not known_classes:
-            # Those of a stream are known once it was read.
-            _print_classes(labels)
-        print(f"Cache: {folder.resolve()}, {index['num_samples']} samples, {len(index['skipped'])} images left out")
-        print(f"  background of transparent images: {args.background}")
-        for each in index["skipped"][:10]:
-            print(f"  {each}")
-        for name in ("latents_mean", "latents_std"):
-            print(f"  {name}: {', '.join(f'{value:.3f}' for value in index[name])}")
-    state.wait_for_everyone()
-    return 0
+    later = {name: True for name in ("posterior_mean", "allow_remote_files") if getattr(args, name)}
+    return options | columns | later
+
+
+def _print_cache(folder: Path, index: Mapping[str, Any], background: str) -> None:
+    print(f"Cache: {folder.resolve()}, {index['num_samples']} samples, {len(index['skipped'])} images left out")
+    print(f"  background of transparent images: {background}")
+    for each in index["skipped"][:10]:
+        print(f"  {each}")
+    for name in ("latents_mean", "latents_std"):
+        print(f"  {name}: {', '.join(f'{value:.3f}' for value in index[name])}")
 
 
 def _print_classes(labels: LabelMapping | None) -> int:
-    """Print the model's class of each label that is known so far; gives the number of lines."""
+    """Print the model's class of each label that is known so far, and return the number of lines."""
     lines = [] if labels is None else labels.lines()
     if lines:
         print("\n".join(["Classes:", *(f"  {line}" for line in lines)]))

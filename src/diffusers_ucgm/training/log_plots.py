@@ -21,6 +21,8 @@ PANELS = {
     "learning_rate": "learning rate",
 }
 REQUIRED = ("loss", "learning_rate")
+# The statistics of the derivative, with their names in the legend.
+DERIVATIVE_LABELS = {"slope": "mean size", "clamped": "fraction at the clamp"}
 
 
 def plot_by_time(statistics: Mapping[str, Sequence[float | None]], path: str | Path) -> Path:
@@ -28,38 +30,47 @@ def plot_by_time(statistics: Mapping[str, Sequence[float | None]], path: str | P
 
     Args:
         statistics: As `TimeStatistics.read` gives them, or the log under `by_time`: `t` (the middles of the bins),
-            `loss`, and where they are known `slope` (mean size of the derivative) and `clamped` (share of its entries
-            at the clamp). A bin with None or NaN is a gap.
-        path: Of the PNG file.
+            `loss`, and where they are known `slope` (mean size of the derivative) and `clamped` (fraction of its
+            entries at the clamp). A bin with None or NaN is a gap.
+        path: The PNG file.
 
     Raises:
         ValueError: If `t` or `loss` is missing, or the numbers of bins differ.
         ImportError: If matplotlib is not installed.
     """
-    if missing := [name for name in ("t", "loss") if name not in statistics]:
-        raise ValueError(f"`statistics` must have 't' and 'loss', got no {missing} in {sorted(statistics)}.")
-    t = plot_values(statistics["t"])
-    series = {name: plot_values(statistics[name]) for name in ("loss", "slope", "clamped") if name in statistics}
-    if unequal := {name: len(values) for name, values in series.items() if len(values) != len(t)}:
-        raise ValueError(f"`statistics` must have {len(t)} values of each, as of 't', got {unequal}.")
-    labels = {"slope": "mean size", "clamped": "share at the clamp"}
-    derivative = {labels[name]: values for name, values in series.items() if name in labels}
-    # Both lie in [0, 1], so they share an axis.
-    panels: dict[str, dict[str, list[float]]] = {"loss": {"": series["loss"]}, "derivative": derivative}
+    t, series = _series_by_time(statistics)
+    derivative = {DERIVATIVE_LABELS[name]: values for name, values in series.items() if name in DERIVATIVE_LABELS}
 
     def draw(axes: list["Axes"]) -> None:
-        for ax, (name, lines) in zip(axes, panels.items(), strict=False):
-            for (label, values), colour, marker in zip(lines.items(), (BLUE, ORANGE), "os", strict=False):
-                # Markers show a bin between two gaps, to which no line leads.
-                ax.plot(t, values, color=colour, marker=marker, markersize=4, label=label)
-            ax.set_ylabel(name)
+        _draw_lines(axes[0], "loss", t, {"": series["loss"]})
         axes[0].set_xlim(0.0, 1.0)
         axes[-1].set_xlabel("time (0 is data, 1 is noise)")
         if derivative:
+            # Both lie in [0, 1], so they share an axis.
+            _draw_lines(axes[1], "derivative", t, derivative)
             axes[1].set_ylim(bottom=0.0)
             axes[1].legend(frameon=False)
 
     return save_plot(draw, 2 if derivative else 1, path)
+
+
+def _series_by_time(statistics: Mapping[str, Sequence[float | None]]) -> tuple[list[float], dict[str, list[float]]]:
+    """The times, and the values of each known statistic."""
+    if missing := [name for name in ("t", "loss") if name not in statistics]:
+        raise ValueError(f"`statistics` must have 't' and 'loss', got no {missing} in {sorted(statistics)}.")
+    t = plot_values(statistics["t"])
+    names = ("loss", *DERIVATIVE_LABELS)
+    series = {name: plot_values(statistics[name]) for name in names if name in statistics}
+    if unequal := {name: len(values) for name, values in series.items() if len(values) != len(t)}:
+        raise ValueError(f"`statistics` must have {len(t)} values of each, as of 't', got {unequal}.")
+    return t, series
+
+
+def _draw_lines(ax: "Axes", name: str, t: Sequence[float], lines: Mapping[str, Sequence[float]]) -> None:
+    for (label, values), colour, marker in zip(lines.items(), (BLUE, ORANGE), "os", strict=False):
+        # Markers show a bin between two gaps, to which no line leads.
+        ax.plot(t, values, color=colour, marker=marker, markersize=4, label=label)
+    ax.set_ylabel(name)
 
 
 def plot_loss(lines: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
@@ -70,7 +81,7 @@ def plot_loss(lines: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
     Args:
         lines: The lines of `log.jsonl`: `step`, `loss` and `learning_rate`, and where they are known `residual`
             (root mean square of prediction minus target) and `consistency_ratio`.
-        path: Of the PNG file.
+        path: The PNG file.
 
     Raises:
         ValueError: If there is no line.
@@ -87,13 +98,18 @@ def plot_loss(lines: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
         for ax, (name, values) in zip(axes, series.items(), strict=True):
             ax.plot(steps, values, color=BLUE, marker=marker)
             ax.set_ylabel(PANELS[name])
-            finite = [value for value in values if math.isfinite(value)]
-            if name in ("loss", "residual") and finite and min(finite) > 0:
+            if name in ("loss", "residual") and _is_positive(values):
                 ax.set_yscale("log")
-        if "consistency_ratio" in known:
-            axes[known.index("consistency_ratio")].set_ylim(-0.05, 1.05)
+            if name == "consistency_ratio":
+                ax.set_ylim(-0.05, 1.05)
         axes[-1].set_ylim(bottom=0.0)
         axes[-1].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
         axes[-1].set_xlabel("optimizer step")
 
     return save_plot(draw, len(known), path)
+
+
+def _is_positive(values: Sequence[float]) -> bool:
+    """Whether some values are finite, and all of those positive."""
+    finite = [value for value in values if math.isfinite(value)]
+    return bool(finite) and min(finite) > 0

@@ -1,7 +1,8 @@
-"""Whose run a folder holds: the identity of a training run, and when a folder is begun, resumed or refused."""
+"""The identity of a training run, and the rule by which a folder is begun, resumed or refused."""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,14 @@ from diffusers_ucgm.run_folder import RunFolder, differences, used_folder
 from .batches import length_of
 from .checkpoints import latest_checkpoint
 from .config import FREE_ON_RESUME, UCGMTrainingConfig
+from .log import LOG_NAME
 from .settings import in_current_form
 
 
 __all__ = ["begin_run", "data_identity", "network_identity", "own_runs"]
 
-# Items that are read of a data set, and values of each weight, to know it again.
+# The numbers of items of a data set, and of values of each weight, that identify them.
 MAX_ITEMS, MAX_VALUES = 16, 4096
-LOG = "log.jsonl"
 RESUMING = "Resume it by `resume_from_checkpoint='latest'` (`--resume-from-checkpoint latest`), "
 
 
@@ -39,39 +40,54 @@ def begin_run(run: RunFolder, config: UCGMTrainingConfig, identity: dict[str, An
         ValueError: If the folder holds another run, or this one and is to be used without resuming.
     """
     is_resumed = _resumes_in(config, run.folder)
-    notes = {"settings": config.to_dict()}
     if config.overwrite_output_dir:
-        if is_resumed:
-            raise ValueError(
-                "`overwrite_output_dir` must be False where `resume_from_checkpoint` names a checkpoint in "
-                f"`output_dir`, got True with {config.resume_from_checkpoint!r}. Leave one of them out."
-            )
+        _check_overwriting(config, is_resumed)
         run.clear()
     found, results = run.found(), run.results()
+    _check_owner(run, found, results, is_resumed)
+    notes = {"settings": config.to_dict()}
+    if results and found is not None and (changed := differences(found["identity"], identity)):
+        reason = f"whose run has other {' and '.join(sorted(changed))} ({_in_words(changed)})"
+        raise used_folder(run.argument, run.folder, reason)
+    if results and found is None:
+        # A run of version 0.1.0, whose checkpoints say nothing of it.
+        run.start(identity, adopts=True, **notes)
+    elif results and latest_checkpoint(run.folder, runs=own_runs(found)) is not None:
+        run.run = found or {}
+    else:
+        _check_loss(run, config, found, results)
+        run.start(identity, **notes)
+        (run.folder / LOG_NAME).unlink(missing_ok=True)
+
+
+def _check_overwriting(config: UCGMTrainingConfig, is_resumed: bool) -> None:
+    if is_resumed:
+        raise ValueError(
+            "`overwrite_output_dir` must be False where `resume_from_checkpoint` names a checkpoint in "
+            f"`output_dir`, got True with {config.resume_from_checkpoint!r}. Leave one of them out."
+        )
+
+
+def _check_owner(run: RunFolder, found: Mapping[str, Any] | None, results: list[str], is_resumed: bool) -> None:
+    """Refuse a folder of another command, of nobody's files, or of a run that is not to be resumed."""
     if found is not None and found["kind"] != run.kind:
         raise used_folder(run.argument, run.folder, f"which holds a run of `ucgm {found['kind']}`")
     if found is None and results and not run.is_of_version_0_1_0():
         run.check_unused()
     if results and not is_resumed:
-        raise used_folder(run.argument, run.folder, f"which holds a run with {_listed(results)}", RESUMING)
-    if results and found is not None and (changed := differences(found["identity"], identity)):
-        raise used_folder(
-            run.argument, run.folder, f"whose run has other {' and '.join(sorted(changed))} ({_said(changed)})"
-        )
-    if results and (found is None or latest_checkpoint(run.folder, runs=own_runs(found)) is not None):
-        run.run = found or {}
-        if found is None:
-            # Of version 0.1.0, whose checkpoints say nothing of their run.
-            run.start(identity, adopts=True, **notes)
-        return
+        raise used_folder(run.argument, run.folder, f"which holds a run with {_enumerate(results)}", RESUMING)
+
+
+def _check_loss(
+    run: RunFolder, config: UCGMTrainingConfig, found: Mapping[str, Any] | None, results: list[str]
+) -> None:
+    """Refuse to begin a run anew where weights of other settings, or a log of another program, would be lost."""
     if results and found is not None and (changed := _changed_settings(found, config)):
-        reason = f"which holds a run with {_listed(results)} and other settings ({_said(changed)})"
+        reason = f"which holds a run with {_enumerate(results)} and other settings ({_in_words(changed)})"
         raise used_folder(run.argument, run.folder, reason)
-    log = run.folder / LOG
+    log = run.folder / LOG_NAME
     if found is None and log.is_file() and not _is_log(log):
-        raise used_folder(run.argument, run.folder, f"which holds a {LOG} that no run of `ucgm train` wrote")
-    run.start(identity, **notes)
-    log.unlink(missing_ok=True)
+        raise used_folder(run.argument, run.folder, f"which holds a {LOG_NAME} that no run of `ucgm train` wrote")
 
 
 def _is_log(path: Path) -> bool:
@@ -104,10 +120,10 @@ def data_identity(dataset: Any) -> dict[str, Any]:
     """
     samples = length_of(dataset)
     if isinstance(dataset, CachedLatents):
-        return {"samples": samples, "items": _hashed(json.dumps(dataset.index, sort_keys=True).encode())}
+        return {"samples": samples, "items": _hash(json.dumps(dataset.index, sort_keys=True).encode())}
     places = sorted({i * (samples - 1) // max(1, MAX_ITEMS - 1) for i in range(MAX_ITEMS)})
     once, again = ([_of_item(dataset[i]) for i in places] for _ in range(2))
-    return {"samples": samples, "items": _hashed("".join(once).encode()) if once == again else "random"}
+    return {"samples": samples, "items": _hash("".join(once).encode()) if once == again else "random"}
 
 
 @torch.no_grad()
@@ -133,18 +149,18 @@ def _resumes_in(config: UCGMTrainingConfig, folder: Path) -> bool:
     return source == "latest" or (source is not None and Path(source).resolve().parent == folder.resolve())
 
 
-def _changed_settings(found: dict[str, Any], config: UCGMTrainingConfig) -> dict[str, str]:
+def _changed_settings(found: Mapping[str, Any], config: UCGMTrainingConfig) -> dict[str, str]:
     free = FREE_ON_RESUME - {"max_train_steps"}
     mine = {name: value for name, value in config.to_dict().items() if name not in free}
     before = in_current_form(found.get("settings", {}))
     return differences({name: before.get(name, mine[name]) for name in mine}, mine)
 
 
-def _listed(names: list[str]) -> str:
+def _enumerate(names: list[str]) -> str:
     return ", ".join(names[:4]) + (" and more" if len(names) > 4 else "")
 
 
-def _said(changed: dict[str, str]) -> str:
+def _in_words(changed: dict[str, str]) -> str:
     return ", ".join(changed[name] for name in sorted(changed))
 
 
@@ -152,7 +168,7 @@ def _of_item(item: Any) -> str:
     if isinstance(item, dict):
         return ", ".join(f"{name}: {_of_item(item[name])}" for name in sorted(item))
     if isinstance(item, Tensor):
-        return f"{item.dtype} {tuple(item.shape)} {_hashed(_bytes(item))}"
+        return f"{item.dtype} {tuple(item.shape)} {_hash(_bytes(item))}"
     return repr(item)
 
 
@@ -160,5 +176,5 @@ def _bytes(values: Tensor) -> bytes:
     return values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _hashed(content: bytes) -> str:
+def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]

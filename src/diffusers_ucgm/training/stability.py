@@ -1,4 +1,4 @@
-"""What keeps few-step training from failing unseen: statistics by time and a guard."""
+"""Statistics by time and a guard, which show when few-step training fails."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,15 @@ from torch import Tensor
 __all__ = ["CollapseGuard", "TimeStatistics"]
 
 NUM_BINS = 10
-# The guard compares with so many lines of the log, and says nothing before it has seen a few.
+# The number of lines of the log that the guard compares with, and the number before which it stays silent.
 HISTORY, SETTLED = 20, 3
-# So many lines in a row must be high: one is an outlier.
+# The number of lines in a row that must be high: one is an outlier.
 PATIENCE = 2
 # Healthy runs on Fashion-MNIST had 0.42 to 0.57 of the derivative's entries at the clamp, collapsed ones 0.8 and more.
 SATURATION, SATURATION_RISE = 0.7, 1.2
 ORDINARY, ORDINARY_RISE = 0.5, 1.1
-# While the ratio rises, the level of the loss moves with it: a healthy model's by at most 2.2 times over so much.
+# While the ratio rises, the level of the loss moves with it: a healthy model's by at most 2.2
+# times over this difference.
 NEAR_RATIO = 0.2
 GUARD_STATE = ("losses", "shares", "high", "collapses", "good_step")
 
@@ -29,7 +30,7 @@ class TimeStatistics:
 
     def __init__(self, device: torch.device) -> None:
         """Start empty."""
-        self.sums = torch.zeros(NUM_BINS, 5, device=device)  # count, loss, |slope|, clamped share, squared residual
+        self.sums = torch.zeros(NUM_BINS, 5, device=device)  # count, loss, |slope|, clamped fraction, squared residual
 
     @torch.no_grad()
     def update(self, t: Tensor, loss: Tensor, slope: Tensor | None, residual: Tensor | None = None) -> None:
@@ -65,7 +66,7 @@ class TimeStatistics:
         return math.sqrt(squares / count) if count and math.isfinite(squares) else None
 
     def read(self) -> dict[str, list[float | None]]:
-        """The means since the last reading, by bin: `t` (centres), `loss`, `slope`, `clamped`; None where none fell.
+        """The means by bin since the last reading: `t` (centres), `loss`, `slope`, `clamped`; None in an empty bin.
 
         Waits for the device.
         """
@@ -83,7 +84,7 @@ class CollapseGuard:
     the loss hardly shows that, but once nearly all entries are clamped the target says nothing of the data any more.
 
     Attributes:
-        collapses: How often it has spoken.
+        collapses: The number of collapses so far.
         good_step: The last step of the log at which nothing was out of the ordinary.
     """
 
@@ -91,7 +92,7 @@ class CollapseGuard:
         """Start without a history.
 
         Args:
-            factor: How many times the median of the history counts as a jump of the loss.
+            factor: A loss above the median of the history times this factor is a jump.
         """
         self.factor = factor
         self.losses: list[list[float]] = []  # pairs of a ratio and a loss
@@ -104,25 +105,21 @@ class CollapseGuard:
         """Whether the run has collapsed with this line of the log.
 
         Args:
-            step: Of the line.
+            step: The step of the line.
             loss: The smoothed loss.
             ratio: The consistency ratio. The loss is compared with lines of nearly the same one.
-            clamped: The share of clamped entries by time, None where none fell.
+            clamped: The fraction of clamped entries by time, None where no sample fell.
         """
-        known = [share for share in clamped if share is not None]
-        share = sum(known) / len(known) if known and ratio > 0.0 else 0.0
-        losses = [value for at, value in self.losses if abs(at - ratio) <= NEAR_RATIO]
-        is_settled = len(losses) >= SETTLED
-        lowest = min(self.shares, default=share)
-        jumps = not math.isfinite(loss) or (is_settled and loss > self.factor * median(losses))
-        saturates = share > SATURATION and share > SATURATION_RISE * lowest
-        if jumps or saturates:
+        known = [each for each in clamped if each is not None]
+        fraction = sum(known) / len(known) if known and ratio > 0.0 else 0.0
+        lowest = min(self.shares, default=fraction)
+        if self._jumps(loss, ratio) or (fraction > SATURATION and fraction > SATURATION_RISE * lowest):
             self.high += 1
         else:
             self.high = 0
             self.losses = [*self.losses, [ratio, loss]][-HISTORY:]
-            self.shares = [*self.shares, share][-HISTORY:]
-            if share <= ORDINARY_RISE * lowest or share < ORDINARY:
+            self.shares = [*self.shares, fraction][-HISTORY:]
+            if fraction <= ORDINARY_RISE * lowest or fraction < ORDINARY:
                 self.good_step = step
         if self.high < PATIENCE:
             return False
@@ -130,8 +127,14 @@ class CollapseGuard:
         self.collapses += 1
         return True
 
+    def _jumps(self, loss: float, ratio: float) -> bool:
+        """Whether a loss is not finite, or far above those of nearly the same ratio."""
+        losses = [value for at, value in self.losses if abs(at - ratio) <= NEAR_RATIO]
+        is_known = len(losses) >= SETTLED
+        return not math.isfinite(loss) or (is_known and loss > self.factor * median(losses))
+
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """The state that a resumed run needs."""
         return {name: getattr(self, name) for name in GUARD_STATE}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -12,34 +12,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
 from diffusers import ModelMixin
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from diffusers.utils import logging
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from diffusers_ucgm.constraints import check
-from diffusers_ucgm.lora import add_lora, without_lora
 from diffusers_ucgm.network_caches import check_no_cache
-from diffusers_ucgm.processes import check_launch
 from diffusers_ucgm.run_folder import RunFolder
-from diffusers_ucgm.teacher import Teacher
 
-from . import checkpoints, export, zero
+from . import checkpoints, export
 from .adapters import adapter_for
 from .arguments import TRAINER_ARGUMENTS
 from .averages import use_averages
-from .backends import make_backend
 from .batches import DrawnSamples, StepSampler, batches_from, generator_of, length_of
+from .collapse import handle_collapse
 from .config import UCGMTrainingConfig
 from .experts import expert_of
 from .log import LogLine, TrainingLog
 from .network_adapter import DenoiserAdapter, convention_of_scheduler
-from .optimizers import make_optimizer
+from .preparation import make_accelerator, prepare
 from .reductions import is_true_of_any
 from .requirements import check_data, check_run, validation_conditions
 from .run_state import Part, ema_part, load_parts, rates_part, save_parts, values_part
@@ -57,10 +50,8 @@ __all__ = ["UCGMTrainer"]
 
 logger = logging.get_logger(__name__)
 
-# The number of steps in a row without a finite gradient, and of returns to a checkpoint, that end a run.
+# The number of steps in a row without a finite gradient that ends a run.
 MAX_BAD_STEPS = 10
-MAX_COLLAPSES = 5
-TEACHER_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, None: None}
 
 
 class UCGMTrainer:
@@ -126,55 +117,18 @@ class UCGMTrainer:
         check_data(transformer, self.adapter, dataset)
         if config.validation_steps and pipeline is not None:
             validation_conditions(pipeline, config.validation_inputs)
-        self.accelerator = _make_accelerator(config)
+        self.accelerator = make_accelerator(config)
         # A LoRA's base is not in its checkpoints.
         self._network_identity = network_identity(transformer, with_weights=config.lora_rank > 0)
         # The ids of the runs whose checkpoints are this one's: none before `train` has looked at the folder.
         self.runs: tuple[str | None, ...] = (None,)
-        self._prepare(transformer)
+        parts = prepare(config, transformer, self.accelerator)
+        self.model, self.optimizer, self.lr_scheduler = parts.model, parts.optimizer, parts.lr_scheduler
+        self.teacher, self.backend, self.ema = parts.teacher, parts.backend, parts.ema
         self.log = TrainingLog(config.output_dir, self.accelerator)
         self.guard = CollapseGuard(config.collapse_factor)
         self.step = self.bad_steps = self.nonfinite_steps = 0
         self._signals = StopSignals()
-
-    def _prepare(self, transformer: ModelMixin) -> None:
-        """Make teacher, optimizer, averages and back end of a network, each after the parts that it needs."""
-        config, device = self.config, self.accelerator.device
-        if config.lora_rank:
-            _add_seeded_lora(transformer, config)
-        transformer.to(device).train()
-        self.teacher = Teacher(
-            transformer,
-            config.teacher_decay,
-            without_adapter=partial(without_lora, transformer) if config.lora_rank else None,
-            dtype=TEACHER_DTYPES[config.teacher_dtype],
-            offload_from=device if config.teacher_offload else None,
-        )
-        if config.gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()
-        if config.torch_compile:
-            transformer.compile()
-        optimizer = make_optimizer(transformer.parameters(), config)
-        self.lr_scheduler = get_scheduler(
-            config.lr_scheduler,
-            optimizer,
-            num_warmup_steps=config.lr_warmup_steps,
-            num_training_steps=config.max_train_steps,
-            step_rules=config.lr_step_rules,
-        )
-        self.model, self.optimizer = self.accelerator.prepare(transformer, optimizer)
-        if isinstance(self.model, DistributedDataParallel):
-            # Calls without gradient come between a forward and its backward pass, which needs the buffers as they are.
-            self.model.broadcast_buffers = False
-        if config.optimizer == "adamw_schedule_free":
-            self.optimizer.train()
-        self.backend = make_backend(self.accelerator, self.transformer, self.optimizer, bool(config.lora_rank))
-        if self.backend.is_sharded and 0.0 < config.teacher_decay < 1.0:
-            raise ValueError(
-                "`teacher_decay` must be 0 or 1 where the weights are sharded over processes, got "
-                f"{config.teacher_decay}: an averaging copy would have to be whole on each."
-            )
-        self.ema = EMAModel(self.trainable.values(), decay=config.ema_decay) if config.ema_decay else None
 
     @classmethod
     def from_pipeline(
@@ -282,7 +236,7 @@ class UCGMTrainer:
                     line = self._write_log()
                     postfix = {"loss": f"{line['loss']:.4f}", "images/s": f"{line['images_per_second']:.1f}"}
                     bar.set_postfix(postfix, refresh=False)
-                    if self._handle_collapse(line):
+                    if handle_collapse(self, line):
                         batches = self._batches()
                 if self.config.validation_steps and self._is_due(self.config.validation_steps):
                     self._validate_or_warn()
@@ -478,7 +432,7 @@ class UCGMTrainer:
             logger.warning(f"No validation grid was sampled at step {self.step}: {error}")
 
     def _batches(self) -> Iterator[list[dict[str, Any]]]:
-        config = self.config
+        config, accelerator = self.config, self.accelerator
         samples = DrawnSamples(
             self.dataset,  # pyright: ignore[reportArgumentType]
             config.seed,
@@ -492,10 +446,10 @@ class UCGMTrainer:
             range(self.step, config.max_train_steps),
             config.train_batch_size,
             config.gradient_accumulation_steps,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
+            accelerator.process_index,
+            accelerator.num_processes,
         )
-        return batches_from(samples, sampler, config.dataloader_num_workers, self.accelerator.device.type == "cuda")
+        return batches_from(samples, sampler, config.dataloader_num_workers, accelerator.device.type == "cuda")
 
     def _write_log(self) -> LogLine:
         return self.log.write(
@@ -505,44 +459,6 @@ class UCGMTrainer:
             nonfinite_steps=self.nonfinite_steps,
             samples_per_step=self.samples_per_step,
         )
-
-    def _handle_collapse(self, line: LogLine) -> bool:
-        """Show a line of the log to the guard, and do what the settings say; True if the step has changed."""
-        config, loss, clamped = self.config, line["loss"], line["by_time"]["clamped"]
-        ratio = config.ratio_at(self.step)
-        if config.on_collapse == "ignore" or not self.guard.observe(self.step, loss, ratio, clamped):
-            return False
-        if self.guard.collapses > MAX_COLLAPSES:
-            raise RuntimeError(
-                f"The run collapsed {self.guard.collapses} times, up to step {self.step}, the loss at {loss:.4g}. "
-                "Lower `learning_rate`, raise `huber_c`, or let `consistency_ratio` rise over more steps."
-            )
-        logger.warning(
-            f"The run collapsed up to step {self.step} (`on_collapse={config.on_collapse!r}`): the loss is {loss:.4g},"
-            f" and these fractions of the derivative, by time, are clamped: {clamped}."
-        )
-        has_returned = config.on_collapse == "roll_back" and self._roll_back()
-        if config.on_collapse != "warn":
-            self._lower_learning_rate(config.learning_rate * 0.5**self.guard.collapses)
-        return has_returned
-
-    def _roll_back(self) -> bool:
-        """Return to the last good checkpoint, if there is one."""
-        source = checkpoints.latest_checkpoint(self.config.output_dir, self.guard.good_step, self.runs)
-        if source is None:
-            return False
-        collapses = self.guard.collapses
-        self.load_checkpoint(source)
-        self.guard.collapses = collapses
-        if self.accelerator.is_main_process:
-            # Another run would resume from them, and rotation would keep them.
-            checkpoints.drop_checkpoints(self.config.output_dir, self.step, self.runs)
-        return True
-
-    def _lower_learning_rate(self, rate: float) -> None:
-        for i, group in enumerate(self.optimizer.param_groups):
-            group["lr"] *= rate / self.lr_scheduler.base_lrs[i]
-            self.lr_scheduler.base_lrs[i] = rate
 
     def averaged_weights(self) -> AbstractContextManager[None]:
         """The weights that are saved, in the student while entered: averaged ones where they are kept."""
@@ -579,27 +495,6 @@ def _check_pipeline(config: UCGMTrainingConfig, pipeline: "DiffusionPipeline | N
             f"`expert` must go with a pipeline of two networks, got {config.expert!r} without any. Use "
             "`UCGMTrainer.from_pipeline`."
         )
-
-
-def _make_accelerator(config: UCGMTrainingConfig) -> Accelerator:
-    accelerator = Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=config.report_to,
-        project_dir=config.output_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.find_unused_parameters)],
-    )
-    check_launch(accelerator.num_processes)
-    if zero.uses_zero(accelerator):
-        zero.configure(accelerator, config)
-    return accelerator
-
-
-def _add_seeded_lora(transformer: ModelMixin, config: UCGMTrainingConfig) -> None:
-    """Add the adapter: the same in each process, without a change of torch's global state, which is the caller's."""
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        add_lora(transformer, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_target_modules)
 
 
 def _for_trackers(config: UCGMTrainingConfig) -> dict[str, Any]:
