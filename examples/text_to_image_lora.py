@@ -124,12 +124,14 @@ def main() -> None:
     parser.add_argument("--source", type=Path, help="folder of pictures with metadata.jsonl; squares by default")
     parser.add_argument("--size", type=int, default=32, help="pixels")
     parser.add_argument("--prompt", default="a red square")
-    parser.add_argument("--torch-dtype", default="float32")
+    parser.add_argument("--torch-dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     args = parser.parse_args()
+    if args.rank < 1:
+        parser.error(f"--rank must be at least 1, got {args.rank}.")
     name, source = args.pipeline or str(args.output / "tiny-sd3"), args.source or args.output / "pictures"
     if args.pipeline is None and not Path(name).is_dir():
         make_tiny_pipeline(Path(name))

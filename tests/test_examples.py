@@ -137,3 +137,18 @@ def test_a_classifier_is_trained_and_measures(data, tmp_path):
     found = load_features(str(output))(images[:, None].to(torch.uint8))
     assert found.logits.shape == (8, 10)
     assert found.features.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--torch-dtype", "float8x"], "invalid choice: 'float8x'"),
+        (["--rank", "0"], "--rank must be at least 1, got 0"),
+    ],
+)
+def test_the_lora_example_names_a_wrong_argument(words, message, tmp_path):
+    command = [sys.executable, str(EXAMPLES / "text_to_image_lora.py"), "--output", str(tmp_path / "out"), *words]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
