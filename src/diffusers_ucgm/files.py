@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "JsonObject",
     "append_line",
     "check_tensors",
     "check_writable",
@@ -37,6 +38,9 @@ __all__ = [
 ]
 
 Value = TypeVar("Value")
+# An object of JSON: texts, numbers, booleans, None, lists and further objects by name. The reader of a file knows the
+# type of each entry; a type checker cannot, since it depends on the name.
+JsonObject = dict[str, Any]
 
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<kind>tmp|old)")
 # What version 0.1.0 called them.
@@ -130,7 +134,7 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
     return Path(path)
 
 
-def write_json(path: str | Path, values: Any) -> Path:
+def write_json(path: str | Path, values: object) -> Path:
     """Write what JSON can hold; see `replacing`."""
     return write_text(path, json.dumps(values, indent=2) + "\n")
 
@@ -200,10 +204,10 @@ def append_line(path: str | Path, line: str) -> None:
 
 
 @overload
-def read_json(path: str | Path, *, remedy: str = REMEDY) -> dict[str, Any]: ...
+def read_json(path: str | Path, *, remedy: str = REMEDY) -> JsonObject: ...
 @overload
 def read_json(path: str | Path, kind: type[Value], *, remedy: str = REMEDY) -> Value: ...
-def read_json(path: str | Path, kind: type[Any] = dict, *, remedy: str = REMEDY) -> Any:
+def read_json(path: str | Path, kind: type[object] = dict, *, remedy: str = REMEDY) -> object:
     """What a JSON file holds.
 
     Args:
@@ -273,7 +277,7 @@ def check_tensors(path: str | Path) -> None:
         raise ValueError(f"{str(path)!r} must be a whole safetensors file, got a damaged one: {error}") from error
 
 
-def read_yaml(path: str | Path, *, as_words: bool = False) -> Any:
+def read_yaml(path: str | Path, *, as_words: bool = False) -> object:
     """What a YAML file holds.
 
     Args:
