@@ -35,8 +35,22 @@ IRREGULAR_PARTICIPLES = {
     "left", "lost", "made", "met", "put", "read", "run", "said", "seen", "sent", "shown", "split", "spread", "struck",
     "taken", "told", "torn", "written",
 }  # fmt: skip
-# Verbs and nouns that have the form of a participle.
-NO_PARTICIPLES = {"cut", "embed", "feed", "found", "led", "need", "put", "read", "run", "seed", "speed", "split"}
+# Verbs and nouns that have the form of a participle, and the word in the names of diffusers' own methods.
+NO_PARTICIPLES = {
+    "pretrained",
+    "cut",
+    "embed",
+    "feed",
+    "found",
+    "led",
+    "need",
+    "put",
+    "read",
+    "run",
+    "seed",
+    "speed",
+    "split",
+}
 SHARED_LINES = 6
 
 

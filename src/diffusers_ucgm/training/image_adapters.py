@@ -35,43 +35,35 @@ EMBEDDINGS_AND_MASK = {"encoder_hidden_states": (0, 2), "encoder_attention_mask"
 EMBEDDINGS_AND_POOLED = {"encoder_hidden_states": (0, 1), "pooled_projections": (2, 3)}
 
 
-class DiTAdapter(NetworkAdapter):
-    """`DiTTransformer2DModel`: class labels, and an output whose learned variances are left out.
+class ClassLabelAdapter(NetworkAdapter):
+    """This package's networks: class labels; the null class comes after the last one.
 
-    The model's own label dropout is switched off: it draws anew in every block and in every call, and the loss decides
-    which labels are dropped.
+    Attributes:
+        classes_setting: The config's name for the number of classes.
     """
 
-    def __init__(
-        self,
-        network: nn.Module,
-        timestep: TimestepFunction | None = None,
-        *,
-        null_condition: Mapping[str, object] | None = None,
-    ) -> None:
-        """Read the model's configuration; the null condition is the class after the last one."""
-        super().__init__(network, timestep, null_condition=null_condition)
+    classes_setting: str = "num_classes"
+
+    def adapt(self, network: nn.Module) -> None:
+        """Make the class after the last one the null condition."""
         if self.null_condition is None:
-            self.null_condition = {"class_labels": self.config["num_embeds_ada_norm"]}
+            self.null_condition = {"class_labels": self.config[self.classes_setting]}
+
+
+class DiTAdapter(ClassLabelAdapter):
+    """`DiTTransformer2DModel`: class labels, and an output whose learned variances are left out."""
+
+    classes_setting = "num_embeds_ada_norm"
+
+    def adapt(self, network: nn.Module) -> None:
+        """Switch the model's own label dropout off.
+
+        It draws anew in every block and in every call, and the loss decides which labels are dropped.
+        """
+        super().adapt(network)
         for module in network.modules():
             if isinstance(module, LabelEmbedding):
                 module.dropout_prob = 0.0
-
-
-class ClassLabelAdapter(NetworkAdapter):
-    """This package's networks: class labels; the null class comes after the last one."""
-
-    def __init__(
-        self,
-        network: nn.Module,
-        timestep: TimestepFunction | None = None,
-        *,
-        null_condition: Mapping[str, object] | None = None,
-    ) -> None:
-        """Read the number of classes from the model's configuration."""
-        super().__init__(network, timestep, null_condition=null_condition)
-        if self.null_condition is None:
-            self.null_condition = {"class_labels": self.config["num_classes"]}
 
 
 class PixArtAdapter(NetworkAdapter):

@@ -86,6 +86,10 @@ class NetworkAdapter:
             self.sample_argument = _argument(names, SAMPLE_ARGUMENTS, network)
         if self.time_argument not in names:
             self.time_argument = _argument(names, TIME_ARGUMENTS, network)
+        self.adapt(network)
+
+    def adapt(self, network: nn.Module) -> None:
+        """Take over what else a class of networks asks for; the last step of the constructor."""
 
     @property
     def null_condition(self) -> Mapping[str, object] | None:

@@ -120,7 +120,7 @@ class UCGMTrainer:
         self.accelerator = make_accelerator(config)
         # A LoRA's base is not in its checkpoints.
         self._network_identity = network_identity(transformer, with_weights=config.lora_rank > 0)
-        # The ids of the runs whose checkpoints are this one's: none before `train` has looked at the folder.
+        # The ids of the runs whose checkpoints are this one's; `train` reads them from the folder.
         self.runs: tuple[str | None, ...] = (None,)
         parts = prepare(config, transformer, self.accelerator)
         self.model, self.optimizer, self.lr_scheduler = parts.model, parts.optimizer, parts.lr_scheduler
@@ -337,18 +337,11 @@ class UCGMTrainer:
         tensors, values = checkpoints.load_checkpoint(folder)
         with checkpoints.naming(folder):
             self.config.check_resumable(values["config"])
-            self._check_samples(values.get("samples_per_step", self.samples_per_step))
+            _check_samples(self.samples_per_step, values.get("samples_per_step"))
             load_parts(self._parts(), tensors, values)
             self.step = values["step"]
         if self.accelerator.is_main_process:
             self.log.cut(self.step)
-
-    def _check_samples(self, samples: int) -> None:
-        if samples != self.samples_per_step:
-            raise ValueError(
-                f"`resume_from_checkpoint` must be a run with {self.samples_per_step} samples per step, got {samples}."
-                " Choose `train_batch_size`, `gradient_accumulation_steps` and processes with this product."
-            )
 
     def _loss(self, batch: dict[str, Any], micro: int) -> Tensor:
         device = self.accelerator.device
@@ -494,6 +487,14 @@ def _check_pipeline(config: UCGMTrainingConfig, pipeline: "DiffusionPipeline | N
         raise ValueError(
             f"`expert` must go with a pipeline of two networks, got {config.expert!r} without any. Use "
             "`UCGMTrainer.from_pipeline`."
+        )
+
+
+def _check_samples(mine: int, saved: int | None) -> None:
+    if saved not in (None, mine):
+        raise ValueError(
+            f"`resume_from_checkpoint` must be a run with {mine} samples per step, got {saved}. Choose "
+            "`train_batch_size`, `gradient_accumulation_steps` and processes with this product."
         )
 
 
