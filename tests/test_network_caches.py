@@ -19,8 +19,8 @@ from diffusers.hooks import (
 from torch import nn
 
 from diffusers_ucgm import EDM2UNet2DModel, UCGMPipeline, UCGMScheduler, UCGMTransformer2DModel
+from diffusers_ucgm.fingerprint import fingerprint
 from diffusers_ucgm.network_caches import check_no_cache, disable_cache, enable_cache, has_cache
-from diffusers_ucgm.solver_study.solutions import fingerprint
 from diffusers_ucgm.training.config import UCGMTrainingConfig
 from diffusers_ucgm.training.trainer import UCGMTrainer
 

@@ -36,7 +36,7 @@ LAYERS = [
         "teacher",
         "transports",
     },
-    {"network_calls", "oracles", "pipeline_arguments", "run_folder", "sampling", "targets"},
+    {"fingerprint", "network_calls", "oracles", "pipeline_arguments", "run_folder", "sampling", "targets"},
     {"data", "hub", "loss_inputs", "scheduler", "student_path"},
     {"loss"},
     {"pipeline"},
@@ -62,7 +62,7 @@ THIRD_PARTY = {
     "presets": set(),
     "labels": set(),
     "names": set(),
-    "randomness": set(),
+    "randomness": {"torch"},
 }
 BANNED = {
     "pickle",

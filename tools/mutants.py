@@ -1416,8 +1416,8 @@ MUTANTS = [
     Mutant(
         "seeds that differ above 32 bits, which torch does not look at",
         "randomness.py",
-        "return (seed * STRIDE + number) % 2**32",
-        "return seed * 2**32 + number",
+        "return (seed * STRIDE + index) % 2**32",
+        "return seed * 2**32 + index",
         ("tests/image_metrics/test_evaluate.py", "tests/data/test_images.py"),
     ),
     Mutant(

@@ -1,9 +1,5 @@
 """Many-step solutions: exact, cached by what they depend on, and compared in medians and shares."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
@@ -14,8 +10,6 @@ from diffusers_ucgm.generation.generate import generate
 from diffusers_ucgm.solver_study import solutions
 from diffusers_ucgm.solver_study.solutions import (
     distances,
-    fingerprint,
-    public_settings,
     reference_solutions,
     solution_scheduler,
     summary,
@@ -102,36 +96,6 @@ def test_a_stopped_run_keeps_what_it_has(tmp_path, monkeypatch):
         solved(pipe, cache=tmp_path, batch_size=1)
     solved(pipe, cache=tmp_path, batch_size=1)
     assert calls == [[5], [6], [6], [7], [8]]
-
-
-def test_fingerprint_follows_weights_settings_and_defaults():
-    pipe, words = exact_pipeline(), set()
-    words.add(fingerprint(pipe))
-    assert fingerprint(exact_pipeline()) in words
-    with torch.no_grad():
-        pipe.transformer.means.flatten()[3] += 1e-4
-    words |= {fingerprint(pipe), fingerprint(pipe, guidance_scale=2.0)}
-    pipe.register_to_config(call_defaults={"guidance_scale": 2.0})
-    words.add(fingerprint(pipe))
-    words |= {fingerprint(pipe, prompt_embeds=torch.full((1, 2), value)) for value in (0.0, 1.0)}
-    assert len(words) == 6
-    assert fingerprint(exact_pipeline(std=0.3)) not in words
-    with pytest.raises(TypeError, match="settings must be numbers, strings or tensors, got function"):
-        fingerprint(pipe, callback=lambda: None)
-
-
-def test_every_process_gives_a_pipeline_the_same_fingerprint():
-    code = (
-        "from exact_pipeline import exact_pipeline\n"
-        "from diffusers_ucgm.solver_study.solutions import fingerprint, public_settings\n"
-        "pipe = exact_pipeline()\n"
-        "print(fingerprint(pipe, scheduler=public_settings(pipe.scheduler.config)))"
-    )
-    # The order of sets, in which diffusers notes what was left at its default, is another in every process.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "1"}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    pipe = exact_pipeline()
-    assert run.stdout.strip() == fingerprint(pipe, scheduler=public_settings(pipe.scheduler.config))
 
 
 def test_summary_tells_the_median_and_who_ended_elsewhere():

@@ -9,11 +9,11 @@ import torch
 from test_lora_and_teachers import _fresh_accelerate as _fresh_accelerate
 
 from diffusers_ucgm import UCGMScheduler, UCGMTrainer, UCGMTrainingConfig
+from diffusers_ucgm.fingerprint import fingerprint
 from diffusers_ucgm.generation.generate import count_calls
 from diffusers_ucgm.loading import load_pipeline_lora
 from diffusers_ucgm.lora import LORA_WEIGHTS_NAME, lora_notes
 from diffusers_ucgm.solver_study.compare import compare_solvers
-from diffusers_ucgm.solver_study.solutions import fingerprint
 from diffusers_ucgm.training.batches import DrawnSamples
 from diffusers_ucgm.training.experts import expert_of
 

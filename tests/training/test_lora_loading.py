@@ -13,11 +13,11 @@ from test_lora_and_teachers import _fresh_accelerate as _fresh_accelerate
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler
 from diffusers_ucgm.contracts import network_of
 from diffusers_ucgm.data.datasets import LatentDataset
+from diffusers_ucgm.fingerprint import fingerprint
 from diffusers_ucgm.image_metrics.samples import generate_samples
 from diffusers_ucgm.loading import load_pipeline_lora
 from diffusers_ucgm.lora import LORA_WEIGHTS_NAME, add_lora, lora_notes, save_lora
 from diffusers_ucgm.solver_study.compare import compare_solvers
-from diffusers_ucgm.solver_study.solutions import fingerprint
 from diffusers_ucgm.training.trainer import UCGMTrainer
 
 

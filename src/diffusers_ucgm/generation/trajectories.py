@@ -9,6 +9,7 @@ from torch import Tensor
 from diffusers_ucgm.autoencoders import decode_latents, takes_unit_range
 from diffusers_ucgm.contracts import Pipeline, Steppable
 from diffusers_ucgm.pipeline import UCGMPipeline
+from diffusers_ucgm.randomness import consecutive_seeds
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 from .generate import generate, sampling_mode
@@ -128,7 +129,7 @@ def trajectory_strip(
     if not conditions:
         raise ValueError(f"`conditions` must not be empty, got {conditions!r}.")
     scheduler = pipe.scheduler if scheduler is None else scheduler
-    seeds = range(seed, seed + len(conditions))
+    seeds = consecutive_seeds(seed, len(conditions))
     estimates, times = trajectory(
         pipe, conditions, seeds, num_inference_steps=num_inference_steps, scheduler=scheduler, call=call
     )

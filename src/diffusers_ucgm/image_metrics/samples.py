@@ -15,18 +15,17 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffusers_ucgm import files
 from diffusers_ucgm.checks import SAMPLING_REMEDY, check_finite
 from diffusers_ucgm.contracts import Pipeline
+from diffusers_ucgm.fingerprint import network_fingerprint
 from diffusers_ucgm.generation.conditions import conditions_for
 from diffusers_ucgm.generation.generate import generate
 from diffusers_ucgm.generation.image_grid import image_grid
 from diffusers_ucgm.labels import class_names
-from diffusers_ucgm.lora import active_adapters
-from diffusers_ucgm.network_caches import cache_settings
 from diffusers_ucgm.randomness import numbered_seed
 from diffusers_ucgm.run_folder import RunFolder
 
@@ -39,8 +38,6 @@ EARLIER_PLAN = "plan.json"
 ROWS, COLUMNS, LARGEST, SMALL, LETTERS = 10, 8, 256, 64, 24
 # Longer lists of conditions, in characters of JSON, are kept as a fingerprint.
 LONGEST_CONDITIONS = 1000
-# The number of values of each weight in a fingerprint.
-WEIGHT_VALUES = 64
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ class SamplePlan:
         text = json.dumps(conditions)
         settings = {
             "pipeline": type(self.pipe).__name__,
-            "weights": _weights_fingerprint(self.pipe),
+            "weights": network_fingerprint(self.pipe.components, parts=self.pipe.components),
             "scheduler": {"class": type(self.pipe.scheduler).__name__, **config},
             "num_inference_steps": self.num_inference_steps,
             "call": dict(self.call),
@@ -222,23 +219,6 @@ def _thumbnail(image: Tensor) -> Image.Image:
     thumbnail = Image.fromarray(image.expand(3, -1, -1).permute(1, 2, 0).numpy())
     thumbnail.thumbnail((LARGEST, LARGEST))
     return thumbnail
-
-
-def _weights_fingerprint(pipe: Pipeline) -> str:
-    """A fingerprint of the weights, from a few values of each: a model that was trained further has another one."""
-    digest = hashlib.sha256()
-    for name, component in sorted(pipe.components.items()):
-        if not isinstance(component, nn.Module):
-            continue
-        for key, value in component.state_dict().items():
-            digest.update(f"{name}.{key} {tuple(value.shape)} {value.dtype}".encode())
-            if not value.is_meta:
-                flat = value.detach().flatten()
-                digest.update(flat[:: max(1, flat.numel() // WEIGHT_VALUES)].float().cpu().numpy().tobytes())
-        # Adapters and caches change samples, but no weight.
-        for others in filter(None, (active_adapters(component), cache_settings(component))):
-            digest.update(repr(others).encode())
-    return digest.hexdigest()
 
 
 def _file(folder: Path, number: int) -> Path:

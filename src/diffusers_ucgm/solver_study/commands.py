@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from diffusers_ucgm.contracts import Pipeline
 from diffusers_ucgm.generation.inputs import call_arguments, given_conditions, load_model
 from diffusers_ucgm.image_metrics.references import check_reference
+from diffusers_ucgm.randomness import consecutive_seeds
 
 from .options import named_folder
 
@@ -96,7 +97,7 @@ def compare(args: argparse.Namespace) -> int:
     measurements = compare_solvers(
         pipe,
         conditions_for(pipe, args.num_samples, given_conditions(args)),
-        list(range(args.seed, args.seed + args.num_samples)),
+        list(consecutive_seeds(args.seed, args.num_samples)),
         solvers=solvers,
         calls=args.calls,
         output=args.output,

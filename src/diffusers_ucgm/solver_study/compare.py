@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from diffusers_ucgm.constraints import check
 from diffusers_ucgm.contracts import Pipeline, Steppable
+from diffusers_ucgm.fingerprint import fingerprint, public_settings
 from diffusers_ucgm.generation.generate import count_calls, generate
 from diffusers_ucgm.generation.trajectories import decode
 from diffusers_ucgm.image_metrics.requirements import check_call, check_outputs
@@ -29,7 +30,7 @@ from .comparison_record import RESULT, ComparisonRecord
 from .defaults import CALLS
 from .measurements import Measurement
 from .objectives import Objective
-from .solutions import distances, fingerprint, public_settings, reference_solutions, solution_scheduler, summary
+from .solutions import distances, reference_solutions, solution_scheduler, summary
 from .stock_solvers import Solver, silence_stock
 
 

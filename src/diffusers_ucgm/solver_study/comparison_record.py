@@ -9,9 +9,9 @@ from typing import Any
 from diffusers_ucgm import files
 from diffusers_ucgm.constraints import is_number
 from diffusers_ucgm.contracts import Steppable
+from diffusers_ucgm.fingerprint import public_settings
 
 from .measurements import Measurement
-from .solutions import public_settings
 
 
 __all__ = ["RESULT", "ComparisonRecord"]

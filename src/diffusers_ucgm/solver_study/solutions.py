@@ -9,16 +9,12 @@ A few seeds lie where the equation separates two modes. A small error at such a 
 worse one, and dominates every mean: hence the median, and the fraction of seeds that ended elsewhere.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from diffusers import ConfigMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -27,9 +23,8 @@ from tqdm.auto import tqdm
 from diffusers_ucgm import files
 from diffusers_ucgm.checks import SAMPLING_REMEDY, check_finite
 from diffusers_ucgm.contracts import Pipeline
+from diffusers_ucgm.fingerprint import digest_of, fingerprint, public_settings
 from diffusers_ucgm.generation.generate import generate
-from diffusers_ucgm.lora import active_adapters
-from diffusers_ucgm.network_caches import cache_settings
 from diffusers_ucgm.presets import SAMPLERS
 from diffusers_ucgm.sampling.weights import GridPoint
 from diffusers_ucgm.scheduler import UCGMScheduler
@@ -39,8 +34,6 @@ __all__ = [
     "ELSEWHERE",
     "DistanceSummary",
     "distances",
-    "fingerprint",
-    "public_settings",
     "reference_solutions",
     "solution_scheduler",
     "summary",
@@ -51,10 +44,6 @@ __all__ = [
 ELSEWHERE = 0.5
 # The number of solutions that are compared with each other for that median.
 MAX_COMPARED = 512
-# The number of values of a weight that a fingerprint reads.
-MAX_READ = 4096
-# Part of every fingerprint: raise it when the same settings give other solutions.
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -133,7 +122,7 @@ def reference_solutions(
     with tqdm(total=len(seeds), disable=not progress, unit="solution", desc=f"{num_calls}-call solutions") as bar:
         for start in range(0, len(seeds), batch_size):
             batch = conditions[start : start + batch_size], seeds[start : start + batch_size]
-            file = None if folder is None else folder / f"solutions-{_digest(model, *map(list, batch))}.safetensors"
+            file = None if folder is None else folder / f"solutions-{digest_of(model, *map(list, batch))}.safetensors"
             solutions = None if file is None else _read(file)
             if solutions is None:
                 solutions = generate(
@@ -207,58 +196,3 @@ def summary(distances: Tensor, solutions: Tensor) -> DistanceSummary:
         rms=float(distances.square().mean().sqrt()),
         share_elsewhere=float((distances > ELSEWHERE * apart).float().mean()),
     )
-
-
-def fingerprint(pipe: Pipeline, **settings: object) -> str:
-    """A word for a pipeline's networks and for settings: another model, adapter or setting gives another word.
-
-    Args:
-        pipe: The pipeline. A part of each weight is read; the autoencoder has no part in latents and does not count.
-        settings: Numbers, strings, tensors, and lists and mappings of them.
-
-    Raises:
-        TypeError: If a setting is of another type.
-    """
-    networks = hashlib.sha256()
-    for name, component in sorted(pipe.components.items()):
-        if isinstance(component, torch.nn.Module) and name != "vae":
-            _add_network(networks, name, component)
-    defaults = pipe.config.get("call_defaults")
-    if (boundary := pipe.config.get("boundary_ratio")) is not None:
-        settings = {**settings, "boundary_ratio": boundary}
-    return _digest(VERSION, type(pipe).__name__, networks.hexdigest(), defaults, settings)
-
-
-def public_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config without diffusers' private entries, which differ from process to process."""
-    return {name: value for name, value in config.items() if name == "_class_name" or not name.startswith("_")}
-
-
-def _add_network(digest: "hashlib._Hash", name: str, network: torch.nn.Module) -> None:
-    """Add a network's settings, weights, adapters and caches to a digest."""
-    if isinstance(network, ConfigMixin):
-        digest.update(repr(sorted(public_settings(network.config).items())).encode())
-    for key, value in sorted(network.state_dict().items()):
-        digest.update(f"{name}.{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(_bytes(value.flatten()[:: max(1, value.numel() // MAX_READ)]))
-    # Adapters and caches change samples, but no weight.
-    for others in filter(None, (active_adapters(network), cache_settings(network))):
-        digest.update(repr(others).encode())
-
-
-def _digest(*values: object) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=_describe).encode()).hexdigest()[:32]
-
-
-def _describe(value: object) -> str:
-    """A text for a value that JSON has no form for."""
-    if isinstance(value, Tensor | np.ndarray):
-        tensor = torch.as_tensor(value)
-        return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(_bytes(tensor)).hexdigest()}"
-    if isinstance(value, np.generic):
-        return repr(value.item())
-    raise TypeError(f"settings must be numbers, strings or tensors, got {type(value).__name__}.")
-
-
-def _bytes(values: Tensor) -> bytes:
-    return values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -17,10 +17,12 @@ from diffusers_ucgm import files
 from diffusers_ucgm.checks import SAMPLING_REMEDY
 from diffusers_ucgm.constraints import check
 from diffusers_ucgm.contracts import Pipeline, Steppable
+from diffusers_ucgm.fingerprint import fingerprint, public_settings
 from diffusers_ucgm.generation.conditions import conditions_for
 from diffusers_ucgm.generation.generate import generate
 from diffusers_ucgm.image_metrics.requirements import check_call, check_outputs
 from diffusers_ucgm.presets import METHODS, SAMPLERS, SECOND_CALLS
+from diffusers_ucgm.randomness import consecutive_seeds
 from diffusers_ucgm.run_folder import RunFolder
 from diffusers_ucgm.scheduler import UCGMScheduler
 
@@ -36,7 +38,7 @@ from .search import (
     parameters_of,
     search_settings,
 )
-from .solutions import fingerprint, public_settings, reference_solutions
+from .solutions import reference_solutions
 from .tuning_result import NUM_IMAGES, TuningResult, best_of
 
 
@@ -102,7 +104,7 @@ def tune_sampler(
     check_call(pipe, num_inference_steps, call)
     check_outputs(output)
     total = num_seeds + num_held_out
-    every, seeds = conditions_for(pipe, total, conditions), list(range(seed, seed + total))
+    every, seeds = conditions_for(pipe, total, conditions), list(consecutive_seeds(seed, total))
     solution_calls = num_solution_calls if goal.needs_solutions else None
     plan = {
         "num_inference_steps": num_inference_steps,

@@ -4,7 +4,6 @@ All of it follows from the seed, the step and a sample's place in the step's glo
 depend on how a batch is split into network calls and processes, and a resumed run repeats an uninterrupted one.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence, Sized
 from typing import Any, cast
 
@@ -13,19 +12,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from diffusers_ucgm.checks import check_finite
+from diffusers_ucgm.randomness import epoch_generator, training_generator
 from diffusers_ucgm.training_times import beta_times
 
 
-__all__ = ["DrawnSamples", "StepSampler", "batches_from", "generator_of", "sample_order"]
+__all__ = ["DrawnSamples", "StepSampler", "batches_from", "sample_order"]
 
 # A place: the sample's index in the data set, the optimizer step, and its position in that step's global batch.
 Place = tuple[int, int, int]
-
-
-def generator_of(*key: int | str) -> torch.Generator:
-    """A generator on the CPU that depends on the whole key alone."""
-    seed = int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "big")
-    return torch.Generator().manual_seed(seed)
 
 
 def sample_order(num_samples: int, start: int, seed: int) -> Iterator[int]:
@@ -38,7 +32,7 @@ def sample_order(num_samples: int, start: int, seed: int) -> Iterator[int]:
     """
     epoch, position = divmod(start, num_samples)
     while True:
-        order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(seed + epoch)).tolist()
+        order = torch.randperm(num_samples, generator=epoch_generator(seed, epoch)).tolist()
         yield from order[position:]
         epoch, position = epoch + 1, 0
 
@@ -71,7 +65,7 @@ class DrawnSamples(Dataset[dict[str, Any]]):
 
     def __getitem__(self, place: Place) -> dict[str, Any]:
         index, step, position = place
-        generator = generator_of(self.seed, step, position)
+        generator = training_generator(self.seed, step, position)
         condition = dict(self.dataset[index])
         latents = torch.as_tensor(condition.pop("latents"))
         if not latents.is_floating_point() or not latents.ndim:

@@ -1,43 +1,42 @@
-"""Optimizers by name, those of other packages on demand."""
+"""Optimizers by name; those of other packages are imported when they are asked for."""
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from functools import partial
 
 import torch
 from torch import nn
 
 
-if TYPE_CHECKING:
-    from .config import UCGMTrainingConfig
-
 __all__ = ["OPTIMIZERS", "make_optimizer"]
 
-
-def _adamw(**settings: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(**settings)
+Constructor = Callable[..., torch.optim.Optimizer]
 
 
-def _radam(**settings: Any) -> torch.optim.Optimizer:
-    return torch.optim.RAdam(**settings, decoupled_weight_decay=True)
+def _adamw() -> Constructor:
+    return torch.optim.AdamW
 
 
-def _adamw_8bit(**settings: Any) -> torch.optim.Optimizer:
+def _radam() -> Constructor:
+    return partial(torch.optim.RAdam, decoupled_weight_decay=True)
+
+
+def _adamw_8bit() -> Constructor:
     try:
         from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError("`adamw_8bit` needs bitsandbytes: `pip install bitsandbytes`.") from error
-    return AdamW8bit(**settings)
+    return AdamW8bit
 
 
-def _adamw_schedule_free(**settings: Any) -> torch.optim.Optimizer:
+def _adamw_schedule_free() -> Constructor:
     try:
         from schedulefree import AdamWScheduleFree  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError("`adamw_schedule_free` needs schedulefree: `pip install schedulefree`.") from error
-    return AdamWScheduleFree(**settings)
+    return AdamWScheduleFree
 
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[], Constructor]] = {
     "adamw": _adamw,
     "radam": _radam,
     "adamw_8bit": _adamw_8bit,
@@ -45,20 +44,29 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], config: "UCGMTrainingConfig") -> torch.optim.Optimizer:
-    """The optimizer that the settings name, over the given parameters.
+def make_optimizer(
+    parameters: Iterable[nn.Parameter],
+    name: str,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> torch.optim.Optimizer:
+    """An optimizer over the trainable ones of the given parameters.
+
+    Args:
+        parameters: A network's parameters; those without `requires_grad` are left out.
+        name: A key of `OPTIMIZERS`.
+        lr: The learning rate.
+        betas: Decay rates of the running means of the gradient and of its square, in [0, 1).
+        eps: The term that is added to the denominator.
+        weight_decay: The decoupled weight decay (Loshchilov and Hutter, 2019).
 
     Raises:
-        ImportError: If it is of a package that is not installed.
+        ImportError: If the optimizer's package is not installed.
         ValueError: If no parameter is trainable.
     """
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     if not trainable:
         raise ValueError("The transformer must have parameters with `requires_grad`, got none. Unfreeze some.")
-    return OPTIMIZERS[config.optimizer](
-        params=trainable,
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        eps=config.adam_epsilon,
-        weight_decay=config.adam_weight_decay,
-    )
+    return OPTIMIZERS[name]()(params=trainable, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)

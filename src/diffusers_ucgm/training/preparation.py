@@ -82,7 +82,14 @@ def prepare(config: UCGMTrainingConfig, transformer: ModelMixin, accelerator: Ac
         transformer.enable_gradient_checkpointing()
     if config.torch_compile:
         transformer.compile()
-    optimizer = make_optimizer(transformer.parameters(), config)
+    optimizer = make_optimizer(
+        transformer.parameters(),
+        config.optimizer,
+        config.learning_rate,
+        (config.adam_beta1, config.adam_beta2),
+        config.adam_epsilon,
+        config.adam_weight_decay,
+    )
     lr_scheduler = get_scheduler(
         config.lr_scheduler,
         optimizer,

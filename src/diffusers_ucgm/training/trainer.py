@@ -20,13 +20,14 @@ from tqdm.auto import tqdm
 
 from diffusers_ucgm.constraints import check
 from diffusers_ucgm.network_caches import check_no_cache
+from diffusers_ucgm.randomness import training_generator
 from diffusers_ucgm.run_folder import RunFolder
 
 from . import checkpoints, export
 from .adapters import adapter_for
 from .arguments import TRAINER_ARGUMENTS
 from .averages import use_averages
-from .batches import DrawnSamples, StepSampler, batches_from, generator_of, length_of
+from .batches import DrawnSamples, StepSampler, batches_from, length_of
 from .collapse import handle_collapse
 from .config import UCGMTrainingConfig
 from .experts import expert_of
@@ -357,7 +358,9 @@ class UCGMTrainer:
             t=batch["t"],
             noise=batch["noise"],
             dropped=batch["dropped"],
-            generator=generator_of(self.config.seed, self.step, micro, self.accelerator.process_index, "dropout"),
+            generator=training_generator(
+                self.config.seed, self.step, micro, self.accelerator.process_index, "dropout"
+            ),
         )
         self.log.statistics.update(output.t, output.per_sample_loss, output.slope, output.prediction - output.target)
         return output.loss

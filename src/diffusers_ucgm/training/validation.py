@@ -10,6 +10,7 @@ from diffusers_ucgm.generation.generate import generate
 from diffusers_ucgm.generation.image_grid import image_grid
 from diffusers_ucgm.generation.images import to_image
 from diffusers_ucgm.presets import get_preset
+from diffusers_ucgm.randomness import consecutive_seeds
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 
@@ -50,7 +51,7 @@ def validation_grid(
         samples = generate(
             pipe,
             inputs if takes_classes(pipe) else names,
-            range(seed, seed + len(inputs)),
+            consecutive_seeds(seed, len(inputs)),
             num_inference_steps=number,
             scheduler=_scheduler_for(pipe.scheduler, number),
             output_type="pt",
