@@ -256,7 +256,7 @@ def test_caches_count_network_calls_and_not_steps(settings):
 @pytest.mark.parametrize("name", ["ddt", "edm2"])
 def test_caches_of_a_chain_refuse_networks_that_are_none(kind, name):
     pipe = pipeline(name)
-    reason = "not one chain" if name == "ddt" else "it needs at least . blocks in a list"
+    reason = "not one sequence" if name == "ddt" else "it needs at least . blocks in a list"
     for enable in (pipe.enable_cache, pipe.transformer.enable_cache):
         with pytest.raises(ValueError, match=rf"`config` must be of a cache that fits .*: .*{reason}"):
             enable(config(kind, pipe))
@@ -264,7 +264,7 @@ def test_caches_of_a_chain_refuse_networks_that_are_none(kind, name):
         assert not pipe.transformer.is_cache_enabled
     if name == "ddt":
         APPLY[kind](pipe.transformer, config(kind, pipe))
-        with pytest.raises(ValueError, match=r"`transformer` must have a cache that fits .*not one chain"):
+        with pytest.raises(ValueError, match=r"`transformer` must have a cache that fits .*not one sequence"):
             sampled(pipe)
 
 

@@ -97,7 +97,7 @@ def decode_latents(
 
     Args:
         vae: An autoencoder of diffusers.
-        latents: As the network sees them, shape `(B, c, h, w)` or `(B, c, frames, h, w)`.
+        latents: Latents in the form that the network sees, shape `(B, c, h, w)` or `(B, c, frames, h, w)`.
         generator: Source of the noise of a decoder that generates, such as `ConsistencyDecoderVAE`.
     """
     module: Any = vae

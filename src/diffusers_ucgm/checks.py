@@ -1,4 +1,4 @@
-"""Checks that several rooms share: values are finite numbers, and a device can do what a run needs."""
+"""Checks that several parts of the package use: values are finite numbers, and a device can do what a run needs."""
 
 import torch
 from torch import Tensor

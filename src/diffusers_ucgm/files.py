@@ -57,7 +57,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside a file; what is written there becomes the file when the block ends without error.
 
     Args:
-        path: Of the file; its folder is made if it is missing.
+        path: The file; its folder is made if it is missing.
 
     Raises:
         OSError: If it cannot be written; the message names the file.
@@ -145,8 +145,8 @@ def write_tensors(
     """Write tensors as safetensors; see `replacing`.
 
     Args:
-        path: Of the file.
-        tensors: On any device; those that share memory are copied, as safetensors asks for.
+        path: The file.
+        tensors: The tensors, on any device; those that share memory are copied, as safetensors asks for.
         metadata: What the file's header says beside them.
     """
     from safetensors.torch import save_file
@@ -182,7 +182,7 @@ def append_line(path: str | Path, line: str) -> None:
     """Append a line to a text file, all of it or nothing.
 
     Args:
-        path: Of the file; it is made, as is its folder, if it is missing.
+        path: The file; it is made, as is its folder, if it is missing.
         line: Without its end.
 
     Raises:
@@ -211,13 +211,13 @@ def read_json(path: str | Path, kind: type[object] = dict, *, remedy: str = REME
     """What a JSON file holds.
 
     Args:
-        path: Of the file.
+        path: The file.
         kind: The type that its outermost value must have.
         remedy: What the error tells people to do.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is empty, torn, not in UTF-8, or holds another type; the message names it.
+        ValueError: If the file is empty, truncated, not in UTF-8, or holds another type; the message names it.
     """
     path = Path(path)
     wanted = f"{str(path)!r} must hold {KINDS.get(kind, kind.__name__)} in JSON"
@@ -231,7 +231,7 @@ def read_json(path: str | Path, kind: type[object] = dict, *, remedy: str = REME
     except RecursionError as error:
         raise ValueError(f"{wanted}, got too deep a nesting. {remedy}") from error
     except ValueError as error:
-        raise ValueError(f"{wanted}, got a torn or damaged file ({error}). {remedy}") from error
+        raise ValueError(f"{wanted}, got a truncated or damaged file ({error}). {remedy}") from error
     if not isinstance(values, kind):
         raise ValueError(f"{wanted}, got {type(values).__name__}. {remedy}")
     return values
@@ -241,12 +241,12 @@ def read_tensors(path: str | Path, names: Collection[str] = ()) -> "dict[str, Te
     """The tensors of a safetensors file.
 
     Args:
-        path: Of the file.
+        path: The file.
         names: Tensors that it must hold.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is torn or no safetensors file, or lacks one of the names; the message names it.
+        ValueError: If it is truncated or no safetensors file, or lacks one of the names; the message names it.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -266,7 +266,7 @@ def check_tensors(path: str | Path) -> None:
     """Check that a safetensors file is whole, without reading its tensors.
 
     Raises:
-        ValueError: If it is torn or no safetensors file; the message names it.
+        ValueError: If it is truncated or no safetensors file; the message names it.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -281,7 +281,7 @@ def read_yaml(path: str | Path, *, as_words: bool = False) -> object:
     """What a YAML file holds.
 
     Args:
-        path: Of the file.
+        path: The file.
         as_words: Whether every scalar is a text, as it is written: YAML 1.1 takes `no` for False, and 1e-4 for text.
 
     Raises:
@@ -307,7 +307,7 @@ def remove_leftovers(folder: str | Path, *, name: str | None = None, min_age: fl
 
     Args:
         folder: Its subfolders are left alone. It need not exist.
-        name: Of the file or folder whose left-overs are meant; None is all.
+        name: The file or folder whose left-overs are meant; None is all.
         min_age: Seconds since the last change: processes of other machines cannot be seen.
     """
     import time
@@ -381,7 +381,7 @@ def naming(path: Path) -> Iterator[None]:
     """Turn every failure to write into an OSError that names the file; for files that other packages write.
 
     Args:
-        path: Of the file or folder.
+        path: The file or folder.
     """
     from safetensors import SafetensorError
 

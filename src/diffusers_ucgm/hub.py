@@ -19,11 +19,11 @@ def push_folder_to_hub(
     """Upload a folder with weights; gives the address of the commit.
 
     Args:
-        folder: Of a pipeline, a network or a LoRA.
+        folder: The folder of a pipeline, a network or a LoRA.
         repo_id: `owner/name`, made if it is missing.
         private: Whether a new repository is private; None is the owner's default.
         token: None takes the one of `hf auth login`.
-        commit_message: Of the one commit.
+        commit_message: The message of the one commit.
 
     Raises:
         ValueError: If the folder holds no weights.

@@ -44,7 +44,7 @@ def load_pipeline(
 
     Args:
         name: A name in `BUNDLED`, a folder, or `owner/name` on the Hub.
-        dtype: Of the loaded weights.
+        dtype: The dtype of the loaded weights.
         argument: What errors call the name.
 
     Raises:
@@ -94,7 +94,7 @@ def load_network(name: str, dtype: torch.dtype = torch.float32, *, argument: str
 
     Args:
         name: A folder, `owner/name` on the Hub, or a configuration's file.
-        dtype: Of the weights.
+        dtype: The dtype of the weights.
         argument: What errors call the name.
 
     Raises:

@@ -33,7 +33,7 @@ class Lock:
         """Take nothing yet.
 
         Args:
-            file: Of the lock; it exists while the lock is held.
+            file: The lock's file, which exists while the lock is held.
             argument: What the error calls the folder.
             folder: What is locked.
         """

@@ -104,7 +104,7 @@ class UCGMLoss:
         huber_c: Constant of the pseudo-Huber distance; 0 for multi-step, 5 to 9 for few-step models.
         cosine_term: Whether the cosine distance over the channels is added; for multi-step models.
         cosine_weighting: Whether a sample at time t weighs `cos(1.57 t)`.
-        label_dropout: Share of samples trained under the null condition, each drawn by itself.
+        label_dropout: The fraction of samples trained under the null condition, each chosen on its own.
         time_distribution: `(a, b, c)` of `beta_times`.
         channel_dim: The dimension of the channels in a batch: 1 for images and videos, -1 for packed tokens.
         batched_calls: Whether the two calls of a difference are one of a doubled batch, which is faster where memory

@@ -41,8 +41,8 @@ APPLY = {
     "sea_cache": "apply_sea_cache",
     "text_kv_cache": "apply_text_kv_cache",
 }
-# These caches take the first and the last block for the ends of one chain, which has at least this number of blocks.
-CHAIN = {"first_block_cache": 2, "mag_cache": 1, "sea_cache": 2}
+# These caches take the first and the last block for the ends of one sequence of at least this number of blocks.
+SEQUENTIAL = {"first_block_cache": 2, "mag_cache": 1, "sea_cache": 2}
 # The names under which the caches look for the blocks.
 BLOCKS = ("blocks", "transformer_blocks", "single_transformer_blocks", "temporal_transformer_blocks", "layers")
 # The types of a hook's settings.
@@ -248,14 +248,14 @@ def _attention_modules(network: nn.Module) -> list[str]:
 
 
 def _check_chain(network: nn.Module, kind: str) -> None:
-    """Check that a network's blocks are one chain, for the caches that need its ends."""
-    if kind not in CHAIN:
+    """Check that a network's blocks are one sequence, for the caches that need its ends."""
+    if kind not in SEQUENTIAL:
         return
     if getattr(getattr(network, "config", None), "num_encoder_layers", 0):
-        raise ValueError("the blocks are an encoder and a decoder, not one chain")
+        raise ValueError("the blocks are an encoder and a decoder, not one sequence")
     lists = [each for name, each in network.named_children() if name in BLOCKS and isinstance(each, nn.ModuleList)]
-    if sum(map(len, lists)) < CHAIN[kind]:
-        raise ValueError(f"it needs at least {CHAIN[kind]} blocks in a list such as `transformer_blocks`")
+    if sum(map(len, lists)) < SEQUENTIAL[kind]:
+        raise ValueError(f"it needs at least {SEQUENTIAL[kind]} blocks in a list such as `transformer_blocks`")
 
 
 def _check_run(network: nn.Module, guided: list[bool]) -> None:

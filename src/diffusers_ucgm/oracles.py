@@ -47,7 +47,7 @@ class GaussianMixture:
 
     @property
     def probabilities(self) -> Tensor:
-        """The share of each Gaussian, shape `(K,)`, with sum 1."""
+        """The probability of each Gaussian, shape `(K,)`, with sum 1."""
         weights = torch.ones_like(self.stds) if self.weights is None else self.weights
         return weights / weights.sum()
 
@@ -81,11 +81,11 @@ class GaussianMixture:
         """
         flat = x_t.flatten(1)
         means = self.means.to(x_t).flatten(1)
-        variances, shares = self.stds.to(x_t).square(), self.probabilities.to(x_t)
+        variances, probabilities = self.stds.to(x_t).square(), self.probabilities.to(x_t)
         alpha, gamma = (value.to(x_t).expand(len(x_t)).unsqueeze(1) for value in (alpha, gamma))
         total = alpha.square() + gamma.square() * variances
         distance = (flat.unsqueeze(1) - gamma.unsqueeze(1) * means).square().sum(-1)
-        logits = shares.log() - 0.5 * distance / total - 0.5 * flat.shape[1] * (2.0 * math.pi * total).log()
+        logits = probabilities.log() - 0.5 * distance / total - 0.5 * flat.shape[1] * (2.0 * math.pi * total).log()
         posterior = logits.softmax(-1)
         # Within a Gaussian: mean + gamma variance / total (x_t - gamma mean).
         gain = gamma * variances / total

@@ -94,8 +94,8 @@ class RunFolder:
             folder: The folder, which is made when this is entered.
             kind: The command, one of those of `ucgm`.
             argument: What errors call the folder.
-            process_index: Of the processes of one launch, which share the folder.
-            num_processes: How many there are.
+            process_index: The index of this process among those of one launch, which share the folder.
+            num_processes: The number of these processes.
         """
         self.folder, self.kind, self.argument = Path(folder), kind, argument
         self.process_index, self.num_processes = process_index, num_processes

@@ -334,7 +334,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
                 is left out. A flow's are its times, shifted and stretched as by diffusers' flow-matching schedulers.
                 Together with `timesteps` they are the path's times, and `timesteps` are the network's.
             mu: The shift under `use_dynamic_shifting`.
-            original_inference_steps: As in the constructor, for this schedule.
+            original_inference_steps: The constructor's setting, for this schedule.
             strength: The time at which the schedule of a latent consistency model starts, in (0, 1].
             max_timesteps: The first time of an sCM model.
             intermediate_timesteps: Its second time, when there are two steps.

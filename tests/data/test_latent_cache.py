@@ -115,7 +115,7 @@ def test_a_torn_shard_is_made_again(folder, whole, tmp_path):
     build(folder, tmp_path)
     file = tmp_path / "shard-00002.safetensors"
     file.write_bytes(file.read_bytes()[:-5])
-    with pytest.raises(ValueError, match=r"got \[2\] torn or missing\. Run `ucgm cache` again"):
+    with pytest.raises(ValueError, match=r"got \[2\] truncated or missing\. Run `ucgm cache` again"):
         CachedLatents(tmp_path)
     build(folder, tmp_path)
     assert digests(tmp_path) == digests(whole[1])

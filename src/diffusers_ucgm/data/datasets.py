@@ -42,13 +42,13 @@ class LabelledImages:
 
 
 class LatentDataset(Dataset[dict[str, Tensor]]):
-    """Latents with class labels, as `UCGMTrainer` takes them."""
+    """Latents with class labels, in the form that `UCGMTrainer` takes."""
 
     def __init__(self, latents: Tensor, class_labels: Tensor) -> None:
         """Keep both in memory.
 
         Args:
-            latents: As the transformer sees them, shape `(N, C, ...)`.
+            latents: Latents in the form that the transformer sees, shape `(N, C, ...)`.
             class_labels: Class ids, shape `(N,)`, int64.
 
         Raises:

@@ -63,7 +63,7 @@ def scan_folder(folder: str | Path, suffixes: Sequence[str]) -> ImageFolder:
     """Walk through a folder, linked folders included, hidden ones not.
 
     Args:
-        folder: Of images, at any depth.
+        folder: A folder of images, at any depth.
         suffixes: How names of images end, in lower case.
     """
     images, captions, has_metadata = [], [], False

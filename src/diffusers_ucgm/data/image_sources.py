@@ -48,7 +48,7 @@ class ImageSource:
     """A data set of encoded images and what its columns mean.
 
     Attributes:
-        dataset: Of `datasets`, with or without a length; it has the columns that are named here alone.
+        dataset: A data set of `datasets`, with or without a length, that has only the columns named here.
         image_column: Where the encoded image is.
         label_column: Where the class is, or None.
         caption_column: Where the text is, or None.
@@ -104,7 +104,7 @@ def load_image_dataset(
         source: A folder of images (`datasets`' image folder: a folder for each class, or captions in
             `metadata.jsonl`; or captions in `.txt` or `.caption` files beside the images), a folder or pattern of
             webdataset `.tar` shards, a folder of IDX files (MNIST's) or of `save_to_disk`, or a name on the Hub.
-        split: Of the data set.
+        split: The split of the data set.
         image_column: None finds it by its usual names, as for the next two.
         label_column: None finds one.
         caption_column: None finds one.
@@ -159,7 +159,7 @@ def check_image_source(argument: str, source: str | Path) -> None:
 
     Args:
         argument: What the error calls it.
-        source: As `load_image_dataset` takes it.
+        source: A source that `load_image_dataset` takes.
 
     Raises:
         FileNotFoundError: If it is a mistyped name or path; the error says what exists.
@@ -387,22 +387,22 @@ def _loaded(load: Callable[[], Any], source: str | Path, shards: list[str] | tup
 
 
 def _unreadable(source: Any, shards: list[str] | tuple[str, ...], error: Exception) -> ValueError:
-    """What `datasets` could not read, with the torn shards among several."""
+    """The error of a source that `datasets` could not read, with the damaged shards among several."""
     first: BaseException = error
     while first.__cause__ is not None:
         first = first.__cause__
-    named = _torn(shards) or source
+    named = _damaged_shards(shards) or source
     # Its bare errors, such as the IndexError of an empty file of metadata, say nothing without their type.
     kind = f"{type(first).__name__}, " if isinstance(first, LookupError | TypeError | AttributeError) else ""
     return ValueError(f"`source` must be a data set that can be read, got {named!r}: {kind}{reason_of(first)}.")
 
 
-def _torn(shards: list[str] | tuple[str, ...]) -> list[str]:
-    torn = []
+def _damaged_shards(shards: list[str] | tuple[str, ...]) -> list[str]:
+    damaged: list[str] = []
     for shard in shards:
         try:
             with tarfile.open(shard) as archive:
                 archive.getmembers()
         except (OSError, EOFError, tarfile.TarError):
-            torn.append(shard)
-    return torn
+            damaged.append(shard)
+    return damaged

@@ -24,10 +24,10 @@ from .image_sources import ImageSource, load_image_dataset, rows_of
 
 __all__ = ["ImageItems", "ImageSource", "load_image_dataset", "prepare_image"]
 
-# More corrupt images than this share, of at least so many seen, mean that the source is not what it is taken for.
-MAX_SKIPPED_SHARE, SEEN_AT_LEAST = 0.5, 20
+# A larger fraction of corrupt images, among at least this number, means that the source holds something else.
+MAX_SKIPPED_FRACTION, SEEN_AT_LEAST = 0.5, 20
 PNG_MODES = {1: "L", 3: "RGB"}
-# Of images that cover more than so many times the size, only what the crop shows is scaled.
+# Of images that cover more than this multiple of the size, only what the crop shows is scaled.
 MAX_COVERING_RATIO = 16
 
 
@@ -165,7 +165,7 @@ class ImageItems:
 
     def _left_out(self, row: int, encoded: dict[str, Any], error: Exception) -> None:
         self.skipped.append(f"{encoded.get('path') or f'row {row}'}: {reason_of(error)}")
-        if self.seen >= SEEN_AT_LEAST and len(self.skipped) > MAX_SKIPPED_SHARE * self.seen:
+        if self.seen >= SEEN_AT_LEAST and len(self.skipped) > MAX_SKIPPED_FRACTION * self.seen:
             raise ValueError(
                 f"`source` must hold images that can be read, got {len(self.skipped)} corrupt ones of "
                 f"{self.seen}: {self.skipped[:3]}."
@@ -211,7 +211,7 @@ class ImageItems:
 
         Args:
             size: Rows of a block; the last may have fewer.
-            is_wanted: Of a block's number. A streamed source must be read past the others.
+            is_wanted: Whether the block of a number is read. A streamed source must be read past the others.
         """
         dataset, number_of_rows = self.source.dataset, self.num_rows
         if number_of_rows is not None:

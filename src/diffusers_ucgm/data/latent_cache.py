@@ -187,7 +187,7 @@ def finish_cache(folder: str | Path, left_out: Sequence[str] = ()) -> dict[str, 
         What the file holds.
 
     Raises:
-        ValueError: If a shard is missing or torn, or no image could be read.
+        ValueError: If a shard is missing or truncated, or no image could be read.
     """
     folder = Path(folder)
     shards = sorted(folder.glob("shard-*.safetensors"))
@@ -259,7 +259,7 @@ class CachedLatents(Dataset[dict[str, Tensor]]):
 
         Raises:
             FileNotFoundError: If the cache is not finished.
-            ValueError: If a shard is missing or torn.
+            ValueError: If a shard is missing or truncated.
         """
         self.folder = Path(folder)
         if not (self.folder / INDEX).is_file():
@@ -288,8 +288,10 @@ class CachedLatents(Dataset[dict[str, Tensor]]):
                 )
             check_finite(name, torch.tensor(values), str(self.folder / INDEX), "Run `ucgm cache` anew.")
         self._check_labels()
-        if torn := [i for i in range(len(counts)) if not _is_whole(_shard(self.folder, i))]:
-            raise ValueError(f"`folder` must have all its shards, got {torn} torn or missing. Run `ucgm cache` again.")
+        if damaged := [i for i in range(len(counts)) if not _is_whole(_shard(self.folder, i))]:
+            raise ValueError(
+                f"`folder` must have all its shards, got {damaged} truncated or missing. Run `ucgm cache` again."
+            )
         self._ends = torch.tensor(counts).cumsum(0).tolist()
         self._columns = [name for name in self.index["columns"] if name != "rows"]
         self._opened: dict[int, Any] = {}

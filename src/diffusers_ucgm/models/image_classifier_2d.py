@@ -1,4 +1,4 @@
-"""A small image classifier, whose features say how close two sets of small pictures are."""
+"""A small image classifier, whose features say how close two sets of small images are."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ __all__ = ["ImageClassifier2DModel", "ImageClassifierOutput"]
 
 @dataclass
 class ImageClassifierOutput(BaseOutput):
-    """What the classifier sees in pictures.
+    """Features and logits of images.
 
     Attributes:
         features: What the last layer decides by, shape `(B, feature_dim)`.
@@ -27,7 +27,7 @@ class ImageClassifierOutput(BaseOutput):
 
 
 class ImageClassifier2DModel(ModelMixin, ConfigMixin):
-    """Three convolutions, each halving the picture, and two linear layers."""
+    """Three convolutions, each halving the image, and two linear layers."""
 
     @register_to_config
     def __init__(
@@ -42,15 +42,15 @@ class ImageClassifier2DModel(ModelMixin, ConfigMixin):
         """Build the network.
 
         Args:
-            sample_size: Height and width of the pictures, a multiple of 2 to the number of blocks.
-            in_channels: Of the pictures.
-            block_out_channels: Of each convolution.
-            feature_dim: Of the features.
-            num_classes: Of the logits.
+            sample_size: Height and width of the images, a multiple of 2 to the number of blocks.
+            in_channels: Channels of the images.
+            block_out_channels: Output channels of each convolution.
+            feature_dim: The number of features.
+            num_classes: The number of logits.
             dropout: Before the features, in training.
 
         Raises:
-            ValueError: If the blocks do not halve the pictures evenly.
+            ValueError: If the blocks do not halve the images evenly.
         """
         super().__init__()
         scale = 2 ** len(block_out_channels)
@@ -68,11 +68,11 @@ class ImageClassifier2DModel(ModelMixin, ConfigMixin):
         """Features and logits.
 
         Args:
-            sample: Pictures in [-1, 1], shape `(B, in_channels, sample_size, sample_size)`.
+            sample: Images in [-1, 1], shape `(B, in_channels, sample_size, sample_size)`.
         """
         maps = [sample]
         for block in self.blocks:
             maps.append(block(maps[-1]))
         features = self.features(maps[-1])
-        # The last map is nearly as far from the picture as the features are.
+        # The last map is nearly as far from the image as the features are.
         return ImageClassifierOutput(features=features, logits=self.head(features), spatial=maps[-2])

@@ -1,6 +1,6 @@
 """A search among the sampler's settings that goes on where it was stopped.
 
-Trials are drawn by a tree-structured Parzen estimator (optuna's `TPESampler`), and kept in a journal as they are made.
+A tree-structured Parzen estimator (optuna's `TPESampler`) proposes the trials, which are kept in a journal at once.
 """
 
 import json
@@ -141,7 +141,7 @@ def search_settings(
         starts: Parameters to begin with, by name.
         journal: The file of the trials.
         num_trials: How many there are at the end, starting points and earlier runs included.
-        seed: Of the search. A search that was stopped makes the trials of one that was not.
+        seed: The seed of the search. A search that was stopped makes the trials of one that was not.
         progress: Whether a bar is shown.
 
     Raises:

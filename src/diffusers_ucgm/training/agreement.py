@@ -91,7 +91,7 @@ class Agreement:
     """How well labels agree with the classes that a network takes their samples for.
 
     Attributes:
-        share: The share of samples whose error is least under their own label.
+        share: The fraction of samples whose error is least under their own label.
         chance: What guessing would reach.
         better: The class that fits each label, where the whole assignment is clearly better than the labels.
     """
@@ -100,8 +100,8 @@ class Agreement:
         """Measure.
 
         Args:
-            errors: As `class_errors` gives them, shape `(N, K)`.
-            labels: Of the samples, shape `(N,)`, each one of the candidates.
+            errors: The errors that `class_errors` gives, shape `(N, K)`.
+            labels: The labels of the samples, shape `(N,)`, each one of the candidates.
             candidates: K classes.
         """
         own = torch.tensor([list(candidates).index(int(label)) for label in labels])

@@ -52,9 +52,9 @@ class DrawnSamples(Dataset[dict[str, Any]]):
 
         Args:
             dataset: Items with `latents`, shape `(C, ...)`, and the condition.
-            seed: The run's.
+            seed: The run's seed.
             time_distribution: See `beta_times`.
-            label_dropout: Share of samples under the null condition.
+            label_dropout: The fraction of samples under the null condition.
             time_range: The part of the times onto which the distribution is moved.
         """
         self.dataset = dataset
@@ -110,7 +110,7 @@ class StepSampler(Sampler[list[Place]]):
             batch_size: Samples per process and call.
             num_calls: Network calls per step.
             process_index: This process.
-            num_processes: How many there are.
+            num_processes: The number of processes.
         """
         self.num_samples, self.seed, self.steps = num_samples, seed, steps
         self.batch_size, self.num_calls = batch_size, num_calls

@@ -36,7 +36,7 @@ def matched_source(
     Args:
         source: The images with whatever they have beside them.
         pipe: Whose network takes classes or prompts.
-        adapter: Of its network.
+        adapter: The adapter of its network.
         label_map: The model's class of some labels, as `read_label_map` gives it.
 
     Raises:

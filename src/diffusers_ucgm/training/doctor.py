@@ -59,7 +59,7 @@ class Finding:
 
 @dataclass
 class _Case:
-    """What the checks share: a network with a batch of noised data."""
+    """A network with a batch of noised data, which the checks use."""
 
     config: UCGMTrainingConfig
     network: nn.Module
@@ -82,13 +82,13 @@ class _Case:
         self.ratio = self.config.ratio_at(self.config.max_train_steps)
 
     def predict(self, t: Tensor, condition: dict[str, Any] | None = None) -> Tensor:
-        """F at the batch's points, told the network's own times."""
+        """F at the batch's points, for the network's own times."""
         given = self.condition if condition is None else condition
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.mixed_precision)
         with torch.no_grad(), torch.autocast(self.x.device.type, half or torch.bfloat16, enabled=half is not None):
             return self.adapter(self.network, self.x_t, t.float(), **given).float()
 
-    def told(self) -> Tensor:
+    def network_times(self) -> Tensor:
         return self.transport.model_time(self.t)
 
     def error(self, output: Tensor, transport: Transport | None = None) -> float:
@@ -112,13 +112,13 @@ def examine(
     """Look for mistakes; nothing is changed.
 
     Args:
-        config: Of the run.
+        config: The run's settings.
         network: What would be trained, on the device it is on.
-        dataset: As `UCGMTrainer` takes it.
+        dataset: The data set in the form that `UCGMTrainer` takes.
         adapter: How the network is called; None finds it.
         transport: What the network's scheduler says; `config.transport` comes first.
         is_pretrained: Whether the network's weights were trained: else nothing can be learnt from its predictions.
-        num_samples: Samples that are drawn from the data, evenly.
+        num_samples: The number of samples that are taken from the data, evenly spaced.
         classes: The network's, with the names that its pipeline has; None takes the number from its config.
         time_range: The part of the times that the network is for, of two.
 
@@ -156,7 +156,7 @@ def examine(
                 is_pretrained,
                 time_range,
             )
-            output = case.predict(case.told())
+            output = case.predict(case.network_times())
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
             message = f"The network cannot be called on the data: {type(error).__name__}: {error}. Compare shapes, "
             return _sorted([*found, Finding("call", "error", message + "channels and keywords of the data set.")])
@@ -376,13 +376,13 @@ def _agreement(case: _Case, dataset: Any, classes: ModelClasses | None) -> Itera
 def _calling(case: _Case, output: Tensor) -> Iterator[Finding]:
     """Does another time, sign or prediction fit a trained network better?"""
     error = case.error(output)
-    told = case.told()
+    times = case.network_times()
     others: dict[str, tuple[str, float]] = {
         "time direction": ("time reversed (`1 - t`): set `noise_time`, or use 'relinear'", math.inf),
         "time scale": ("times 1000 times as large: set the scheduler's `num_train_timesteps`", math.inf),
         "sign": ("the negative of its output: the velocity points the other way", case.error(-output)),
     }
-    attempts = {"time direction": [1.0 - told], "time scale": [told * 1000.0, told / 1000.0]}
+    attempts = {"time direction": [1.0 - times], "time scale": [times * 1000.0, times / 1000.0]}
     for name, times in attempts.items():
         errors = [case.error(case.predict(each)) for each in times]
         text = others[name][0]
@@ -411,7 +411,7 @@ def _calling(case: _Case, output: Tensor) -> Iterator[Finding]:
 def _times(case: _Case, output: Tensor) -> Iterator[Finding]:
     if not case.is_pretrained and bool((output == 0).all()):
         return  # a fresh network whose last layer is zero
-    far = case.predict(1.0 - case.told())
+    far = case.predict(1.0 - case.network_times())
     scale = output.abs().mean() + SAME
     if float((far - output).abs().mean() / scale) < SAME:
         yield Finding("time", "error", "The prediction does not depend on the time. Check the name of its argument.")
@@ -457,7 +457,7 @@ def _null_condition(case: _Case, output: Tensor) -> Iterator[Finding]:
     if labels is not None and bool((labels < 0).any()):
         yield Finding("classes", "error", f"The data have the class {int(labels.min())}.")
     try:
-        without = case.predict(case.told(), null)
+        without = case.predict(case.network_times(), null)
     except (IndexError, RuntimeError) as error:
         yield Finding(name, "error", f"The network cannot be called with it: {error}. Is the class out of range?")
         return
@@ -466,7 +466,7 @@ def _null_condition(case: _Case, output: Tensor) -> Iterator[Finding]:
     scale = output.abs().mean() + SAME
     turned = {key: value.roll(1, 0) for key, value in case.condition.items()}
     differs = any(not torch.equal(turned[key], value) for key, value in case.condition.items())
-    if differs and float((case.predict(case.told(), turned) - output).abs().mean() / scale) < SAME:
+    if differs and float((case.predict(case.network_times(), turned) - output).abs().mean() / scale) < SAME:
         yield Finding("condition", "warning", "The prediction does not depend on the condition.")
     error, error_without = case.error(output), case.error(without)
     if enhanced and error_without > NULL_FACTOR * error and error_without > 0.5:

@@ -1,4 +1,4 @@
-"""What a pipeline's own encoders make of prompts and pictures: the condition and the latents of its network.
+"""The condition and the latents of a network, from prompts and images by its pipeline's own encoders.
 
 Nothing here re-implements a text encoder: the stock pipeline's `encode_prompt` is called with the arguments that its
 `__call__` gives it by default, and its results are named as the network's forward has them.
@@ -69,12 +69,12 @@ def encode_null(pipe: DiffusionPipeline, adapter: NetworkAdapter, **arguments: A
 def encode_pixels(
     pipe: DiffusionPipeline, pixels: Tensor, generator: torch.Generator | None = None, posterior_mean: bool = False
 ) -> Tensor:
-    """Latents as the pipeline's network sees them, drawn from the autoencoder's posterior.
+    """Latents as the pipeline's network sees them, sampled from the autoencoder's posterior.
 
     Args:
         pipe: A pipeline with a `vae`.
         pixels: In [-1, 1], shape `(B, 3, H, W)`, or `(B, 3, frames, H, W)` for videos. An autoencoder of videos takes
-            pictures as videos of one frame.
+            images as videos of one frame.
         generator: Source of the posterior's noise.
         posterior_mean: Whether the posterior's mean is taken in place of a draw: the paper's models of SD-VAE and
             E2E-VAVAE were trained on means, those of VA-VAE on draws.
@@ -149,6 +149,6 @@ def _stacked(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _filled(value: Tensor, tokens: int) -> Tensor:
-    """Rows of exactly so many tokens, with zeros, or False, at the end."""
+    """Rows filled up to a number of tokens with zeros, or False."""
     value = value[:, :tokens]
     return F.pad(value, (0, 0) * (value.ndim - 2) + (0, tokens - value.shape[1]))

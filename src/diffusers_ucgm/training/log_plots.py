@@ -29,7 +29,7 @@ def plot_by_time(statistics: Mapping[str, Sequence[float | None]], path: str | P
     """The loss by time, and below it the size of the derivative.
 
     Args:
-        statistics: As `TimeStatistics.read` gives them, or the log under `by_time`: `t` (the middles of the bins),
+        statistics: The values of `TimeStatistics.read`, or of the log under `by_time`: `t` (the middles of the bins),
             `loss`, and where they are known `slope` (mean size of the derivative) and `clamped` (fraction of its
             entries at the clamp). A bin with None or NaN is a gap.
         path: The PNG file.

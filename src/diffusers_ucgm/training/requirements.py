@@ -69,9 +69,9 @@ def check_data(network: nn.Module, adapter: DenoiserAdapter, dataset: Any) -> No
     """Check that a data set has what the network takes.
 
     Args:
-        network: Of diffusers, with a config.
+        network: A network of diffusers, with a config.
         adapter: How it is called.
-        dataset: As `UCGMTrainer` takes it.
+        dataset: The data set in the form that `UCGMTrainer` takes.
 
     Raises:
         ValueError: If a column is missing or of another kind of network, a class is out of range, or the latents have

@@ -116,7 +116,7 @@ def data_identity(dataset: Any) -> dict[str, Any]:
     """What tells a data set from others: a cache's own description, or the length and some items.
 
     Args:
-        dataset: As the trainer takes it. Items that are another each time they are read do not count.
+        dataset: The trainer's data set. Items that differ each time they are read do not count.
     """
     samples = length_of(dataset)
     if isinstance(dataset, CachedLatents):
