@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "JsonObject",
+    "JsonValue",
     "append_line",
     "check_tensors",
     "check_writable",
@@ -38,9 +39,10 @@ __all__ = [
 ]
 
 Value = TypeVar("Value")
-# An object of JSON: texts, numbers, booleans, None, lists and further objects by name. The reader of a file knows the
-# type of each entry; a type checker cannot, since it depends on the name.
-JsonObject = dict[str, Any]
+# A text, a number, a boolean, None, or a list or an object of them. The reader of a file knows the type of each entry;
+# a type checker cannot, since it depends on the entry's name.
+JsonValue = Any
+JsonObject = dict[str, JsonValue]
 
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.(?P<kind>tmp|old)")
 # What version 0.1.0 called them.

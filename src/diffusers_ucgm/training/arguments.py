@@ -1,7 +1,6 @@
 """What the arguments of a trainer must be, as a table."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 
@@ -13,13 +12,13 @@ from .config import UCGMTrainingConfig
 __all__ = ["TRAINER_ARGUMENTS"]
 
 
-def _is_dataset(value: Any) -> bool:
+def _is_dataset(value: object) -> bool:
     # Whether it has a length is asked later, where the way out for streams is known.
     has_items = hasattr(value, "__getitem__") or hasattr(value, "__iter__")
     return has_items and not isinstance(value, str | bytes | Mapping | set)
 
 
-def _is_scheduler(value: Any) -> bool:
+def _is_scheduler(value: object) -> bool:
     return hasattr(value, "config") or (isinstance(value, Mapping) and len(value) > 0)
 
 

@@ -6,13 +6,15 @@ parameter, which earlier checkpoints do not, and it leaves DeepSpeed out.
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from diffusers import ModelMixin
 from torch import Tensor, nn
+
+from diffusers_ucgm.files import JsonObject
 
 from . import checkpoints
 from .checkpoints import OptimizerState
@@ -42,7 +44,7 @@ class Backend(Protocol):
         """Tensors by the name `<parameter index>.<key>`, and the plain values."""
         ...
 
-    def load_optimizer_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    def load_optimizer_state(self, tensors: Mapping[str, Tensor], values: JsonObject) -> None:
         """Put back what `optimizer_state` gave."""
         ...
 
@@ -82,7 +84,7 @@ class PlainBackend:
         tensors, values = checkpoints.optimizer_state(self.optimizer)
         return checkpoints.gather(tensors), values
 
-    def load_optimizer_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    def load_optimizer_state(self, tensors: Mapping[str, Tensor], values: JsonObject) -> None:
         """See `Backend`.
 
         Raises:

@@ -4,8 +4,8 @@ All of it follows from the seed, the step and a sample's place in the step's glo
 depend on how a batch is split into network calls and processes, and a resumed run repeats an uninterrupted one.
 """
 
-from collections.abc import Iterator, Sequence, Sized
-from typing import Any, cast
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -16,8 +16,18 @@ from diffusers_ucgm.randomness import epoch_generator, training_generator
 from diffusers_ucgm.training_times import beta_times
 
 
-__all__ = ["DrawnSamples", "StepSampler", "batches_from", "sample_order"]
+__all__ = [
+    "DrawnSamples",
+    "StepSampler",
+    "TrainingBatch",
+    "TrainingData",
+    "TrainingSample",
+    "batches_from",
+    "sample_order",
+]
 
+# Items with `latents` and the condition under the network's keywords, by their numbers.
+TrainingData = Dataset[Mapping[str, object]] | Sequence[Mapping[str, object]]
 # A place: the sample's index in the data set, the optimizer step, and its position in that step's global batch.
 Place = tuple[int, int, int]
 
@@ -37,12 +47,40 @@ def sample_order(num_samples: int, start: int, seed: int) -> Iterator[int]:
         epoch, position = epoch + 1, 0
 
 
-class DrawnSamples(Dataset[dict[str, Any]]):
+class _Noised(TypedDict):
+    """What samples and batches have in common; a sample has the shapes without B.
+
+    Attributes:
+        latents: Shape `(B, C, ...)`.
+        t: Times in [0, 1], shape `(B,)`.
+        noise: The shape of `latents`.
+        dropped: Whether a sample is under the null condition, shape `(B,)`.
+    """
+
+    latents: Tensor
+    t: Tensor
+    noise: Tensor
+    dropped: Tensor
+
+
+class TrainingSample(_Noised):
+    """A sample; its `condition` has the values of the network's keywords, as the data set gives them."""
+
+    condition: dict[str, object]
+
+
+class TrainingBatch(_Noised):
+    """The batch of one network call; its `condition` has B rows for each of the network's keywords."""
+
+    condition: dict[str, Tensor]
+
+
+class DrawnSamples(Dataset[TrainingSample]):
     """A data set's items with the time, noise and dropping that a place draws."""
 
     def __init__(
         self,
-        dataset: Dataset[dict[str, Any]],
+        dataset: TrainingData,
         seed: int,
         time_distribution: Sequence[float],
         label_dropout: float,
@@ -63,7 +101,7 @@ class DrawnSamples(Dataset[dict[str, Any]]):
         self.label_dropout = label_dropout
         self.time_range = time_range
 
-    def __getitem__(self, place: Place) -> dict[str, Any]:
+    def __getitem__(self, place: Place) -> TrainingSample:
         index, step, position = place
         generator = training_generator(self.seed, step, position)
         condition = dict(self.dataset[index])
@@ -132,7 +170,7 @@ class StepSampler(Sampler[list[Place]]):
 
 def batches_from(
     samples: DrawnSamples, sampler: StepSampler, num_workers: int, pin_memory: bool
-) -> Iterator[list[dict[str, Any]]]:
+) -> Iterator[list[TrainingBatch]]:
     """The batches of every step, a list with one for each network call.
 
     Args:
@@ -142,14 +180,15 @@ def batches_from(
         pin_memory: See `DataLoader`.
     """
     loader = DataLoader(
-        cast(Dataset[dict[str, Tensor]], samples),
+        # The loader stacks samples to a batch, which its type does not say.
+        cast(Dataset[TrainingBatch], samples),
         batch_sampler=sampler,
         num_workers=num_workers,
         pin_memory=pin_memory,
         # Its own draws, of the workers' seeds, must not move torch's global state.
         generator=torch.Generator().manual_seed(sampler.seed),
     )
-    calls: list[dict[str, Any]] = []
+    calls: list[TrainingBatch] = []
     for batch in loader:
         calls.append(batch)
         if len(calls) == sampler.num_calls:
@@ -157,7 +196,7 @@ def batches_from(
             calls = []
 
 
-def length_of(dataset: Any) -> int:
+def length_of(dataset: object) -> int:
     """How many items a data set has.
 
     Raises:

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from diffusers_ucgm import files
+from diffusers_ucgm.files import JsonObject
 from diffusers_ucgm.run_folder import run_of
 
 
@@ -42,7 +42,7 @@ __all__ = [
 
 PREFIX = "checkpoint-"
 # Tensors by the name `<parameter index>.<key>`, and plain values.
-OptimizerState = tuple[dict[str, Tensor], dict[str, Any]]
+OptimizerState = tuple[dict[str, Tensor], JsonObject]
 
 
 def gather(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -104,16 +104,14 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> OptimizerState:
     return tensors, {"values": values, "param_groups": state["param_groups"]}
 
 
-def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], values: Mapping[str, Any]
-) -> None:
+def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], values: JsonObject) -> None:
     """Put back what `optimizer_state` gave.
 
     Raises:
         ValueError: If the state belongs to another number of parameters.
     """
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    state: dict[int, dict[str, Any]] = {}
+    state: dict[int, dict[str, object]] = {}
     for name, value in [*tensors.items(), *values["values"].items()]:
         index, key = name.split(".", 1)
         parameter = parameters[int(index)] if int(index) < len(parameters) else None
@@ -123,9 +121,7 @@ def load_optimizer_state(
     optimizer.load_state_dict({"state": state, "param_groups": values["param_groups"]})
 
 
-def save_checkpoint(
-    root: str | Path, step: int, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any]
-) -> Path:
+def save_checkpoint(root: str | Path, step: int, tensors: dict[str, dict[str, Tensor]], values: JsonObject) -> Path:
     """Write `root/checkpoint-<step>` under a temporary name, then rename it.
 
     Args:
@@ -149,7 +145,7 @@ def save_checkpoint(
     return folder
 
 
-def load_checkpoint(folder: str | Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+def load_checkpoint(folder: str | Path) -> tuple[dict[str, dict[str, Tensor]], JsonObject]:
     """The groups of tensors and the values that `save_checkpoint` wrote.
 
     Raises:

@@ -1,9 +1,8 @@
 """The bodies of `ucgm train`, `doctor` and `cache`: each calls the public API and prints."""
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import PartialState
@@ -17,7 +16,7 @@ from diffusers_ucgm.data.datasets import LatentDataset
 from diffusers_ucgm.data.image_sources import check_image_source
 from diffusers_ucgm.data.images import ImageItems, ImageSource, load_image_dataset
 from diffusers_ucgm.data.latent_cache import CachedLatents, cache_latents, finish_cache
-from diffusers_ucgm.files import check_writable, read_tensors
+from diffusers_ucgm.files import JsonObject, check_writable, read_tensors
 from diffusers_ucgm.interruptions import Stopped
 from diffusers_ucgm.labels import LabelMapping, read_label_map
 from diffusers_ucgm.loading import DTYPES, load_network, load_pipeline
@@ -57,7 +56,7 @@ CACHE_IDENTITY = (
 )
 
 
-def _config(args: argparse.Namespace, **defaults: Any) -> UCGMTrainingConfig:
+def _config(args: argparse.Namespace, **defaults: object) -> UCGMTrainingConfig:
     """The settings in force: the options win over `--config`, and the file wins over `--recipe`."""
     _check_names(args)
     given = {**defaults, **_given_settings(args)}
@@ -72,7 +71,7 @@ def _config(args: argparse.Namespace, **defaults: Any) -> UCGMTrainingConfig:
     return config
 
 
-def _given_settings(args: argparse.Namespace) -> dict[str, Any]:
+def _given_settings(args: argparse.Namespace) -> JsonObject:
     """The settings of the options and, below them, of `--config`."""
     words = {
         name.removeprefix("setting_"): value
@@ -85,7 +84,7 @@ def _given_settings(args: argparse.Namespace) -> dict[str, Any]:
     return override(read_settings_file(args.config, SETTING_TYPES), given) if args.config else given
 
 
-def _recipe(args: argparse.Namespace, given: Mapping[str, Any]) -> tuple[str | None, str]:
+def _recipe(args: argparse.Namespace, given: JsonObject) -> tuple[str | None, str]:
     """The recipe in force, or None, and a line that says where the settings come from."""
     recipe, reason = args.recipe, "as `--recipe` names it"
     if recipe is None and args.config:
@@ -285,7 +284,7 @@ def _text_options(args: argparse.Namespace, takes_prompts: bool) -> dict[str, in
     return {"max_sequence_length": args.max_sequence_length}
 
 
-def _cache_identity(args: argparse.Namespace, source: ImageSource) -> dict[str, Any]:
+def _cache_identity(args: argparse.Namespace, source: ImageSource) -> JsonObject:
     """The settings on which the entries of a cache depend."""
     options = {name: getattr(args, name) for name in CACHE_IDENTITY}
     columns = {name: getattr(source, name) for name in ("image_column", "label_column", "caption_column")}
@@ -294,7 +293,7 @@ def _cache_identity(args: argparse.Namespace, source: ImageSource) -> dict[str, 
     return options | columns | later
 
 
-def _print_cache(folder: Path, index: Mapping[str, Any], background: str) -> None:
+def _print_cache(folder: Path, index: JsonObject, background: str) -> None:
     print(f"Cache: {folder.resolve()}, {index['num_samples']} samples, {len(index['skipped'])} images left out")
     print(f"  background of transparent images: {background}")
     for each in index["skipped"][:10]:

@@ -4,7 +4,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+from diffusers_ucgm.files import JsonObject
 
 from .ratios import check_schedule, ratio_at
 from .setting_ranges import check_ranges, check_tracker
@@ -270,12 +272,12 @@ class UCGMTrainingConfig:
         """
         from diffusers_ucgm.loss import UCGMLoss
 
-        settings: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(UCGMLoss)}
+        settings = {field.name: getattr(self, field.name) for field in fields(UCGMLoss)}
         settings["consistency_ratio"] = self.ratio_at(step)
         settings["transport"] = self.transport or transport or "linear"
         return UCGMLoss(**settings)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """The settings in the form that JSON has: tuples are lists."""
         return json.loads(json.dumps(asdict(self)))
 
@@ -304,7 +306,7 @@ class UCGMTrainingConfig:
         return FREE_ON_RESUME | ({"max_train_steps"} if self.lr_scheduler in ENDLESS_SCHEDULES else set())
 
     @classmethod
-    def from_file(cls, path: str | Path, **overrides: Any) -> "UCGMTrainingConfig":
+    def from_file(cls, path: str | Path, **overrides: object) -> "UCGMTrainingConfig":
         """Read settings from a JSON or YAML file; keyword arguments win over it.
 
         Raises:
@@ -318,7 +320,7 @@ class UCGMTrainingConfig:
         return cls(**values)
 
     @classmethod
-    def from_recipe(cls, name: str, output_dir: str | Path, **overrides: Any) -> "UCGMTrainingConfig":
+    def from_recipe(cls, name: str, output_dir: str | Path, **overrides: object) -> "UCGMTrainingConfig":
         """Settings by name; keyword arguments win over the recipe, whose schedules follow `max_train_steps`.
 
         Args:

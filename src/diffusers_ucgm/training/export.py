@@ -13,7 +13,8 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from diffusers_ucgm import files
-from diffusers_ucgm.contracts import Pipeline
+from diffusers_ucgm.contracts import Pipeline, Steppable
+from diffusers_ucgm.files import JsonObject
 from diffusers_ucgm.hub import push_folder_to_hub
 from diffusers_ucgm.lora import save_lora
 from diffusers_ucgm.scheduler import UCGMScheduler
@@ -131,7 +132,7 @@ def _write_pipeline(
     grid: "Image | None",
 ) -> None:
     sampler = FEW_STEP_SAMPLER if is_few_step(run.config) else {}
-    stock: Any = pipeline.scheduler  # pyright: ignore[reportAttributeAccessIssue]
+    stock: Steppable = pipeline.scheduler  # pyright: ignore[reportAttributeAccessIssue]
     parts = {
         component_of(run): _with_weights(run.transformer, whole),
         "scheduler": UCGMScheduler.from_config(stock.config, **sampler),
@@ -236,7 +237,7 @@ def _lora_prefix(run: TrainingRun) -> str:
     return component_of(run).removesuffix("_2")
 
 
-def _lora_notes(run: TrainingRun) -> dict[str, Any]:
+def _lora_notes(run: TrainingRun) -> JsonObject:
     """The notes in a LoRA's file: the sampler of a few-step model, and the second network."""
     component = component_of(run)
     second = {"network": component} if component != _lora_prefix(run) else {}
@@ -285,6 +286,6 @@ def _with_weights(network: ModelMixin, whole: Mapping[str, Tensor] | None) -> Mo
     if whole is None:
         return network
     with torch.device("meta"):
-        copy: Any = type(network).from_config(network.config)
+        copy = type(network).from_config(network.config)
     copy.load_state_dict(whole, assign=True)
     return copy

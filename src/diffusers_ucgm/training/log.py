@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +11,7 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from diffusers_ucgm import files
+from diffusers_ucgm.files import JsonValue
 
 from .reductions import reduce_tensor
 from .run_state import Part, State
@@ -123,7 +124,7 @@ class TrainingLog:
     def _save_statistics(self) -> State:
         return {}, reduce_tensor(self.accelerator, self.statistics.sums, "sum").tolist()
 
-    def _load_statistics(self, _: Mapping[str, Tensor], value: Any) -> None:
+    def _load_statistics(self, _: Mapping[str, Tensor], value: JsonValue) -> None:
         sums = torch.tensor(value)
         # The sums are of all processes, and are added up again.
         self.statistics.load(sums if self.accelerator.is_main_process else torch.zeros_like(sums))
@@ -131,7 +132,7 @@ class TrainingLog:
     def _save_loss(self) -> State:
         return {}, None if self.mean_loss is None else float(reduce_tensor(self.accelerator, self.mean_loss, "mean"))
 
-    def _load_loss(self, _: Mapping[str, Tensor], value: Any) -> None:
+    def _load_loss(self, _: Mapping[str, Tensor], value: JsonValue) -> None:
         self.mean_loss = torch.tensor(value, device=self.accelerator.device)
 
 

@@ -3,8 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from diffusers_ucgm.files import JsonValue
 from diffusers_ucgm.plotting import BLUE, ORANGE, plot_values, save_plot
 
 
@@ -73,7 +74,7 @@ def _draw_lines(ax: "Axes", name: str, t: Sequence[float], lines: Mapping[str, S
     ax.set_ylabel(name)
 
 
-def plot_loss(lines: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
+def plot_loss(lines: Sequence[Mapping[str, JsonValue]], path: str | Path) -> Path:
     """The smoothed loss by optimizer step, and below it raw residual, consistency ratio and learning rate.
 
     The loss of a healthy run rises with the consistency ratio, whose target differs more from the prediction.

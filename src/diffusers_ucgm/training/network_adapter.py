@@ -14,6 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from diffusers_ucgm.files import JsonObject
 from diffusers_ucgm.sampling.conventions import Convention
 from diffusers_ucgm.scheduler import UCGMScheduler
 
@@ -78,7 +79,7 @@ class NetworkAdapter:
         Raises:
             ValueError: If the network's forward has no known name for the sample or the time.
         """
-        self.config: Mapping[str, Any] = getattr(network, "config", {})
+        self.config: JsonObject = getattr(network, "config", {})
         self.timestep = timestep or (lambda t: t * 1000.0)
         self._null_condition = null_condition
         names = inspect.signature(network.forward).parameters
@@ -109,7 +110,7 @@ class NetworkAdapter:
         """The noisy sample in the network's layout; the data has `(B, C, H, W)` or `(B, C, frames, H, W)`."""
         return x_t
 
-    def unpack(self, output: Any, x_t: Tensor) -> Tensor:
+    def unpack(self, output: Tensor, x_t: Tensor) -> Tensor:
         """The output in the layout of `x_t`, without the channels of a learned variance."""
         return output[:, : x_t.shape[1]]
 

@@ -5,8 +5,8 @@ Settings that depend on the length of a run are fractions of `max_train_steps`, 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
+from diffusers_ucgm.files import JsonObject
 from diffusers_ucgm.names import did_you_mean
 
 
@@ -27,7 +27,7 @@ class Recipe:
     """
 
     summary: str
-    settings: Mapping[str, Any]
+    settings: JsonObject
     consistency_ratio: tuple[tuple[float, float], ...] = ((0.0, 0.0),)
     fractions: Mapping[str, float] = field(
         default_factory=lambda: {"lr_warmup_steps": 0.05, "checkpointing_steps": 0.25, "logging_steps": 0.05}

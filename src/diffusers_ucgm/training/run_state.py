@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor
+
+from diffusers_ucgm.files import JsonObject, JsonValue
 
 from . import checkpoints
 
@@ -14,7 +15,7 @@ from . import checkpoints
 __all__ = ["Part", "State", "ema_part", "load_parts", "rates_part", "save_parts", "values_part"]
 
 # Tensors by name, and a plain value that JSON can hold; None is no value.
-State = tuple[Mapping[str, Tensor], Any]
+State = tuple[Mapping[str, Tensor], JsonValue]
 
 
 @dataclass(frozen=True)
@@ -28,20 +29,18 @@ class Part:
     """
 
     state: Callable[[], State]
-    load: Callable[[Mapping[str, Tensor], Any], None]
+    load: Callable[[Mapping[str, Tensor], JsonValue], None]
     is_required: bool = True
 
 
-def save_parts(parts: Mapping[str, Part]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+def save_parts(parts: Mapping[str, Part]) -> tuple[dict[str, dict[str, Tensor]], JsonObject]:
     """The tensors by part, gathered on the CPU, and the plain values of all parts; every process must call this."""
     states = {name: part.state() for name, part in parts.items()}
     tensors = {name: checkpoints.gather(entries) for name, (entries, _) in states.items() if entries}
     return tensors, {name: value for name, (_, value) in states.items() if value is not None}
 
 
-def load_parts(
-    parts: Mapping[str, Part], tensors: Mapping[str, Mapping[str, Tensor]], values: Mapping[str, Any]
-) -> None:
+def load_parts(parts: Mapping[str, Part], tensors: Mapping[str, Mapping[str, Tensor]], values: JsonObject) -> None:
     """Put back what `save_parts` gave, in the order of the parts; every process must call this.
 
     Raises:
@@ -54,7 +53,7 @@ def load_parts(
             raise ValueError(f"the part {name!r} is missing")
 
 
-def values_part(value: Callable[[], Any], load: Callable[[Any], None]) -> Part:
+def values_part(value: Callable[[], JsonValue], load: Callable[[JsonValue], None]) -> Part:
     """A part that has a plain value alone, and that earlier checkpoints may lack."""
     return Part(lambda: ({}, value()), lambda _, saved: load(saved), is_required=False)
 
@@ -65,7 +64,7 @@ def rates_part(scheduler: torch.optim.lr_scheduler.LRScheduler) -> Part:
     def state() -> State:
         return {}, {name: value for name, value in scheduler.state_dict().items() if name != "lr_lambdas"}
 
-    def load(_: Mapping[str, Tensor], value: Any) -> None:
+    def load(_: Mapping[str, Tensor], value: JsonValue) -> None:
         scheduler.load_state_dict({**scheduler.state_dict(), **value})
 
     return Part(state, load)
@@ -77,7 +76,7 @@ def ema_part(ema: EMAModel) -> Part:
     def shadow() -> dict[str, Tensor]:
         return {str(i): value for i, value in enumerate(ema.shadow_params)}
 
-    def load(tensors: Mapping[str, Tensor], value: Any) -> None:
+    def load(tensors: Mapping[str, Tensor], value: JsonValue) -> None:
         checkpoints.copy_tensors(shadow(), tensors)
         ema.optimization_step = value["optimization_step"]
 

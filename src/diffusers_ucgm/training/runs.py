@@ -2,17 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diffusers_ucgm.data.latent_cache import CachedLatents
+from diffusers_ucgm.files import JsonObject
 from diffusers_ucgm.run_folder import RunFolder, differences, used_folder
 
-from .batches import length_of
+from .batches import TrainingData, length_of
 from .checkpoints import latest_checkpoint
 from .config import FREE_ON_RESUME, UCGMTrainingConfig
 from .log import LOG_NAME
@@ -26,7 +25,7 @@ MAX_ITEMS, MAX_VALUES = 16, 4096
 RESUMING = "Resume it by `resume_from_checkpoint='latest'` (`--resume-from-checkpoint latest`), "
 
 
-def begin_run(run: RunFolder, config: UCGMTrainingConfig, identity: dict[str, Any]) -> None:
+def begin_run(run: RunFolder, config: UCGMTrainingConfig, identity: JsonObject) -> None:
     """Begin a run in a folder, or see that the one that is resumed is its own.
 
     A run of which nothing would be lost, since it wrote no checkpoint and no weights, is begun anew.
@@ -68,7 +67,7 @@ def _check_overwriting(config: UCGMTrainingConfig, is_resumed: bool) -> None:
         )
 
 
-def _check_owner(run: RunFolder, found: Mapping[str, Any] | None, results: list[str], is_resumed: bool) -> None:
+def _check_owner(run: RunFolder, found: JsonObject | None, results: list[str], is_resumed: bool) -> None:
     """Refuse a folder of another command, of nobody's files, or of a run that is not to be resumed."""
     if found is not None and found["kind"] != run.kind:
         raise used_folder(run.argument, run.folder, f"which holds a run of `ucgm {found['kind']}`")
@@ -78,9 +77,7 @@ def _check_owner(run: RunFolder, found: Mapping[str, Any] | None, results: list[
         raise used_folder(run.argument, run.folder, f"which holds a run with {_enumerate(results)}", RESUMING)
 
 
-def _check_loss(
-    run: RunFolder, config: UCGMTrainingConfig, found: Mapping[str, Any] | None, results: list[str]
-) -> None:
+def _check_loss(run: RunFolder, config: UCGMTrainingConfig, found: JsonObject | None, results: list[str]) -> None:
     """Refuse to begin a run anew where weights of other settings, or a log of another program, would be lost."""
     if results and found is not None and (changed := _changed_settings(found, config)):
         reason = f"which holds a run with {_enumerate(results)} and other settings ({_in_words(changed)})"
@@ -101,7 +98,7 @@ def _is_log(path: Path) -> bool:
     return isinstance(line, dict) and "step" in line
 
 
-def own_runs(found: dict[str, Any] | None) -> tuple[str | None, ...]:
+def own_runs(found: JsonObject | None) -> tuple[str | None, ...]:
     """The ids of the checkpoints that belong to a folder's run; None is that of version 0.1.0.
 
     Args:
@@ -112,7 +109,7 @@ def own_runs(found: dict[str, Any] | None) -> tuple[str | None, ...]:
     return (found.get("id"), None) if found.get("adopts") else (found.get("id"),)
 
 
-def data_identity(dataset: Any) -> dict[str, Any]:
+def data_identity(dataset: TrainingData) -> JsonObject:
     """What tells a data set from others: a cache's own description, or the length and some items.
 
     Args:
@@ -127,7 +124,7 @@ def data_identity(dataset: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def network_identity(network: nn.Module, *, with_weights: bool) -> dict[str, Any]:
+def network_identity(network: nn.Module, *, with_weights: bool) -> JsonObject:
     """What tells a network from others: its class, its weights' names, shapes and types, and some values of each.
 
     Args:
@@ -149,7 +146,7 @@ def _resumes_in(config: UCGMTrainingConfig, folder: Path) -> bool:
     return source == "latest" or (source is not None and Path(source).resolve().parent == folder.resolve())
 
 
-def _changed_settings(found: Mapping[str, Any], config: UCGMTrainingConfig) -> dict[str, str]:
+def _changed_settings(found: JsonObject, config: UCGMTrainingConfig) -> dict[str, str]:
     free = FREE_ON_RESUME - {"max_train_steps"}
     mine = {name: value for name, value in config.to_dict().items() if name not in free}
     before = in_current_form(found.get("settings", {}))
@@ -164,7 +161,7 @@ def _in_words(changed: dict[str, str]) -> str:
     return ", ".join(changed[name] for name in sorted(changed))
 
 
-def _of_item(item: Any) -> str:
+def _of_item(item: object) -> str:
     if isinstance(item, dict):
         return ", ".join(f"{name}: {_of_item(item[name])}" for name in sorted(item))
     if isinstance(item, Tensor):

@@ -2,9 +2,8 @@
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
-from diffusers_ucgm.files import read_json, read_yaml
+from diffusers_ucgm.files import JsonObject, read_json, read_yaml
 from diffusers_ucgm.names import did_you_mean
 
 from .recipes import get_recipe
@@ -51,7 +50,7 @@ def _as_text(value: object) -> object:
     return str(value) if type(value) is int else value
 
 
-def override(settings: Mapping[str, object], others: Mapping[str, object]) -> dict[str, Any]:
+def override(settings: Mapping[str, object], others: Mapping[str, object]) -> JsonObject:
     """Settings with others in the place of some; a ratio takes the place of a schedule, and a schedule of a ratio.
 
     Args:
@@ -76,7 +75,7 @@ def read_words(words: Mapping[str, object], types: Mapping[str, SettingType]) ->
     return {name: types[name].read(name, value) for name, value in in_current_form(words).items()}
 
 
-def recipe_settings(name: str, others: Mapping[str, object]) -> dict[str, Any]:
+def recipe_settings(name: str, others: Mapping[str, object]) -> JsonObject:
     """The settings of a recipe, with others in the place of some.
 
     Args:

@@ -1,12 +1,13 @@
 """Statistics by time and a guard, which show when few-step training fails."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from diffusers_ucgm.files import JsonObject
 
 
 __all__ = ["CollapseGuard", "TimeStatistics"]
@@ -133,11 +134,11 @@ class CollapseGuard:
         is_known = len(losses) >= SETTLED
         return not math.isfinite(loss) or (is_known and loss > self.factor * median(losses))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> JsonObject:
         """The state that a resumed run needs."""
         return {name: getattr(self, name) for name in GUARD_STATE}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: JsonObject) -> None:
         """Put back what `state_dict` gave."""
         for name in GUARD_STATE:
             setattr(self, name, state[name])

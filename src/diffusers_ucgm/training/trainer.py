@@ -9,13 +9,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from diffusers import ModelMixin
 from diffusers.utils import logging
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from diffusers_ucgm.constraints import check
@@ -27,7 +26,7 @@ from . import checkpoints, export
 from .adapters import adapter_for
 from .arguments import TRAINER_ARGUMENTS
 from .averages import use_averages
-from .batches import DrawnSamples, StepSampler, batches_from, length_of
+from .batches import DrawnSamples, StepSampler, TrainingBatch, TrainingData, batches_from, length_of
 from .collapse import handle_collapse
 from .config import UCGMTrainingConfig
 from .experts import expert_of
@@ -79,10 +78,10 @@ class UCGMTrainer:
         self,
         config: UCGMTrainingConfig,
         transformer: ModelMixin,
-        dataset: Dataset[dict[str, Any]] | list[dict[str, Any]],
+        dataset: TrainingData,
         *,
         adapter: DenoiserAdapter | None = None,
-        scheduler: Any = None,
+        scheduler: object = None,
         pipeline: "DiffusionPipeline | None" = None,
     ) -> None:
         """Place the model and make adapter layers, optimizer, averages and teacher.
@@ -136,9 +135,9 @@ class UCGMTrainer:
         cls,
         config: UCGMTrainingConfig,
         pipeline: "DiffusionPipeline",
-        dataset: Dataset[dict[str, Any]] | list[dict[str, Any]],
+        dataset: TrainingData,
         *,
-        null_condition: Mapping[str, Any] | None = None,
+        null_condition: Mapping[str, object] | None = None,
     ) -> "UCGMTrainer":
         """A trainer of a pipeline's network, whose path and time are those of the pipeline's scheduler.
 
@@ -156,7 +155,7 @@ class UCGMTrainer:
         from .adapters import adapter_for_pipeline
         from .encoding import encode_null
 
-        network: Any = expert_of(pipeline, config.expert).network
+        network = cast(ModelMixin, expert_of(pipeline, config.expert).network)
         adapter = adapter_for_pipeline(pipeline)
         if null_condition is None and adapter.null_condition is None and _encodes_prompts(pipeline):
             null_condition = encode_null(pipeline, adapter)
@@ -254,7 +253,7 @@ class UCGMTrainer:
         """Whether something is done after the present step that is done at intervals and after the last step."""
         return self.step % interval == 0 or self.step == self.config.max_train_steps
 
-    def training_step(self, batches: list[dict[str, Any]]) -> Tensor:
+    def training_step(self, batches: list[TrainingBatch]) -> Tensor:
         """Make one optimizer step over the batches of its network calls; return their mean loss, without gradient."""
         self.teacher.update(self.transformer)
         total = torch.zeros((), device=self.accelerator.device)
@@ -344,7 +343,7 @@ class UCGMTrainer:
         if self.accelerator.is_main_process:
             self.log.cut(self.step)
 
-    def _loss(self, batch: dict[str, Any], micro: int) -> Tensor:
+    def _loss(self, batch: TrainingBatch, micro: int) -> Tensor:
         device = self.accelerator.device
         condition = {name: value.to(device, non_blocking=True) for name, value in batch["condition"].items()}
         if self.config.ratio_at(self.step) != self.loss.consistency_ratio:
@@ -427,7 +426,7 @@ class UCGMTrainer:
             # An image that some pipeline cannot sample, or some tracker take, must not end hours of training.
             logger.warning(f"No validation grid was sampled at step {self.step}: {error}")
 
-    def _batches(self) -> Iterator[list[dict[str, Any]]]:
+    def _batches(self) -> Iterator[list[TrainingBatch]]:
         config, accelerator = self.config, self.accelerator
         samples = DrawnSamples(
             self.dataset,  # pyright: ignore[reportArgumentType]
@@ -501,7 +500,7 @@ def _check_samples(mine: int, saved: int | None) -> None:
         )
 
 
-def _for_trackers(config: UCGMTrainingConfig) -> dict[str, Any]:
+def _for_trackers(config: UCGMTrainingConfig) -> dict[str, int | float | str | bool]:
     """The settings in the form that trackers take: numbers and words."""
     return {
         name: value if isinstance(value, int | float | str | bool) else str(value)

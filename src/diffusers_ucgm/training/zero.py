@@ -12,6 +12,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
+from diffusers_ucgm.files import JsonObject
+
 from .checkpoints import OptimizerState, check_names
 
 
@@ -34,7 +36,8 @@ def configure(accelerator: Accelerator, config: "UCGMTrainingConfig") -> None:
     Raises:
         ValueError: If DeepSpeed does not allow a setting.
     """
-    plugin: Any = accelerator.state.deepspeed_plugin
+    plugin = accelerator.state.deepspeed_plugin
+    assert plugin is not None
     for name, allowed, value in (
         ("zero_stage", (1, 2, 3), plugin.zero_stage),
         ("optimizer", OPTIMIZERS, config.optimizer),
@@ -127,7 +130,7 @@ class ZeroBackend:
         return tensors, {"values": {}, "param_groups": [group]}
 
     @torch.no_grad()
-    def load_optimizer_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    def load_optimizer_state(self, tensors: Mapping[str, Tensor], values: JsonObject) -> None:
         """Put back the state of `optimizer_state`, or of a run without DeepSpeed; every process must call this."""
         from deepspeed.utils import safe_set_full_optimizer_state  # pyright: ignore[reportMissingImports]
 
