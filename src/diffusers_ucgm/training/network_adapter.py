@@ -110,7 +110,7 @@ class NetworkAdapter:
         """The noisy sample in the network's layout; the data has `(B, C, H, W)` or `(B, C, frames, H, W)`."""
         return x_t
 
-    def unpack(self, output: Tensor, x_t: Tensor) -> Tensor:
+    def unpack(self, output: Any, x_t: Tensor) -> Tensor:
         """The output in the layout of `x_t`, without the channels of a learned variance."""
         return output[:, : x_t.shape[1]]
 
