@@ -42,7 +42,7 @@ SWAP_TESTS = ("tests/sampling/test_swap_keywords.py",)
 LOSS_TESTS = ("tests/test_loss.py",)
 METRIC_TESTS = ("tests/image_metrics/test_statistics.py",)
 HELP_TESTS = ("tests/test_help.py",)
-CONVERSION_TESTS = ("tests/test_conversion.py",)
+CONVERSION_TESTS = ("tests/conversion",)
 TRAINER_TESTS = ("tests/training",)
 AUTOENCODER_TESTS = ("tests/test_autoencoders.py",)
 LABEL_TESTS = ("tests/test_labels.py",)
@@ -1255,7 +1255,7 @@ MUTANTS = [
         "models/edm2_unet_2d.py",
         "torch.where(left_out[:, None], embedding, _mix(embedding, label, CLASS_WEIGHT))",
         "torch.where(left_out[:, None], embedding * 0.5**0.5, _mix(embedding, label, CLASS_WEIGHT))",
-        ("tests/test_models.py", "tests/test_conversion.py"),
+        ("tests/test_models.py", "tests/conversion"),
     ),
     Mutant(
         "EDM2's epsilon inside the root",

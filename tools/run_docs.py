@@ -61,7 +61,7 @@ NOT_RUN = {
         "0000000.pt": "a published checkpoint",
         "--model repa-e": "a published checkpoint",
         '"repa-e"': "a published checkpoint",
-        "--reference-config": "a file of the reference; tests/test_conversion.py reads such files",
+        "--reference-config": "a file of the reference; tests/conversion/test_reference.py reads such files",
     },
     "docs/pipelines.md": {"StableDiffusionXLPipeline": "a checkpoint of the Hub; tests load such folders"},
     "docs/resume-and-recover.md": {"ucgm train ...": "an ellipsis; tests/training resumes"},

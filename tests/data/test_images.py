@@ -7,6 +7,7 @@ import tarfile
 import datasets
 import pytest
 import torch
+from networks import golden
 from PIL import Image
 
 from diffusers_ucgm.data.images import ImageItems, load_image_dataset, prepare_image
@@ -280,3 +281,12 @@ def test_a_source_of_mostly_corrupt_images_is_refused(tmp_path):
     items = ImageItems(load_image_dataset(folder), 16)
     with pytest.raises(ValueError, match=r"must hold images that can be read, got 20 corrupt ones of 20"):
         all_items(items)
+
+
+def test_cropped_pictures_are_the_published_ones():
+    case = golden("vae")
+    for each in case.config["crop_cases"]:
+        picture = Image.fromarray(case.cases[f"{each['name']}.image"].numpy())
+        pixels = prepare_image(picture, each["size"])
+        found = ((pixels + 1.0) * 127.5).round().permute(1, 2, 0)
+        assert (found - case.cases[f"{each['name']}.output"].float()).abs().max() <= 1.0
