@@ -123,7 +123,7 @@ def _prepared(content: bytes, name: str, folder: Path) -> object:
     dataset = datasets.Dataset.from_dict({"image": [{"bytes": content, "path": name}]})
     items = ImageItems(ImageSource(dataset, "image"), 32)
     before = _peak()
-    item = items.prepared(0, {"image": {"bytes": content, "path": name}})
+    item = items.prepare(0, {"image": {"bytes": content, "path": name}})
     if _peak() - before > 1.0:
         raise NotFinite(f"{_peak() - before:.1f} GiB of memory for one image of 32 pixels")
     if item is None:

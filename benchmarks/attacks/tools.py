@@ -52,7 +52,7 @@ class Tools:
 
         items = ImageItems(**{"source": self._source(), "size": 8, **given})
         item = next(items.blocks(4, lambda number: True))[1][0]
-        prepared = items.prepared(*item)
+        prepared = items.prepare(*item)
         if prepared is None:
             # A setting that is wrong for every image is no matter of one image.
             raise NotFinite("an image was left out for the setting's sake")

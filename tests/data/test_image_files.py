@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_ucgm.data.image_files import FORMATS, FileAccess, opened_image, upright
+from diffusers_ucgm.data.image_files import FORMATS, FileAccess, open_image, upright
 from diffusers_ucgm.data.image_sources import ImageSource
 from diffusers_ucgm.data.images import ImageItems
 
@@ -45,7 +45,7 @@ def png(width, height, rows, colour_type=0, *chunks):
 def left_out(data, **options):
     """The reason why encoded bytes are left out, or None where they give pixels."""
     items = items_of(**options)
-    item = items.prepared(0, {"image": {"bytes": data, "path": "photo"}})
+    item = items.prepare(0, {"image": {"bytes": data, "path": "photo"}})
     if item is None:
         (reason,) = items.skipped
         assert reason.startswith("photo: ")
@@ -236,7 +236,7 @@ def test_odd_entries_beside_the_orientation_do_not_hide_it(name, form):
     exif = exif_with(ODD_ENTRIES[name])
     data = encoded(lying(), form, exif=b"Exif\0\0" + exif if form == "JPEG" else exif)
     items = items_of(size=(40, 20))
-    pixels = items.prepared(0, {"image": {"bytes": data}})["pixels"]
+    pixels = items.prepare(0, {"image": {"bytes": data}})["pixels"]
     assert pixels[:, :18].mean() > 0.8
     assert pixels[:, 22:].mean() < -0.8
 
@@ -248,7 +248,7 @@ def test_every_orientation_is_followed(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = photo((12, 7))
-    turned = opened_image(encoded(image, exif=exif))
+    turned = open_image(encoded(image, exif=exif))
     assert upright(turned).tobytes() == ImageOps.exif_transpose(turned).tobytes()
     assert upright(turned).format == "PNG"
 
@@ -257,7 +257,7 @@ def test_every_orientation_is_followed(orientation):
 def test_orientations_that_nobody_knows_change_nothing(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert upright(opened_image(encoded(photo((12, 7)), exif=exif))).size == (12, 7)
+    assert upright(open_image(encoded(photo((12, 7)), exif=exif))).size == (12, 7)
 
 
 # --- which files a row may name --------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def folder(tmp_path):
 
 def read(folder, name, **options):
     items = items_of(FileAccess((str(folder),), **options))
-    item = items.prepared(0, {"image": {"bytes": None, "path": str(name)}})
+    item = items.prepare(0, {"image": {"bytes": None, "path": str(name)}})
     return "read" if item is not None else items.skipped[0]
 
 
@@ -368,7 +368,7 @@ def test_files_of_the_same_repository_are_read(folder, monkeypatch):
 
     def outcome(path):
         items = items_of(own)
-        return items.prepared(0, {"image": {"bytes": None, "path": path}}) is not None
+        return items.prepare(0, {"image": {"bytes": None, "path": path}}) is not None
 
     assert outcome("hf://datasets/owner/name@abc/a.png")
     assert outcome("zip://a.png::hf://datasets/owner/name/a.zip")
@@ -392,6 +392,6 @@ def test_archives_inside_the_folder_are_read(folder):
 
 def test_pixels_do_not_depend_on_how_an_image_is_named(folder):
     access = FileAccess((str(folder),))
-    by_path = items_of(access).prepared(0, {"image": {"bytes": None, "path": "inside/a.png"}})
-    by_bytes = items_of(access).prepared(0, {"image": {"bytes": (folder / "inside" / "a.png").read_bytes()}})
+    by_path = items_of(access).prepare(0, {"image": {"bytes": None, "path": "inside/a.png"}})
+    by_bytes = items_of(access).prepare(0, {"image": {"bytes": (folder / "inside" / "a.png").read_bytes()}})
     assert torch.equal(by_path["pixels"], by_bytes["pixels"])

@@ -8,15 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_ucgm.data.image_files import opened_image
-from diffusers_ucgm.data.image_modes import flattened, read_background
+from diffusers_ucgm.data.image_files import open_image
+from diffusers_ucgm.data.image_modes import flatten, read_background
 from diffusers_ucgm.data.images import prepare_image
 
 
 def reread(image, form, **options):
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
-    return opened_image(buffer.getvalue())
+    return open_image(buffer.getvalue())
 
 
 def half_transparent(mode):
@@ -104,13 +104,13 @@ def test_opaque_images_with_alpha_are_what_they_were():
 def test_sixteen_bit_levels_that_are_transparent_are_found_before_they_are_cut():
     deep = Image.fromarray(np.array([[1000, 1001]], np.uint16))
     deep.info["transparency"] = 1000
-    assert flattened(deep, "L").convert("L").tobytes() == bytes([255, 3])
+    assert flatten(deep, "L").convert("L").tobytes() == bytes([255, 3])
 
 
 def test_sixteen_bit_colours_that_are_transparent_are_composed():
     image = Image.new("RGB", (2, 1), (10, 20, 30))
     image.info["transparency"] = (10 * 257, 20 * 257, 30 * 257)
-    assert flattened(image, "RGB").tobytes() == bytes([255] * 6)
+    assert flatten(image, "RGB").tobytes() == bytes([255] * 6)
     assert image.info["transparency"] == (2570, 5140, 7710)
 
 
@@ -164,7 +164,7 @@ def test_turned_sixteen_bit_files_keep_their_levels():
     image = Image.fromarray(np.full((4, 4), 65535, np.uint16))
     assert (prepare_image(reread(image, "PNG", exif=exif), None) == 1.0).all()
     header = b"P5 4 4 65535\n" + struct.pack(">16H", *[65535] * 16)
-    assert (prepare_image(opened_image(header), None) == 1.0).all()
+    assert (prepare_image(open_image(header), None) == 1.0).all()
 
 
 # --- colours ---------------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ def encoded(level=100):
 
 
 def all_items(items):
-    return [items.prepared(row, sample) for _, rows in items.blocks(4, lambda _: True) for row, sample in rows]
+    return [items.prepare(row, sample) for _, rows in items.blocks(4, lambda _: True) for row, sample in rows]
 
 
 def captions_of(source):
@@ -185,7 +185,7 @@ def test_the_chosen_caption_does_not_follow_the_crop(tmp_path):
     sides = {"one": [], "two": []}
     for row in range(64):
         sample = {"image": {"bytes": buffer.getvalue()}, "text": ["one", "two"]}
-        item = ImageItems(source, 16, crop="random").prepared(row, sample)
+        item = ImageItems(source, 16, crop="random").prepare(row, sample)
         sides[item["caption"]].append(item["pixels"].mean(dim=(0, 1)).argmax().item() > 7)
     assert all(0.15 < sum(each) / len(each) < 0.85 for each in sides.values())
 

@@ -38,7 +38,7 @@ def class_folder(root, number=3):
 
 
 def all_items(items):
-    return [(row, items.prepared(row, sample)) for _, rows in items.blocks(2, lambda _: True) for row, sample in rows]
+    return [(row, items.prepare(row, sample)) for _, rows in items.blocks(2, lambda _: True) for row, sample in rows]
 
 
 # --- sources ---------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What the arguments of image sources and of a cache must be, as tables."""
 
 import json
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from PIL import Image
@@ -30,12 +30,14 @@ __all__ = ["BACKGROUND", "CACHE_ARGUMENTS", "PREPARE_ARGUMENTS", "SOURCE_ARGUMEN
 CROPS = ("center", "random")
 
 
-def _is_background(value: Any) -> bool:
+def _is_background(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
     try:
         read_background(value)
     except (ValueError, TypeError, AttributeError):
         return False
-    return isinstance(value, str)
+    return True
 
 
 BACKGROUND = Setting((("a colour's name or '#rrggbb'", _is_background),))
@@ -60,7 +62,7 @@ SOURCE_ARGUMENTS: dict[str, Setting] = {
 }
 
 
-def _is_json(value: Any) -> bool:
+def _is_json(value: Mapping[str, object]) -> bool:
     try:
         json.dumps(dict(value))
     except (TypeError, ValueError, RecursionError):

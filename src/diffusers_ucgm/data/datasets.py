@@ -5,7 +5,6 @@ Images are kept as unsigned bytes and become floats in [-1, 1] one batch at a ti
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +14,8 @@ from torch.utils.data import Dataset
 from diffusers_ucgm.checks import check_finite
 
 from .idx import IDX_PREFIXES, load_idx_images
-from .image_files import image_bytes, opened_image, reason_of, upright
-from .image_modes import flattened
+from .image_files import EncodedImage, image_bytes, open_image, reason_of, upright
+from .image_modes import flatten
 from .image_sources import ImageSource, load_image_dataset, rows_of
 
 
@@ -104,10 +103,10 @@ def _load_hub_dataset(name: str, split: str) -> LabelledImages:
     return LabelledImages(torch.stack(rows), torch.as_tensor(source.dataset["label"]).long(), source.names)
 
 
-def _bytes_of(source: ImageSource, number: int, encoded: dict[str, Any]) -> Tensor:
+def _bytes_of(source: ImageSource, number: int, encoded: EncodedImage) -> Tensor:
     """The bytes of a row's image, shape `(C, H, W)`, with one channel for a grey one."""
     try:
-        image = flattened(upright(opened_image(image_bytes(encoded, source.access))), "RGB")
+        image = flatten(upright(open_image(image_bytes(encoded, source.access))), "RGB")
     except Exception as error:
         raise ValueError(
             f"`source` must hold images that can be read, got row {number}: {reason_of(error)}."

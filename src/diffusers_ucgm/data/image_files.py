@@ -10,13 +10,13 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, TypedDict, cast
 
 import fsspec
 from PIL import Image, UnidentifiedImageError
 
 
-__all__ = ["FORMATS", "FileAccess", "image_bytes", "opened_image", "reason_of", "upright"]
+__all__ = ["FORMATS", "EncodedImage", "FileAccess", "image_bytes", "open_image", "reason_of", "upright"]
 
 # What people train on. Formats that start programs (EPS starts Ghostscript) or are not images of pixels are missing;
 # "HEIF" is there where `pillow_heif` was registered.
@@ -68,14 +68,14 @@ class FileAccess:
         if is_local and not (separator and not self.allow_remote_files):
             path = self._local(rest if separator else last)
             if not inner:
-                return _limited(path.open("rb"), path.stat().st_size)
+                return _read(path.open("rb"), path.stat().st_size)
             last = str(path)
         elif not self.allow_remote_files and not self._is_of_repository(last):
             raise _refusal(name)
         if not self.allow_remote_files and any(each.partition("://")[0] not in ARCHIVE_SCHEMES for each in inner):
             raise _refusal(name)
         with fsspec.open("::".join([*inner, last]), "rb") as file:
-            return _limited(file)
+            return _read(cast(BinaryIO, file))
 
     def is_inside(self, path: str | Path) -> bool:
         """Whether a path lies in one of the folders, after all links are followed."""
@@ -104,7 +104,7 @@ def _refusal(name: str) -> ValueError:
     return ValueError(f"{name!r} is not a file inside the data set's folder; `--allow-remote-files` reads it")
 
 
-def _limited(file: Any, size: int = 0) -> bytes:
+def _read(file: BinaryIO, size: int = 0) -> bytes:
     """All of an open file, closed afterwards."""
     with file:
         # Read no further than the limit: what a file says of its own size need not be so.
@@ -114,21 +114,29 @@ def _limited(file: Any, size: int = 0) -> bytes:
     return data
 
 
-def image_bytes(encoded: dict[str, Any], access: FileAccess) -> bytes:
+class EncodedImage(TypedDict, total=False):
+    """An image as `datasets.Image(decode=False)` gives it: its file's bytes, its file's name, or both."""
+
+    bytes: "bytes | None"
+    path: str | None
+
+
+def image_bytes(encoded: EncodedImage, access: FileAccess) -> bytes:
     """The encoded image of a row of `datasets.Image(decode=False)`: its bytes, or those of the file that it names.
 
     Raises:
         OSError: If the file cannot be read.
         ValueError: If the row has no image, may not name the file, or the image has more than `MAX_FILE_BYTES` bytes.
     """
-    if encoded.get("bytes") is not None:
-        return _limited(io.BytesIO(encoded["bytes"]), len(encoded["bytes"]))
-    if not encoded.get("path"):
+    content, path = encoded.get("bytes"), encoded.get("path")
+    if content is not None:
+        return _read(io.BytesIO(content), len(content))
+    if not path:
         raise ValueError("no image")
-    return access.read(encoded["path"])
+    return access.read(path)
 
 
-def opened_image(data: bytes) -> Image.Image:
+def open_image(data: bytes) -> Image.Image:
     """The image in encoded bytes, decoded to its end.
 
     Args:

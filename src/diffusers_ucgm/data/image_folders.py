@@ -40,13 +40,13 @@ class ImageFolder:
 
     def caption_file(self, image: str) -> str | None:
         """The file with the caption of an image, or None."""
-        stem = os.path.splitext(_resolved(image))[0]
+        stem = os.path.splitext(_real_path(image))[0]
         return next((stem + suffix for suffix in CAPTION_SUFFIXES if stem + suffix in self.captions), None)
 
     def passed_over(self, read: Iterable[str]) -> tuple[str, ...]:
         """Name and reason of every image that is not among those that were read, of any split."""
-        known = {_resolved(each) for each in read}
-        return tuple(f"{each}: {self._reason(each)}" for each in self.images if _resolved(each) not in known)
+        known = {_real_path(each) for each in read}
+        return tuple(f"{each}: {self._reason(each)}" for each in self.images if _real_path(each) not in known)
 
     def _reason(self, image: str) -> str:
         suffix = os.path.splitext(image)[1].lower()
@@ -80,7 +80,7 @@ def scan_folder(folder: str | Path, suffixes: Sequence[str]) -> ImageFolder:
             if suffix in wanted:
                 images.append(os.path.join(root, name))
             elif suffix in CAPTION_SUFFIXES:
-                captions.append(_resolved(os.path.join(root, name)))
+                captions.append(_real_path(os.path.join(root, name)))
             has_metadata |= name in METADATA_FILES
     return ImageFolder(tuple(images), frozenset(captions), has_metadata)
 
@@ -92,10 +92,10 @@ def without_classes(folder: str | Path, images: Sequence[str]) -> str:
         folder: The whole.
         images: What was read of it.
     """
-    base = _resolved(str(folder))
+    base = _real_path(str(folder))
     by_depth: dict[int, str] = {}
     for image in images:
-        name = os.path.relpath(_resolved(image), base)
+        name = os.path.relpath(_real_path(image), base)
         by_depth.setdefault(name.count(os.sep), name)
     if len(by_depth) > 1:
         examples = ", ".join(repr(by_depth[depth]) for depth in sorted(by_depth))
@@ -103,7 +103,7 @@ def without_classes(folder: str | Path, images: Sequence[str]) -> str:
     return "its images lie in one folder"
 
 
-def _resolved(name: str) -> str:
+def _real_path(name: str) -> str:
     """The path of a file, with links in its folder followed and its own name kept."""
     folder, base = os.path.split(name)
     return os.path.join(_real_folder(folder), base)

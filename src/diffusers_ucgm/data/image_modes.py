@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image, ImageColor
 
 
-__all__ = ["flattened", "read_background"]
+__all__ = ["flatten", "read_background"]
 
 # Where Pillow's 32-bit mode "I" holds 16 bits a pixel.
 SIXTEEN_BIT_FORMATS = ("PNG", "PPM")
@@ -27,7 +27,7 @@ def read_background(background: str) -> tuple[int, int, int]:
     return colour
 
 
-def flattened(image: Image.Image, mode: str, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+def flatten(image: Image.Image, mode: str, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
     """The image as bytes without transparency.
 
     Args:
@@ -39,9 +39,9 @@ def flattened(image: Image.Image, mode: str, background: tuple[int, int, int] = 
         ValueError: If the values have no known range.
     """
     if image.has_transparency_data:
-        return _composed(image, background).convert(mode)
+        return _compose(image, background).convert(mode)
     if image.mode == "F" or image.mode.startswith("I"):
-        return _scaled(image)
+        return _scale(image)
     if image.mode in ("1", "L"):
         return image.convert("L")
     if image.mode == "LAB":
@@ -50,10 +50,10 @@ def flattened(image: Image.Image, mode: str, background: tuple[int, int, int] = 
     return image.convert(mode)
 
 
-def _composed(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+def _compose(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     """A transparent image, as RGB on the background."""
     if image.mode.startswith("I"):
-        grey = _scaled(image)
+        grey = _scale(image)
         # The level that the file calls transparent, before it is cut to 8 bits.
         opaque = np.asarray(image.convert("I")) != image.info["transparency"]
         image = Image.merge("LA", (grey, Image.fromarray((opaque * 255).astype(np.uint8))))
@@ -68,7 +68,7 @@ def _composed(image: Image.Image, background: tuple[int, int, int]) -> Image.Ima
     return canvas.convert("RGB")
 
 
-def _scaled(image: Image.Image) -> Image.Image:
+def _scale(image: Image.Image) -> Image.Image:
     """An image of floats or of 16 bits a pixel, as grey bytes."""
     if image.mode == "F":
         values = np.asarray(image)

@@ -2,11 +2,11 @@
 
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from diffusers_ucgm.constraints import check
 from diffusers_ucgm.files import read_json
@@ -18,7 +18,13 @@ from .image_files import FileAccess, reason_of
 from .image_folders import ImageFolder, scan_folder, without_classes
 
 
-__all__ = ["ImageSource", "check_image_source", "load_image_dataset", "rows_of"]
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
+
+    Rows = Dataset | IterableDataset
+    Splits = DatasetDict | IterableDatasetDict
+
+__all__ = ["ColumnValue", "ImageSource", "Row", "check_image_source", "load_image_dataset", "rows_of"]
 
 # What columns are called in `datasets`' image folders, webdataset shards and on the Hub.
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img")
@@ -43,6 +49,13 @@ HUB_DATASETS = (
 STATE, SPLITS = "state.json", "dataset_dict.json"
 
 
+Loaded = TypeVar("Loaded")
+# A value of a column: a text, a number, bytes, a list, or an object of further columns, as the features say.
+ColumnValue = Any
+# A row of a data set, by column.
+Row = dict[str, ColumnValue]
+
+
 @dataclass(frozen=True)
 class ImageSource:
     """A data set of encoded images and what its columns mean.
@@ -61,7 +74,7 @@ class ImageSource:
         shards: The tar files that the rows come from.
     """
 
-    dataset: Any
+    dataset: "Rows"
     image_column: str
     label_column: str | None = None
     caption_column: str | None = None
@@ -78,7 +91,7 @@ class ImageSource:
 class _Opened:
     """A data set as it was opened, with what is known of it besides; see `ImageSource`."""
 
-    dataset: Any
+    dataset: "Rows"
     channels: int = 3
     folders: tuple[str, ...] = ()
     repository: str | None = None
@@ -130,13 +143,13 @@ def load_image_dataset(
     access = FileAccess(opened.folders, opened.repository, allow_remote_files)
     if opened.folder is not None and _column("caption_column", None, CAPTION_COLUMNS, columns) is None:
         dataset = _with_caption_files(dataset, image, opened.folder, access)
-        columns += [CAPTION_FILES_COLUMN] if CAPTION_FILES_COLUMN in dataset.column_names else []
+        columns += [CAPTION_FILES_COLUMN] if CAPTION_FILES_COLUMN in (dataset.column_names or ()) else []
     label = _column("label_column", label_column, LABEL_COLUMNS, columns)
     caption = _column("caption_column", caption_column, CAPTION_COLUMNS, columns)
     names = tuple(getattr((dataset.features or {}).get(label), "names", None) or ()) if label else ()
     # Other columns are not read: `datasets` would decode images and sounds in them, wherever their rows point.
     wanted = dict.fromkeys(_outer(each, columns) for each in (image, label, caption) if each is not None)
-    dataset = _still_encoded(dataset.select_columns(list(wanted)), image)
+    dataset = _keep_encoded(dataset.select_columns(list(wanted)), image)
     for argument, column in (("label_column", label), ("caption_column", caption)):
         _check_decodes_nothing(argument, column, dataset.features)
     return ImageSource(
@@ -168,14 +181,14 @@ def check_image_source(argument: str, source: str | Path) -> None:
         local_or_hub(argument, source, HUB_DATASETS)
 
 
-def rows_of(source: ImageSource) -> Iterator[dict[str, Any]]:
+def rows_of(source: ImageSource) -> Iterator[Row]:
     """The rows of a source, from the front.
 
     Raises:
         ValueError: If the source cannot be read to its end.
     """
     try:
-        yield from source.dataset
+        yield from cast("Iterable[Row]", source.dataset)
     except Exception as error:
         raise _unreadable(source.shards or source.access.folders, source.shards, error) from error
 
@@ -186,7 +199,7 @@ def _open(source: str | Path, split: str, streaming: bool) -> _Opened:
     path = Path(source)
     shards = sorted(glob(str(path / "*.tar" if path.is_dir() else source))) if "://" not in str(source) else []
     if path.is_dir() and ((path / STATE).is_file() or (path / SPLITS).is_file()):
-        return _open_saved(path, split, streaming)
+        return _open_dataset_folder(path, split, streaming)
     if shards and all(shard.endswith(".tar") for shard in shards):
         return _open_shards(shards, split, streaming)
     if path.is_dir() and is_idx_folder(path):
@@ -194,29 +207,29 @@ def _open(source: str | Path, split: str, streaming: bool) -> _Opened:
         return _Opened(dataset.to_iterable_dataset() if streaming else dataset, channels=1)
     if path.is_dir():
         return _open_folder(path, split, streaming)
-    loaded = _loaded(lambda: datasets.load_dataset(str(source), split=split, streaming=streaming), source)
+    loaded = _load(lambda: datasets.load_dataset(str(source), split=split, streaming=streaming), source)
     return _Opened(loaded, folders=_hub_folders(), repository=str(source))
 
 
-def _open_saved(path: Path, split: str, streaming: bool) -> _Opened:
+def _open_dataset_folder(path: Path, split: str, streaming: bool) -> _Opened:
     import datasets
 
-    _check_saved(path)
-    loaded = _loaded(lambda: datasets.load_from_disk(str(path)), path)
-    dataset: Any = _split(loaded, split) if isinstance(loaded, datasets.DatasetDict) else loaded
+    _check_dataset_folder(path)
+    loaded = _load(lambda: datasets.load_from_disk(str(path)), path)
+    dataset = _split(loaded, split) if isinstance(loaded, datasets.DatasetDict) else loaded
     # A format that was saved would turn texts and images into arrays, and hide columns.
     dataset = dataset.with_format(None)
     return _Opened(dataset.to_iterable_dataset() if streaming else dataset, folders=(str(path),))
 
 
-def _check_saved(path: Path) -> None:
+def _check_dataset_folder(path: Path) -> None:
     """Refuse a saved data set whose own lists name files outside its folder."""
     folders = [path]
     if (path / SPLITS).is_file():
-        folders = [path / str(name) for name in _listed(path / SPLITS, "splits")]
+        folders = [path / str(name) for name in _read_list(path / SPLITS, "splits")]
     access = FileAccess((str(path),))
     for folder in folders:
-        for entry in _listed(folder / STATE, "_data_files"):
+        for entry in _read_list(folder / STATE, "_data_files"):
             name = entry.get("filename") if isinstance(entry, dict) else None
             if not isinstance(name, str) or not access.is_inside(folder / name):
                 raise ValueError(
@@ -224,7 +237,7 @@ def _check_saved(path: Path) -> None:
                 )
 
 
-def _listed(file: Path, key: str) -> list[Any]:
+def _read_list(file: Path, key: str) -> list[object]:
     entries = read_json(file).get(key)
     if not isinstance(entries, list):
         raise ValueError(f"`source` must be a data set of `save_to_disk`, got {str(file)!r} without a list {key!r}.")
@@ -240,7 +253,7 @@ def _open_shards(shards: list[str], split: str, streaming: bool) -> _Opened:
             "archive are missing, and images before them may be. Fetch or pack the shards again."
         )
     files = {split: shards}
-    loaded = _loaded(
+    loaded = _load(
         lambda: datasets.load_dataset("webdataset", data_files=files, split=split, streaming=streaming),
         ", ".join(shards[:3]),
         shards,
@@ -265,7 +278,7 @@ def _open_folder(path: Path, split: str, streaming: bool) -> _Opened:
 
     if not any(path.iterdir()):
         raise FileNotFoundError(f"`source` must hold images or .tar shards, got the empty folder {str(path)!r}.")
-    loaded = _loaded(lambda: datasets.load_dataset("imagefolder", data_dir=str(path), streaming=streaming), path)
+    loaded = _load(lambda: datasets.load_dataset("imagefolder", data_dir=str(path), streaming=streaming), path)
     dataset = _split(loaded, split)
     folder = scan_folder(path, Builder.EXTENSIONS)
     read = {name: list(_named_files(each)) for name, each in loaded.items()}
@@ -281,18 +294,23 @@ def _open_folder(path: Path, split: str, streaming: bool) -> _Opened:
     )
 
 
-def _named_files(dataset: Any) -> Iterator[str]:
+def _named_files(dataset: "Rows") -> Iterator[str]:
     import datasets
 
-    images = [name for name, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+    images = [name for name, feature in _features(dataset).items() if isinstance(feature, datasets.Image)]
     dataset = dataset.select_columns(images)
     for name in images:
-        dataset = _still_encoded(dataset, name)
+        dataset = _keep_encoded(dataset, name)
     for rows in dataset.iter(batch_size=1000):
         yield from (each["path"] for name in images for each in rows[name] if each and each.get("path"))
 
 
-def _idx_dataset(path: Path, split: str) -> Any:
+def _features(dataset: "Rows") -> "Features":
+    """The features of a data set that is known to have some."""
+    return cast("Features", dataset.features)
+
+
+def _idx_dataset(path: Path, split: str) -> "Rows":
     import datasets
 
     images, labels = load_idx_images(path, split)
@@ -303,22 +321,22 @@ def _idx_dataset(path: Path, split: str) -> Any:
     return datasets.Dataset.from_dict(rows, features=features)
 
 
-def _with_caption_files(dataset: Any, image: str, folder: ImageFolder, access: FileAccess) -> Any:
+def _with_caption_files(dataset: "Rows", image: str, folder: ImageFolder, access: FileAccess) -> "Rows":
     """The data set with a column of captions, where any image of it has one in a file beside it."""
 
-    def caption(row: dict[str, Any]) -> dict[str, bytes | None]:
+    def caption(row: Row) -> dict[str, bytes | None]:
         file = folder.caption_file((row[image] or {}).get("path") or "")
         return {CAPTION_FILES_COLUMN: None if file is None else _caption_in(file, access)}
 
-    dataset = _still_encoded(dataset, image)
+    dataset = _keep_encoded(dataset, image)
     if not folder.captions or not any(folder.caption_file(name) for name in _named_files(dataset)):
         return dataset
     import datasets
 
-    features = datasets.Features({**dataset.features, CAPTION_FILES_COLUMN: datasets.Value("binary")})
+    features = datasets.Features({**_features(dataset), CAPTION_FILES_COLUMN: datasets.Value("binary")})
     if not hasattr(dataset, "__len__"):
         return dataset.map(caption, features=features)
-    captions = [caption(row)[CAPTION_FILES_COLUMN] for row in dataset.select_columns([image])]
+    captions = [caption(cast(Row, row))[CAPTION_FILES_COLUMN] for row in dataset.select_columns([image])]
     return dataset.add_column(CAPTION_FILES_COLUMN, captions).cast(features)
 
 
@@ -338,7 +356,7 @@ def _hub_folders() -> tuple[str, ...]:
     return (str(datasets.config.HF_DATASETS_CACHE), datasets.config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)
 
 
-def _split(loaded: Any, split: str) -> Any:
+def _split(loaded: "Splits", split: str) -> "Rows":
     if split not in loaded:
         raise ValueError(
             f"`split` must be one of {sorted(loaded)}, got {split!r}. In a folder of images, names such as 'test' or "
@@ -347,18 +365,18 @@ def _split(loaded: Any, split: str) -> Any:
     return loaded[split]
 
 
-def _still_encoded(dataset: Any, image: str) -> Any:
+def _keep_encoded(dataset: "Rows", image: str) -> "Rows":
     import datasets
 
     try:
         return dataset.cast_column(image, datasets.Image(decode=False))
     except Exception as error:
         raise ValueError(
-            f"`image_column` must hold images, got {image!r} of {dataset.features[image]!r:.80}: {reason_of(error)}."
+            f"`image_column` must hold images, got {image!r} of {_features(dataset)[image]!r:.80}: {reason_of(error)}."
         ) from error
 
 
-def _check_decodes_nothing(argument: str, column: str | None, features: Any) -> None:
+def _check_decodes_nothing(argument: str, column: str | None, features: "Features | None") -> None:
     from datasets.features.features import require_decoding
 
     feature = None if column is None else (features or {}).get(column.partition(".")[0])
@@ -377,7 +395,7 @@ def _column(argument: str, given: str | None, usual: tuple[str, ...], columns: l
     return given or next((name for name in (*usual, *(f"json.{each}" for each in usual)) if name in columns), None)
 
 
-def _loaded(load: Callable[[], Any], source: str | Path, shards: list[str] | tuple[str, ...] = ()) -> Any:
+def _load(load: Callable[[], Loaded], source: str | Path, shards: list[str] | tuple[str, ...] = ()) -> Loaded:
     try:
         return load()
     except (FileNotFoundError, PermissionError, ConnectionError, ImportError):
@@ -386,7 +404,7 @@ def _loaded(load: Callable[[], Any], source: str | Path, shards: list[str] | tup
         raise _unreadable(str(source), shards, error) from error
 
 
-def _unreadable(source: Any, shards: list[str] | tuple[str, ...], error: Exception) -> ValueError:
+def _unreadable(source: object, shards: list[str] | tuple[str, ...], error: Exception) -> ValueError:
     """The error of a source that `datasets` could not read, with the damaged shards among several."""
     first: BaseException = error
     while first.__cause__ is not None:

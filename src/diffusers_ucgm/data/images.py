@@ -3,10 +3,10 @@
 Images stay encoded until their turn, so that a corrupt one is an item that is left out, counted and named.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Required, TypedDict, cast
 
 import torch
 from PIL import Image, ImageOps
@@ -17,10 +17,13 @@ from diffusers_ucgm.labels import LabelMapping
 from diffusers_ucgm.randomness import numbered_seed
 
 from .arguments import PREPARE_ARGUMENTS
-from .image_files import image_bytes, opened_image, reason_of, upright
-from .image_modes import flattened, read_background
-from .image_sources import ImageSource, load_image_dataset, rows_of
+from .image_files import EncodedImage, image_bytes, open_image, reason_of, upright
+from .image_modes import flatten, read_background
+from .image_sources import ColumnValue, ImageSource, Row, load_image_dataset, rows_of
 
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 __all__ = ["ImageItems", "ImageSource", "load_image_dataset", "prepare_image"]
 
@@ -44,7 +47,7 @@ def prepare_image(
     """An image as float pixels: scaled so that it covers the size, cropped, perhaps mirrored.
 
     Args:
-        image: In any mode, see `image_modes.flattened`. Its EXIF orientation is followed.
+        image: In any mode, see `image_modes.flatten`. Its EXIF orientation is followed.
         size: Height and width of the result, one number for both; None keeps the image's own.
         crop: "center" or "random".
         flip: Whether half of the images are mirrored.
@@ -60,7 +63,7 @@ def prepare_image(
     """
     check(PREPARE_ARGUMENTS, locals())
     colour = read_background(background)
-    image = flattened(upright(image), PNG_MODES[channels], colour)
+    image = flatten(upright(image), PNG_MODES[channels], colour)
     height, width = (image.height, image.width) if size is None else (size, size) if isinstance(size, int) else size
     # Three draws whatever is asked for, so that one choice does not change the others.
     draws = torch.rand(3, generator=generator).tolist()
@@ -93,6 +96,24 @@ def _covering(image: Image.Image, height: int, width: int, draws: list[float] | 
     if covering != image.size:
         image = image.resize(covering, Image.Resampling.BICUBIC)
     return image.crop(shown)
+
+
+class ImageLabels(TypedDict, total=False):
+    """What a row says of its image.
+
+    Attributes:
+        class_labels: The class, where the source has classes.
+        caption: The text, where the source has captions.
+    """
+
+    class_labels: ColumnValue
+    caption: str
+
+
+class PreparedImage(ImageLabels):
+    """One row's pixels in [-1, 1], shape `(C, H, W)`, float32, and what the row says of them."""
+
+    pixels: Required[Tensor]
 
 
 @dataclass
@@ -130,14 +151,14 @@ class ImageItems:
         check(PREPARE_ARGUMENTS, vars(self))
         read_background(self.background)
 
-    def prepared(self, row: int, sample: dict[str, Any]) -> dict[str, Any] | None:
+    def prepare(self, row: int, sample: Row) -> PreparedImage | None:
         """One row's pixels with `class_labels` and `caption`, as far as it has them, or None for a corrupt one.
 
         Raises:
             ValueError: If most images are corrupt, or captions are no texts.
         """
         self.seen += 1
-        encoded = sample[self.source.image_column] or {}
+        encoded: EncodedImage = sample[self.source.image_column] or {}
         generator = torch.Generator().manual_seed(numbered_seed(self.seed, row))
         try:
             pixels = self._pixels(encoded, generator)
@@ -152,9 +173,9 @@ class ImageItems:
             labels["class_labels"] = self.class_of(labels["class_labels"])
         return {"pixels": pixels, **labels}
 
-    def _pixels(self, encoded: dict[str, Any], generator: torch.Generator) -> Tensor:
+    def _pixels(self, encoded: EncodedImage, generator: torch.Generator) -> Tensor:
         return prepare_image(
-            opened_image(image_bytes(encoded, self.source.access)),
+            open_image(image_bytes(encoded, self.source.access)),
             self.size,
             crop=self.crop,
             flip=self.flip,
@@ -163,7 +184,7 @@ class ImageItems:
             generator=generator,
         )
 
-    def _left_out(self, row: int, encoded: dict[str, Any], error: Exception) -> None:
+    def _left_out(self, row: int, encoded: EncodedImage, error: Exception) -> None:
         self.skipped.append(f"{encoded.get('path') or f'row {row}'}: {reason_of(error)}")
         if self.seen >= SEEN_AT_LEAST and len(self.skipped) > MAX_SKIPPED_FRACTION * self.seen:
             raise ValueError(
@@ -171,14 +192,14 @@ class ImageItems:
                 f"{self.seen}: {self.skipped[:3]}."
             ) from error
 
-    def _labels(self, sample: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
+    def _labels(self, sample: Row, generator: torch.Generator) -> ImageLabels:
         """The class and the caption of a row.
 
         Raises:
             _NotThereError: If the row lacks one that the others have.
             ValueError: If the caption is no text.
         """
-        labels: dict[str, Any] = {}
+        labels: ImageLabels = {}
         if (column := self.source.caption_column) is not None:
             labels["caption"] = caption_of(_entry(sample, column), column, generator)
         if self.source.label_column is not None:
@@ -188,7 +209,7 @@ class ImageItems:
             labels["class_labels"] = label
         return labels
 
-    def class_of(self, label: Any) -> int:
+    def class_of(self, label: ColumnValue) -> int:
         """The class of a row's label.
 
         Raises:
@@ -204,24 +225,25 @@ class ImageItems:
     def num_rows(self) -> int | None:
         """Rows of the source, or None where it is streamed."""
         dataset = self.source.dataset
-        return len(dataset) if hasattr(dataset, "__len__") else None
+        return len(cast(Sized, dataset)) if hasattr(dataset, "__len__") else None
 
-    def blocks(self, size: int, is_wanted: Callable[[int], bool]) -> Iterator[tuple[int, list[tuple[int, Any]]]]:
+    def blocks(self, size: int, wants: Callable[[int], bool]) -> Iterator[tuple[int, list[tuple[int, Row]]]]:
         """Consecutive rows, not yet prepared: the number of each wanted block, and its samples with their rows.
 
         Args:
             size: Rows of a block; the last may have fewer.
-            is_wanted: Whether the block of a number is read. A streamed source must be read past the others.
+            wants: Whether the block of a number is read. A streamed source must be read past the others.
         """
         dataset, number_of_rows = self.source.dataset, self.num_rows
         if number_of_rows is not None:
-            for number in filter(is_wanted, range(-(-number_of_rows // size))):
+            for number in filter(wants, range(-(-number_of_rows // size))):
                 start = number * size
-                yield number, list(enumerate(dataset.select(range(start, min(start + size, number_of_rows))), start))
+                block = cast("Dataset", dataset).select(range(start, min(start + size, number_of_rows)))
+                yield number, list(enumerate(cast("Iterable[Row]", block), start))
             return
         row = -1
         for number, rows in groupby(enumerate(rows_of(self.source)), key=lambda pair: pair[0] // size):
-            if is_wanted(number):
+            if wants(number):
                 kept = list(rows)
                 row = kept[-1][0]
                 yield number, kept
@@ -234,7 +256,7 @@ class _NotThereError(ValueError):
     """Why a row has no class or caption, so that its image is left out."""
 
 
-def caption_of(value: Any, column: str, generator: torch.Generator) -> str:
+def caption_of(value: object, column: str, generator: torch.Generator) -> str:
     """The caption in a row's entry: a text, its UTF-8 bytes, or one of a list of them.
 
     Args:
@@ -264,7 +286,7 @@ def caption_of(value: Any, column: str, generator: torch.Generator) -> str:
     return value
 
 
-def _entry(sample: dict[str, Any], column: str) -> Any:
+def _entry(sample: Row, column: str) -> ColumnValue:
     """A column's value; `json.caption` is an entry of the column `json`."""
     if column in sample:
         return sample[column]

@@ -6,16 +6,13 @@ shards that are missing, and any number of processes writes the same files.
 
 import bisect
 import json
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -23,11 +20,14 @@ from tqdm.auto import tqdm
 from diffusers_ucgm import files
 from diffusers_ucgm.checks import check_finite
 from diffusers_ucgm.constraints import check
+from diffusers_ucgm.files import JsonObject
 from diffusers_ucgm.randomness import numbered_seed
 from diffusers_ucgm.run_folder import RUN_FILE, RunFolder
 
 from .arguments import CACHE_ARGUMENTS
-from .images import ImageItems
+from .cache_index import CacheContents, read_index
+from .image_sources import Row
+from .images import ImageItems, PreparedImage
 
 
 __all__ = ["CachedLatents", "cache_latents", "finish_cache"]
@@ -58,7 +58,7 @@ def cache_latents(
     encode_captions: Callable[[list[str]], Mapping[str, Tensor]] | None = None,
     batch_size: int = 16,
     shard_size: int = 1024,
-    fingerprint: Mapping[str, Any],
+    fingerprint: Mapping[str, object],
     process_index: int = 0,
     num_processes: int = 1,
     overwrite_output_dir: bool = False,
@@ -100,13 +100,13 @@ def cache_latents(
     plan = {**plan, "fingerprint": dict(fingerprint), **_labels_of(items)}
     encoder = _Encoder(items, encode_images, encode_captions, batch_size)
 
-    def is_wanted(number: int) -> bool:
+    def wants(number: int) -> bool:
         return number % num_processes == process_index and not _is_whole(_shard(folder, number))
 
     run = RunFolder(folder, "cache", argument="folder", process_index=process_index, num_processes=num_processes)
     with run, tqdm(total=items.num_rows, disable=not progress, unit="image", desc="cache") as bar:
         run.begin_together(plan, state, overwrite=overwrite_output_dir, earlier=EARLIER_PLAN)
-        for number, rows in items.blocks(shard_size, is_wanted):
+        for number, rows in items.blocks(shard_size, wants):
             tensors, metadata = encoder(number, rows)
             files.write_tensors(_shard(folder, number), tensors, metadata)
             bar.update(len(rows))
@@ -125,17 +125,17 @@ class _Encoder:
     encode_captions: Callable[[list[str]], Mapping[str, Tensor]] | None
     batch_size: int
 
-    def __call__(self, number: int, rows: list[tuple[int, Any]]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    def __call__(self, number: int, rows: list[tuple[int, Row]]) -> tuple[dict[str, Tensor], dict[str, str]]:
         # Of this shard alone, so that no other decides what it draws.
         generator = torch.Generator().manual_seed(numbered_seed(self.items.seed, number))
         known = len(self.items.skipped)
         parts: list[dict[str, Tensor]] = []
-        batch: list[tuple[int, dict[str, Any]]] = []
+        batch: list[tuple[int, PreparedImage]] = []
         for i, (row, sample) in enumerate(rows):
-            if (item := self.items.prepared(row, sample)) is not None:
+            if (item := self.items.prepare(row, sample)) is not None:
                 batch.append((row, item))
             if batch and (len(batch) == self.batch_size or i == len(rows) - 1):
-                parts.append(self._encoded(batch, generator))
+                parts.append(self._encode(batch, generator))
                 batch = []
         tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in (parts or [{}])[0]}
         # One entry: safetensors writes several in any order, and a shard's bytes must follow from its rows.
@@ -144,7 +144,7 @@ class _Encoder:
         block = {"rows": len(rows), "skipped": self.items.skipped[known:], **_labels_of(self.items, classes)}
         return tensors, {"block": json.dumps(block)}
 
-    def _encoded(self, batch: list[tuple[int, dict[str, Any]]], generator: torch.Generator) -> dict[str, Tensor]:
+    def _encode(self, batch: list[tuple[int, PreparedImage]], generator: torch.Generator) -> dict[str, Tensor]:
         rows, items = zip(*batch, strict=True)
         latents = self.encode_images(torch.stack([item["pixels"] for item in items]), generator).cpu()
         if not latents.isfinite().all():
@@ -163,7 +163,7 @@ class _Encoder:
         return part
 
 
-def _labels_of(items: ImageItems, classes: Collection[int] | None = None) -> dict[str, Any]:
+def _labels_of(items: ImageItems, classes: Collection[int] | None = None) -> JsonObject:
     """The mapping of labels to these classes, or to all; nothing where labels are the classes themselves."""
     if items.labels is None:
         return {}
@@ -176,7 +176,7 @@ def _labels_of(items: ImageItems, classes: Collection[int] | None = None) -> dic
     return {"labels": found} if found["classes"] else {}
 
 
-def finish_cache(folder: str | Path, left_out: Sequence[str] = ()) -> dict[str, Any]:
+def finish_cache(folder: str | Path, left_out: Sequence[str] = ()) -> JsonObject:
     """Write `cache.json`: sizes, classes, what was left out, mean and standard deviation of every latent channel.
 
     Args:
@@ -190,58 +190,39 @@ def finish_cache(folder: str | Path, left_out: Sequence[str] = ()) -> dict[str, 
         ValueError: If a shard is missing or truncated, or no image could be read.
     """
     folder = Path(folder)
+    shards = _shards(folder)
+    plan = files.read_json(folder / RUN_FILE)["identity"]
+    contents = CacheContents(plan.get("labels", {"classes": {}, "names": {}}))
+    for file in shards:
+        contents.add(file)
+    _check_rows(folder, plan["num_rows"], contents.rows)
+    if not contents.values:
+        raise ValueError(f"`folder` must hold latents, got none in {len(shards)} shards. Every image was left out.")
+    index = {**plan, **contents.entries(left_out)}
+    files.write_json(folder / INDEX, index)
+    return index
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The shards of a cache, by their numbers.
+
+    Raises:
+        ValueError: If one is missing between them.
+    """
     shards = sorted(folder.glob("shard-*.safetensors"))
     if [file.name for file in shards] != [_shard(folder, i).name for i in range(len(shards))]:
         names = [file.name for file in shards]
         raise ValueError(f"`folder` must hold shards without a gap, got {names[:5]}. Run `ucgm cache` to its end.")
-    plan = files.read_json(folder / RUN_FILE)["identity"]
-    counts, skipped, shapes, rows = [], [], {}, 0
-    labels: dict[str, Any] = plan.get("labels", {"classes": {}, "names": {}})
-    of_classes: Counter[int] = Counter()
-    total = square = torch.zeros(0)
-    values = 0
-    for file in shards:
-        with safe_open(file, "pt") as opened:
-            block = json.loads(opened.metadata()["block"])
-        skipped += block["skipped"]
-        for name, found in block.get("labels", {}).items():
-            labels[name] = {**labels[name], **found}
-        rows += block["rows"]
-        tensors = load_file(file)
-        latents = tensors.get("latents")
-        counts.append(0 if latents is None else len(latents))
-        if latents is None:
-            continue
-        shapes = {name: [str(value.dtype).removeprefix("torch."), *value.shape[1:]] for name, value in tensors.items()}
-        of_classes.update(tensors.get("class_labels", torch.zeros(0, dtype=torch.int64)).tolist())
-        channels = latents.double().transpose(0, 1).flatten(1)
-        values += channels.shape[1]
-        total = channels.sum(1) + (total if len(total) else 0.0)
-        square = channels.square().sum(1) + (square if len(square) else 0.0)
-    expected = plan["num_rows"]
+    return shards
+
+
+def _check_rows(folder: Path, expected: int | None, rows: int) -> None:
+    """Check that the shards come from all rows of the source, which are `expected` or, of a stream, in a file."""
     if expected is None and (folder / LENGTH).is_file():
         expected = files.read_json(folder / LENGTH, int)
     if expected != rows:
         known = "all rows of the stream" if expected is None else f"all {expected} rows"
         raise ValueError(f"`folder` must hold {known}, got {rows}. Run `ucgm cache` to its end.")
-    if not values:
-        raise ValueError(f"`folder` must hold latents, got none in {len(shards)} shards. Every image was left out.")
-    mean = total / values
-    index = {
-        **plan,
-        "num_samples": sum(counts),
-        "counts": counts,
-        "columns": shapes,
-        "latents_mean": mean.tolist(),
-        "latents_std": (square / values - mean.square()).clamp(min=0.0).sqrt().tolist(),
-        "skipped": [*left_out, *skipped],
-    }
-    if of_classes:
-        index["class_counts"] = {str(each): of_classes[each] for each in sorted(of_classes)}
-    if labels["classes"]:
-        index["labels"] = labels
-    files.write_json(folder / INDEX, index)
-    return index
 
 
 class CachedLatents(Dataset[dict[str, Tensor]]):
@@ -266,35 +247,15 @@ class CachedLatents(Dataset[dict[str, Tensor]]):
             raise FileNotFoundError(
                 f"`folder` must be a finished cache with {INDEX}, got {str(folder)!r}. Run `ucgm cache` to its end."
             )
-        self.index: dict[str, Any] = files.read_json(self.folder / INDEX, remedy="Run `ucgm cache` again.")
-        counts, columns = self.index.get("counts"), self.index.get("columns")
-        is_counted = isinstance(counts, list) and all(isinstance(each, int) and each >= 0 for each in counts)
-        if not isinstance(counts, list) or not is_counted or not isinstance(columns, dict) or "latents" not in columns:
-            raise ValueError(
-                f"{str(self.folder / INDEX)!r} must have 'counts' and 'columns' of a cache, got {counts!r} and "
-                f"{columns!r}. Run `ucgm cache` again."
-            )
-        if self.index.get("num_samples") != sum(counts):
-            raise ValueError(
-                f"{str(self.folder / INDEX)!r} must have the sum of its counts, {sum(counts)}, as 'num_samples', got "
-                f"{self.index.get('num_samples')!r}. Run `ucgm cache` again."
-            )
-        for name in ("latents_mean", "latents_std"):
-            values = self.index.get(name)
-            if not isinstance(values, list) or not all(isinstance(each, int | float) for each in values):
-                raise ValueError(
-                    f"{str(self.folder / INDEX)!r} must have a list of numbers as {name!r}, got {values!r}. Run "
-                    "`ucgm cache` again."
-                )
-            check_finite(name, torch.tensor(values), str(self.folder / INDEX), "Run `ucgm cache` anew.")
-        self._check_labels()
+        self.index = read_index(self.folder / INDEX)
+        counts: list[int] = self.index["counts"]
         if damaged := [i for i in range(len(counts)) if not _is_whole(_shard(self.folder, i))]:
             raise ValueError(
                 f"`folder` must have all its shards, got {damaged} truncated or missing. Run `ucgm cache` again."
             )
         self._ends = torch.tensor(counts).cumsum(0).tolist()
         self._columns = [name for name in self.index["columns"] if name != "rows"]
-        self._opened: dict[int, Any] = {}
+        self._opened: dict[int, safe_open] = {}
 
     def __len__(self) -> int:
         return self.index["num_samples"]
@@ -310,24 +271,6 @@ class CachedLatents(Dataset[dict[str, Tensor]]):
         # A slice of one row, for a row alone cannot be asked for.
         return {name: opened.get_slice(name)[row : row + 1][0] for name in self._columns}
 
-    def _check_labels(self) -> None:
-        """Check the names of the classes.
-
-        Raises:
-            ValueError: If they are no names.
-        """
-        labels = self.index.get("labels") or {"classes": {}, "names": {}}
-        parts = [labels.get(name) if isinstance(labels, dict) else None for name in ("classes", "names")]
-        kinds = (int, str)
-        if not all(
-            isinstance(part, dict) and all(isinstance(value, kind) for value in part.values())
-            for part, kind in zip(parts, kinds, strict=True)
-        ):
-            raise ValueError(
-                f"{str(self.folder / INDEX)!r} must have the 'classes' and 'names' of its labels, got {labels!r}. Run "
-                "`ucgm cache` again."
-            )
-
     def column(self, name: str) -> Tensor | None:
         """One column of all items, or None where the cache has no such column."""
         if name not in self._columns:
@@ -339,6 +282,6 @@ class CachedLatents(Dataset[dict[str, Tensor]]):
                     parts.append(opened.get_tensor(name))
         return torch.cat(parts)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> JsonObject:
         # Workers open the files themselves.
         return {**self.__dict__, "_opened": {}}

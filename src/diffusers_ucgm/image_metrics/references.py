@@ -357,7 +357,7 @@ def _readable_images(items: ImageItems) -> Iterator[Tensor]:
     """The images of a data set that can be read, bytes of shape `(C, H, W)`."""
     for _, rows in items.blocks(64, lambda number: True):
         for row, sample in rows:
-            if (item := items.prepared(row, sample)) is not None:
+            if (item := items.prepare(row, sample)) is not None:
                 yield pixel_bytes(item["pixels"])
 
 

@@ -100,7 +100,7 @@ def _first_image(source: ReferenceSource) -> Tensor:
     )
     for _, rows in items.blocks(16, lambda number: True):
         for row, sample in rows:
-            if (item := items.prepared(row, sample)) is not None:
+            if (item := items.prepare(row, sample)) is not None:
                 return pixel_bytes(item["pixels"])
     raise ValueError(
         f"`reference` must hold images, got none that can be read in {str(source.reference)!r}: {items.skipped[:3]}."

@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from diffusers import DiffusionPipeline
 
 from diffusers_ucgm.contracts import network_of
-from diffusers_ucgm.data.images import ImageSource
+from diffusers_ucgm.data.image_sources import ColumnValue, ImageSource
 from diffusers_ucgm.labels import LabelMapping, ModelClasses, class_names
 
 from .network_adapter import NetworkAdapter
 
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 __all__ = ["classes_of", "matched_source"]
 
@@ -78,7 +81,7 @@ def _mapping(source: ImageSource, classes: ModelClasses, label_map: Mapping[str,
     return LabelMapping(classes, names, label_map)
 
 
-def _used_labels(source: ImageSource) -> list[Any]:
+def _used_labels(source: ImageSource) -> list[ColumnValue]:
     """The labels of all rows, as far as they are known before the rows are read one by one."""
     from datasets import ClassLabel, Value
 
@@ -86,9 +89,9 @@ def _used_labels(source: ImageSource) -> list[Any]:
     feature = (getattr(dataset, "features", None) or {}).get(column, Value("int64"))
     if not isinstance(feature, ClassLabel | Value):
         raise ValueError(f"`--label-column` must hold a class's name or id in each row, got {column!r} of {feature}.")
-    if not hasattr(dataset, "unique") or column not in (getattr(dataset, "features", None) or {}):
+    if column is None or not hasattr(dataset, "unique") or column not in (getattr(dataset, "features", None) or {}):
         return []
-    values = dataset.select_columns([column]).unique(column)
+    values = cast("Dataset", dataset.select_columns([column])).unique(column)
     # None and -1 are how data sets write a class that is not known.
     known = [value for value in values if value is not None and (isinstance(value, str) or value >= 0)]
     return sorted(known)
