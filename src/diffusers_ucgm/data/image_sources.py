@@ -2,11 +2,11 @@
 
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from diffusers_ucgm.constraints import check
 from diffusers_ucgm.files import read_json
@@ -16,6 +16,7 @@ from .arguments import SOURCE_ARGUMENTS
 from .idx import is_idx_folder, load_idx_images
 from .image_files import FileAccess, reason_of
 from .image_folders import ImageFolder, scan_folder, without_classes
+from .source_errors import load_or_explain, unreadable_source
 
 
 if TYPE_CHECKING:
@@ -49,7 +50,6 @@ HUB_DATASETS = (
 STATE, SPLITS = "state.json", "dataset_dict.json"
 
 
-Loaded = TypeVar("Loaded")
 # A value of a column: a text, a number, bytes, a list, or an object of further columns, as the features say.
 ColumnValue = Any
 # A row of a data set, by column.
@@ -190,7 +190,7 @@ def rows_of(source: ImageSource) -> Iterator[Row]:
     try:
         yield from cast("Iterable[Row]", source.dataset)
     except Exception as error:
-        raise _unreadable(source.shards or source.access.folders, source.shards, error) from error
+        raise unreadable_source(source.shards or source.access.folders, source.shards, error) from error
 
 
 def _open(source: str | Path, split: str, streaming: bool) -> _Opened:
@@ -207,7 +207,7 @@ def _open(source: str | Path, split: str, streaming: bool) -> _Opened:
         return _Opened(dataset.to_iterable_dataset() if streaming else dataset, channels=1)
     if path.is_dir():
         return _open_folder(path, split, streaming)
-    loaded = _load(lambda: datasets.load_dataset(str(source), split=split, streaming=streaming), source)
+    loaded = load_or_explain(lambda: datasets.load_dataset(str(source), split=split, streaming=streaming), source)
     return _Opened(loaded, folders=_hub_folders(), repository=str(source))
 
 
@@ -215,7 +215,7 @@ def _open_dataset_folder(path: Path, split: str, streaming: bool) -> _Opened:
     import datasets
 
     _check_dataset_folder(path)
-    loaded = _load(lambda: datasets.load_from_disk(str(path)), path)
+    loaded = load_or_explain(lambda: datasets.load_from_disk(str(path)), path)
     dataset = _split(loaded, split) if isinstance(loaded, datasets.DatasetDict) else loaded
     # A format that was saved would turn texts and images into arrays, and hide columns.
     dataset = dataset.with_format(None)
@@ -253,7 +253,7 @@ def _open_shards(shards: list[str], split: str, streaming: bool) -> _Opened:
             "archive are missing, and images before them may be. Fetch or pack the shards again."
         )
     files = {split: shards}
-    loaded = _load(
+    loaded = load_or_explain(
         lambda: datasets.load_dataset("webdataset", data_files=files, split=split, streaming=streaming),
         ", ".join(shards[:3]),
         shards,
@@ -278,7 +278,9 @@ def _open_folder(path: Path, split: str, streaming: bool) -> _Opened:
 
     if not any(path.iterdir()):
         raise FileNotFoundError(f"`source` must hold images or .tar shards, got the empty folder {str(path)!r}.")
-    loaded = _load(lambda: datasets.load_dataset("imagefolder", data_dir=str(path), streaming=streaming), path)
+    loaded = load_or_explain(
+        lambda: datasets.load_dataset("imagefolder", data_dir=str(path), streaming=streaming), path
+    )
     dataset = _split(loaded, split)
     folder = scan_folder(path, Builder.EXTENSIONS)
     read = {name: list(_named_files(each)) for name, each in loaded.items()}
@@ -393,34 +395,3 @@ def _column(argument: str, given: str | None, usual: tuple[str, ...], columns: l
     if given is not None and given not in columns:
         raise ValueError(f"`{argument}` must be one of the source's columns, {columns}, got {given!r}.")
     return given or next((name for name in (*usual, *(f"json.{each}" for each in usual)) if name in columns), None)
-
-
-def _load(load: Callable[[], Loaded], source: str | Path, shards: list[str] | tuple[str, ...] = ()) -> Loaded:
-    try:
-        return load()
-    except (FileNotFoundError, PermissionError, ConnectionError, ImportError):
-        raise
-    except Exception as error:
-        raise _unreadable(str(source), shards, error) from error
-
-
-def _unreadable(source: object, shards: list[str] | tuple[str, ...], error: Exception) -> ValueError:
-    """The error of a source that `datasets` could not read, with the damaged shards among several."""
-    first: BaseException = error
-    while first.__cause__ is not None:
-        first = first.__cause__
-    named = _damaged_shards(shards) or source
-    # Its bare errors, such as the IndexError of an empty file of metadata, say nothing without their type.
-    kind = f"{type(first).__name__}, " if isinstance(first, LookupError | TypeError | AttributeError) else ""
-    return ValueError(f"`source` must be a data set that can be read, got {named!r}: {kind}{reason_of(first)}.")
-
-
-def _damaged_shards(shards: list[str] | tuple[str, ...]) -> list[str]:
-    damaged: list[str] = []
-    for shard in shards:
-        try:
-            with tarfile.open(shard) as archive:
-                archive.getmembers()
-        except (OSError, EOFError, tarfile.TarError):
-            damaged.append(shard)
-    return damaged
