@@ -89,7 +89,7 @@ def test_only_own_checkpoints_are_overwritten(tmp_path):
 def test_a_folder_without_a_run_is_refused_where_it_holds_what_would_be_overwritten(tmp_path, overwrite):
     (tmp_path / "notes.txt").touch()
     with RunFolder(tmp_path, "train", argument="output_dir") as run:
-        run.check_unused()
+        run.check_free()
         (tmp_path / "transformer").mkdir()
         (tmp_path / "model_index.json").touch()
         message = r"`output_dir` must be .*which has no run\.json, but \['transformer'\], which `ucgm train` would"

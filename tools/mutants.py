@@ -976,14 +976,14 @@ MUTANTS = [
     ),
     Mutant(
         "labels out of range unseen by the doctor",
-        "training/doctor.py",
+        "training/findings.py",
         "bool(((labels < 0) | (labels >= len(classes))).any())",
         "False",
         AGREEMENT_TESTS,
     ),
     Mutant(
         "the doctor trusts the labels of a cache of another model",
-        "training/doctor.py",
+        "training/findings.py",
         "if int(index) in classes.names and int(index) not in classes.ids_of(name)",
         "if False",
         AGREEMENT_TESTS,

@@ -84,7 +84,7 @@ def load_scheduler(folder: str | Path, *, argument: str = "folder") -> diffusers
     file = path / "scheduler_config.json"
     if not file.is_file():
         raise ValueError(f"`{argument}` must be a folder with a scheduler of diffusers, got {str(folder)!r}.")
-    cls = _class_named(read_json(file).get("_class_name"), file, {UCGMScheduler.__name__: UCGMScheduler})
+    cls = _class_of_name(read_json(file).get("_class_name"), file, {UCGMScheduler.__name__: UCGMScheduler})
     with _naming(argument, file):
         return cls.from_pretrained(str(path))
 
@@ -111,7 +111,7 @@ def load_network(name: str, dtype: torch.dtype = torch.float32, *, argument: str
     if not file.is_file():
         raise ValueError(f"`{argument}` must be a folder with a config.json, got {name!r} without one.")
     config = read_json(file)
-    cls = _class_named(config.get("_class_name", "DiTTransformer2DModel"), file, OWN_MODELS)
+    cls = _class_of_name(config.get("_class_name", "DiTTransformer2DModel"), file, OWN_MODELS)
     with _naming(argument, file):
         if path.is_file():
             return cls.from_config(config).to(dtype)
@@ -144,7 +144,7 @@ def _check_complete(network: diffusers.ModelMixin, folder: Path) -> None:
         )
 
 
-def _class_named(name: object, file: Path, own: dict[str, Any]) -> Any:
+def _class_of_name(name: object, file: Path, own: dict[str, Any]) -> Any:
     """A class of this package or of diffusers."""
     cls = own.get(name) or getattr(diffusers, name, None) if isinstance(name, str) else None
     if not isinstance(cls, type):
@@ -241,7 +241,7 @@ def load_pipeline_lora(pipe: diffusers.DiffusionPipeline, source: str | Path, sc
     # Of two networks the other one may have a LoRA.
     modules = [each for each in modules if not active_adapters(each)]
     try:
-        expected = _number_of_adapted(load_file(file))
+        expected = _count_adapted_modules(load_file(file))
         _load_lora(pipe, file, notes.get("network"))
         found = sum(set_lora_scale(module, scale) for module in modules)
         if found < expected:
@@ -303,7 +303,7 @@ def _has_lora(pipe: Any, network: str | None) -> bool:
     return any(active_adapters(each) for each in networks if isinstance(each, torch.nn.Module))
 
 
-def _number_of_adapted(tensors: dict[str, Tensor]) -> int:
+def _count_adapted_modules(tensors: dict[str, Tensor]) -> int:
     """How many modules a LoRA changes, whatever its names' form.
 
     Raises:

@@ -13,9 +13,8 @@ import time
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from .files import is_alive
+from .files import JsonObject, is_alive
 
 
 __all__ = ["Lock"]
@@ -98,7 +97,7 @@ class Lock:
             if owner.get("pid") and (not is_here or is_alive(int(owner["pid"]))):
                 raise self._refusal(owner) from None
 
-    def _owner(self, descriptor: int) -> dict[str, Any]:
+    def _owner(self, descriptor: int) -> JsonObject:
         # It is written right after the lock is taken.
         for _ in range(20):
             with suppress(OSError, ValueError):
@@ -109,7 +108,7 @@ class Lock:
             time.sleep(0.01)
         return {}
 
-    def _refusal(self, owner: dict[str, Any]) -> RuntimeError:
+    def _refusal(self, owner: JsonObject) -> RuntimeError:
         process = f"process {owner['pid']}" if owner.get("pid") else "another process"
         if owner.get("host") not in (None, socket.gethostname()):
             process += f" of {owner['host']}"

@@ -14,7 +14,9 @@ from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from diffusers_ucgm.files import JsonObject
 
 from . import files
 from .locks import Lock
@@ -99,7 +101,7 @@ class RunFolder:
         """
         self.folder, self.kind, self.argument = Path(folder), kind, argument
         self.process_index, self.num_processes = process_index, num_processes
-        self.run: dict[str, Any] = {}
+        self.run: JsonObject = {}
         self._depth = 0
         self._lock = Lock(self.folder / f".run.{process_index}.lock", argument, folder)
 
@@ -130,7 +132,7 @@ class RunFolder:
         if not self._depth:
             self._lock.__exit__()
 
-    def found(self) -> dict[str, Any] | None:
+    def found(self) -> JsonObject | None:
         """What `run.json` says, or None where there is none.
 
         Raises:
@@ -145,7 +147,7 @@ class RunFolder:
             raise ValueError(f"{str(file)!r} must say `kind` and `identity` of a run, got {sorted(found)}. {remedy}")
         return found
 
-    def begin(self, identity: Mapping[str, Any], *, overwrite: bool = False, earlier: str | None = None) -> bool:
+    def begin(self, identity: Mapping[str, object], *, overwrite: bool = False, earlier: str | None = None) -> bool:
         """Go on with the run of this identity, or begin it in a folder without another.
 
         Args:
@@ -166,7 +168,7 @@ class RunFolder:
                 self.clear()
             found = None
         if found is None:
-            self.check_unused()
+            self.check_free()
             self.start(identity)
             return False
         if found["kind"] != self.kind:
@@ -183,7 +185,7 @@ class RunFolder:
 
     def begin_together(
         self,
-        identity: Mapping[str, Any],
+        identity: Mapping[str, object],
         state: "PartialState | None",
         *,
         overwrite: bool = False,
@@ -204,7 +206,7 @@ class RunFolder:
             if not state.is_main_process:
                 self.begin(identity)
 
-    def start(self, identity: Mapping[str, Any], **notes: Any) -> None:
+    def start(self, identity: Mapping[str, object], **notes: object) -> None:
         """Write down a new run.
 
         Args:
@@ -232,9 +234,9 @@ class RunFolder:
         if kind not in OWNED:
             raise ValueError(f"`{RUN_FILE}` must name a command in {sorted(OWNED)}, got {kind!r}. Delete the folder.")
         if found is None and not self.is_of_version_0_1_0():
-            self.check_unused()
+            self.check_free()
         ids = (None, None if found is None else found.get("id"))
-        for path in self._owned(OWNED[kind]):
+        for path in self._own_files(OWNED[kind]):
             if path.name.startswith("checkpoint-") and run_of(path) not in ids:
                 continue
             _remove(path)
@@ -246,7 +248,7 @@ class RunFolder:
 
     def results(self) -> list[str]:
         """The names of what a run of this kind has left and another would overwrite."""
-        return sorted(path.name for path in self._owned(RESULTS[self.kind]))
+        return sorted(path.name for path in self._own_files(RESULTS[self.kind]))
 
     def is_of_version_0_1_0(self) -> bool:
         """Whether the folder has no `run.json`, but files by which a run of this kind is known."""
@@ -254,26 +256,26 @@ class RunFolder:
             return False
         return any(True for pattern in EARLIER[self.kind] for _ in self.folder.glob(pattern))
 
-    def _earlier(self, file: str | None) -> dict[str, Any] | None:
+    def _earlier(self, file: str | None) -> JsonObject | None:
         if file is None or not self.is_of_version_0_1_0() or not (self.folder / file).is_file():
             return None
         found = files.read_json(self.folder / file)
         return {"kind": self.kind, "identity": found.get("plan", found) if self.kind == "compare" else found}
 
-    def check_unused(self) -> None:
+    def check_free(self) -> None:
         """Check that a folder without a run has nothing that a run would overwrite.
 
         Raises:
             ValueError: If it has.
         """
-        if taken := sorted(path.name for path in self._owned(OWNED[self.kind])):
+        if taken := sorted(path.name for path in self._own_files(OWNED[self.kind])):
             shown = f"{taken[:3]}{' and more' if len(taken) > 3 else ''}"
             raise ValueError(
                 f"`{self.argument}` must be a new folder or of a run, got {str(self.folder)!r}, which has no "
                 f"{RUN_FILE}, but {shown}, which `ucgm {self.kind}` would overwrite. Choose another folder."
             )
 
-    def _owned(self, patterns: tuple[str, ...]) -> Iterator[Path]:
+    def _own_files(self, patterns: tuple[str, ...]) -> Iterator[Path]:
         for pattern in patterns:
             for path in sorted(self.folder.glob(pattern)):
                 # Other programs make folders of this name too.
@@ -298,7 +300,7 @@ def run_of(checkpoint: Path) -> str | None:
         return None
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+def differences(before: Mapping[str, object], now: Mapping[str, object]) -> dict[str, str]:
     """What differs between two identities, in words by name; what is missing is None."""
     found = {}
     for name in sorted({*before, *now}):
@@ -325,7 +327,7 @@ def used_folder(argument: str, folder: Path, reason: str, way_out: str = "") -> 
     )
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 

@@ -149,7 +149,7 @@ def load_image_dataset(
     names = tuple(getattr((dataset.features or {}).get(label), "names", None) or ()) if label else ()
     # Other columns are not read: `datasets` would decode images and sounds in them, wherever their rows point.
     wanted = dict.fromkeys(_outer(each, columns) for each in (image, label, caption) if each is not None)
-    dataset = _keep_encoded(dataset.select_columns(list(wanted)), image)
+    dataset = _without_decoding(dataset.select_columns(list(wanted)), image)
     for argument, column in (("label_column", label), ("caption_column", caption)):
         _check_decodes_nothing(argument, column, dataset.features)
     return ImageSource(
@@ -302,7 +302,7 @@ def _named_files(dataset: "Rows") -> Iterator[str]:
     images = [name for name, feature in _features(dataset).items() if isinstance(feature, datasets.Image)]
     dataset = dataset.select_columns(images)
     for name in images:
-        dataset = _keep_encoded(dataset, name)
+        dataset = _without_decoding(dataset, name)
     for rows in dataset.iter(batch_size=1000):
         yield from (each["path"] for name in images for each in rows[name] if each and each.get("path"))
 
@@ -330,7 +330,7 @@ def _with_caption_files(dataset: "Rows", image: str, folder: ImageFolder, access
         file = folder.caption_file((row[image] or {}).get("path") or "")
         return {CAPTION_FILES_COLUMN: None if file is None else _caption_in(file, access)}
 
-    dataset = _keep_encoded(dataset, image)
+    dataset = _without_decoding(dataset, image)
     if not folder.captions or not any(folder.caption_file(name) for name in _named_files(dataset)):
         return dataset
     import datasets
@@ -367,7 +367,7 @@ def _split(loaded: "Splits", split: str) -> "Rows":
     return loaded[split]
 
 
-def _keep_encoded(dataset: "Rows", image: str) -> "Rows":
+def _without_decoding(dataset: "Rows", image: str) -> "Rows":
     import datasets
 
     try:

@@ -5,7 +5,6 @@ it a classifier. Where another assignment of classes to labels fits clearly bett
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,8 @@ from diffusers_ucgm.constraints import brief, is_whole, plain
 from diffusers_ucgm.data.datasets import LatentDataset
 from diffusers_ucgm.data.latent_cache import CachedLatents
 from diffusers_ucgm.transports import Transport
+
+from .batches import TrainingData
 
 
 __all__ = ["Agreement", "class_errors", "labels_of", "samples_by_label"]
@@ -24,7 +25,7 @@ MAX_LABELS, PER_LABEL, TIMES = 10, 8, (0.35, 0.5, 0.65, 0.8)
 CLEARLY = 3.0
 
 
-def labels_of(dataset: Any) -> Tensor | None:
+def labels_of(dataset: TrainingData) -> Tensor | None:
     """The labels of all items, shape `(N,)`, as far as they are known without reading the latents."""
     if isinstance(dataset, LatentDataset):
         return dataset.class_labels

@@ -5,11 +5,10 @@ prediction, and larger for every other. All else is looked up in the data, the w
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +20,9 @@ from diffusers_ucgm.transports import PREDICTIONS, Transport, get_transport
 
 from .adapters import adapter_for
 from .agreement import MAX_LABELS, Agreement, class_errors, labels_of, samples_by_label
-from .batches import length_of
+from .batches import TrainingData, length_of
 from .config import UCGMTrainingConfig
+from .findings import Finding, label_findings, latent_findings, settings_findings, weight_findings
 from .network_adapter import DenoiserAdapter
 
 
@@ -34,27 +34,7 @@ CLEARLY_BETTER = 0.7
 UNTRAINED = 1.0
 # What a network makes of no condition is worse than of the right one, but not by so much if it was trained for it.
 NULL_FACTOR = 3.0
-# Normalised latents have mean 0 and deviation 1 by channel; autoencoders differ by about half of that.
-MEAN, DEVIATION, FAR_DEVIATION, BYTES = 0.5, (0.5, 2.0), (0.1, 10.0), 20.0
-# The paper tunes with batches of 1024 and up; a derivative's sign from fewer samples than this is mostly noise.
-SMALL_BATCH = 16
-HIGH_RATE = 1e-3
 SAME = 1e-6
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that looks wrong.
-
-    Attributes:
-        name: What was looked at, such as "time direction".
-        level: "error" if the run would fail or learn the wrong thing, "warning" if it may be meant.
-        message: What was measured, what was expected, what to do.
-    """
-
-    name: str
-    level: str
-    message: str
 
 
 @dataclass
@@ -67,7 +47,7 @@ class _Case:
     transport: Transport
     latents: Tensor
     condition: dict[str, Tensor]
-    null: dict[str, Any] | None
+    null: Mapping[str, object] | None
     is_pretrained: bool
     time_range: tuple[float, float]
 
@@ -81,12 +61,16 @@ class _Case:
         self.x_t = self.transport.sample(self.x, self.z, self.t)
         self.ratio = self.config.ratio_at(self.config.max_train_steps)
 
-    def predict(self, t: Tensor, condition: dict[str, Any] | None = None) -> Tensor:
+    def predict(self, t: Tensor, condition: Mapping[str, Tensor] | None = None) -> Tensor:
         """F at the batch's points, for the network's own times."""
         given = self.condition if condition is None else condition
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.mixed_precision)
         with torch.no_grad(), torch.autocast(self.x.device.type, half or torch.bfloat16, enabled=half is not None):
             return self.adapter(self.network, self.x_t, t.float(), **given).float()
+
+    def predict_class(self, x_t: Tensor, t: Tensor, class_labels: Tensor) -> Tensor:
+        """F of noisy samples at the network's own times, under classes of shape `(B,)`."""
+        return self.adapter(self.network, x_t, t.float(), class_labels=class_labels).float()
 
     def network_times(self) -> Tensor:
         return self.transport.model_time(self.t)
@@ -100,7 +84,7 @@ class _Case:
 def examine(
     config: UCGMTrainingConfig,
     network: nn.Module,
-    dataset: Any,
+    dataset: TrainingData,
     *,
     adapter: DenoiserAdapter | None = None,
     transport: Transport | None = None,
@@ -125,56 +109,64 @@ def examine(
     Returns:
         What was found, errors first; empty if nothing was.
     """
-    found = [*_settings(config, dataset, is_pretrained), *_weights(config, network)]
-    number = length_of(dataset)
-    places = sorted({i * number // num_samples for i in range(num_samples)})
-    batch = default_collate([dataset[i] for i in places])
-    found += _latents(batch["latents"])
-    found += _labels(dataset, batch, classes or ModelClasses.of_network(network))
-    for name, value in batch.items():
-        if name != "latents" and isinstance(value, Tensor) and not bool(value.isfinite().all()):
-            found.append(Finding("condition", "error", f"NaN or infinity in `{name}`. Encode the data again."))
+    found = [*settings_findings(config, length_of(dataset), is_pretrained), *weight_findings(config, network)]
+    batch = _batch(dataset, num_samples)
+    found += _data_findings(dataset, batch, classes or ModelClasses.of_network(network))
     if any(finding.level == "error" for finding in found):
-        return _sorted(found)
-    if isinstance(transport_name := config.transport, str):
-        transport = get_transport(transport_name, config.prediction_type)
-    transport = transport or get_transport("linear", config.prediction_type)
+        return _errors_first(found)
     device = next(network.parameters()).device
     condition = {name: value.to(device) for name, value in batch.items() if name != "latents"}
-    with _undisturbed(network):
+    path = _transport(config, transport)
+    with _restoring(network):
         try:
             adapter = adapter or adapter_for(network)
             null = None if adapter.null_condition is None else dict(adapter.null_condition)
-            case = _Case(
-                config,
-                network,
-                adapter,
-                transport,
-                batch["latents"].to(device),
-                condition,
-                null,
-                is_pretrained,
-                time_range,
-            )
+            latents = batch["latents"].to(device)
+            case = _Case(config, network, adapter, path, latents, condition, null, is_pretrained, time_range)
             output = case.predict(case.network_times())
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
-            message = f"The network cannot be called on the data: {type(error).__name__}: {error}. Compare shapes, "
-            return _sorted([*found, Finding("call", "error", message + "channels and keywords of the data set.")])
+            return _errors_first([*found, _call_failure(error)])
         found += _agreement(case, dataset, classes)
-        checks: list[Callable[[_Case, Tensor], Iterator[Finding]]] = [_times, _null_condition, _guidance]
-        if is_pretrained:
-            checks += [_calling, _gradients]
-        for check in checks:
+        for check in CHECKS if is_pretrained else CHECKS_OF_UNTRAINED:
             found += check(case, output)
-    return _sorted(found)
+    return _errors_first(found)
 
 
-def _sorted(found: list[Finding]) -> list[Finding]:
+def _call_failure(error: Exception) -> Finding:
+    message = f"The network cannot be called on the data: {type(error).__name__}: {error}. Compare shapes, "
+    return Finding("call", "error", message + "channels and keywords of the data set.")
+
+
+def _batch(dataset: TrainingData, num_samples: int) -> dict[str, Tensor]:
+    """A batch of samples from the whole data set, at equal distances."""
+    number = length_of(dataset)
+    places = sorted({i * number // num_samples for i in range(num_samples)})
+    return default_collate([dataset[i] for i in places])
+
+
+def _data_findings(
+    dataset: TrainingData, batch: Mapping[str, Tensor], classes: ModelClasses | None
+) -> Iterator[Finding]:
+    yield from latent_findings(batch["latents"])
+    yield from label_findings(dataset, batch, classes)
+    for name, value in batch.items():
+        if name != "latents" and isinstance(value, Tensor) and not bool(value.isfinite().all()):
+            yield Finding("condition", "error", f"NaN or infinity in `{name}`. Encode the data again.")
+
+
+def _transport(config: UCGMTrainingConfig, transport: Transport | None) -> Transport:
+    """The transport of the settings, or else of the scheduler, or else the linear one."""
+    if isinstance(config.transport, str):
+        return get_transport(config.transport, config.prediction_type)
+    return transport or get_transport("linear", config.prediction_type)
+
+
+def _errors_first(found: list[Finding]) -> list[Finding]:
     return sorted(found, key=lambda finding: finding.level != "error")
 
 
 @contextmanager
-def _undisturbed(network: nn.Module) -> Iterator[None]:
+def _restoring(network: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
@@ -185,175 +177,26 @@ def _undisturbed(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _settings(config: UCGMTrainingConfig, dataset: Any, is_pretrained: bool) -> Iterator[Finding]:
-    ratio = config.ratio_at(config.max_train_steps)
-    batch = config.train_batch_size * config.gradient_accumulation_steps
-    if ratio > 0 and batch < SMALL_BATCH:
-        yield Finding(
-            "batch size",
-            "warning",
-            f"A step of one process has {batch} samples; few-step training wants {SMALL_BATCH} and more. Raise "
-            "`gradient_accumulation_steps`.",
-        )
-    if length_of(dataset) < batch:
-        yield Finding(
-            "data set size", "warning", f"The data set has {length_of(dataset)} items, a step {batch}: all repeat."
-        )
-    if config.lr_warmup_steps >= config.max_train_steps:
-        yield Finding(
-            "warm-up",
-            "warning",
-            f"`lr_warmup_steps` is {config.lr_warmup_steps} of {config.max_train_steps} steps: the learning rate is "
-            "never reached.",
-        )
-    if is_pretrained and not config.lora_rank and config.learning_rate > HIGH_RATE:
-        yield Finding(
-            "learning rate",
-            "warning",
-            f"`learning_rate` is {config.learning_rate} for tuning a trained model; {HIGH_RATE} and less is usual.",
-        )
-    if ratio > 0 and not is_pretrained and config.ratio_at(0) == ratio:
-        yield Finding(
-            "start",
-            "warning",
-            f"Few-step training (`consistency_ratio` {ratio}) of an untrained network is slow and may collapse. Train "
-            "it with 0 first, or let the ratio rise.",
-        )
-    if ratio > 0 and is_pretrained and config.enhancement_ratio and 0.0 < config.teacher_decay < 1.0:
-        yield Finding(
-            "teacher",
-            "warning",
-            f"`teacher_decay` is {config.teacher_decay}: a teacher that follows a few-step student may collapse with "
-            "it. Use 1, the frozen initial weights.",
-        )
-    if ratio > 0 and config.mixed_precision == "fp16":
-        yield Finding(
-            "precision", "warning", "float16 cannot hold the differences of few-step training. Use bf16 or float32."
-        )
-
-
-def _weights(config: UCGMTrainingConfig, network: nn.Module) -> Iterator[Finding]:
-    named = dict(network.named_parameters())
-    if broken := [name for name, value in named.items() if not bool(value.isfinite().all())]:
-        yield Finding("weights", "error", f"NaN or infinity in {len(broken)} weights, such as {broken[0]!r}.")
-    if config.lora_rank:
-        return
-    frozen = [name for name, value in named.items() if not value.requires_grad]
-    if len(frozen) == len(named):
-        yield Finding("frozen parameters", "error", "No weight has `requires_grad`: nothing would be trained.")
-    elif frozen:
-        yield Finding(
-            "frozen parameters",
-            "warning",
-            f"{len(frozen)} of {len(named)} weights are frozen, such as {frozen[0]!r}. Is it meant?",
-        )
-    half = [name for name, value in named.items() if value.dtype in (torch.bfloat16, torch.float16)]
-    if half:
-        yield Finding(
-            "precision",
-            "warning",
-            f"{len(half)} weights in half precision would be trained, and small steps rounded away. Keep float32 "
-            "weights with `mixed_precision`, or train a LoRA.",
-        )
-
-
-def _latents(latents: Tensor) -> Iterator[Finding]:
-    name = "latents"
-    if not latents.is_floating_point():
-        yield Finding(name, "error", f"They are {latents.dtype}. Scale bytes to [-1, 1] and encode them.")
-        return
-    latents = latents.double()
-    if not bool(latents.isfinite().all()):
-        yield Finding(name, "error", "NaN or infinity in them. Encode again, in float32 or bfloat16.")
-        return
-    if len(latents) > 1 and bool((latents == latents[:1]).all()):
-        yield Finding(name, "error", "All samples are the same.")
-        return
-    if float(latents.abs().max()) > BYTES:
-        yield Finding(name, "error", f"Values up to {float(latents.abs().max()):.3g}: are these bytes, not latents?")
-        return
-    channels = latents.transpose(0, 1).flatten(1)
-    mean, deviation = channels.mean(1), channels.std(1)
-    if bool((deviation < FAR_DEVIATION[0]).any() or (deviation > FAR_DEVIATION[1]).any()):
-        level = "error"
-    elif bool((mean.abs() > MEAN).any() or (deviation < DEVIATION[0]).any() or (deviation > DEVIATION[1]).any()):
-        level = "warning"
-    else:
-        return
-    yield Finding(
-        name,
-        level,
-        f"By channel they have means from {float(mean.min()):.2f} to {float(mean.max()):.2f} and deviations from "
-        f"{float(deviation.min()):.2f} to {float(deviation.max()):.2f}; normalised ones have 0 and 1. Use the "
-        "autoencoder's `scaling_factor` and `shift_factor`, as `ucgm cache` does.",
-    )
-
-
-def _labels(dataset: Any, batch: dict[str, Any], classes: ModelClasses | None) -> Iterator[Finding]:
-    """Are the labels classes of the model, under the names that it has?"""
-    if classes is None:
-        return
-    if "class_labels" not in batch:
-        yield Finding(
-            "labels", "error", "The network takes classes, the data have no `class_labels`. Cache them again."
-        )
-        return
-    labels = batch["class_labels"] if (known := labels_of(dataset)) is None else known
-    if labels.is_floating_point() or bool(((labels < 0) | (labels >= len(classes))).any()):
-        wrong = labels.unique()
-        wrong = wrong[(wrong < 0) | (wrong >= len(classes))].tolist()
-        yield Finding(
-            "labels", "error", f"The classes of the model are 0 to {len(classes) - 1}, the data have {wrong[:10]} too."
-        )
-    stored = getattr(dataset, "index", {}).get("labels", {})
-    renamed = {
-        int(index): (name, classes.names[int(index)])
-        for index, name in stored.get("names", {}).items()
-        if int(index) in classes.names and int(index) not in classes.ids_of(name)
-    }
-    if renamed:
-        text = "; ".join(f"{index} was {before!r}, is {now!r}" for index, (before, now) in list(renamed.items())[:10])
-        yield Finding("labels", "error", f"The cache was made for a model with other classes: {text}. Cache it again.")
-        return
-    moved = {
-        label: index for label, index in stored.get("classes", {}).items() if _is_elsewhere(label, index, classes)
-    }
-    if moved:
-        text = "; ".join(
-            f"{label!r} is {index}, which the model calls {classes.name(index)!r}"
-            for label, index in list(moved.items())[:10]
-        )
-        yield Finding("labels", "warning", f"Labels are cached as classes of another name: {text}. Is it meant?")
-
-
-def _is_elsewhere(label: str, index: int, classes: ModelClasses) -> bool:
-    """Whether a label names another class of the model than the one it was cached as."""
-    return bool(found := classes.ids_of(label)) and index not in found
-
-
-def _agreement(case: _Case, dataset: Any, classes: ModelClasses | None) -> Iterator[Finding]:
+def _agreement(case: _Case, dataset: TrainingData, classes: ModelClasses | None) -> Iterator[Finding]:
     """Does the network see the classes in the data that the labels say?"""
     labels = labels_of(dataset)
     if not case.is_pretrained or set(case.condition) != {"class_labels"} or labels is None:
         return
+    classes = classes or ModelClasses.of_network(case.network)
     places = samples_by_label(labels)
     labels = labels[places].flatten()
     known = labels.unique().tolist()
-    classes = classes or ModelClasses.of_network(case.network)
-    few = classes is not None and len(classes) <= MAX_LABELS
-    candidates = list(range(len(classes))) if few and classes is not None else known
+    candidates = list(range(len(classes))) if classes is not None and len(classes) <= MAX_LABELS else known
     if len(candidates) < 2 or len(places) < 2 * len(known):
         return
     latents = default_collate([dataset[place]["latents"] for place in places]).to(case.x)
-
-    def predict(x_t: Tensor, t: Tensor, class_labels: Tensor) -> Tensor:
-        return case.adapter(case.network, x_t, t.float(), class_labels=class_labels).float()
-
-    errors = class_errors(predict, case.transport, latents, candidates)
+    errors = class_errors(case.predict_class, case.transport, latents, candidates)
     # A network that does not look at labels tells nothing of them.
-    if not bool(errors.isfinite().all()) or float((errors - errors[:, :1]).abs().max()) < SAME:
-        return
-    found = Agreement(errors, labels, candidates)
+    if bool(errors.isfinite().all()) and float((errors - errors[:, :1]).abs().max()) >= SAME:
+        yield from _disagreement(Agreement(errors, labels, candidates), classes)
+
+
+def _disagreement(found: Agreement, classes: ModelClasses | None) -> Iterator[Finding]:
     measured = (
         f"of {found.number} samples the network recognises {found.share:.0%} as their label, {found.chance:.0%} would "
         "be chance"
@@ -428,12 +271,11 @@ def _times(case: _Case, output: Tensor) -> Iterator[Finding]:
 
 
 def _null_condition(case: _Case, output: Tensor) -> Iterator[Finding]:
-    name, config = "null condition", case.config
-    enhanced = config.enhancement_ratio != 0.0 and case.ratio == 0.0
+    name = "null condition"
     if not case.condition:
         return
     if case.null is None:
-        if enhanced or config.label_dropout > 0.0:
+        if _has_enhanced_target(case) or case.config.label_dropout > 0.0:
             yield Finding(
                 name,
                 "error",
@@ -441,35 +283,57 @@ def _null_condition(case: _Case, output: Tensor) -> Iterator[Finding]:
                 "`null_condition`.",
             )
         return
-    null: dict[str, Any] = {
-        key: torch.as_tensor(case.null[key], dtype=value.dtype, device=value.device).expand(value.shape)
-        for key, value in case.condition.items()
-        if key in case.null
-    }
+    null = _null_rows(case.condition, case.null)
     if set(null) != set(case.condition):
         yield Finding(name, "error", f"It has {sorted(case.null)}, the data {sorted(case.condition)}.")
         return
-    labels = case.condition.get("class_labels")
-    if labels is not None and bool((labels == null["class_labels"]).any()):
-        yield Finding(
-            name, "error", f"The null class {int(null['class_labels'].flatten()[0])} is a class of the data as well."
-        )
-    if labels is not None and bool((labels < 0).any()):
-        yield Finding("classes", "error", f"The data have the class {int(labels.min())}.")
+    if (labels := case.condition.get("class_labels")) is not None:
+        yield from _null_class(labels, null["class_labels"])
     try:
         without = case.predict(case.network_times(), null)
     except (IndexError, RuntimeError) as error:
         yield Finding(name, "error", f"The network cannot be called with it: {error}. Is the class out of range?")
         return
-    if not case.is_pretrained:
-        return
+    if case.is_pretrained:
+        yield from _use_of_condition(case, output)
+        yield from _readiness_for_guidance(case, output, without)
+
+
+def _has_enhanced_target(case: _Case) -> bool:
+    """Whether the target is the enhanced one of consistency ratio 0, which builds on the null condition."""
+    return case.config.enhancement_ratio != 0.0 and case.ratio == 0.0
+
+
+def _null_rows(condition: Mapping[str, Tensor], null: Mapping[str, object]) -> dict[str, Tensor]:
+    """The null condition in the shapes of a batch's condition, as far as it has the keywords."""
+    return {
+        key: torch.as_tensor(null[key], dtype=value.dtype, device=value.device).expand(value.shape)
+        for key, value in condition.items()
+        if key in null
+    }
+
+
+def _null_class(labels: Tensor, null: Tensor) -> Iterator[Finding]:
+    if bool((labels == null).any()):
+        message = f"The null class {int(null.flatten()[0])} is a class of the data as well."
+        yield Finding("null condition", "error", message)
+    if bool((labels < 0).any()):
+        yield Finding("classes", "error", f"The data have the class {int(labels.min())}.")
+
+
+def _use_of_condition(case: _Case, output: Tensor) -> Iterator[Finding]:
+    """Does the prediction change when each sample has the condition of another?"""
     scale = output.abs().mean() + SAME
     turned = {key: value.roll(1, 0) for key, value in case.condition.items()}
     differs = any(not torch.equal(turned[key], value) for key, value in case.condition.items())
     if differs and float((case.predict(case.network_times(), turned) - output).abs().mean() / scale) < SAME:
         yield Finding("condition", "warning", "The prediction does not depend on the condition.")
+
+
+def _readiness_for_guidance(case: _Case, output: Tensor, without: Tensor) -> Iterator[Finding]:
+    """Was the network trained on the null condition, under which it predicts `without`?"""
     error, error_without = case.error(output), case.error(without)
-    if enhanced and error_without > NULL_FACTOR * error and error_without > 0.5:
+    if _has_enhanced_target(case) and error_without > NULL_FACTOR * error and error_without > 0.5:
         yield Finding(
             "guidance",
             "warning",
@@ -519,3 +383,7 @@ def _gradients(case: _Case, output: Tensor) -> Iterator[Finding]:
             f"{len(unused)} weights get no gradient, such as {unused[0]!r}. In several processes set "
             "`find_unused_parameters`.",
         )
+
+
+CHECKS_OF_UNTRAINED: tuple[Callable[[_Case, Tensor], Iterator[Finding]], ...] = (_times, _null_condition, _guidance)
+CHECKS = (*CHECKS_OF_UNTRAINED, _calling, _gradients)

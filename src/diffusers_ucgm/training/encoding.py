@@ -48,7 +48,7 @@ def encode_prompts(
     Raises:
         ValueError: If the pipeline encodes no prompts in a way that the adapter knows.
     """
-    outputs = _encoded(pipe, adapter, prompts, {"do_classifier_free_guidance": False, **arguments})
+    outputs = _encode(pipe, adapter, prompts, {"do_classifier_free_guidance": False, **arguments})
     return _condition(outputs, adapter, 0, arguments.get("max_sequence_length"))
 
 
@@ -61,7 +61,7 @@ def encode_null(pipe: DiffusionPipeline, adapter: NetworkAdapter, **arguments: A
     Raises:
         ValueError: See `encode_prompts`.
     """
-    outputs = _encoded(pipe, adapter, [""], {"do_classifier_free_guidance": True, **arguments})
+    outputs = _encode(pipe, adapter, [""], {"do_classifier_free_guidance": True, **arguments})
     return _condition(outputs, adapter, 1, arguments.get("max_sequence_length"))
 
 
@@ -94,8 +94,11 @@ def encode_pixels(
     return encode_images(vae, pixels, generator, posterior_mean)
 
 
-def _encoded(pipe: Any, adapter: NetworkAdapter, prompts: Sequence[str], given: Mapping[str, Any]) -> tuple[Any, ...]:
-    if not adapter.prompt_outputs or not hasattr(pipe, "encode_prompt"):
+def _encode(
+    pipe: DiffusionPipeline, adapter: NetworkAdapter, prompts: Sequence[str], given: Mapping[str, object]
+) -> tuple[Any, ...]:
+    encode = getattr(pipe, "encode_prompt", None)
+    if not adapter.prompt_outputs or encode is None:
         raise ValueError(
             f"`pipe` must have an `encode_prompt` that {type(adapter).__name__} knows, got {type(pipe).__name__}. "
             "Encode the prompts yourself and give the data set the network's own keywords."
@@ -109,14 +112,14 @@ def _encoded(pipe: Any, adapter: NetworkAdapter, prompts: Sequence[str], given: 
         **given,
     }
     arguments = {}
-    for name, parameter in inspect.signature(pipe.encode_prompt).parameters.items():
+    for name, parameter in inspect.signature(encode).parameters.items():
         if name in own:
             arguments[name] = own[name]
         elif name in called and called[name].default is not inspect.Parameter.empty:
             arguments[name] = called[name].default
         elif parameter.default is inspect.Parameter.empty:
             arguments[name] = None  # the second and third text of SD3 and Flux
-    outputs = pipe.encode_prompt(**arguments)
+    outputs = encode(**arguments)
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
@@ -130,25 +133,25 @@ def _condition(
         # Without a negative of its own, a pipeline takes the empty prompt, which is what was encoded.
         condition[name] = outputs[places[0] if place is None or place >= len(outputs) else place]
     if isinstance(texts := condition.get("cap_feats"), list):
-        condition["cap_feats"], condition["cap_mask"] = _stacked(texts)
+        condition["cap_feats"], condition["cap_mask"] = _stack(texts)
     for mask, texts in MASK_OF.items():
         if mask in condition and texts in condition:
             if condition[mask] is None:
                 condition[mask] = torch.ones(condition[texts].shape[:2], dtype=torch.bool)
             if adapter.max_text_tokens is not None and length is not None:
-                condition[texts] = _filled(condition[texts], length)
-                condition[mask] = _filled(condition[mask], length)
+                condition[texts] = _fill(condition[texts], length)
+                condition[mask] = _fill(condition[mask], length)
     return {name: value.cpu() for name, value in condition.items()}
 
 
-def _stacked(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
+def _stack(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
     longest = max(len(text) for text in texts)
     masks = [torch.ones(len(text), dtype=torch.bool) for text in texts]
-    rows = [_filled(text[None], longest) for text in texts]
-    return torch.cat(rows), torch.cat([_filled(mask[None], longest) for mask in masks])
+    rows = [_fill(text[None], longest) for text in texts]
+    return torch.cat(rows), torch.cat([_fill(mask[None], longest) for mask in masks])
 
 
-def _filled(value: Tensor, tokens: int) -> Tensor:
+def _fill(value: Tensor, tokens: int) -> Tensor:
     """Rows filled up to a number of tokens with zeros, or False."""
     value = value[:, :tokens]
     return F.pad(value, (0, 0) * (value.ndim - 2) + (0, tokens - value.shape[1]))

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +24,7 @@ from .config import UCGMTrainingConfig
 from .experts import Expert
 from .log import read_log
 from .log_plots import plot_by_time, plot_loss
-from .model_card import CardModel, save_model_card
+from .model_card import CardModel, ModelKind, save_model_card
 from .requirements import validation_conditions
 from .validation import FEW_STEP_SAMPLER, validation_grid
 
@@ -244,7 +244,7 @@ def _lora_notes(run: TrainingRun) -> JsonObject:
     return {**second, **({"sampler": FEW_STEP_SAMPLER} if is_few_step(run.config) else {})}
 
 
-def _write_card(run: TrainingRun, folder: Path, kind: Any, grid: "Image | None", name: str) -> None:
+def _write_card(run: TrainingRun, folder: Path, kind: ModelKind, grid: "Image | None", name: str) -> None:
     source = run.transformer if run.pipeline is None else run.pipeline
     model = CardModel(
         kind,

@@ -55,6 +55,8 @@ Versions: {{ versions }}.
 ```
 """
 
+ModelKind = Literal["pipeline", "network", "lora"]
+
 
 @dataclass(frozen=True)
 class CardModel:
@@ -69,7 +71,7 @@ class CardModel:
         expert: The pipeline's name for the network, where it has two.
     """
 
-    kind: Literal["pipeline", "network", "lora"]
+    kind: ModelKind
     few_step: bool
     base_model: str | None = None
     pipeline_class: str | None = None

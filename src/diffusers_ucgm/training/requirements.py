@@ -1,8 +1,7 @@
 """What a run needs and can be known before the network's first call: a folder, packages, data that fit the network."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from diffusers_ucgm.labels import ModelClasses, class_names
 from diffusers_ucgm.pipeline import UCGMPipeline
 
 from .agreement import labels_of
-from .batches import length_of
+from .batches import TrainingData, length_of
 from .config import UCGMTrainingConfig
 from .image_adapters import PatchedAdapter
 from .network_adapter import DenoiserAdapter, NetworkAdapter
@@ -65,7 +64,7 @@ def _check_tracker(name: str) -> None:
         )
 
 
-def check_data(network: nn.Module, adapter: DenoiserAdapter, dataset: Any) -> None:
+def check_data(network: nn.Module, adapter: DenoiserAdapter, dataset: TrainingData) -> None:
     """Check that a data set has what the network takes.
 
     Args:
@@ -106,7 +105,7 @@ def check_data(network: nn.Module, adapter: DenoiserAdapter, dataset: Any) -> No
     check_latents(network, adapter, tuple(latents.shape))
 
 
-def _check_range(dataset: Any, item: Mapping[str, Any], number: int) -> None:
+def _check_range(dataset: TrainingData, item: Mapping[str, object], number: int) -> None:
     labels = labels_of(dataset)
     labels = torch.as_tensor(item["class_labels"]).reshape(-1) if labels is None else labels
     if isinstance(labels, Tensor) and bool(((labels < 0) | (labels >= number)).any()):
@@ -168,7 +167,7 @@ def check_image_size(pipe: DiffusionPipeline, adapter: DenoiserAdapter, size: in
         ) from error
 
 
-def validation_conditions(pipe: DiffusionPipeline, inputs: Any) -> list[str | int]:
+def validation_conditions(pipe: DiffusionPipeline, inputs: Sequence[str | int]) -> list[str | int]:
     """What validation grids show: ids of classes, or prompts.
 
     Args:

@@ -72,7 +72,7 @@ def _check_owner(run: RunFolder, found: JsonObject | None, results: list[str], i
     if found is not None and found["kind"] != run.kind:
         raise used_folder(run.argument, run.folder, f"which holds a run of `ucgm {found['kind']}`")
     if found is None and results and not run.is_of_version_0_1_0():
-        run.check_unused()
+        run.check_free()
     if results and not is_resumed:
         raise used_folder(run.argument, run.folder, f"which holds a run with {_enumerate(results)}", RESUMING)
 

@@ -101,7 +101,7 @@ class ZeroBackend:
 
         parameters = dict(self.network.named_parameters(remove_duplicate=False))
         state = self.network.state_dict()
-        wanted = [name for name in state if not self.only_trainable or _is_trained(parameters.get(name))]
+        wanted = [name for name in state if not self.only_trainable or _is_in_training(parameters.get(name))]
         check_names(wanted, saved)
         for name in wanted:
             if (parameter := parameters.get(name)) is None:
@@ -120,13 +120,13 @@ class ZeroBackend:
         base = self._base
         entries = next(iter(base.state.values()), {})
         tensors: dict[str, Tensor] = {}
-        for i, parameter in self._trained():
+        for i, parameter in self._weights_in_training():
             for key, value in entries.items():
                 is_step = key == "step"
                 full = torch.as_tensor(value) if is_step else safe_get_full_optimizer_state(parameter, key)
                 tensors[f"{i}.{key}"] = full.clone()
         group = {name: value for name, value in base.param_groups[0].items() if name != "params"}
-        group["params"] = [i for i, _ in self._trained()]
+        group["params"] = [i for i, _ in self._weights_in_training()]
         return tensors, {"values": {}, "param_groups": [group]}
 
     @torch.no_grad()
@@ -139,7 +139,7 @@ class ZeroBackend:
             group.update(settings)
         keys = [name.removeprefix("0.") for name in tensors if name.startswith("0.")]
         self._make_state(keys, tensors)
-        for i, parameter in self._trained():
+        for i, parameter in self._weights_in_training():
             for key in keys:
                 if key != "step":
                     safe_set_full_optimizer_state(parameter, tensors[f"{i}.{key}"].to(parameter.device), key)
@@ -161,9 +161,9 @@ class ZeroBackend:
         """The optimizer of torch in DeepSpeed's in accelerate's."""
         return self.optimizer.optimizer.optimizer
 
-    def _trained(self) -> Iterator[tuple[int, nn.Parameter]]:
+    def _weights_in_training(self) -> Iterator[tuple[int, nn.Parameter]]:
         return enumerate(value for value in self.network.parameters() if value.requires_grad)
 
 
-def _is_trained(parameter: nn.Parameter | None) -> bool:
+def _is_in_training(parameter: nn.Parameter | None) -> bool:
     return parameter is not None and parameter.requires_grad
