@@ -63,19 +63,27 @@ class FileAccess:
             ValueError: If the row may not name it, or it has more than `MAX_FILE_BYTES` bytes.
         """
         *inner, last = name.split("::")
-        scheme, separator, rest = last.partition("://")
-        is_local = not separator or scheme in LOCAL_SCHEMES
-        if is_local and not (separator and not self.allow_remote_files):
-            path = self._local(rest if separator else last)
+        if (local := self._local_name(last)) is not None:
+            path = self._local(local)
             if not inner:
                 return _read(path.open("rb"), path.stat().st_size)
             last = str(path)
-        elif not self.allow_remote_files and not self._is_of_repository(last):
-            raise _refusal(name)
-        if not self.allow_remote_files and any(each.partition("://")[0] not in ARCHIVE_SCHEMES for each in inner):
+        if not self.allow_remote_files and not self._may_open(inner, last, local is not None):
             raise _refusal(name)
         with fsspec.open("::".join([*inner, last]), "rb") as file:
             return _read(cast(BinaryIO, file))
+
+    def _local_name(self, name: str) -> str | None:
+        """The path in the name of a local file, or None; with a scheme it counts as an address, as remote ones do."""
+        scheme, separator, rest = name.partition("://")
+        if not separator:
+            return name
+        return rest if scheme in LOCAL_SCHEMES and self.allow_remote_files else None
+
+    def _may_open(self, inner: list[str], last: str, is_local: bool) -> bool:
+        """Whether a file inside archives may be read without leave for remote ones."""
+        is_known = is_local or self._is_of_repository(last)
+        return is_known and all(each.partition("://")[0] in ARCHIVE_SCHEMES for each in inner)
 
     def is_inside(self, path: str | Path) -> bool:
         """Whether a path lies in one of the folders, after all links are followed."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from diffusers_ucgm.constraints import check
 from diffusers_ucgm.files import read_json
@@ -14,23 +14,32 @@ from diffusers_ucgm.names import local_or_hub
 
 from .arguments import SOURCE_ARGUMENTS
 from .idx import is_idx_folder, load_idx_images
-from .image_files import FileAccess, reason_of
+from .image_columns import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    LABEL_COLUMNS,
+    Row,
+    class_names,
+    column_names,
+    features_of,
+    find_column,
+    select_columns,
+    without_decoding,
+)
+from .image_files import FileAccess
 from .image_folders import ImageFolder, scan_folder, without_classes
 from .source_errors import load_or_explain, unreadable_source
 
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
+    from datasets import DatasetDict, IterableDatasetDict
 
-    Rows = Dataset | IterableDataset
+    from .image_columns import Rows
+
     Splits = DatasetDict | IterableDatasetDict
 
-__all__ = ["ColumnValue", "ImageSource", "Row", "check_image_source", "load_image_dataset", "rows_of"]
+__all__ = ["ImageSource", "check_image_source", "load_image_dataset", "rows_of"]
 
-# What columns are called in `datasets`' image folders, webdataset shards and on the Hub.
-IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img")
-LABEL_COLUMNS = ("label", "cls", "class", "fine_label")
-CAPTION_COLUMNS = ("text", "caption", "txt", "prompt")
 # Where captions from files beside the images are put.
 CAPTION_FILES_COLUMN = "txt"
 MAX_CAPTION_BYTES = 2**20
@@ -48,12 +57,6 @@ HUB_DATASETS = (
 )
 # What `save_to_disk` writes.
 STATE, SPLITS = "state.json", "dataset_dict.json"
-
-
-# A value of a column: a text, a number, bytes, a list, or an object of further columns, as the features say.
-ColumnValue = Any
-# A row of a data set, by column.
-Row = dict[str, ColumnValue]
 
 
 @dataclass(frozen=True)
@@ -132,26 +135,18 @@ def load_image_dataset(
     check_image_source("source", source)
     source = source if "://" in str(source) else str(Path(source).expanduser())
     opened = _open(source, split, streaming)
-    dataset = opened.dataset
-    first = dataset.features or next(iter(dataset), {})
-    # A shard's `json` entries count as columns of their own.
-    inner = first["json"] if isinstance(first.get("json"), dict) else {}
-    columns = [*first, *(f"json.{name}" for name in inner)]
-    image = _column("image_column", image_column, IMAGE_COLUMNS, columns)
+    dataset, columns = opened.dataset, column_names(opened.dataset)
+    image = find_column("image_column", image_column, IMAGE_COLUMNS, columns)
     if image is None:
         raise ValueError(f"`image_column` must name one of the source's columns, {columns}. None is called as usual.")
     access = FileAccess(opened.folders, opened.repository, allow_remote_files)
-    if opened.folder is not None and _column("caption_column", None, CAPTION_COLUMNS, columns) is None:
+    if opened.folder is not None and find_column("caption_column", None, CAPTION_COLUMNS, columns) is None:
         dataset = _with_caption_files(dataset, image, opened.folder, access)
         columns += [CAPTION_FILES_COLUMN] if CAPTION_FILES_COLUMN in (dataset.column_names or ()) else []
-    label = _column("label_column", label_column, LABEL_COLUMNS, columns)
-    caption = _column("caption_column", caption_column, CAPTION_COLUMNS, columns)
-    names = tuple(getattr((dataset.features or {}).get(label), "names", None) or ()) if label else ()
-    # Other columns are not read: `datasets` would decode images and sounds in them, wherever their rows point.
-    wanted = dict.fromkeys(_outer(each, columns) for each in (image, label, caption) if each is not None)
-    dataset = _without_decoding(dataset.select_columns(list(wanted)), image)
-    for argument, column in (("label_column", label), ("caption_column", caption)):
-        _check_decodes_nothing(argument, column, dataset.features)
+    label = find_column("label_column", label_column, LABEL_COLUMNS, columns)
+    caption = find_column("caption_column", caption_column, CAPTION_COLUMNS, columns)
+    names = class_names(dataset, label)
+    dataset = select_columns(dataset, image, {"label_column": label, "caption_column": caption}, columns)
     return ImageSource(
         dataset,
         image,
@@ -197,18 +192,27 @@ def _open(source: str | Path, split: str, streaming: bool) -> _Opened:
     import datasets
 
     path = Path(source)
-    shards = sorted(glob(str(path / "*.tar" if path.is_dir() else source))) if "://" not in str(source) else []
     if path.is_dir() and ((path / STATE).is_file() or (path / SPLITS).is_file()):
         return _open_dataset_folder(path, split, streaming)
+    shards = _tar_files(source)
     if shards and all(shard.endswith(".tar") for shard in shards):
         return _open_shards(shards, split, streaming)
-    if path.is_dir() and is_idx_folder(path):
-        dataset = _idx_dataset(path, split)
-        return _Opened(dataset.to_iterable_dataset() if streaming else dataset, channels=1)
     if path.is_dir():
-        return _open_folder(path, split, streaming)
+        return _open_idx(path, split, streaming) if is_idx_folder(path) else _open_folder(path, split, streaming)
     loaded = load_or_explain(lambda: datasets.load_dataset(str(source), split=split, streaming=streaming), source)
     return _Opened(loaded, folders=_hub_folders(), repository=str(source))
+
+
+def _tar_files(source: str | Path) -> list[str]:
+    """The files of a pattern, or the shards in a folder."""
+    if "://" in str(source):
+        return []
+    return sorted(glob(str(Path(source) / "*.tar" if Path(source).is_dir() else source)))
+
+
+def _open_idx(path: Path, split: str, streaming: bool) -> _Opened:
+    dataset = _idx_dataset(path, split)
+    return _Opened(dataset.to_iterable_dataset() if streaming else dataset, channels=1)
 
 
 def _open_dataset_folder(path: Path, split: str, streaming: bool) -> _Opened:
@@ -299,17 +303,12 @@ def _open_folder(path: Path, split: str, streaming: bool) -> _Opened:
 def _named_files(dataset: "Rows") -> Iterator[str]:
     import datasets
 
-    images = [name for name, feature in _features(dataset).items() if isinstance(feature, datasets.Image)]
+    images = [name for name, feature in features_of(dataset).items() if isinstance(feature, datasets.Image)]
     dataset = dataset.select_columns(images)
     for name in images:
-        dataset = _without_decoding(dataset, name)
+        dataset = without_decoding(dataset, name)
     for rows in dataset.iter(batch_size=1000):
         yield from (each["path"] for name in images for each in rows[name] if each and each.get("path"))
-
-
-def _features(dataset: "Rows") -> "Features":
-    """The features of a data set that is known to have some."""
-    return cast("Features", dataset.features)
 
 
 def _idx_dataset(path: Path, split: str) -> "Rows":
@@ -330,12 +329,12 @@ def _with_caption_files(dataset: "Rows", image: str, folder: ImageFolder, access
         file = folder.caption_file((row[image] or {}).get("path") or "")
         return {CAPTION_FILES_COLUMN: None if file is None else _caption_in(file, access)}
 
-    dataset = _without_decoding(dataset, image)
+    dataset = without_decoding(dataset, image)
     if not folder.captions or not any(folder.caption_file(name) for name in _named_files(dataset)):
         return dataset
     import datasets
 
-    features = datasets.Features({**_features(dataset), CAPTION_FILES_COLUMN: datasets.Value("binary")})
+    features = datasets.Features({**features_of(dataset), CAPTION_FILES_COLUMN: datasets.Value("binary")})
     if not hasattr(dataset, "__len__"):
         return dataset.map(caption, features=features)
     captions = [caption(cast(Row, row))[CAPTION_FILES_COLUMN] for row in dataset.select_columns([image])]
@@ -365,33 +364,3 @@ def _split(loaded: "Splits", split: str) -> "Rows":
             "'validation' make splits."
         )
     return loaded[split]
-
-
-def _without_decoding(dataset: "Rows", image: str) -> "Rows":
-    import datasets
-
-    try:
-        return dataset.cast_column(image, datasets.Image(decode=False))
-    except Exception as error:
-        raise ValueError(
-            f"`image_column` must hold images, got {image!r} of {_features(dataset)[image]!r:.80}: {reason_of(error)}."
-        ) from error
-
-
-def _check_decodes_nothing(argument: str, column: str | None, features: "Features | None") -> None:
-    from datasets.features.features import require_decoding
-
-    feature = None if column is None else (features or {}).get(column.partition(".")[0])
-    if feature is not None and require_decoding(feature):
-        raise ValueError(f"`{argument}` must not hold images or sounds, got {column!r} of {feature!r:.80}.")
-
-
-def _outer(column: str, columns: list[str]) -> str:
-    outer = column.partition(".")[0]
-    return outer if outer in columns and column.startswith("json.") else column
-
-
-def _column(argument: str, given: str | None, usual: tuple[str, ...], columns: list[str]) -> str | None:
-    if given is not None and given not in columns:
-        raise ValueError(f"`{argument}` must be one of the source's columns, {columns}, got {given!r}.")
-    return given or next((name for name in (*usual, *(f"json.{each}" for each in usual)) if name in columns), None)

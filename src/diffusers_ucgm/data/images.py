@@ -17,9 +17,10 @@ from diffusers_ucgm.labels import LabelMapping
 from diffusers_ucgm.randomness import numbered_seed
 
 from .arguments import PREPARE_ARGUMENTS
+from .image_columns import ColumnValue, Row
 from .image_files import EncodedImage, image_bytes, open_image, reason_of, upright
 from .image_modes import flatten, read_background
-from .image_sources import ColumnValue, ImageSource, Row, load_image_dataset, rows_of
+from .image_sources import ImageSource, load_image_dataset, rows_of
 
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from diffusers_ucgm.run_folder import RUN_FILE, RunFolder
 
 from .arguments import CACHE_ARGUMENTS
 from .cache_index import CacheContents, read_index
-from .image_sources import Row
+from .image_columns import Row
 from .images import ImageItems, PreparedImage
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, cast
 from diffusers import DiffusionPipeline
 
 from diffusers_ucgm.contracts import network_of
-from diffusers_ucgm.data.image_sources import ColumnValue, ImageSource
+from diffusers_ucgm.data.image_columns import ColumnValue
+from diffusers_ucgm.data.image_sources import ImageSource
 from diffusers_ucgm.labels import LabelMapping, ModelClasses, class_names
 
 from .network_adapter import NetworkAdapter
@@ -86,15 +87,15 @@ def _used_labels(source: ImageSource) -> list[ColumnValue]:
     from datasets import ClassLabel, Value
 
     dataset, column = source.dataset, source.label_column
-    feature = (getattr(dataset, "features", None) or {}).get(column, Value("int64"))
+    features = getattr(dataset, "features", None) or {}
+    feature = features.get(column, Value("int64"))
     if not isinstance(feature, ClassLabel | Value):
         raise ValueError(f"`--label-column` must hold a class's name or id in each row, got {column!r} of {feature}.")
-    if column is None or not hasattr(dataset, "unique") or column not in (getattr(dataset, "features", None) or {}):
+    if column is None or not hasattr(dataset, "unique") or column not in features:
         return []
     values = cast("Dataset", dataset.select_columns([column])).unique(column)
     # None and -1 are how data sets write a class that is not known.
-    known = [value for value in values if value is not None and (isinstance(value, str) or value >= 0)]
-    return sorted(known)
+    return sorted(value for value in values if value is not None and (isinstance(value, str) or value >= 0))
 
 
 def _columns(source: ImageSource) -> list[str]:

@@ -191,9 +191,13 @@ def _agreement(case: _Case, dataset: TrainingData, classes: ModelClasses | None)
         return
     latents = default_collate([dataset[place]["latents"] for place in places]).to(case.x)
     errors = class_errors(case.predict_class, case.transport, latents, candidates)
-    # A network that does not look at labels tells nothing of them.
-    if bool(errors.isfinite().all()) and float((errors - errors[:, :1]).abs().max()) >= SAME:
+    if _tells_classes_apart(errors):
         yield from _disagreement(Agreement(errors, labels, candidates), classes)
+
+
+def _tells_classes_apart(errors: Tensor) -> bool:
+    """Whether errors by sample and class, shape `(N, K)`, depend on the class: a network may not look at labels."""
+    return bool(errors.isfinite().all()) and float((errors - errors[:, :1]).abs().max()) >= SAME
 
 
 def _disagreement(found: Agreement, classes: ModelClasses | None) -> Iterator[Finding]:

@@ -126,22 +126,25 @@ def _encode(
 def _condition(
     outputs: tuple[Any, ...], adapter: NetworkAdapter, side: int, max_sequence_length: int | None
 ) -> dict[str, Tensor]:
-    length = max_sequence_length or adapter.max_text_tokens
-    condition = {}
-    for name, places in adapter.prompt_outputs.items():
-        place = places[side]
-        # Without a negative of its own, a pipeline takes the empty prompt, which is what was encoded.
-        condition[name] = outputs[places[0] if place is None or place >= len(outputs) else place]
+    # Without a negative of its own, a pipeline takes the empty prompt, which is what was encoded.
+    condition = {name: outputs[_place(places, side, len(outputs))] for name, places in adapter.prompt_outputs.items()}
     if isinstance(texts := condition.get("cap_feats"), list):
         condition["cap_feats"], condition["cap_mask"] = _stack(texts)
+    length = max_sequence_length or adapter.max_text_tokens
     for mask, texts in MASK_OF.items():
-        if mask in condition and texts in condition:
-            if condition[mask] is None:
-                condition[mask] = torch.ones(condition[texts].shape[:2], dtype=torch.bool)
-            if adapter.max_text_tokens is not None and length is not None:
-                condition[texts] = _fill(condition[texts], length)
-                condition[mask] = _fill(condition[mask], length)
+        if mask not in condition or texts not in condition:
+            continue
+        if condition[mask] is None:
+            condition[mask] = torch.ones(condition[texts].shape[:2], dtype=torch.bool)
+        if adapter.max_text_tokens is not None and length is not None:
+            condition |= {name: _fill(condition[name], length) for name in (texts, mask)}
     return {name: value.cpu() for name, value in condition.items()}
+
+
+def _place(places: tuple[int, int | None], side: int, number: int) -> int:
+    """The place of a value among a number of outputs, for the prompt (side 0) or the negative prompt (side 1)."""
+    place = places[side]
+    return places[0] if place is None or place >= number else place
 
 
 def _stack(texts: list[Tensor]) -> tuple[Tensor, Tensor]:

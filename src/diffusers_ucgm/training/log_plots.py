@@ -99,15 +99,19 @@ def plot_loss(lines: Sequence[Mapping[str, JsonValue]], path: str | Path) -> Pat
         for ax, (name, values) in zip(axes, series.items(), strict=True):
             ax.plot(steps, values, color=BLUE, marker=marker)
             ax.set_ylabel(PANELS[name])
-            if name in ("loss", "residual") and _is_positive(values):
-                ax.set_yscale("log")
-            if name == "consistency_ratio":
-                ax.set_ylim(-0.05, 1.05)
+            _set_range(ax, name, values)
         axes[-1].set_ylim(bottom=0.0)
         axes[-1].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
         axes[-1].set_xlabel("optimizer step")
 
     return save_plot(draw, len(known), path)
+
+
+def _set_range(ax: "Axes", name: str, values: Sequence[float]) -> None:
+    if name in ("loss", "residual") and _is_positive(values):
+        ax.set_yscale("log")
+    if name == "consistency_ratio":
+        ax.set_ylim(-0.05, 1.05)
 
 
 def _is_positive(values: Sequence[float]) -> bool:

@@ -78,20 +78,14 @@ def check_data(network: nn.Module, adapter: DenoiserAdapter, dataset: TrainingDa
     """
     length_of(dataset)
     item = dataset[0]
-    name = type(network).__name__
     if not isinstance(item, Mapping):
         raise ValueError(f"`dataset` must have mappings as items, with `latents`, got {item!r}.")
     columns = sorted(set(item) - {"latents"})
     if "latents" not in item:
         raise ValueError(f"`dataset` must have items with `latents`, got {columns}.")
+    name = type(network).__name__
+    _check_prompts(name, adapter, columns)
     classes = ModelClasses.of_network(network)
-    prompts = adapter.prompt_outputs if isinstance(adapter, NetworkAdapter) else {}
-    # A network without any condition in the data may be called so.
-    if prompts and columns and not set(prompts) & set(columns):
-        raise ValueError(
-            f"`dataset` must have the encoded prompts {list(prompts)} that {name} takes, got {columns}. Cache the "
-            "images with captions."
-        )
     if isinstance(classes, ModelClasses) and "class_labels" in (adapter.null_condition or {}):
         if "class_labels" not in columns:
             raise ValueError(
@@ -103,6 +97,17 @@ def check_data(network: nn.Module, adapter: DenoiserAdapter, dataset: TrainingDa
     if not isinstance(latents, Tensor | np.ndarray):
         raise ValueError(f"`dataset` must have tensors as `latents`, got {latents!r}.")
     check_latents(network, adapter, tuple(latents.shape))
+
+
+def _check_prompts(name: str, adapter: DenoiserAdapter, columns: list[str]) -> None:
+    """Refuse data whose conditions are others than the encoded prompts that a network takes."""
+    prompts = adapter.prompt_outputs if isinstance(adapter, NetworkAdapter) else {}
+    # A network without any condition in the data may be called so.
+    if prompts and columns and not set(prompts) & set(columns):
+        raise ValueError(
+            f"`dataset` must have the encoded prompts {list(prompts)} that {name} takes, got {columns}. Cache the "
+            "images with captions."
+        )
 
 
 def _check_range(dataset: TrainingData, item: Mapping[str, object], number: int) -> None:
@@ -122,20 +127,27 @@ def check_latents(network: nn.Module, adapter: DenoiserAdapter, shape: tuple[int
     Raises:
         ValueError: If the network does not take it.
     """
+    name, expected = type(network).__name__, _latent_shape(network)
+    if expected is not None:
+        if shape != expected:
+            raise ValueError(
+                f"`latents` must have shape {expected}, which {name} is sampled in, got {shape}. Cache the images in "
+                "the size that belongs to it."
+            )
+        return
+    patch = 2 if isinstance(adapter, PatchedAdapter) else getattr(getattr(network, "config", None), "patch_size", None)
+    if isinstance(patch, int) and len(shape) >= 3 and any(side % patch for side in shape[-2:]):
+        raise ValueError(f"`latents` must have sides in whole patches of {patch}, as {name} takes them, got {shape}.")
+
+
+def _latent_shape(network: nn.Module) -> tuple[int, ...] | None:
+    """The one shape of latents in which a network of classes is sampled; None for other networks."""
     config = getattr(network, "config", None)
     size, channels = getattr(config, "sample_size", None), getattr(config, "in_channels", None)
     sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else None
-    name = type(network).__name__
-    if ModelClasses.of_network(network) is not None and sides is not None and isinstance(channels, int):
-        if shape != (channels, *sides):
-            raise ValueError(
-                f"`latents` must have shape {(channels, *sides)}, which {name} is sampled in, got {shape}. Cache the "
-                "images in the size that belongs to it."
-            )
-        return
-    patch = 2 if isinstance(adapter, PatchedAdapter) else getattr(config, "patch_size", None)
-    if isinstance(patch, int) and len(shape) >= 3 and any(side % patch for side in shape[-2:]):
-        raise ValueError(f"`latents` must have sides in whole patches of {patch}, as {name} takes them, got {shape}.")
+    if ModelClasses.of_network(network) is None or sides is None or not isinstance(channels, int):
+        return None
+    return (channels, *sides)
 
 
 def check_image_size(pipe: DiffusionPipeline, adapter: DenoiserAdapter, size: int | tuple[int, int]) -> None:
