@@ -5,7 +5,7 @@ does not list, that are of another split, in linked folders or of a newer format
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -66,8 +66,23 @@ def scan_folder(folder: str | Path, suffixes: Sequence[str]) -> ImageFolder:
         folder: A folder of images, at any depth.
         suffixes: How names of images end, in lower case.
     """
-    images, captions, has_metadata = [], [], False
-    wanted, seen = {*suffixes, *OTHER_SUFFIXES}, set()
+    images: list[str] = []
+    captions: list[str] = []
+    has_metadata = False
+    wanted = {*suffixes, *OTHER_SUFFIXES}
+    for file in _walk(folder):
+        suffix = os.path.splitext(file)[1].lower()
+        if suffix in wanted:
+            images.append(file)
+        elif suffix in CAPTION_SUFFIXES:
+            captions.append(_real_path(file))
+        has_metadata |= os.path.basename(file) in METADATA_FILES
+    return ImageFolder(tuple(images), frozenset(captions), has_metadata)
+
+
+def _walk(folder: str | Path) -> Iterator[str]:
+    """The files of a folder and of those in it, each folder once and its files by name; hidden ones are left out."""
+    seen: set[str] = set()
     for root, folders, files in os.walk(os.path.abspath(folder), followlinks=True):
         # Links may lead round in a circle.
         if (real := os.path.realpath(root)) in seen:
@@ -75,14 +90,7 @@ def scan_folder(folder: str | Path, suffixes: Sequence[str]) -> ImageFolder:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in PASSED_OVER)
-        for name in sorted(each for each in files if not each.startswith(".")):
-            suffix = os.path.splitext(name)[1].lower()
-            if suffix in wanted:
-                images.append(os.path.join(root, name))
-            elif suffix in CAPTION_SUFFIXES:
-                captions.append(_real_path(os.path.join(root, name)))
-            has_metadata |= name in METADATA_FILES
-    return ImageFolder(tuple(images), frozenset(captions), has_metadata)
+        yield from (os.path.join(root, name) for name in sorted(files) if not name.startswith("."))
 
 
 def without_classes(folder: str | Path, images: Sequence[str]) -> str:

@@ -120,12 +120,7 @@ class Agreement:
     @staticmethod
     def _assignment(errors: Tensor, own: Tensor, candidates: Sequence[int]) -> dict[int, int]:
         """The assignment that half of the samples choose, if it is clearly better on the other half too."""
-        halves = torch.arange(len(own)) % 2
-        gains = []
-        for half in (0, 1):
-            chosen = _best_classes(errors[halves == half], own[halves == half])
-            rest = [i for i in range(len(own)) if halves[i] != half and chosen.get(int(own[i]), int(own[i])) != own[i]]
-            gains += [float(errors[i, own[i]] - errors[i, chosen[int(own[i])]]) for i in rest]
+        gains = _gains(errors, own)
         if len(gains) < 2:
             return {}
         found = torch.tensor(gains).double()
@@ -133,6 +128,17 @@ class Agreement:
             return {}
         classes = _best_classes(errors, own)
         return {candidates[label]: candidates[index] for label, index in classes.items() if index != label}
+
+
+def _gains(errors: Tensor, own: Tensor) -> list[float]:
+    """How much smaller the errors of the samples are under the classes that the other half of them chooses."""
+    halves = torch.arange(len(own)) % 2
+    gains: list[float] = []
+    for half in (0, 1):
+        chosen = _best_classes(errors[halves == half], own[halves == half])
+        rest = [i for i in range(len(own)) if halves[i] != half and chosen.get(int(own[i]), int(own[i])) != own[i]]
+        gains += [float(errors[i, own[i]] - errors[i, chosen[int(own[i])]]) for i in rest]
+    return gains
 
 
 def _best_classes(errors: Tensor, own: Tensor) -> Mapping[int, int]:

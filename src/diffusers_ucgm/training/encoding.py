@@ -130,15 +130,17 @@ def _condition(
     condition = {name: outputs[_place(places, side, len(outputs))] for name, places in adapter.prompt_outputs.items()}
     if isinstance(texts := condition.get("cap_feats"), list):
         condition["cap_feats"], condition["cap_mask"] = _stack(texts)
-    length = max_sequence_length or adapter.max_text_tokens
+    length = None if adapter.max_text_tokens is None else max_sequence_length or adapter.max_text_tokens
     for mask, texts in MASK_OF.items():
-        if mask not in condition or texts not in condition:
-            continue
-        if condition[mask] is None:
-            condition[mask] = torch.ones(condition[texts].shape[:2], dtype=torch.bool)
-        if adapter.max_text_tokens is not None and length is not None:
-            condition |= {name: _fill(condition[name], length) for name in (texts, mask)}
+        if mask in condition and texts in condition:
+            condition[texts], condition[mask] = _mask(condition[texts], condition[mask], length)
     return {name: value.cpu() for name, value in condition.items()}
+
+
+def _mask(texts: Tensor, mask: Tensor | None, length: int | None) -> tuple[Tensor, Tensor]:
+    """Texts and the mask of their tokens, all of them where there is none, filled up to a length where it is known."""
+    mask = torch.ones(texts.shape[:2], dtype=torch.bool) if mask is None else mask
+    return (texts, mask) if length is None else (_fill(texts, length), _fill(mask, length))
 
 
 def _place(places: tuple[int, int | None], side: int, number: int) -> int:

@@ -111,8 +111,7 @@ class CollapseGuard:
             ratio: The consistency ratio. The loss is compared with lines of nearly the same one.
             clamped: The fraction of clamped entries by time, None where no sample fell.
         """
-        known = [each for each in clamped if each is not None]
-        fraction = sum(known) / len(known) if known and ratio > 0.0 else 0.0
+        fraction = _mean_fraction(clamped) if ratio > 0.0 else 0.0
         lowest = min(self.shares, default=fraction)
         if self._jumps(loss, ratio) or (fraction > SATURATION and fraction > SATURATION_RISE * lowest):
             self.high += 1
@@ -142,3 +141,9 @@ class CollapseGuard:
         """Put back what `state_dict` gave."""
         for name in GUARD_STATE:
             setattr(self, name, state[name])
+
+
+def _mean_fraction(fractions: Sequence[float | None]) -> float:
+    """The mean of the known fractions; 0 without any."""
+    known = [each for each in fractions if each is not None]
+    return sum(known) / len(known) if known else 0.0
