@@ -254,6 +254,9 @@ def test_data_must_have_what_the_network_takes(pipe):
         check_data(pipe.transformer, adapter, [*data(), *data(class_labels=10)])
     with pytest.raises(ValueError, match=r"`dataset` must have items with `latents`, got \['class_labels'\]"):
         check_data(pipe.transformer, adapter, data(latents=None))
+    for column, value in (("caption", "a bag"), ("caption", ["a bag"]), ("image", None), ("class_labels", "1")):
+        with pytest.raises(ValueError, match=f"`dataset` must .*`{column}`|`class_labels`"):
+            check_data(pipe.transformer, adapter, [{**each, column: value} for each in data()])
     text = stock_pipelines.sd15().pipe
     with pytest.raises(ValueError, match=r"must have the encoded prompts \['encoder_hidden_states'\]"):
         check_data(text.unet, adapter_for_pipeline(text), data())

@@ -13,7 +13,7 @@ from networks import TINY_DC, TOLERANCE, error, golden, original_dc, tiny_dc
 from diffusers_ucgm import UCGMPipeline
 from diffusers_ucgm.cli import main
 from diffusers_ucgm.conversion import autoencoders
-from diffusers_ucgm.conversion.autoencoders import DC_AE, convert_autoencoder, load_autoencoder
+from diffusers_ucgm.conversion.autoencoders import DC_AE, convert_autoencoder, describe_autoencoder, load_autoencoder
 
 
 @torch.no_grad()
@@ -113,3 +113,9 @@ def test_every_key_of_an_autoencoder_is_used_or_named(kind):
     assert_every_key_counts(weights, lambda weights: convert_autoencoder(weights, **settings))
     with pytest.raises(ValueError, match="must be of VA-VAE, E2E-VAVAE or DC-AE"):
         convert_autoencoder({"a": torch.ones(1)})
+
+
+@pytest.mark.parametrize("use", [load_autoencoder, describe_autoencoder])
+def test_a_missing_file_is_named_as_the_argument(use):
+    with pytest.raises(FileNotFoundError, match=r"`vae` must be a file, a folder .*, got 'nope\.safetensors'"):
+        use("nope.safetensors")

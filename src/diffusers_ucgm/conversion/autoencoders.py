@@ -120,6 +120,7 @@ DC_NAMES = (
     (r"\.conv_out\.conv_(inverted|depth|point)\.", r".local_module.main.\1_conv.conv."),
     (r"\.conv_out\.norm\.", ".local_module.main.point_conv.norm."),
 )
+FILE_SUFFIXES = (".ckpt", ".pt", ".pth", ".safetensors")
 # Parts of VA-VAE's release beside the autoencoder: losses of its training, and the model that it was aligned with.
 LEFT_OUT = ("loss", "foundation_model", "linear_proj", "reverse_proj")
 
@@ -152,9 +153,7 @@ def load_autoencoder(
     if Path(source).is_file():
         vae = convert_autoencoder(read_state_dict(source), dtype, **_groups_setting(norm_num_groups))
     else:
-        _refuse_groups(norm_num_groups, str(source))
-        if Path(source).suffix in (".ckpt", ".pt", ".pth", ".safetensors"):
-            raise FileNotFoundError(f"`vae` must be a file, a folder or a repository of the Hub, got {str(source)!r}.")
+        _check_folder(source, norm_num_groups)
         vae = AutoModel.from_pretrained(source, **{DTYPE: dtype}, use_safetensors=True)
     settings: dict[str, Any] = {} if scaling_factor is None else {"scaling_factor": scaling_factor}
     if isinstance(vae, AutoencoderKL) and mean is not None and std is not None:
@@ -193,7 +192,7 @@ def describe_autoencoder(source: str | Path, *, norm_num_groups: int | None = No
         ValueError: See `load_autoencoder`.
     """
     if not Path(source).is_file():
-        _refuse_groups(norm_num_groups, str(source))
+        _check_folder(source, norm_num_groups)
         config: Any = AutoModel.load_config(source)
         return f"autoencoder: {config['_class_name']} of diffusers, from {source}"
     state_dict = read_state_dict(source)
@@ -208,6 +207,13 @@ def _groups_setting(norm_num_groups: int | None) -> dict[str, int]:
     return {} if norm_num_groups is None else {"norm_num_groups": norm_num_groups}
 
 
+def _check_folder(source: str | Path, norm_num_groups: int | None) -> None:
+    """Refuse what cannot be a folder or a repository of diffusers."""
+    _refuse_groups(norm_num_groups, str(source))
+    if Path(source).suffix in FILE_SUFFIXES and not Path(source).is_dir():
+        raise FileNotFoundError(f"`vae` must be a file, a folder or a repository of the Hub, got {str(source)!r}.")
+
+
 def _refuse_groups(norm_num_groups: int | None, source: str) -> None:
     if norm_num_groups is not None:
         raise ValueError(
@@ -218,8 +224,9 @@ def _refuse_groups(norm_num_groups: int | None, source: str) -> None:
 
 def _pop_left_out(state_dict: MutableMapping[str, Tensor]) -> str:
     """Take out the tensors that are no part of the autoencoder, and return a sentence that names them."""
-    found = Counter(key.split(".")[0] for key in state_dict if key.split(".")[0] in LEFT_OUT)
-    for key in [key for key in state_dict if key.split(".")[0] in found]:
+    keys = [key for key in state_dict if key.split(".")[0] in LEFT_OUT]
+    found = Counter(key.split(".")[0] for key in keys)
+    for key in keys:
         del state_dict[key]
     names = ", ".join(f"{name}.* ({number} tensors)" for name, number in found.items())
     return f"Left out of the autoencoder, as they are for its training: {names}." if found else ""

@@ -101,11 +101,16 @@ def _local(argument: str, name: str | None) -> str | None:
     """A file on this machine, fetched from the Hub where `owner/repository/path/file` is not one; None stays None."""
     if name is None:
         return None
-    owner, *rest = name.split("/")
-    is_file_of_a_repository = len(rest) > 1 and "." in rest[-1] and owner not in ("", ".", "..", "~")
-    if is_file_of_a_repository and not Path(owner).is_dir() and not Path(name).exists():
-        return hf_hub_download(f"{owner}/{rest[0]}", "/".join(rest[1:]))
+    if _is_file_of_a_repository(name) and not Path(name).exists():
+        owner, repository, *rest = name.split("/")
+        return hf_hub_download(f"{owner}/{repository}", "/".join(rest))
     return local_or_hub(argument, name)
+
+
+def _is_file_of_a_repository(name: str) -> bool:
+    """Whether a name is `owner/repository/path/file.suffix`, and no local folder has the name of the owner."""
+    owner, *rest = name.split("/")
+    return len(rest) > 1 and "." in rest[-1] and owner not in ("", ".", "..", "~") and not Path(owner).is_dir()
 
 
 COMMANDS = {"convert": convert}

@@ -78,11 +78,12 @@ def without_training_heads(
         state_dict: By the network's own names.
         note: A function that gets a sentence about the heads that were left out.
     """
-    heads = {key for key in state_dict if _first(key) in TRAINING_HEADS}
+    kept = {key: value for key, value in state_dict.items() if _first(key) not in TRAINING_HEADS}
+    heads = sorted({*state_dict} - {*kept})
     if heads and note is not None:
-        heads_named = ", ".join(f"{name}.*" for name in sorted({*map(_first, heads)}))
-        note(f"Left out, as only training needs them: {heads_named} ({len(heads)} tensors).")
-    return {key: value for key, value in state_dict.items() if key not in heads}
+        names = ", ".join(f"{name}.*" for name in dict.fromkeys(map(_first, heads)))
+        note(f"Left out, as only training needs them: {names} ({len(heads)} tensors).")
+    return kept
 
 
 def is_group(name: str, weights: str | None) -> bool:

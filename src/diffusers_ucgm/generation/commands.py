@@ -83,13 +83,12 @@ def _check_output(args: argparse.Namespace) -> None:
     """Check that the result can be written, before any work."""
     if args.scale is not None and args.scale < 1:
         raise ValueError(f"`--scale` must be at least 1, got {args.scale}.")
-    trajectory = getattr(args, "trajectory", None)
-    if trajectory is not None and Path(trajectory).resolve() == Path(args.output).resolve():
-        raise ValueError(f"`--trajectory` must be another file than `--output`, got {trajectory!r} for both.")
-    for option in ("output", "trajectory"):
-        if (path := getattr(args, option, None)) is not None:
-            _check_image_name(option, path)
-            check_writable(path, f"--{option}")
+    files = {name: path for name in ("output", "trajectory") if (path := getattr(args, name, None)) is not None}
+    if len({Path(path).resolve() for path in files.values()}) < len(files):
+        raise ValueError(f"`--trajectory` must be another file than `--output`, got {args.output!r} for both.")
+    for option, path in files.items():
+        _check_image_name(option, path)
+        check_writable(path, f"--{option}")
 
 
 def _check_image_name(option: str, path: str) -> None:

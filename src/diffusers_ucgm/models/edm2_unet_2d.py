@@ -291,10 +291,7 @@ class EDM2UNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin,
             raise ValueError(f"`sample` must have sides that are multiples of {factor}, got {height}x{width}.")
         time = torch.as_tensor(timestep, device=sample.device).expand(batch).float()
         features = self.time_proj(LOG_SIGMA_SCALE * time + LOG_SIGMA_SHIFT).to(sample.dtype)
-        embedding = self.time_embedding(features)
-        if class_labels is not None:
-            embedding = self._with_class(embedding, class_labels)
-        embedding = _activation(embedding)
+        embedding = _activation(self._with_class(self.time_embedding(features), class_labels))
         x = self.conv_in(torch.cat([sample, torch.ones_like(sample[:, :1])], dim=1))
         skips = [x]
         for block in self.down_blocks:
@@ -318,8 +315,10 @@ class EDM2UNet2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapterMixin,
             "merged weight gives other outputs than the weight and the adapter beside it. Keep the adapter loaded."
         )
 
-    def _with_class(self, embedding: Tensor, class_labels: Tensor) -> Tensor:
+    def _with_class(self, embedding: Tensor, class_labels: Tensor | None) -> Tensor:
         """Time and class mixed; the time alone, at its full weight, where the class is left out."""
+        if class_labels is None:
+            return embedding
         left_out = class_labels == self.config.num_classes
         label = self.class_embedding(class_labels.masked_fill(left_out, 0))
         return torch.where(left_out[:, None], embedding, _mix(embedding, label, CLASS_WEIGHT))

@@ -173,16 +173,7 @@ class UCGMTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
 
     def _check_settings(self) -> None:
         config = self.config
-        choices = {
-            "norm_type": tuple(NORMS),
-            "norm_out_type": (None, *NORMS),
-            "qk_norm": (None, *NORMS),
-            "activation_fn": ACTIVATIONS,
-            "rotary_embedding": (None, *ROTARY_POSITIONS),
-        }
-        for name, allowed in choices.items():
-            if config[name] not in allowed:
-                raise ValueError(f"`{name}` must be one of {list(allowed)}, got {config[name]!r}.")
+        self._check_choices()
         head, encoder, size, patch = (
             config[name] for name in ("attention_head_dim", "num_encoder_layers", "sample_size", "patch_size")
         )
@@ -192,6 +183,18 @@ class UCGMTransformer2DModel(ModelMixin, ConfigMixin, AttentionMixin, PeftAdapte
             raise ValueError(f"`num_encoder_layers` must be in [0, {config['num_layers'] - 1}], got {encoder}.")
         if size % patch:
             raise ValueError(f"`sample_size` must be a multiple of `patch_size`, got {size} and {patch}.")
+
+    def _check_choices(self) -> None:
+        choices = {
+            "norm_type": tuple(NORMS),
+            "norm_out_type": (None, *NORMS),
+            "qk_norm": (None, *NORMS),
+            "activation_fn": ACTIVATIONS,
+            "rotary_embedding": (None, *ROTARY_POSITIONS),
+        }
+        for name, allowed in choices.items():
+            if self.config[name] not in allowed:
+                raise ValueError(f"`{name}` must be one of {list(allowed)}, got {self.config[name]!r}.")
 
     def _initialize(self) -> None:
         """Start from a network whose blocks and output are zero (DiT, arXiv 2212.09748)."""

@@ -104,6 +104,11 @@ def compare_solvers(
         return [record.find(*key, scheduler) or Measurement(*key) for key, scheduler in schedulers.items()]
 
 
+def _check_calls(calls: Sequence[int]) -> None:
+    if not calls or min(calls) < 1 or len(set(calls)) != len(calls):
+        raise ValueError(f"`calls` must be different numbers from 1 up, got {list(calls)}.")
+
+
 def _check(
     pipe: Pipeline,
     conditions: Sequence[int | str],
@@ -118,8 +123,7 @@ def _check(
         )
     if not solvers:
         raise ValueError("`solvers` must not be empty, got {}.")
-    if not calls or min(calls) < 1 or len(set(calls)) != len(calls):
-        raise ValueError(f"`calls` must be different numbers from 1 up, got {list(calls)}.")
+    _check_calls(calls)
     stochasticity = UCGMScheduler.from_config(pipe.scheduler.config).config.stochasticity
     if stochasticity != 0:
         raise ValueError(

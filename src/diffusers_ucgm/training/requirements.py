@@ -97,6 +97,17 @@ def check_data(network: nn.Module, adapter: DenoiserAdapter, dataset: TrainingDa
     if not isinstance(latents, Tensor | np.ndarray):
         raise ValueError(f"`dataset` must have tensors as `latents`, got {latents!r}.")
     check_latents(network, adapter, tuple(latents.shape))
+    _check_numbers(item)
+
+
+def _check_numbers(item: Mapping[str, Any]) -> None:
+    """Refuse columns of texts and other values of which no batch of numbers can be made."""
+    for column, value in item.items():
+        if not isinstance(value, Tensor | np.ndarray | np.generic | int | float):
+            raise ValueError(
+                f"`dataset` must have tensors or numbers under `{column}`, got {value!r}. Encode captions by "
+                "`ucgm cache`."
+            )
 
 
 def _check_prompts(name: str, adapter: DenoiserAdapter, columns: list[str]) -> None:
