@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 
-import datasets
 import numpy as np
 import pytest
 import stock_pipelines
@@ -32,10 +31,8 @@ def pipe():
 
 
 @pytest.fixture(autouse=True)
-def calls(monkeypatch, tmp_path_factory):
+def calls(monkeypatch, own_datasets_cache):
     """The calls of any network and autoencoder of diffusers while a test runs."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
-    datasets.disable_progress_bars()
     made = []
     from diffusers import AutoencoderKL, DiTTransformer2DModel
 

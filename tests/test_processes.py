@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_dit import dit
 
 from diffusers_ucgm import UCGMTrainer, UCGMTrainingConfig
 from diffusers_ucgm.processes import check_launch
@@ -32,8 +33,6 @@ def test_clusters_that_count_machines_in_the_same_variable_are_left_alone(monkey
 
 
 def test_the_trainer_looks(monkeypatch, tmp_path):
-    from test_trainer import dit
-
     config = UCGMTrainingConfig(output_dir=str(tmp_path))
     # accelerate reads the same variables when its state is made, and this one has been made.
     data = [{"latents": torch.zeros(4, 2, 2), "class_labels": 0}]

@@ -7,20 +7,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from device_waits import NoSyncNoDouble
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from safetensors.torch import load_file
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_ucgm import TRANSPORTS, GaussianMixture, UCGMScheduler
 
 
 GOLDENS = Path(__file__).parent / "goldens"
+
+
 CASES = json.loads((GOLDENS / "sampler.json").read_text())
+
+
 VALUES = load_file(GOLDENS / "sampler.safetensors")
+
+
 TOY = load_file(GOLDENS / "toy_model.safetensors")
+
+
 PLAIN = {"extrapolation_ratio": 0.0, "time_warp": (1.0, 1.0, 1.0), "num_train_timesteps": 1}
+
+
 MULTISTEP = {"solver_order": 2, "solver_type": "multistep", "extrapolation_ratio": "auto"}
+
+
 GAUSSIAN = GaussianMixture(torch.tensor([[0.7]], dtype=torch.float64), torch.tensor([0.3], dtype=torch.float64))
+
+
 MIXTURE = GaussianMixture(
     torch.tensor([[-1.0, 0.5], [1.0, -0.5]], dtype=torch.float64),
     torch.tensor([0.3, 0.5], dtype=torch.float64),
@@ -398,17 +412,6 @@ def test_each_sample_has_its_own_generator():
     scheduler.set_timesteps(4)
     alone = run(scheduler, lambda x, t: x, start[1:2], [torch.Generator().manual_seed(1)])[0]
     torch.testing.assert_close(together[1:2], alone)
-
-
-class NoSyncNoDouble(TorchDispatchMode):
-    """Fails on what would wait for a device, look something up there, or need float64."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert function not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), function
-        result = function(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor) and result.ndim:
-            assert result.dtype != torch.float64, function
-        return result
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,7 @@ from PIL import Image
 from diffusers_ucgm.data.images import ImageItems, load_image_dataset
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    cache = tmp_path_factory.mktemp("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(cache))
-    monkeypatch.setattr(datasets.config, "EXTRACTED_DATASETS_PATH", str(cache / "downloads" / "extracted"))
-    datasets.disable_progress_bars()
+pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 
 
 def save(path, level=100):

@@ -13,10 +13,7 @@ from PIL import Image
 from diffusers_ucgm.data.images import ImageItems, load_image_dataset, prepare_image
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
-    datasets.disable_progress_bars()
+pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 
 
 def picture(level=100, size=(24, 32), mode="RGB"):

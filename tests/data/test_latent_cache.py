@@ -16,10 +16,7 @@ from diffusers_ucgm.data.latent_cache import CachedLatents, cache_latents, finis
 from diffusers_ucgm.labels import LabelMapping, ModelClasses
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
-    datasets.disable_progress_bars()
+pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import PartialState
 from class_pipelines import autoencoder, pipeline
 from diffusers import FlowMatchEulerDiscreteScheduler
 from full_disk import assert_named_and_gone
@@ -34,6 +33,9 @@ from diffusers_ucgm.image_metrics.statistics import FeatureStatistics
 from diffusers_ucgm.models.image_classifier_2d import ImageClassifier2DModel
 
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
+
 FOLDER = Path(__file__).parent
 NUMBER, BATCH = 22, 4  # in six files, the last with two
 ALL = {
@@ -44,12 +46,6 @@ ALL = {
     "precision",
     "recall",
 }
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate():
-    yield
-    PartialState._reset_state()
 
 
 @pytest.fixture(scope="module")

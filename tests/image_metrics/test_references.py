@@ -13,10 +13,7 @@ from diffusers_ucgm.image_metrics.references import load_reference, save_referen
 from diffusers_ucgm.image_metrics.statistics import FeatureStatistics
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
-    datasets.disable_progress_bars()
+pytestmark = pytest.mark.usefixtures("own_datasets_cache")
 
 
 def network(pictures):

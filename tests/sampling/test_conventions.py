@@ -5,6 +5,7 @@ import pickle  # noqa: TID251 - diffusers' schedulers travel to worker processes
 
 import pytest
 import torch
+from device_waits import NoSyncNoDouble
 from diffusers import (
     CogVideoXDDIMScheduler,
     DDIMScheduler,
@@ -17,7 +18,6 @@ from diffusers import (
     LCMScheduler,
     SCMScheduler,
 )
-from test_scheduler import NoSyncNoDouble
 
 from diffusers_ucgm import GaussianMixture, UCGMScheduler
 from diffusers_ucgm.sampling.beta_schedules import cumulative_alphas

@@ -16,6 +16,7 @@ from diffusers import (
 )
 from diffusers.utils import hub_utils
 from huggingface_hub import ModelCard
+from public_settings import public
 from stock_pipelines import PUBLISHED
 
 from diffusers_ucgm import PRESETS, UCGMScheduler
@@ -24,6 +25,7 @@ from diffusers_ucgm.sampling.stock_configs import OPTIONAL_SCHEDULERS, STOCK_SCH
 
 # Some of diffusers' schedulers mix torch and numpy as numpy 2 does not like.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+
 
 # What the sampler needs to know of each published config; the rest of the settings are the defaults.
 SAID = {
@@ -86,12 +88,6 @@ SAID = {
     "sana-sprint": {"transport": "scm", "sigma_data": 0.5, "stochasticity": 1.0, "extrapolation_ratio": 0.0},
     "anyflow": {"transport": "linear", "shift": 5.0, "stochasticity": 0.0, "extrapolation_ratio": 0.0},
 }
-
-
-def public(config):
-    """The settings in the form of JSON, where tuples are lists."""
-    said = {name: value for name, value in config.items() if name[0] != "_"}
-    return json.loads(json.dumps(said))
 
 
 # Those that the installed diffusers has: `FlowMapEulerDiscreteScheduler` is newer than the oldest that we work with.

@@ -15,8 +15,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from public_settings import public
 from stock_pipelines import PUBLISHED
-from test_stock_configs import public
 
 from diffusers_ucgm import UCGMScheduler
 from diffusers_ucgm.sampling.stock_configs import OPTIONAL_SCHEDULERS, STOCK_SCHEDULERS, stock_settings

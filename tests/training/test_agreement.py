@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from test_doctor import CLASSES, LINEAR, Calling, Exact, config, samples
+from exact_networks import CLASSES, LINEAR, Calling, Exact, config, samples
 
 from diffusers_ucgm import UCGMPipeline
 from diffusers_ucgm.cli import main

@@ -2,7 +2,6 @@
 
 import json
 
-import datasets
 import pytest
 import torch
 from PIL import Image
@@ -10,13 +9,7 @@ from PIL import Image
 from diffusers_ucgm.cli import main
 
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("datasets")))
-    datasets.disable_progress_bars()
+pytestmark = [pytest.mark.usefixtures("own_datasets_cache"), pytest.mark.filterwarnings("ignore::UserWarning")]
 
 
 def cached(source, output, *options):

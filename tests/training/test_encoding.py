@@ -4,7 +4,7 @@ import pytest
 import stock_pipelines
 import torch
 from prompt_pipelines import LENGTHS, with_encoders
-from test_network_adapter import STOCK, recorded_steps, unpacked
+from stock_calls import STOCK, recorded_steps, unpacked
 
 from diffusers_ucgm import UCGMPipeline
 from diffusers_ucgm.contracts import network_of

@@ -6,7 +6,6 @@ import diffusers
 import pytest
 import stock_pipelines
 import torch
-from test_lora_and_teachers import _fresh_accelerate as _fresh_accelerate
 
 from diffusers_ucgm import UCGMScheduler, UCGMTrainer, UCGMTrainingConfig
 from diffusers_ucgm.fingerprint import fingerprint
@@ -18,7 +17,10 @@ from diffusers_ucgm.training.batches import DrawnSamples
 from diffusers_ucgm.training.experts import expert_of
 
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("fresh_accelerate"),
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
+]
 
 BOUNDARY = 0.875
 

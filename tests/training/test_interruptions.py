@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import GradientState
 from distributed_run import data, network
 from safetensors.torch import load_file
 
@@ -19,15 +19,10 @@ from diffusers_ucgm.training.config import UCGMTrainingConfig
 from diffusers_ucgm.training.trainer import UCGMTrainer
 
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
+
 FOLDER = Path(__file__).parent
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    PartialState._reset_state()
 
 
 def trainer(folder, **settings):

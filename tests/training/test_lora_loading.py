@@ -5,10 +5,9 @@ import shutil
 import pytest
 import stock_pipelines
 import torch
+from lora_runs import PIPELINES, Texts, settings
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_lora_and_teachers import PIPELINES, Texts, settings
-from test_lora_and_teachers import _fresh_accelerate as _fresh_accelerate
 
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler
 from diffusers_ucgm.contracts import network_of
@@ -21,7 +20,10 @@ from diffusers_ucgm.solver_study.compare import compare_solvers
 from diffusers_ucgm.training.trainer import UCGMTrainer
 
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("fresh_accelerate"),
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
+]
 MULTI_STEP = {"consistency_ratio": 0.0, "enhancement_ratio": 0.0}
 
 

@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from distributed_run import data, network
 from full_disk import assert_named_and_gone
 from safetensors.torch import load_file, save_file
@@ -17,12 +16,7 @@ from diffusers_ucgm.training.runs import data_identity
 from diffusers_ucgm.training.trainer import UCGMTrainer
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerate():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    PartialState._reset_state()
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 def trainer(folder, dataset=None, *, base=None, **settings):

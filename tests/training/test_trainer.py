@@ -9,17 +9,20 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import GradientState
 from diffusers import DiTTransformer2DModel
 from safetensors import SafetensorError
+from tiny_dit import dit, mixture
 from torch import nn
 
 from diffusers_ucgm import Teacher
-from diffusers_ucgm.data.datasets import LatentDataset
 from diffusers_ucgm.training.adapters import adapter_for
 from diffusers_ucgm.training.batches import sample_order
 from diffusers_ucgm.training.config import UCGMTrainingConfig
 from diffusers_ucgm.training.trainer import MAX_BAD_STEPS, UCGMTrainer
+
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 
 def begin(trainer):
@@ -36,6 +39,8 @@ MULTI_STEP = {
     "teacher_decay": 0.99,
     "optimizer": "adamw",
 }
+
+
 FEW_STEP = {
     "consistency_ratio": 1.0,
     "enhancement_ratio": 1.3,
@@ -44,45 +49,6 @@ FEW_STEP = {
     "optimizer": "radam",
     "max_grad_norm": 0.1,
 }
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate():
-    # accelerate keeps precision and accumulation for the whole process.
-    def reset():
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        PartialState._reset_state()
-
-    reset()
-    yield
-    reset()
-
-
-def dit(seed=0, **options):
-    torch.manual_seed(seed)
-    return DiTTransformer2DModel(
-        **{
-            "num_attention_heads": 2,
-            "attention_head_dim": 8,
-            "in_channels": 4,
-            "out_channels": 4,
-            "num_layers": 1,
-            "sample_size": 2,
-            "patch_size": 1,
-            "num_embeds_ada_norm": 2,
-            "dropout": 0.1,
-            **options,
-        }
-    )
-
-
-def mixture(number=30):
-    """Two classes, each around its own point."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(number) % 2
-    centres = torch.randn(2, 4, 2, 2, generator=generator)
-    return LatentDataset(centres[labels] + 0.05 * torch.randn(number, 4, 2, 2, generator=generator), labels)
 
 
 def settings(folder, **options):

@@ -6,7 +6,7 @@ import sys
 import pytest
 import stock_pipelines
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import AcceleratorState, GradientState
 from distributed_run import data, network
 
 from diffusers_ucgm import UCGMPipeline
@@ -18,16 +18,11 @@ from diffusers_ucgm.training.network_adapter import convention_of_scheduler
 from diffusers_ucgm.training.trainer import UCGMTrainer
 
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("fresh_accelerate"),
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning"),
+]
 FEW_STEP = {"consistency_ratio": 1.0, "enhancement_ratio": 1.3, "huber_c": 5.0, "teacher_decay": 1.0}
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerate():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    PartialState._reset_state()
 
 
 def settings(folder, **options):
