@@ -7,13 +7,10 @@ import torch
 from class_pipelines import pipeline
 from safetensors.torch import load_file, save_file
 
-from diffusers_ucgm.conversion.commands import read_id2label
 from diffusers_ucgm.conversion.reference import read_reference_config
 from diffusers_ucgm.files import read_yaml
 from diffusers_ucgm.image_metrics.features import BUNDLED_FEATURES, load_features
 from diffusers_ucgm.loading import load_pipeline
-from diffusers_ucgm.solver_study.comparison_record import RESULT, ComparisonRecord
-from diffusers_ucgm.solver_study.search import _mend
 from diffusers_ucgm.training.checkpoints import load_checkpoint, naming
 
 
@@ -31,13 +28,6 @@ def test_damaged_yaml_is_named(content, tmp_path):
 def test_yaml_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="`path` must be a YAML file, got .*a.yaml"):
         read_yaml(tmp_path / "a.yaml")
-
-
-@pytest.mark.parametrize("names", [[[1], [2]], {"a": "b"}, {"0": 1}, "Bag", 5])
-def test_names_of_classes_are_texts(names, tmp_path):
-    (tmp_path / "names.json").write_text(json.dumps(names))
-    with pytest.raises(ValueError, match="`--id2label` must hold a name for each class id, got .*names.json"):
-        read_id2label(tmp_path / "names.json")
 
 
 @pytest.mark.parametrize("damage", ["name", "none"])
@@ -58,20 +48,6 @@ def test_a_damaged_classifier_is_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, key: [None]}))
     with pytest.raises(ValueError, match="`features` must be a whole classifier, got"):
         load_features(str(tmp_path))
-
-
-@pytest.mark.parametrize("row", [{"rms": ""}, {"calls": "2"}, {"banana": 1}])
-def test_a_damaged_comparison_is_named(row, tmp_path):
-    rows = [{"solver": "a", "calls": 2, "settings": {}, **row}]
-    (tmp_path / RESULT).write_text(json.dumps({"plan": {}, "measurements": rows}))
-    with pytest.raises(ValueError, match=f"{RESULT}' must hold the measurements of a comparison"):
-        ComparisonRecord.open(tmp_path, {})
-
-
-def test_a_damaged_journal_is_named(tmp_path):
-    (tmp_path / "trials.jsonl").write_bytes(b'{"a": 1}\n\xff\xfe\n')
-    with pytest.raises(ValueError, match="trials.jsonl' must hold an entry in JSON .* got a damaged line 2"):
-        _mend(tmp_path / "trials.jsonl")
 
 
 @pytest.mark.parametrize("state", [[], 5, {"config": "banana"}])

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from channel_networks import NULL, RATIOS, ChannelNetwork, batch
 from safetensors.torch import load_file
 from torch import nn
 
 from diffusers_ucgm.loss import UCGMLoss
-from diffusers_ucgm.targets import pseudo_huber
 from diffusers_ucgm.teacher import Teacher
 from diffusers_ucgm.transports import TRANSPORTS, Transport, get_transport
 
 
 FOLDER = Path(__file__).parent / "goldens"
+
+
 CASES = json.loads((FOLDER / "trainer.json").read_text())
-RATIOS = [0.0, 0.5, 1.0]
-NULL = 3
 
 
 @pytest.fixture(scope="module")
@@ -45,35 +45,6 @@ class ToyNetwork(nn.Module):
         self.calls.append(torch.is_grad_enabled())
         hidden = torch.tanh(x.flatten(1) @ self.w_in + t[:, None] * self.u + self.emb[y])
         return (hidden @ self.w_out).view_as(x)
-
-
-class ChannelNetwork(nn.Module):
-    """Acts on every position alike, so it serves any rank; notes the arguments of its calls."""
-
-    def __init__(self, channels=3, num_classes=NULL, channel_dim=1, seed=0, dtype=torch.float32):
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.mix = nn.Parameter(torch.randn(channels, channels, generator=generator).to(dtype))
-        self.emb = nn.Parameter(torch.randn(num_classes + 1, channels, generator=generator).to(dtype))
-        self.channel_dim = channel_dim
-        self.calls = []
-
-    def forward(self, x, t, y=None):
-        self.calls.append((x.detach().clone(), t.detach().clone(), None if y is None else y.clone()))
-        hidden = x.movedim(self.channel_dim, -1)
-        column = (slice(None), *(None,) * (hidden.ndim - 2))
-        shift = self.emb[torch.full((len(x),), NULL) if y is None else y][column]
-        hidden = torch.tanh(hidden @ self.mix + shift + torch.sin(3.0 * t.to(x.dtype))[column][..., None])
-        return hidden.movedim(-1, self.channel_dim)
-
-
-def batch(size=6, shape=(3, 2, 2), dtype=torch.float32, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(size, *shape, generator=generator, dtype=dtype)
-    noise = torch.randn(size, *shape, generator=generator, dtype=dtype)
-    t = torch.linspace(0.05, 0.95, size)
-    labels = torch.arange(size) % NULL
-    return x, noise, t, labels
 
 
 def gradients(network):
@@ -489,95 +460,6 @@ def test_loss_tells_a_wrong_network_from_the_exact_one_at_every_ratio():
         assert output.loss.item() > 0.02, ratio
 
 
-# --- the target, by hand ---------------------------------------------------------------------------------------------
-
-
-def scalar_networks():
-    """A student and a teacher of numbers, whose prediction is a constant by label."""
-    student_values, teacher_values = torch.tensor([0.3, 0.7]), torch.tensor([-0.4, 0.9])
-    return (lambda x_t, t, y: student_values[y][:, None]), (lambda x_t, t, y: teacher_values[y][:, None])
-
-
-def test_enhanced_target_at_ratio_0_is_the_published_formula():
-    student, teacher = scalar_networks()
-    x, z, t = 2.0, -1.0, [0.5, 0.9, 0.5, 0.75]
-    dropped = torch.tensor([False, False, True, False])
-    loss = UCGMLoss(enhancement_ratio=0.6)
-    output = loss(
-        student,
-        torch.full((4, 1), x),
-        {"y": torch.zeros(4, dtype=torch.long)},
-        {"y": 1},
-        teacher=teacher,
-        t=torch.tensor(t),
-        noise=torch.full((4, 1), z),
-        dropped=dropped,
-    )
-    expected = []
-    for time, is_dropped in zip(t, dropped.tolist(), strict=True):
-        x_t = time * z + (1 - time) * x
-        conditional = 0.7 if is_dropped else 0.3
-        x_c, z_c = x_t - time * conditional, x_t + (1 - time) * conditional
-        x_u, z_u = x_t - time * 0.9, x_t + (1 - time) * 0.9
-        if is_dropped:
-            x_star, z_star = (x + x_u) / 2, (z + z_u) / 2
-        elif 0.0 < time < 0.75:
-            x_star, z_star = x + 0.6 * (x_c - x_u), z + 0.6 * (z_c - z_u)
-        else:
-            x_star, z_star = (x + x_c) / 2, (z + z_c) / 2
-        expected.append(z_star - x_star)
-    torch.testing.assert_close(output.target[:, 0], torch.tensor(expected))
-
-
-@pytest.mark.parametrize("ratio", [0.5, 1.0])
-def test_enhanced_target_above_ratio_0_is_the_published_formula(ratio):
-    student, teacher = scalar_networks()
-    x, z, t = 2.0, -1.0, [0.5, 0.9, 0.5]
-    dropped = torch.tensor([False, False, True])
-    seen = []
-
-    def recording(x_t, time, y):
-        seen.append(x_t[:, 0].tolist())
-        # A curved network, so that the slope is neither 0 nor clamped.
-        return student(x_t, time, y) + time[:, None] ** 2
-
-    loss = UCGMLoss(consistency_ratio=ratio, enhancement_ratio=1.5)
-    output = loss(
-        recording,
-        torch.full((3, 1), x),
-        {"y": torch.zeros(3, dtype=torch.long)},
-        {"y": 1},
-        teacher=teacher,
-        t=torch.tensor(t),
-        noise=torch.full((3, 1), z),
-        dropped=dropped,
-    )
-    for row, (time, is_dropped) in enumerate(zip(t, dropped.tolist(), strict=True)):
-        x_t = time * z + (1 - time) * x
-        x_c, z_c = x_t - time * -0.4, x_t + (1 - time) * -0.4
-        if is_dropped:
-            x_star, z_star = x, z
-        elif time < 0.75:
-            x_star, z_star = x + 1.5 * (x_c - x), z + 1.5 * (z_c - z)
-        else:
-            x_star, z_star = (x + x_c) / 2, (z + z_c) / 2
-
-        def point(r, x_star=x_star, z_star=z_star):
-            return r * z_star + (1 - r) * x_star
-
-        def f(r, is_dropped=is_dropped, point=point):
-            return point(r) - r * ((0.7 if is_dropped else 0.3) + r**2)
-
-        later, earlier = (time + 0.005, time - 0.005) if ratio == 1.0 else (time, ratio * time)
-        slope = min(max((f(later) - f(earlier)) / (later - earlier), -1.0), 1.0)
-        prediction = (0.7 if is_dropped else 0.3) + time**2
-        expected = prediction - time / -1.0 * 4.0 / math.sin(1.57 * time) * slope
-        assert output.slope[row].item() == pytest.approx(slope, abs=1e-3)
-        assert output.target[row].item() == pytest.approx(expected, rel=2e-3)
-        assert seen[0][row] == pytest.approx(x_t)
-        assert seen[-1][row] == pytest.approx(point(later if ratio == 1.0 else earlier), abs=1e-6)
-
-
 @pytest.mark.parametrize(
     ("consistency", "given", "used"),
     [(0.0, 1.0, 0.0), (0.0, 1.5, 1 / 3), (0.0, 2.0, 0.5), (0.0, 0.57, 0.57), (0.5, 1.5, 1.5), (1.0, 2.0, 2.0)],
@@ -736,23 +618,6 @@ def test_only_the_student_prediction_carries_gradient(ratio, enhancement, calls,
     assert not any(getattr(output, name).requires_grad for name in ("per_sample_loss", "prediction", "target"))
 
 
-def test_pseudo_huber_values():
-    prediction = torch.tensor([[3.0, 5.0], [0.0, 0.0], [1.0, 1.0]])
-    target = torch.tensor([[0.0, 1.0], [0.0, 0.0], [0.0, 0.0]])
-    # Mean squares: 12.5, 0 and 1.
-    torch.testing.assert_close(pseudo_huber(prediction, target, 0.0), torch.tensor([12.5**0.5, 0.0, 1.0]))
-    torch.testing.assert_close(pseudo_huber(prediction, target, 2.0), torch.tensor([16.5**0.5 - 2, 0.0, 5**0.5 - 2]))
-
-
-@pytest.mark.parametrize("c", [0.0, 0.5, 9.0])
-def test_pseudo_huber_gradient_is_zero_at_zero_and_leaves_other_samples_alone(c):
-    prediction = torch.tensor([[0.0, 0.0], [3.0, 4.0]], requires_grad=True)
-    pseudo_huber(prediction, torch.zeros(2, 2), c).sum().backward()
-    assert torch.equal(prediction.grad[0], torch.zeros(2))
-    # d/dp sqrt(mean p^2 + c^2) = p / (2 sqrt(12.5 + c^2)).
-    torch.testing.assert_close(prediction.grad[1], torch.tensor([3.0, 4.0]) / (2.0 * (12.5 + c**2) ** 0.5))
-
-
 @pytest.mark.parametrize("c", [0.0, 0.5])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_prediction_that_is_not_finite_shows_in_the_loss(value, c):
@@ -822,70 +687,3 @@ def test_unknown_settings_and_changes_are_refused():
         UCGMLoss(consistc_ratio=1.0)
     with pytest.raises(FrozenInstanceError):
         UCGMLoss().huber_c = 1.0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"t": torch.rand(5)}, r"`t` must have shape \(6,\) and values in \[0, 1\], got shape \(5,\)"),
-        ({"t": torch.rand(6, 1)}, r"`t` must have shape \(6,\) and values in \[0, 1\], got shape \(6, 1\)"),
-        ({"t": torch.linspace(0.0, 1.01, 6)}, r"`t` must have shape \(6,\) and values in \[0, 1\]"),
-        ({"t": torch.linspace(-0.01, 1.0, 6)}, r"`t` must have shape \(6,\) and values in \[0, 1\]"),
-        ({"t": torch.full((6,), torch.nan)}, r"`t` must have shape \(6,\) and values in \[0, 1\]"),
-        ({"noise": torch.randn(6, 3, 2)}, r"`noise` must have the shape of `x`, \(6, 3, 2, 2\), got \(6, 3, 2\)"),
-        ({"dropped": torch.zeros(6)}, r"`dropped` must be boolean of shape \(6,\), got torch.float32 \(6,\)"),
-        (
-            {"dropped": torch.zeros(5, dtype=torch.bool)},
-            r"`dropped` must be boolean of shape \(6,\), got torch.bool \(5,\)",
-        ),
-        ({"x": torch.zeros(6, 3, 2, 2, dtype=torch.uint8)}, r"`x` must be floating point, got torch.uint8\."),
-        (
-            {"null_condition": None},
-            r"`null_condition` must be given for `label_dropout` above 0, .* got None\. Pass the same",
-        ),
-        (
-            {"null_condition": {"label": 3}},
-            r"`null_condition` must have the keywords of `condition`, \['y'\], got \['label'\]",
-        ),
-    ],
-)
-def test_bad_arguments_are_refused(arguments, message):
-    x, _, _, labels = batch()
-    arguments = {"x": x, "condition": {"y": labels}, "null_condition": {"y": NULL}, **arguments}
-    with pytest.raises(ValueError, match=message):
-        UCGMLoss()(ChannelNetwork(), **arguments)
-
-
-def test_a_denoiser_of_another_shape_is_refused():
-    x, *_ = batch()
-    message = r"The denoiser must return shape \(6, 3, 2, 2\), got \(6, 6, 2, 2\)\."
-    with pytest.raises(ValueError, match=message):
-        UCGMLoss(label_dropout=0.0)(lambda x_t, t: torch.cat([x_t, x_t], 1), x)
-
-
-def test_null_condition_is_asked_for_only_where_it_is_used():
-    x, noise, t, labels = batch()
-    plain = UCGMLoss(label_dropout=0.0)
-    plain(ChannelNetwork(), x, {"y": labels})
-    replace(plain, consistency_ratio=1.0, enhancement_ratio=1.3)(ChannelNetwork(), x, {"y": labels})
-    message = "`null_condition` must be given"
-    with pytest.raises(ValueError, match=message):
-        replace(plain, enhancement_ratio=0.5)(ChannelNetwork(), x, {"y": labels})
-    with pytest.raises(ValueError, match=message):
-        plain(ChannelNetwork(), x, {"y": labels}, dropped=labels == 0)
-
-
-@pytest.mark.parametrize("ratio", RATIOS)
-def test_an_unconditional_network_needs_no_condition(ratio):
-    x, *_ = batch()
-    network = ChannelNetwork()
-    UCGMLoss(consistency_ratio=ratio, enhancement_ratio=0.5)(network, x).loss.backward()
-    assert all(call[2] is None for call in network.calls)
-    assert network.mix.grad.abs().max() > 0
-
-
-def test_condition_that_cannot_be_dropped_by_sample_is_refused():
-    x = torch.zeros(2, 1, 2, 2)
-    with pytest.raises(ValueError, match="`condition` must hold tensors of B rows .* got list under 'labels'"):
-        UCGMLoss()(lambda x_t, t, labels: x_t, x, {"labels": [0, 1]}, {"labels": [2, 2]})
-    UCGMLoss()(lambda x_t, t, flag: x_t, x, {"flag": True}, {"flag": True})

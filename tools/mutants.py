@@ -35,11 +35,17 @@ class Mutant:
 
 
 SCHEDULER_TESTS = ("tests/test_scheduler.py", "tests/test_scheduler_contract.py")
-MULTISTEP_TESTS = ("tests/sampling/test_multistep.py",)
-CONVENTION_TESTS = ("tests/sampling/test_conventions.py", "tests/sampling/test_stock_configs.py")
+MULTISTEP_TESTS = ("tests/sampling/test_solver.py",)
+CONVENTION_TESTS = (
+    "tests/sampling/test_conventions.py",
+    "tests/sampling/test_beta_schedules.py",
+    "tests/sampling/test_timesteps.py",
+    "tests/sampling/test_runs.py",
+    "tests/sampling/test_stock_configs.py",
+)
 LOADING_TESTS = ("tests/test_load_in_new_process.py",)
-SWAP_TESTS = ("tests/sampling/test_swap_keywords.py",)
-LOSS_TESTS = ("tests/test_loss.py",)
+SWAP_TESTS = ("tests/sampling/test_swap.py",)
+LOSS_TESTS = ("tests/test_loss.py", "tests/test_targets.py", "tests/test_loss_inputs.py")
 METRIC_TESTS = ("tests/image_metrics/test_statistics.py",)
 HELP_TESTS = ("tests/test_help.py",)
 CONVERSION_TESTS = ("tests/conversion",)
@@ -52,7 +58,7 @@ EARLY_TESTS = ("tests/test_early_checks.py",)
 PIPELINE_TESTS = ("tests/test_pipeline.py", "tests/test_pipeline_loading.py")
 CACHE_TESTS = ("tests/test_network_caches.py",)
 EXPERT_TESTS = ("tests/training/test_experts.py",)
-LORA_TESTS = ("tests/training/test_lora_loading.py",)
+LORA_TESTS = ("tests/test_loading.py",)
 SETTING_TESTS = ("tests/sampling/test_settings.py",)
 PRECISION_TESTS = ("tests/sampling/test_precision.py",)
 NOISE_TESTS = ("tests/sampling/test_run_noise.py",)
@@ -476,14 +482,14 @@ MUTANTS = [
         "lora.py",
         "        layer._disable_adapters = True\n",
         "        pass\n",
-        ("tests/training/test_lora_and_teachers.py",),
+        ("tests/test_lora.py",),
     ),
     Mutant(
         "LoRA's adapter in the base's half precision",
         "lora.py",
         "            parameter.data = parameter.data.float()\n",
         "            pass\n",
-        ("tests/training/test_lora_and_teachers.py",),
+        ("tests/test_lora.py",),
     ),
     Mutant(
         "a torn checkpoint counts",
@@ -525,7 +531,7 @@ MUTANTS = [
         "student_path.py",
         "self.predict(self.denoiser, torch.cat(points), torch.cat(times), condition).chunk(number)",
         "self.predict(self.denoiser, torch.cat(points), torch.cat(times), condition).chunk(number)[::-1]",
-        ("tests/test_loss_speed.py",),
+        ("tests/test_loss_speed.py", "tests/test_student_path.py"),
     ),
     Mutant(
         "the guard speaks at one outlier",
@@ -567,7 +573,7 @@ MUTANTS = [
         "files.py",
         "                os.truncate(path, size)\n",
         "                pass\n",
-        ("tests/training/test_trainer.py",),
+        ("tests/training/test_trainer.py", "tests/training/test_batches.py"),
     ),
     # Files and the folders of runs
     Mutant(
@@ -1255,7 +1261,7 @@ MUTANTS = [
         "models/edm2_unet_2d.py",
         "torch.where(left_out[:, None], embedding, _mix(embedding, label, CLASS_WEIGHT))",
         "torch.where(left_out[:, None], embedding * 0.5**0.5, _mix(embedding, label, CLASS_WEIGHT))",
-        ("tests/test_models.py", "tests/conversion"),
+        ("tests/models", "tests/conversion"),
     ),
     Mutant(
         "EDM2's epsilon inside the root",
@@ -1325,7 +1331,7 @@ MUTANTS = [
         "models/edm2_unet_2d.py",
         "label = self.class_embedding(class_labels.masked_fill(left_out, 0))",
         "label = EDM2Embedding.forward(self.class_embedding, class_labels.masked_fill(left_out, 0))",
-        ("tests/test_models.py",),
+        ("tests/models",),
     ),
     Mutant(
         "draws where means of the posterior are asked for",
@@ -1383,7 +1389,7 @@ MUTANTS = [
         '                check_finite(name, value, f"item {index} of the data set", '
         '"Encode it again, in float32 or bfloat16.")\n',
         "                pass\n",
-        ("tests/training/test_trainer.py",),
+        ("tests/training/test_trainer.py", "tests/training/test_batches.py"),
     ),
     Mutant(
         "a picture is its own nearest neighbour",

@@ -18,6 +18,7 @@ from diffusers_ucgm import PRESETS, UCGMPipeline, UCGMScheduler, UCGMTrainingCon
 from diffusers_ucgm.cli import main, parser_for
 from diffusers_ucgm.conversion import autoencoders, sizes
 from diffusers_ucgm.conversion.autoencoders import AUTOENCODERS, convert_autoencoder
+from diffusers_ucgm.conversion.commands import read_id2label
 from diffusers_ucgm.conversion.convert import convert_checkpoint, recipe_from
 from diffusers_ucgm.conversion.networks import ARCHITECTURES, convert_network
 from diffusers_ucgm.conversion.reference import read_reference_config
@@ -272,3 +273,10 @@ def test_settings_alone_are_written_and_read_by_what_they_are_for(tmp_path, caps
     UCGMPipeline(convert_network(golden("tit").weights), None, UCGMScheduler(), call_defaults=call)
     assert main(["info", str(tmp_path / "out" / "scheduler")]) == 0
     assert "linear" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("names", [[[1], [2]], {"a": "b"}, {"0": 1}, "Bag", 5])
+def test_names_of_classes_are_texts(names, tmp_path):
+    (tmp_path / "names.json").write_text(json.dumps(names))
+    with pytest.raises(ValueError, match="`--id2label` must hold a name for each class id, got .*names.json"):
+        read_id2label(tmp_path / "names.json")

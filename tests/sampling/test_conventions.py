@@ -1,20 +1,17 @@
 """Conventions of models: their paths, times and noise levels, against diffusers' own schedulers for them."""
 
 import math
-import pickle  # noqa: TID251 - diffusers' schedulers travel to worker processes
 
 import pytest
 import torch
-from device_waits import NoSyncNoDouble
+from convention_runs import CHAINS, network, run
 from diffusers import (
     CogVideoXDDIMScheduler,
     DDIMScheduler,
-    DDPMScheduler,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchLCMScheduler,
-    HeunDiscreteScheduler,
     LCMScheduler,
     SCMScheduler,
 )
@@ -29,13 +26,7 @@ from diffusers_ucgm.transports import get_transport
 # Some of diffusers' schedulers mix torch and numpy as numpy 2 does not like.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
 
-CHAINS = [
-    {"beta_schedule": "linear"},
-    {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
-    {"beta_schedule": "squaredcos_cap_v2"},
-    {"trained_betas": [0.01 + 0.0002 * i for i in range(200)], "num_train_timesteps": 200},
-    {"beta_schedule": "scaled_linear", "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
-]
+
 CONVENTIONS = {
     "flow": flow(get_transport("linear"), 1000),
     "reversed flow": flow(get_transport("relinear"), 1000),
@@ -45,24 +36,6 @@ CONVENTIONS = {
     "exponential": sigma_space(0.3, 500.0, 1.0, "exponential", prediction_type="v_prediction", sigma_embedding="atan"),
     "scm": scm(0.5),
 }
-
-
-def network(x):
-    """Something that is not linear in the sample, and tame enough not to magnify what float32 rounds."""
-    return 0.8 * torch.sin(x)
-
-
-def run(scheduler, times=None, steps=None, seed=0, output=network, **given):
-    """A whole run; what a pipeline does, without the pipeline."""
-    generator = torch.Generator().manual_seed(seed)
-    scheduler.set_timesteps(steps, **given) if times is None else scheduler.set_timesteps(timesteps=times)
-    # diffusers' flow-matching schedulers have neither of these, since they would do nothing.
-    sample = torch.randn(2, 3, 8, 8, generator=generator) * getattr(scheduler, "init_noise_sigma", 1.0)
-    scaled = getattr(scheduler, "scale_model_input", lambda sample, t: sample)
-    for t in scheduler.timesteps:
-        model_input = scaled(sample, t)
-        sample = scheduler.step(output(model_input), t, sample, generator=generator, return_dict=False)[0]
-    return sample
 
 
 @pytest.mark.parametrize("name", CONVENTIONS)
@@ -92,38 +65,6 @@ def test_noised_samples_have_the_noise_level_of_their_time(name):
     gamma = 1.0 if convention.divides else convention.transport.gamma(t.double())
     level = noisy / gamma if not convention.is_flow else noisy
     torch.testing.assert_close(level.flatten(), convention.sigma(t.double()))
-
-
-@pytest.mark.parametrize("settings", CHAINS, ids=str)
-def test_chains_pass_through_the_stock_table_and_are_smooth_between(settings):
-    stock = DDIMScheduler(**settings)
-    ours = UCGMScheduler.from_config(stock.config)
-    steps = torch.arange(stock.config.num_train_timesteps, dtype=torch.float64)
-    transport, t = ours.transport, ours.convention.time(steps)
-    torch.testing.assert_close(transport.gamma(t).square().float(), stock.alphas_cumprod, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(transport.alpha(t).square() + transport.gamma(t).square(), torch.ones_like(t))
-    torch.testing.assert_close(ours.alphas_cumprod, stock.alphas_cumprod, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(ours.betas, stock.betas, rtol=1e-3, atol=1e-5)
-    # Between the steps the angle rises, and its slope has no corners: it changes by little over a tenth of a step.
-    fine = torch.linspace(1.0 / len(steps), 1.0, 10 * len(steps) - 9, dtype=torch.float64)
-    slope = torch.atan2(transport.alpha(fine), transport.gamma(fine)).diff()
-    assert (slope > 0).all()
-    assert (slope.diff().abs() < 0.25 * slope[:-1]).all()
-
-
-@pytest.mark.parametrize(
-    ("stock", "schedule"), [(DDPMScheduler, "sigmoid"), (DDPMScheduler, "laplace"), (HeunDiscreteScheduler, "exp")]
-)
-def test_rarer_chains_have_the_stock_table(stock, schedule):
-    scheduler = stock(beta_schedule=schedule)
-    ours = UCGMScheduler.from_config(scheduler.config)
-    torch.testing.assert_close(ours.alphas_cumprod, scheduler.alphas_cumprod, rtol=1e-3, atol=1e-6)
-
-
-def test_snr_shift_is_cogvideox_own():
-    stock = CogVideoXDDIMScheduler(snr_shift_scale=3.0, rescale_betas_zero_snr=True, prediction_type="v_prediction")
-    ours = UCGMScheduler.from_config(stock.config)
-    torch.testing.assert_close(ours.alphas_cumprod, stock.alphas_cumprod.float(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
@@ -315,181 +256,12 @@ def test_stochastic_flows_are_sampled_as_by_flow_match_euler():
     torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"shift_terminal": 0.1},
-        {"use_karras_sigmas": True},
-        {"use_exponential_sigmas": True},
-        {"use_beta_sigmas": True},
-        {"use_dynamic_shifting": True, "shift_terminal": 0.02},
-        {"use_dynamic_shifting": True, "time_shift_type": "linear", "use_karras_sigmas": True, "shift_terminal": 0.05},
-        {"shift": 3.0, "use_beta_sigmas": True},
-    ],
-    ids=str,
-)
-def test_given_sigmas_are_spaced_as_by_flow_match_euler(settings):
-    stock = FlowMatchEulerDiscreteScheduler(**settings)
-    ours = UCGMScheduler.from_config(stock.config)
-    mu = 0.8 if stock.config.use_dynamic_shifting else None
-    sigmas = [1.0, 0.8, 0.6, 0.4, 0.2]
-    for scheduler in (stock, ours):
-        scheduler.set_timesteps(sigmas=sigmas, mu=mu)
-    torch.testing.assert_close(ours.timesteps, stock.timesteps, rtol=0, atol=2e-3)
-    torch.testing.assert_close(ours.sigmas, stock.sigmas, rtol=0, atol=2e-6)
-    ours.set_timesteps(7, mu=mu)
-    if terminal := stock.config.shift_terminal:
-        assert ours.sigmas[-2] == pytest.approx(terminal, abs=1e-5)
-
-
 def test_inverted_sigmas_turn_time_and_velocity_round():
     stock = FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
     ours = UCGMScheduler.from_config(stock.config, solver_order=1, extrapolation_ratio=0.0)
     expected = run(stock, sigmas=[1.0, 0.75, 0.5, 0.25])
     torch.testing.assert_close(run(ours, sigmas=[1.0, 0.75, 0.5, 0.25]), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(ours.timesteps, stock.timesteps)
-
-
-def test_levels_of_a_chain_are_spaced_as_asked():
-    stock = EulerDiscreteScheduler(use_karras_sigmas=True, beta_schedule="scaled_linear")
-    ours = UCGMScheduler.from_config(stock.config, round_timesteps=False)
-    ours.set_timesteps(6)
-    roots = ours.sigmas[:-1].double() ** (1 / 7)
-    torch.testing.assert_close(roots.diff(), roots.diff()[:1].expand(5), rtol=1e-3, atol=1e-6)
-    assert ours.timesteps[0] > 998
-    assert (ours.timesteps % 1 != 0).any()
-
-
-def test_sigmas_of_a_chain_are_used_exactly_as_given():
-    stock = EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-    ours = UCGMScheduler.from_config(stock.config)
-    levels = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.0]  # AYS, arXiv 2404.14507
-    for scheduler in (stock, ours):
-        scheduler.set_timesteps(sigmas=levels)
-    assert len(ours.timesteps) == 10
-    torch.testing.assert_close(ours.sigmas[1:], torch.tensor(levels[1:]), rtol=1e-4, atol=1e-5)
-    # Euler interpolates the logarithm of the level between two steps by a line.
-    torch.testing.assert_close(ours.timesteps, stock.timesteps, rtol=0, atol=0.2)
-
-
-def test_whole_timesteps_are_distinct_and_are_what_the_path_is_taken_at():
-    ours = UCGMScheduler.from_config(DDIMScheduler(clip_sample=False).config, round_timesteps=True)
-    for steps in (1, 7, 250, 900, 1000):
-        ours.set_timesteps(steps)
-        assert len(set(ours.timesteps.tolist())) == steps
-        assert ours.timesteps.dtype == torch.int64
-        assert ours.timesteps.min() >= 0
-        assert ours.timesteps.max() <= 999
-    ours.set_timesteps(10)
-    stock = DDIMScheduler(clip_sample=False)
-    place = ours.timesteps.long()
-    expected = ((1 - stock.alphas_cumprod[place]) / stock.alphas_cumprod[place]).sqrt()
-    torch.testing.assert_close(ours.sigmas[:-1], expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="`num_inference_steps` must be at most"):
-        ours.set_timesteps(1001)
-
-
-def test_tokens_with_times_of_their_own_step_as_by_flow_match_euler():
-    stock, ours = FlowMatchEulerDiscreteScheduler(), UCGMScheduler()
-    sample, velocity = torch.randn(2, 5, 3), torch.randn(2, 5, 3)
-    times = torch.tensor([[1000.0, 700.0, 0.0, 333.0, 500.0]] * 2)
-    results = []
-    for scheduler in (stock, ours):
-        scheduler.set_timesteps(sigmas=[1.0, 0.7, 0.5, 0.2])
-        output = scheduler.step(velocity, scheduler.timesteps[0], sample, per_token_timesteps=times)
-        results.append(output.prev_sample)
-    torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-5)
-    torch.testing.assert_close(results[1][:, 2], sample[:, 2])
-    second = UCGMScheduler(solver_order=2)
-    second.set_timesteps(3)
-    with pytest.raises(ValueError, match="`per_token_timesteps` needs"):
-        second.step(velocity, second.timesteps[0], sample, per_token_timesteps=times)
-
-
-@pytest.mark.parametrize("stock", [DDIMScheduler(), FlowMatchEulerDiscreteScheduler(), EDMEulerScheduler()])
-def test_runs_begin_where_their_first_time_is(stock):
-    scheduler = UCGMScheduler.from_config(stock.config)
-    scheduler.set_timesteps(6)
-    scheduler.set_begin_index(2)
-    start, results = torch.randn(1, 2, 4, 4), []
-    for begin in ("index", "entry", "number"):
-        scheduler.set_timesteps(6)
-        if begin == "index":
-            scheduler.set_begin_index(2)
-        sample = start
-        for t in scheduler.timesteps[2:]:
-            told = float(t) if begin == "number" else t
-            model_input = scheduler.scale_model_input(sample, told)
-            sample = scheduler.step(network(model_input), told, sample).prev_sample
-        results.append(sample)
-        assert scheduler.step_index == 6
-    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
-    torch.testing.assert_close(results[2], results[0], rtol=0, atol=0)
-
-
-def test_second_order_runs_begin_after_the_correction():
-    scheduler = UCGMScheduler(solver_order=2)
-    scheduler.set_timesteps(9)
-    assert scheduler.index_for_timestep(float(scheduler.timesteps[3])) == 4
-    assert scheduler.index_for_timestep(scheduler.timesteps[3]) == 3
-
-
-def test_guided_data_estimates_replace_the_networks_output():
-    stock = EDMEulerScheduler()
-    ours = UCGMScheduler.from_config(stock.config, solver_order=1, extrapolation_ratio=0.0)
-    stock.set_timesteps(5)
-    times = stock.timesteps
-    results = []
-    for scheduler in (stock, ours):
-        scheduler.set_timesteps(5) if scheduler is stock else scheduler.set_timesteps(timesteps=times)
-        sample = torch.randn(1, 2, 4, 4, generator=torch.Generator().manual_seed(0)) * 80.0
-        for t in scheduler.timesteps:
-            output = network(scheduler.scale_model_input(sample, t))
-            estimate = 0.9 * scheduler.step(output, t, sample, return_dict=False)[1]
-            scheduler._step_index -= 1  # as diffusers' Cosmos pipelines do
-            given = {"return_dict": False, "pred_original_sample": estimate}
-            sample = scheduler.step(estimate, t, sample, **given)[0]
-        results.append(sample)
-    torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-3)
-
-
-def test_a_call_made_again_gives_the_step_without_extrapolation():
-    stock = EDMEulerScheduler()
-    again = UCGMScheduler.from_config(stock.config, extrapolation_ratio=0.5)
-    plain = UCGMScheduler.from_config(stock.config, solver_order=1, extrapolation_ratio=0.0)
-    samples = {}
-    for scheduler in (again, plain):
-        scheduler.set_timesteps(6)
-        sample = torch.randn(1, 2, generator=torch.Generator().manual_seed(0)) * 80.0
-        for t in scheduler.timesteps:
-            output = network(scheduler.scale_model_input(sample, t))
-            if scheduler is again:
-                scheduler.step(output, t, sample)
-                scheduler._step_index -= 1
-            sample = scheduler.step(output, t, sample).prev_sample
-        samples[scheduler.config.extrapolation_ratio] = sample
-    torch.testing.assert_close(samples[0.5], samples[0.0])
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"transport": "discrete_beta", "clip_sample": True},
-        {"transport": "sigma_space", "solver_order": 2},
-        {"transport": "scm", "stochasticity": 1.0},
-        {"transport": "discrete_beta", "stochasticity": 1.0, "original_inference_steps": 50},
-    ],
-    ids=str,
-)
-def test_steps_of_every_convention_neither_wait_for_the_device_nor_make_float64(settings):
-    scheduler = UCGMScheduler(**settings)
-    scheduler.set_timesteps(7)
-    sample, timesteps = torch.randn(2, 3, 4, 4) * scheduler.init_noise_sigma, list(scheduler.timesteps)
-    with NoSyncNoDouble():
-        for t in timesteps:
-            model_input = scheduler.scale_model_input(sample, t)
-            sample = scheduler.step(model_input * 0.1, t, sample, return_dict=False)[0]
-    assert bool(sample.isfinite().all())
 
 
 @pytest.mark.parametrize(
@@ -535,15 +307,6 @@ def test_defaults_of_a_convention_halve_the_error_of_its_first_order_solver(stoc
     assert ours < 0.7 * theirs
 
 
-def test_target_times_are_the_next_ones_or_the_data():
-    scheduler = UCGMScheduler(extrapolation_ratio=0.0)
-    scheduler.set_timesteps(sigmas=[1.0, 0.6, 0.2])
-    torch.testing.assert_close(scheduler.target_timesteps, torch.tensor([600.0, 200.0, 0.0]))
-    scheduler = UCGMScheduler(extrapolation_ratio=0.0, stochasticity=1.0)
-    scheduler.set_timesteps(sigmas=[1.0, 0.6, 0.2])
-    assert scheduler.target_timesteps.tolist() == [0.0, 0.0, 0.0]
-
-
 def test_exact_average_velocities_are_followed_from_any_step_to_any_other():
     """The flow map of data at one point: its mean velocity is that of every moment, so one step is exact."""
     x = torch.full((1, 4), 0.7)
@@ -570,21 +333,6 @@ def test_learned_variances_are_left_out():
     plain.set_timesteps(2)
     with pytest.raises(ValueError, match="`model_output` must have the shape of `sample`"):
         plain.step(doubled, plain.timesteps[0], sample)
-
-
-@pytest.mark.parametrize("name", ["discrete_beta", "sigma_space", "scm", "linear"])
-def test_schedulers_can_be_pickled_in_the_middle_of_a_run(name):
-    scheduler = UCGMScheduler(transport=name, solver_order=1, stochasticity=0.0)
-    scheduler.set_timesteps(5)
-    sample = torch.randn(1, 3)
-    for t in scheduler.timesteps[:3]:
-        sample = scheduler.step(network(sample), t, sample).prev_sample
-    twin, other = pickle.loads(pickle.dumps(scheduler)), sample.clone()
-    for t in scheduler.timesteps[3:]:
-        sample = scheduler.step(network(sample), t, sample).prev_sample
-        other = twin.step(network(other), t, other).prev_sample
-        assert torch.equal(sample, other)
-    assert dict(twin.config) == dict(scheduler.config)
 
 
 @pytest.mark.parametrize(

@@ -1,54 +1,17 @@
 """Comparison of solvers: true numbers of calls, convergence on exact fields, resumption, and what is refused."""
 
-import json
-
 import pytest
 import torch
-from class_pipelines import autoencoder, pipeline
-from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, PNDMScheduler
-from exact_fields import ExactTransformer2DModel, exact_pipeline, random_mixture
+from diffusers import PNDMScheduler
+from exact_comparisons import NUMBER, PATHS, compared, exact
+from exact_fields import ExactTransformer2DModel
 from full_disk import assert_named_and_gone
 
 from diffusers_ucgm import UCGMScheduler
-from diffusers_ucgm.cli import main
 from diffusers_ucgm.solver_study import compare
-from diffusers_ucgm.solver_study.compare import compare_solvers
 from diffusers_ucgm.solver_study.measurements import Measurement, comparison_curves, comparison_table
 from diffusers_ucgm.solver_study.objectives import Objective
-from diffusers_ucgm.solver_study.stock_solvers import STOCK_SOLVERS, silence_stock, stock_solvers, ucgm_solvers
-
-
-NUMBER = 16
-PATHS = {
-    "linear": lambda: FlowMatchEulerDiscreteScheduler(shift=2.0),
-    "discrete_beta": lambda: DDIMScheduler(timestep_spacing="trailing", clip_sample=False),
-    "sigma_space": lambda: EDMEulerScheduler(sigma_data=1.0),
-}
-
-
-def exact(scheduler=None):
-    return exact_pipeline(random_mixture(4, 2), scheduler or PATHS["linear"]())
-
-
-def compared(pipe, solvers, calls, number=NUMBER, **settings):
-    settings = {"num_solution_calls": 300, "batch_size": number, "progress": False, **settings}
-    return compare_solvers(pipe, [0] * number, range(number), solvers=solvers, calls=calls, **settings)
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """How many cells have been drawn; `stop_at` interrupts one."""
-    log = {"cells": 0, "stop_at": None}
-    draw = compare.generate
-
-    def counted(*args, **settings):
-        if log["cells"] == log["stop_at"]:
-            raise KeyboardInterrupt
-        log["cells"] += 1
-        return draw(*args, **settings)
-
-    monkeypatch.setattr(compare, "generate", counted)
-    return log
+from diffusers_ucgm.solver_study.stock_solvers import STOCK_SOLVERS, stock_solvers, ucgm_solvers
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -135,72 +98,11 @@ def test_samples_that_are_not_finite_are_blank():
     assert "not finite" in row.reason
 
 
-def test_a_stopped_comparison_goes_on_to_the_same_numbers(tmp_path, drawn):
-    pipe = exact()
-    solvers = ucgm_solvers(pipe.scheduler.config)
-    whole = compared(pipe, solvers, (2, 4))
-    drawn.update(cells=0, stop_at=3)
-    with pytest.raises(KeyboardInterrupt):
-        compared(pipe, solvers, (2, 4), output=tmp_path)
-    assert len(json.loads((tmp_path / "comparison.json").read_text())["measurements"]) == 3
-    drawn.update(cells=0, stop_at=None)
-    resumed = compared(pipe, solvers, (2, 4), output=tmp_path)
-    assert drawn["cells"] == 2 * len(solvers) - 3
-    assert [{**vars(row), "seconds": 0} for row in resumed] == [{**vars(row), "seconds": 0} for row in whole]
-    compared(pipe, solvers, (2, 4), output=tmp_path)
-    assert drawn["cells"] == 2 * len(solvers) - 3
-    assert {entry.name for entry in tmp_path.iterdir()} == {"comparison.json", "run.json", "solutions"}
-
-
-@pytest.mark.parametrize("name", ["calls_made", "median", "settings", "calls"])
-def test_a_record_that_lacks_a_value_is_named(tmp_path, name):
-    pipe = exact()
-    solvers = {"own": UCGMScheduler.from_config(pipe.scheduler.config)}
-    compared(pipe, solvers, (2,), output=tmp_path)
-    record = json.loads((tmp_path / "comparison.json").read_text())
-    del record["measurements"][0][name]
-    (tmp_path / "comparison.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match=rf"'.*comparison\.json' must hold the measurements .*{name}.* Delete it"):
-        compared(pipe, solvers, (2,), output=tmp_path)
-
-
-def test_what_diffusers_notes_for_itself_does_not_begin_a_comparison_anew(tmp_path, drawn):
-    """It lists the defaults of a config in another order in every process."""
-    pipe = exact()
-    own = UCGMScheduler.from_config(pipe.scheduler.config)
-    compared(pipe, {"own": own}, (2,), output=tmp_path)
-    for scheduler in (pipe.scheduler, own):
-        listed = scheduler.config.get("_use_default_values", [])
-        scheduler.register_to_config(_use_default_values=[*reversed(listed), "num_train_timesteps"])
-    compared(pipe, {"own": own}, (2,), output=tmp_path)
-    assert drawn["cells"] == 1
-
-
-def test_only_what_is_new_is_measured(tmp_path, drawn):
-    pipe = exact()
-    config = pipe.scheduler.config
-    solvers = {"a": UCGMScheduler.from_config(config)}
-    compared(pipe, solvers, (2,), output=tmp_path)
-    compared(pipe, {**solvers, "b": UCGMScheduler.from_config(config, shift=3.0)}, (2, 3), output=tmp_path)
-    assert drawn["cells"] == 4
-    # The same name with other settings is another solver.
-    compared(pipe, {"a": UCGMScheduler.from_config(config, shift=3.0)}, (2,), output=tmp_path)
-    assert drawn["cells"] == 5
-
-
 @pytest.mark.parametrize("name", [r"comparison\.json", r"solutions-\w+\.safetensors"])
 def test_a_full_disk_is_named_and_the_comparison_goes_on(tmp_path, name):
     pipe = exact()
     solvers = {"own": UCGMScheduler.from_config(pipe.scheduler.config)}
     assert_named_and_gone(tmp_path, name, lambda: compared(pipe, solvers, (2,), output=tmp_path))
-
-
-def test_a_folder_of_another_comparison_is_refused(tmp_path):
-    pipe = exact()
-    solvers = {"own": UCGMScheduler.from_config(pipe.scheduler.config)}
-    compared(pipe, solvers, (2,), output=tmp_path)
-    with pytest.raises(ValueError, match=r"`output` must be a new folder or of the same run, got .*'num_samples'"):
-        compared(pipe, solvers, (2,), number=8, output=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -259,72 +161,6 @@ def test_the_table_marks_the_best_and_the_calls_really_made():
         comparison_table(rows, "speed")
 
 
-def test_stock_solvers_are_of_the_models_path():
-    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    stock = DDIMScheduler(**betas, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False)
-    for config in (stock.config, UCGMScheduler.from_config(stock.config).config):
-        for name, solver in stock_solvers(config).items():
-            assert {key: solver.config[key] for key in betas} == betas, name
-            assert solver.config.prediction_type == "v_prediction", name
-            # Where the model's runs end at its least noise, so do these.
-            assert solver.config.get("set_alpha_to_one", False) is False, name
-            assert solver.config.get("final_sigmas_type", "sigma_min") == "sigma_min", name
-    flow = stock_solvers(UCGMScheduler(shift=3.0).config)
-    assert flow["FlowMatchEuler"].config.shift == flow["UniPCMultistep"].config.flow_shift == 3.0
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        UCGMScheduler(transport="trigflow").config,
-        UCGMScheduler(num_train_timesteps=1).config,
-        UCGMScheduler(transport="scm").config,
-    ],
-)
-def test_paths_without_stock_solvers_have_none(config):
-    assert stock_solvers(config) == {}
-
-
-def test_a_chain_that_ends_in_pure_noise_leaves_out_what_cannot_make_it():
-    config = DDIMScheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction").config
-    solvers = stock_solvers(config)
-    assert "Heun" not in solvers
-    assert solvers["DPMSolverMultistep"].config.rescale_betas_zero_snr
-
-
-def test_adjusted_times_are_those_of_the_noise_levels():
-    solvers = stock_solvers(FlowMatchEulerDiscreteScheduler().config)
-    rounded, adjusted = (solvers[f"UniPCMultistep{suffix}"] for suffix in ("", " exact times"))
-    with silence_stock():
-        rounded.set_timesteps(3)
-        adjusted.set_timesteps(3)
-    assert not rounded.timesteps.is_floating_point()
-    torch.testing.assert_close(adjusted.timesteps, adjusted.sigmas[:-1] * 1000)
-    even = solvers["FlowMatchEuler even sigmas"]
-    even.set_timesteps(4)
-    torch.testing.assert_close(even.sigmas, torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0]))
-
-
 def test_an_exact_network_without_a_field_says_so():
     with pytest.raises(RuntimeError, match="`forward` was called before `set_field`"):
         ExactTransformer2DModel()(torch.zeros(1, 1, 4, 4), torch.ones(1))
-
-
-def test_the_command_writes_tables_and_plot(tmp_path, capsys):
-    pytest.importorskip("matplotlib")
-    pipeline(autoencoder("kl", channels=1)).save_pretrained(tmp_path / "model")
-    UCGMScheduler(shift=2.0).save_pretrained(tmp_path / "tuned" / "2")
-    words = ["compare", "--model", str(tmp_path / "model"), "--num-samples", "4", "--calls", "1", "2"]
-    words += ["--only", "UCGM-S", "FlowMatchHeun", "--solution-calls", "9", "--output", str(tmp_path / "out")]
-    words += ["--scheduler", f"tuned={tmp_path / 'tuned'}/{{calls}}"]
-    assert main(words) == 0
-    printed = capsys.readouterr().out
-    assert "| solver | 1 | 2 |" in printed
-    assert "| tuned |  | " in printed
-    assert {"comparison.json", "comparison.md", "quality.png"} <= {each.name for each in (tmp_path / "out").iterdir()}
-    assert main([*words, "--only", "Magic"]) == 2
-    assert "`--only` must name some of" in capsys.readouterr().err
-    assert main([*words, "--scheduler", "tuned"]) == 2
-    assert "`--scheduler` must be a word of the form NAME=FOLDER, got 'tuned'" in capsys.readouterr().err
-    assert main([*words, "--scheduler", f"x={tmp_path}/none-{{calls}}"]) == 2
-    assert "`--scheduler` must name a folder for at least one of [1, 2] calls" in capsys.readouterr().err

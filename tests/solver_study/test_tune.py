@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,21 +13,20 @@ from class_pipelines import autoencoder, pipeline
 from diffusers import DiTPipeline, FlowMatchEulerDiscreteScheduler
 from exact_pipeline import exact_pipeline
 from full_disk import assert_named_and_gone
-from PIL import Image
 from stock_pipelines import dit, flux
 
-from diffusers_ucgm import UCGMPipeline, UCGMScheduler
-from diffusers_ucgm.cli import main
+from diffusers_ucgm import UCGMScheduler
 from diffusers_ucgm.generation.generate import generate
 from diffusers_ucgm.image_metrics.features import ImageFeatures
 from diffusers_ucgm.image_metrics.statistics import FeatureStatistics
-from diffusers_ucgm.solver_study import search, tune, tuning_result
+from diffusers_ucgm.solver_study import tune, tuning_result
 from diffusers_ucgm.solver_study.objectives import OBJECTIVES, frechet_objective, gain_of
-from diffusers_ucgm.solver_study.search import SEARCH_SPACE, parameters_of, search_settings, settings_of
 from diffusers_ucgm.solver_study.solutions import distances, reference_solutions
 
 
 STARTS = {"own", "even", "paper", "auto-2", "auto-3", "multistep", "multistep-ratio"}
+
+
 QUICK = {"num_trials": 14, "num_seeds": 8, "num_held_out": 16, "num_solution_calls": 100, "progress": False}
 
 
@@ -197,41 +195,6 @@ def test_stock_pipeline_of_a_chain_is_tuned_at_whole_times(tmp_path):
     assert scheduler.timesteps.dtype == torch.long
 
 
-def test_parameters_come_back_from_settings():
-    parameters = {"method": "ratio", "extrapolation_ratio": 0.3, "warp_a": 2.0, "warp_b": 0.5, "warp_c": 1.5}
-    parameters |= {"gap_noise": 0.01, "gap_data": 0.05, "shift": 2.0, "stochasticity": 0.25}
-    config = UCGMScheduler(**settings_of(parameters)).config
-    assert parameters_of(config, SEARCH_SPACE, 10) == pytest.approx(parameters)
-    for method in search.SEARCH_SPACE["method"]:
-        config = UCGMScheduler(**settings_of({**parameters, "method": method})).config
-        assert parameters_of(config, SEARCH_SPACE, 10)["method"] == method
-
-
-@pytest.mark.parametrize("order", [1, 2])
-def test_gap_of_nothing_is_the_same_grid_as_its_parameter(order):
-    even = UCGMScheduler(solver_order=order, time_warp=(1.0, 1.0, 1.0), time_gaps=(0.0, 0.0))
-    nearest = UCGMScheduler(**settings_of(parameters_of(even.config, SEARCH_SPACE, 10)))
-    for scheduler in (even, nearest):
-        scheduler.set_timesteps(10)
-    torch.testing.assert_close(nearest.timesteps, even.timesteps, rtol=0, atol=0.02)  # of 1000
-
-
-def test_settings_that_cannot_be_run_are_passed_over(tmp_path):
-    space = {name: SEARCH_SPACE[name] for name in ("method", "extrapolation_ratio")}
-    given = []
-
-    def measure(settings):
-        given.append(settings)
-        return None if len(given) % 2 else float(len(given))
-
-    starts = {"first": {"method": "ratio", "extrapolation_ratio": 0.5}}
-    trials = search_settings(measure, space, starts, tmp_path / "trials.jsonl", num_trials=6, progress=False)
-    assert [trial.value for trial in trials] == [None, 2.0, None, 4.0, None, 6.0]
-    assert tuning_result.best_of(trials).value == 2.0
-    with pytest.raises(RuntimeError, match="None of the settings could be run"):
-        tuning_result.best_of(trials[:1])
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -270,46 +233,3 @@ def test_missing_optuna_is_told(tmp_path, monkeypatch):
         ImportError, match=r"The search needs optuna. Install it by `pip install 'diffusers-ucgm\[tune\]'`"
     ):
         tuned(tmp_path)
-
-
-def test_command_tunes_shows_and_saves(tmp_path, capsys):
-    model, output = tmp_path / "model", tmp_path / "tuned"
-    pipeline(autoencoder("kl", channels=1)).save_pretrained(model)
-    words = ["tune-sampler", "--model", str(model), "--steps", "4", "--output", str(output), "--device", "cpu"]
-    numbers = ["--num-trials", "8", "--num-seeds", "4", "--num-held-out", "6", "--solution-calls", "20"]
-    assert main([*words, *numbers, "--save-pipeline"]) == 0
-    printed = capsys.readouterr().out
-    assert "start 'auto-3'" in printed
-    assert "95% interval" in printed
-    with Image.open(output / "before-after.png") as image:
-        assert image.height > 6 * 16
-    pipe = UCGMPipeline.from_pretrained(output / "pipeline")
-    assert pipe.config.call_defaults == {"num_inference_steps": 4}
-    saved = UCGMScheduler.from_pretrained(output, subfolder="scheduler").config
-    assert pipe.scheduler.config.time_warp == saved.time_warp
-    assert main([*words, *numbers, "--objective", "frechet"]) == 2
-    assert "`--reference` must name real images" in capsys.readouterr().err
-
-
-def test_command_tunes_towards_real_pictures(tmp_path, capsys, monkeypatch):
-    model, real = tmp_path / "model", tmp_path / "real"
-    pipeline(autoencoder("kl", channels=1), UCGMScheduler(stochasticity=1.0)).save_pretrained(model)
-    real.mkdir()
-    for i in range(4):
-        Image.new("L", (16, 16), 60 * i).save(real / f"{i}.png")
-    make = lambda device: lambda pictures: ImageFeatures(pictures.float().flatten(1).mean(1, keepdim=True) / 255.0)
-    monkeypatch.setitem(sys.modules, "own_features", SimpleNamespace(make=make))
-    words = [
-        "tune-sampler",
-        "--model",
-        str(model),
-        "--steps",
-        "2",
-        "--output",
-        str(tmp_path / "out"),
-        "--device",
-        "cpu",
-    ]
-    words += ["--num-trials", "8", "--num-seeds", "4", "--num-held-out", "6", "--objective", "frechet"]
-    assert main([*words, "--reference", str(real), "--features", "own_features:make"]) == 0
-    assert "95% interval" in capsys.readouterr().out

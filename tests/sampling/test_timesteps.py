@@ -1,0 +1,90 @@
+"""Times of a run: as diffusers spaces them, as a caller gives them, and whole."""
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
+
+from diffusers_ucgm import UCGMScheduler
+
+
+# Some of diffusers' schedulers mix torch and numpy as numpy 2 does not like.
+pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"shift_terminal": 0.1},
+        {"use_karras_sigmas": True},
+        {"use_exponential_sigmas": True},
+        {"use_beta_sigmas": True},
+        {"use_dynamic_shifting": True, "shift_terminal": 0.02},
+        {"use_dynamic_shifting": True, "time_shift_type": "linear", "use_karras_sigmas": True, "shift_terminal": 0.05},
+        {"shift": 3.0, "use_beta_sigmas": True},
+    ],
+    ids=str,
+)
+def test_given_sigmas_are_spaced_as_by_flow_match_euler(settings):
+    stock = FlowMatchEulerDiscreteScheduler(**settings)
+    ours = UCGMScheduler.from_config(stock.config)
+    mu = 0.8 if stock.config.use_dynamic_shifting else None
+    sigmas = [1.0, 0.8, 0.6, 0.4, 0.2]
+    for scheduler in (stock, ours):
+        scheduler.set_timesteps(sigmas=sigmas, mu=mu)
+    torch.testing.assert_close(ours.timesteps, stock.timesteps, rtol=0, atol=2e-3)
+    torch.testing.assert_close(ours.sigmas, stock.sigmas, rtol=0, atol=2e-6)
+    ours.set_timesteps(7, mu=mu)
+    if terminal := stock.config.shift_terminal:
+        assert ours.sigmas[-2] == pytest.approx(terminal, abs=1e-5)
+
+
+def test_levels_of_a_chain_are_spaced_as_asked():
+    stock = EulerDiscreteScheduler(use_karras_sigmas=True, beta_schedule="scaled_linear")
+    ours = UCGMScheduler.from_config(stock.config, round_timesteps=False)
+    ours.set_timesteps(6)
+    roots = ours.sigmas[:-1].double() ** (1 / 7)
+    torch.testing.assert_close(roots.diff(), roots.diff()[:1].expand(5), rtol=1e-3, atol=1e-6)
+    assert ours.timesteps[0] > 998
+    assert (ours.timesteps % 1 != 0).any()
+
+
+def test_sigmas_of_a_chain_are_used_exactly_as_given():
+    stock = EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    ours = UCGMScheduler.from_config(stock.config)
+    levels = [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.0]  # AYS, arXiv 2404.14507
+    for scheduler in (stock, ours):
+        scheduler.set_timesteps(sigmas=levels)
+    assert len(ours.timesteps) == 10
+    torch.testing.assert_close(ours.sigmas[1:], torch.tensor(levels[1:]), rtol=1e-4, atol=1e-5)
+    # Euler interpolates the logarithm of the level between two steps by a line.
+    torch.testing.assert_close(ours.timesteps, stock.timesteps, rtol=0, atol=0.2)
+
+
+def test_whole_timesteps_are_distinct_and_are_what_the_path_is_taken_at():
+    ours = UCGMScheduler.from_config(DDIMScheduler(clip_sample=False).config, round_timesteps=True)
+    for steps in (1, 7, 250, 900, 1000):
+        ours.set_timesteps(steps)
+        assert len(set(ours.timesteps.tolist())) == steps
+        assert ours.timesteps.dtype == torch.int64
+        assert ours.timesteps.min() >= 0
+        assert ours.timesteps.max() <= 999
+    ours.set_timesteps(10)
+    stock = DDIMScheduler(clip_sample=False)
+    place = ours.timesteps.long()
+    expected = ((1 - stock.alphas_cumprod[place]) / stock.alphas_cumprod[place]).sqrt()
+    torch.testing.assert_close(ours.sigmas[:-1], expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="`num_inference_steps` must be at most"):
+        ours.set_timesteps(1001)
+
+
+def test_target_times_are_the_next_ones_or_the_data():
+    scheduler = UCGMScheduler(extrapolation_ratio=0.0)
+    scheduler.set_timesteps(sigmas=[1.0, 0.6, 0.2])
+    torch.testing.assert_close(scheduler.target_timesteps, torch.tensor([600.0, 200.0, 0.0]))
+    scheduler = UCGMScheduler(extrapolation_ratio=0.0, stochasticity=1.0)
+    scheduler.set_timesteps(sigmas=[1.0, 0.6, 0.2])
+    assert scheduler.target_timesteps.tolist() == [0.0, 0.0, 0.0]

@@ -1,0 +1,75 @@
+"""`ucgm compare` and `ucgm tune`."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+from class_pipelines import autoencoder, pipeline
+from PIL import Image
+
+from diffusers_ucgm import UCGMPipeline, UCGMScheduler
+from diffusers_ucgm.cli import main
+from diffusers_ucgm.image_metrics.features import ImageFeatures
+
+
+def test_the_command_writes_tables_and_plot(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    pipeline(autoencoder("kl", channels=1)).save_pretrained(tmp_path / "model")
+    UCGMScheduler(shift=2.0).save_pretrained(tmp_path / "tuned" / "2")
+    words = ["compare", "--model", str(tmp_path / "model"), "--num-samples", "4", "--calls", "1", "2"]
+    words += ["--only", "UCGM-S", "FlowMatchHeun", "--solution-calls", "9", "--output", str(tmp_path / "out")]
+    words += ["--scheduler", f"tuned={tmp_path / 'tuned'}/{{calls}}"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "| solver | 1 | 2 |" in printed
+    assert "| tuned |  | " in printed
+    assert {"comparison.json", "comparison.md", "quality.png"} <= {each.name for each in (tmp_path / "out").iterdir()}
+    assert main([*words, "--only", "Magic"]) == 2
+    assert "`--only` must name some of" in capsys.readouterr().err
+    assert main([*words, "--scheduler", "tuned"]) == 2
+    assert "`--scheduler` must be a word of the form NAME=FOLDER, got 'tuned'" in capsys.readouterr().err
+    assert main([*words, "--scheduler", f"x={tmp_path}/none-{{calls}}"]) == 2
+    assert "`--scheduler` must name a folder for at least one of [1, 2] calls" in capsys.readouterr().err
+
+
+def test_command_tunes_shows_and_saves(tmp_path, capsys):
+    model, output = tmp_path / "model", tmp_path / "tuned"
+    pipeline(autoencoder("kl", channels=1)).save_pretrained(model)
+    words = ["tune-sampler", "--model", str(model), "--steps", "4", "--output", str(output), "--device", "cpu"]
+    numbers = ["--num-trials", "8", "--num-seeds", "4", "--num-held-out", "6", "--solution-calls", "20"]
+    assert main([*words, *numbers, "--save-pipeline"]) == 0
+    printed = capsys.readouterr().out
+    assert "start 'auto-3'" in printed
+    assert "95% interval" in printed
+    with Image.open(output / "before-after.png") as image:
+        assert image.height > 6 * 16
+    pipe = UCGMPipeline.from_pretrained(output / "pipeline")
+    assert pipe.config.call_defaults == {"num_inference_steps": 4}
+    saved = UCGMScheduler.from_pretrained(output, subfolder="scheduler").config
+    assert pipe.scheduler.config.time_warp == saved.time_warp
+    assert main([*words, *numbers, "--objective", "frechet"]) == 2
+    assert "`--reference` must name real images" in capsys.readouterr().err
+
+
+def test_command_tunes_towards_real_pictures(tmp_path, capsys, monkeypatch):
+    model, real = tmp_path / "model", tmp_path / "real"
+    pipeline(autoencoder("kl", channels=1), UCGMScheduler(stochasticity=1.0)).save_pretrained(model)
+    real.mkdir()
+    for i in range(4):
+        Image.new("L", (16, 16), 60 * i).save(real / f"{i}.png")
+    make = lambda device: lambda pictures: ImageFeatures(pictures.float().flatten(1).mean(1, keepdim=True) / 255.0)
+    monkeypatch.setitem(sys.modules, "own_features", SimpleNamespace(make=make))
+    words = [
+        "tune-sampler",
+        "--model",
+        str(model),
+        "--steps",
+        "2",
+        "--output",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+    ]
+    words += ["--num-trials", "8", "--num-seeds", "4", "--num-held-out", "6", "--objective", "frechet"]
+    assert main([*words, "--reference", str(real), "--features", "own_features:make"]) == 0
+    assert "95% interval" in capsys.readouterr().out
