@@ -140,11 +140,11 @@ def test_a_folder_that_cannot_be_exchanged_stays_what_it_was(tmp_path, monkeypat
     [
         (b"", "got an empty file"),
         (b"\n", "got an empty file"),
-        (b'{"a": 1', r"got a torn or damaged file \(Expecting"),
+        (b'{"a": 1', r"got a truncated or damaged file \(Expecting"),
         (b'{"a": "\xff"}', "got bytes that are not UTF-8"),
         (b"[1]", "got list"),
-        (b"[" * 100_000, "got too deep a nesting|got a torn or damaged file"),
-        (b"9" * 5_000, "got a torn or damaged file"),
+        (b"[" * 100_000, "got too deep a nesting|got a truncated or damaged file"),
+        (b"9" * 5_000, "got a truncated or damaged file"),
     ],
 )
 def test_damaged_json_is_named(tmp_path, content, reason):
