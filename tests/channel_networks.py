@@ -5,8 +5,6 @@ from torch import nn
 
 
 RATIOS = [0.0, 0.5, 1.0]
-
-
 NULL = 3
 
 

@@ -1,90 +1,18 @@
 """Labelled images from IDX files and the Hub, pixels, and latents."""
 
-import gzip
-
 import datasets
 import numpy as np
 import pytest
 import torch
+from idx_files import write_folder
 from PIL import Image
 
 from diffusers_ucgm.data.datasets import LatentDataset, load_images, pixels
-from diffusers_ucgm.data.idx import read_idx
-
-
-def idx_bytes(array):
-    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
-    return bytes([0, 0, 8, array.ndim]) + sizes + array.to(torch.uint8).numpy().tobytes()
-
-
-def write_folder(folder, images, labels, prefix="train", suffix=""):
-    for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
-        content = idx_bytes(array)
-        path = folder / f"{prefix}-{kind}-ubyte{suffix}"
-        path.write_bytes(gzip.compress(content) if suffix else content)
 
 
 def some_images(number=5):
     generator = torch.Generator().manual_seed(number)
     return torch.randint(0, 256, (number, 4, 3), generator=generator), torch.arange(number) % 3
-
-
-# --- IDX files -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-@pytest.mark.parametrize("shape", [(7,), (2, 3), (300, 2, 5)])
-def test_arrays_of_any_rank_are_read(tmp_path, shape, suffix):
-    array = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    path = tmp_path / f"array-ubyte{suffix}"
-    path.write_bytes(gzip.compress(idx_bytes(array)) if suffix else idx_bytes(array))
-    read = read_idx(str(path))
-    assert read.dtype == torch.uint8
-    assert torch.equal(read, array)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"\x00\x00", b"\x00\x00\x0d\x01\x00\x00\x00\x00", b"\x89PNG\r\n\x1a\n"],
-    ids=["empty", "short", "floats", "png"],
-)
-def test_other_files_are_refused(tmp_path, content):
-    path = tmp_path / "file"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"`path` must be an IDX file of unsigned bytes, got '.*file' with start b"):
-        read_idx(path)
-
-
-@pytest.mark.parametrize("missing", [1, 10])
-def test_a_truncated_array_is_refused(tmp_path, missing):
-    path = tmp_path / "file"
-    path.write_bytes(idx_bytes(torch.zeros(2, 3, 4))[:-missing])
-    message = rf"`path` must hold 24 bytes after its header, got {24 - missing} in '.*file'\. The file is truncated"
-    with pytest.raises(ValueError, match=message):
-        read_idx(path)
-
-
-def test_a_file_that_ends_in_its_header_is_refused(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(idx_bytes(torch.zeros(2, 3, 4))[:7])
-    with pytest.raises(ValueError, match=r"`path` must .* in '.*file'\. The file is truncated"):
-        read_idx(path)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        gzip.compress(idx_bytes(torch.zeros(50, 3, 4)))[:-9],
-        gzip.compress(idx_bytes(torch.zeros(50, 3, 4)))[:14] + b"\xff" * 30,
-        b"not compressed at all",
-    ],
-    ids=["truncated", "damaged", "plain"],
-)
-def test_a_broken_gzip_file_is_refused(tmp_path, content):
-    path = tmp_path / "file.gz"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"`path` must be a whole gzip file, got '.*file\.gz'"):
-        read_idx(path)
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])

@@ -6,8 +6,25 @@ import pytest
 from exact_comparisons import compared, exact
 
 from diffusers_ucgm import UCGMScheduler
+from diffusers_ucgm.solver_study import compare
 from diffusers_ucgm.solver_study.comparison_record import RESULT, ComparisonRecord
 from diffusers_ucgm.solver_study.stock_solvers import ucgm_solvers
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """How many cells have been drawn; `stop_at` interrupts one."""
+    log = {"cells": 0, "stop_at": None}
+    draw = compare.generate
+
+    def counted(*args, **settings):
+        if log["cells"] == log["stop_at"]:
+            raise KeyboardInterrupt
+        log["cells"] += 1
+        return draw(*args, **settings)
+
+    monkeypatch.setattr(compare, "generate", counted)
+    return log
 
 
 @pytest.mark.parametrize("row", [{"rms": ""}, {"calls": "2"}, {"banana": 1}])

@@ -12,11 +12,7 @@ from diffusers_ucgm.transports import get_transport
 
 
 LINEAR = get_transport("linear")
-
-
 CLASSES, CHANNELS = 3, 4
-
-
 MEANS = torch.randn(CLASSES, CHANNELS, 2, 2, generator=torch.Generator().manual_seed(0))
 
 

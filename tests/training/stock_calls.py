@@ -21,14 +21,8 @@ class Stock:
 
 
 TEXT = {"encoder_hidden_states": "prompt_embeds"}
-
-
 MASKED = {**TEXT, "encoder_attention_mask": "prompt_attention_mask"}
-
-
 POOLED = {**TEXT, "pooled_projections": "pooled_prompt_embeds"}
-
-
 STOCK = {
     "dit": Stock({"class_labels": "class_labels"}),
     "pixart_alpha": Stock(MASKED),
