@@ -222,7 +222,7 @@ def test_imports_point_one_way(file):
     assert layers_imported(file.read_text(), module_name(file)) <= inner | {part(file)}
 
 
-def tests_of(file):
+def find_tests(file):
     """The test file of a module: its own, or the one that `TESTED_ELSEWHERE` names."""
     path = file.relative_to(PACKAGE)
     return TESTS / TESTED_ELSEWHERE.get(path.as_posix(), path.with_name(f"test_{path.name}"))
@@ -230,7 +230,7 @@ def tests_of(file):
 
 @pytest.mark.parametrize("file", [file for file in SOURCES if file.stem != "__init__"], ids=module_name)
 def test_every_module_has_tests(file):
-    assert tests_of(file).is_file()
+    assert find_tests(file).is_file()
 
 
 def test_modules_that_are_tested_elsewhere_have_no_test_file_of_their_own():

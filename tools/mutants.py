@@ -59,7 +59,7 @@ PIPELINE_TESTS = ("tests/test_pipeline.py", "tests/test_pipeline_loading.py")
 CACHE_TESTS = ("tests/test_network_caches.py",)
 EXPERT_TESTS = ("tests/training/test_experts.py",)
 LORA_TESTS = ("tests/test_loading.py",)
-SETTING_TESTS = ("tests/sampling/test_settings.py",)
+SETTING_TESTS = ("tests/sampling/test_settings.py", "tests/sampling/test_step_arguments.py")
 PRECISION_TESTS = ("tests/sampling/test_precision.py",)
 NOISE_TESTS = ("tests/sampling/test_run_noise.py",)
 NOISING_TESTS = ("tests/sampling/test_noising.py",)
@@ -496,7 +496,11 @@ MUTANTS = [
         "training/checkpoints.py",
         " and _damage(folder) is None:\n            return folder",
         ":\n            return folder",
-        ("tests/training/test_checkpoints.py", "tests/training/test_interruptions.py"),
+        (
+            "tests/training/test_checkpoints.py",
+            "tests/training/test_interruptions.py",
+            "tests/training/test_collapse.py",
+        ),
     ),
     Mutant(
         "DiT's own label dropout stays on",
@@ -538,21 +542,21 @@ MUTANTS = [
         "training/stability.py",
         "PATIENCE = 2",
         "PATIENCE = 1",
-        ("tests/training/test_stability.py",),
+        ("tests/training/test_stability.py", "tests/training/test_ratios.py"),
     ),
     Mutant(
         "the guard forgets its first alarm when the ratio rises",
         "training/stability.py",
         "        is_known = len(losses) >= SETTLED\n",
         "        is_known = len(losses) >= SETTLED\n        self.high = self.high if is_known else 0\n",
-        ("tests/training/test_stability.py",),
+        ("tests/training/test_stability.py", "tests/training/test_ratios.py"),
     ),
     Mutant(
         "a roll-back leaves the collapsed checkpoints",
         "training/collapse.py",
         "checkpoints.drop_checkpoints(run.config.output_dir, run.step, run.runs)",
         "pass",
-        ("tests/training/test_interruptions.py",),
+        ("tests/training/test_interruptions.py", "tests/training/test_collapse.py"),
     ),
     Mutant(
         "only the main process hears of a full disk",
@@ -602,28 +606,28 @@ MUTANTS = [
         "run_folder.py",
         'if path.name.startswith("checkpoint-") and run_of(path) not in ids:',
         "if not path.name:",
-        ("tests/test_run_folder.py",),
+        ("tests/test_run_folder.py", "tests/test_locks.py"),
     ),
     Mutant(
         "another run goes on in the folder",
         "run_folder.py",
         'if changed := differences(found["identity"], identity):',
         "if changed := differences({}, {}):",
-        ("tests/test_run_folder.py",),
+        ("tests/test_run_folder.py", "tests/test_locks.py"),
     ),
     Mutant(
         "a second process is let in",
         "locks.py",
         "        except BlockingIOError:\n            raise self._refusal(self._owner(descriptor)) from None\n",
         "        except BlockingIOError:\n            pass\n",
-        ("tests/test_run_folder.py",),
+        ("tests/test_run_folder.py", "tests/test_locks.py"),
     ),
     Mutant(
         "children inherit the lock",
         "locks.py",
         "fcntl.lockf(descriptor",
         "fcntl.flock(descriptor",
-        ("tests/test_run_folder.py",),
+        ("tests/test_run_folder.py", "tests/test_locks.py"),
     ),
     Mutant(
         "a used folder is taken without a word",
@@ -1403,7 +1407,11 @@ MUTANTS = [
         "image_metrics/statistics.py",
         '{"sync_on_compute": False}',
         "{}",
-        ("tests/image_metrics/test_evaluate.py",),
+        (
+            "tests/image_metrics/test_evaluate.py",
+            "tests/image_metrics/test_samples.py",
+            "tests/image_metrics/test_commands.py",
+        ),
     ),
     Mutant(
         "sFID's channels first",
@@ -1424,14 +1432,18 @@ MUTANTS = [
         "randomness.py",
         "return (seed * STRIDE + index) % 2**32",
         "return seed * 2**32 + index",
-        ("tests/image_metrics/test_evaluate.py", "tests/data/test_images.py"),
+        ("tests/image_metrics/test_evaluate.py", "tests/data/test_images.py", "tests/image_metrics/test_samples.py"),
     ),
     Mutant(
         "torn files of samples taken for whole",
         "image_metrics/samples.py",
         "if _rows_in(file) < len(part):",
         "if not file.is_file():",
-        ("tests/image_metrics/test_evaluate.py",),
+        (
+            "tests/image_metrics/test_evaluate.py",
+            "tests/image_metrics/test_samples.py",
+            "tests/image_metrics/test_commands.py",
+        ),
     ),
     # The command line
     Mutant(
