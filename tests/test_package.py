@@ -105,6 +105,7 @@ TESTED_ELSEWHERE = {
     "training/requirements.py": "test_early_checks.py",
     # Parts of a whole run.
     "data/cache_index.py": "data/test_latent_cache.py",
+    "data/image_columns.py": "data/test_image_sources.py",
     "data/image_folders.py": "data/test_image_sources.py",
     "data/source_errors.py": "data/test_image_sources.py",
     "info/commands.py": "test_cli.py",
@@ -112,6 +113,7 @@ TESTED_ELSEWHERE = {
     "plotting.py": "solver_study/test_plots.py",
     "solver_study/tuning_result.py": "solver_study/test_tune.py",
     "training/backends.py": "training/test_distributed.py",
+    "training/findings.py": "training/test_doctor.py",
     "training/preparation.py": "training/test_trainer.py",
     "training/zero.py": "training/test_distributed.py",
 }
