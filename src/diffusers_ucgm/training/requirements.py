@@ -100,7 +100,7 @@ def check_data(network: nn.Module, adapter: DenoiserAdapter, dataset: TrainingDa
     _check_numbers(item)
 
 
-def _check_numbers(item: Mapping[str, Any]) -> None:
+def _check_numbers(item: Mapping[str, object]) -> None:
     """Refuse columns of texts and other values of which no batch of numbers can be made."""
     for column, value in item.items():
         if not isinstance(value, Tensor | np.ndarray | np.generic | int | float):
