@@ -159,7 +159,7 @@ def _encodes_videos(vae: nn.Module) -> bool:
 
 
 @contextmanager
-def _one_by_one(vae: Any) -> Iterator[None]:
+def _one_by_one(vae: object) -> Iterator[None]:
     """Images one by one while entered, for classes whose code fails on several."""
     before = getattr(vae, "use_slicing", False)
     vae.use_slicing = before or type(vae).__name__ in ONE_BY_ONE
@@ -187,7 +187,7 @@ def _latent_statistics(vae: ModelMixin, like: Tensor) -> tuple[Tensor, Tensor]:
     return mean, scale / std
 
 
-def _statistic(vae: Any, name: str) -> Any:
+def _statistic(vae: object, name: str) -> Any:
     """A statistic of the latents by channel: the config's, or else the attribute or buffer of that name, or None."""
     value = getattr(vae.config, name, None)
     return {**vars(vae), **dict(vae.named_buffers(recurse=False))}.get(name) if value is None else value

@@ -62,7 +62,7 @@ class ModelClasses:
     number: int | None = None
 
     @classmethod
-    def of(cls, id2label: Mapping[Any, Any] | None, number: int | None) -> "ModelClasses":
+    def of(cls, id2label: Mapping[Any, object] | None, number: int | None) -> "ModelClasses":
         """The classes of a config's `id2label`, whose keys JSON turned into texts.
 
         Raises:
@@ -74,7 +74,7 @@ class ModelClasses:
             raise ValueError(f"`id2label` must map ids to names, got {id2label!r}.") from error
 
     @classmethod
-    def of_network(cls, network: Any, id2label: Mapping[Any, Any] | None = None) -> "ModelClasses | None":
+    def of_network(cls, network: object, id2label: Mapping[Any, object] | None = None) -> "ModelClasses | None":
         """The classes of a network of diffusers, or None where it takes none.
 
         Args:
@@ -151,7 +151,7 @@ class ModelClasses:
         return {int(word)} if word.isascii() and word.isdigit() and int(word) in self else set()
 
 
-def class_names(pipe: Any) -> Mapping[Any, str]:
+def class_names(pipe: object) -> Mapping[Any, str]:
     """The names that a pipeline has for its classes, by id; empty where it has none.
 
     Args:
@@ -246,7 +246,7 @@ class LabelMapping:
         ]
         return [*rows, *self.notes]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """The form that a cache keeps: the class of each label, and the model's names of these classes."""
         used = sorted({*self.classes.values(), *self._given.values()})
         names = {str(index): self.model.names[index] for index in used if index in self.model.names}

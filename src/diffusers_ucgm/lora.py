@@ -14,6 +14,8 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from diffusers_ucgm.files import JsonObject
+
 from . import files
 
 
@@ -162,7 +164,7 @@ def load_lora(network: nn.Module, folder: str | Path, prefix: str = "transformer
         ) from error
 
 
-def _read_lora(file: Path, start: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read_lora(file: Path, start: str) -> tuple[JsonObject, dict[str, Tensor]]:
     """The settings and the tensors of a file under the names that begin with `start`, without that beginning."""
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata() or {}
@@ -171,7 +173,7 @@ def _read_lora(file: Path, start: str) -> tuple[dict[str, Any], dict[str, Tensor
             for name in opened.keys()  # noqa: SIM118
             if name.startswith(start)
         }
-    settings: dict[str, Any] = json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
+    settings: JsonObject = json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
     return {name.removeprefix(start): value for name, value in settings.items() if name.startswith(start)}, tensors
 
 
@@ -209,7 +211,7 @@ def active_adapters(network: nn.Module) -> list[tuple[str, str, float]]:
     ]
 
 
-def lora_notes(file: str | Path) -> dict[str, Any]:
+def lora_notes(file: str | Path) -> JsonObject:
     """The `notes` that `save_lora` was given; none for a file of another origin."""
     with safe_open(file, "pt") as opened:
         found = json.loads((opened.metadata() or {}).get(NOTES, "{}"))

@@ -93,7 +93,7 @@ class UCGMPipeline(DiffusionPipeline):
         latents_mean: Sequence[float] | None = None,
         latents_std: Sequence[float] | None = None,
         do_normalize: bool = True,
-        call_defaults: dict[str, Any] | None = None,
+        call_defaults: dict[str, object] | None = None,
     ) -> None:
         """Put the components together.
 
@@ -387,7 +387,7 @@ class UCGMPipeline(DiffusionPipeline):
             images = images.clamp(0.0, 1.0)
         return self.image_processor.postprocess(images.float(), output_type=output_type)  # pyright: ignore
 
-    def _or_default(self, name: str, value: Any) -> Any:
+    def _or_default(self, name: str, value: object) -> Any:
         """The value of a call's argument, or its default where it is None."""
         return (self.config.call_defaults or {}).get(name, CALL_DEFAULTS[name]) if value is None else value
 

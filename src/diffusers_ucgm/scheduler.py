@@ -192,7 +192,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
     def __len__(self) -> int:
         return self.config.num_train_timesteps
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         # A convention is made of functions, which cannot be pickled; the config makes it again. The run and the kept
         # state must know that they are in a copy.
         return {**self.__dict__, "_convention": None, "_last": copy.copy(self._last), "_run": copy.copy(self._run)}

@@ -36,7 +36,7 @@ class Teacher:
         student: nn.Module,
         teacher_decay: float,
         *,
-        without_adapter: Callable[[], AbstractContextManager[Any]] | None = None,
+        without_adapter: Callable[[], AbstractContextManager[object]] | None = None,
         dtype: torch.dtype | None = None,
         offload_from: torch.device | None = None,
     ) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from diffusers_ucgm.loading import DTYPE
 
-from .files import read_state_dict
+from .files import JsonObject, read_state_dict
 from .key_maps import Entry, agreed_size, apply_map, check_map, describe
 
 
@@ -70,7 +70,7 @@ AUTOENCODERS: dict[str, Autoencoder] = {
 }
 
 # DC-AE f32c32-in-1.0 (arXiv 2410.10733).
-DC_AE: dict[str, Any] = {
+DC_AE: JsonObject = {
     "latent_channels": 32,
     "attention_head_dim": 32,
     "encoder_block_types": ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3,
@@ -155,7 +155,7 @@ def load_autoencoder(
     else:
         _check_folder(source, norm_num_groups)
         vae = AutoModel.from_pretrained(source, **{DTYPE: dtype}, use_safetensors=True)
-    settings: dict[str, Any] = {} if scaling_factor is None else {"scaling_factor": scaling_factor}
+    settings: JsonObject = {} if scaling_factor is None else {"scaling_factor": scaling_factor}
     if isinstance(vae, AutoencoderKL) and mean is not None and std is not None:
         settings |= {"latents_mean": list(mean), "latents_std": list(std)}
     vae.register_to_config(**settings)
@@ -271,7 +271,7 @@ def _shapes(model: ModelMixin) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in model.state_dict().items()}
 
 
-def _kl_config(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+def _kl_config(state_dict: Mapping[str, Tensor]) -> JsonObject:
     """The configuration of an `AutoencoderKL`, from the keys and shapes of its encoder."""
     matches = [re.match(r"encoder\.down\.(\d+)\.(block|attn)\.(\d+)\.", key) for key in state_dict]
     parts = {(int(match[1]), match[2], int(match[3])) for match in matches if match}

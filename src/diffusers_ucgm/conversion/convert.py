@@ -23,7 +23,7 @@ from diffusers_ucgm.scheduler import UCGMScheduler
 
 from .arguments import CONVERT_ARGUMENTS
 from .autoencoders import AUTOENCODERS, describe_autoencoder, load_autoencoder
-from .files import read_latent_statistics, read_state_dict
+from .files import JsonObject, read_latent_statistics, read_state_dict
 from .key_maps import describe
 from .names import without_training_heads
 from .networks import Architecture, convert_network, network_plan
@@ -261,7 +261,7 @@ class _OutputFolder:
     """The folder of a conversion, which is written as a whole."""
 
     folder: Path
-    identity: dict[str, Any]
+    identity: JsonObject
     overwrite: bool
 
     def check(self) -> None:
@@ -300,7 +300,7 @@ class _OutputFolder:
                 RunFolder(temporary, "convert").start(_plain(self.identity))
 
 
-def _plain(identity: dict[str, Any]) -> dict[str, Any]:
+def _plain(identity: JsonObject) -> JsonObject:
     return json.loads(json.dumps(identity, default=str))
 
 
@@ -353,7 +353,7 @@ def _scheduler(recipe: Recipe, architecture: Architecture) -> UCGMScheduler:
     return UCGMScheduler(**{"transport": architecture.transport, **settings})
 
 
-def _network_settings(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Any]:
+def _network_settings(recipe: Recipe, given: Mapping[str, Any]) -> JsonObject:
     settings = published_settings(recipe.network) if recipe.network else {}
     autoencoder = AUTOENCODERS.get(recipe.autoencoder or "")
     if autoencoder is not None and recipe.image_size is not None:

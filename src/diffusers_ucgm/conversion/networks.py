@@ -11,6 +11,7 @@ from accelerate import init_empty_weights
 from diffusers import ModelMixin
 from torch import Tensor
 
+from diffusers_ucgm.files import JsonObject
 from diffusers_ucgm.models.edm2_unet_2d import EDM2UNet2DModel
 from diffusers_ucgm.models.layers import rotary_table
 from diffusers_ucgm.models.transformer_2d import ROTARY_POSITIONS, UCGMTransformer2DModel
@@ -43,7 +44,7 @@ class Architecture(NamedTuple):
 
     name: str
     marks: tuple[str, ...]
-    config: Callable[[Mapping[str, Tensor], Mapping[str, Any]], dict[str, Any]]
+    config: Callable[[Mapping[str, Tensor], Mapping[str, Any]], JsonObject]
     entries: Callable[[Mapping[str, Any]], list[Entry]]
     model: type[ModelMixin]
     transport: str
@@ -65,9 +66,7 @@ def recognize(state_dict: Mapping[str, Tensor]) -> Architecture:
     )
 
 
-def network_plan(
-    state_dict: Mapping[str, Tensor], **settings: Any
-) -> tuple[Architecture, dict[str, Any], list[Entry]]:
+def network_plan(state_dict: Mapping[str, Tensor], **settings: Any) -> tuple[Architecture, JsonObject, list[Entry]]:
     """What a checkpoint is, the configuration of our model for it, and the key map; nothing is converted.
 
     Args:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusers_ucgm.files import read_yaml
+from diffusers_ucgm.files import JsonObject, read_yaml
 
 
 __all__ = ["Recipe", "read_reference_config"]
@@ -28,9 +28,9 @@ class Recipe:
         scaling_factor: The multiplier of normalised latents; None is the autoencoder's own.
     """
 
-    scheduler: dict[str, Any] = field(default_factory=dict)
-    call: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
+    scheduler: JsonObject = field(default_factory=dict)
+    call: JsonObject = field(default_factory=dict)
+    training: JsonObject = field(default_factory=dict)
     network: str | None = None
     autoencoder: str | None = None
     image_size: int | None = None
@@ -129,7 +129,7 @@ def read_reference_config(path: str | Path) -> Recipe:
     sections = read_yaml(path)
     if not isinstance(sections, dict):
         raise ValueError(f"`path` must hold sections of settings, got {type(sections).__name__} in {str(path)!r}.")
-    parts: dict[str, dict[str, Any]] = {"recipe": {}, "scheduler": {}, "call": {}, "training": {}}
+    parts: dict[str, JsonObject] = {"recipe": {}, "scheduler": {}, "call": {}, "training": {}}
     for section, entries in sections.items():
         if section == "output_dir":
             continue
@@ -157,7 +157,7 @@ def _translate(section: str, key: str, value: Any, path: str | Path) -> tuple[st
         raise ValueError(f"`{section}.{key}` {error}, in {str(path)!r}.") from error
 
 
-def _complete_scheduler(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+def _complete_scheduler(scheduler: Mapping[str, Any]) -> JsonObject:
     """Add what the reference's code fixes: the times that its networks take, and its own second order."""
     if not scheduler:
         return {}
@@ -165,7 +165,7 @@ def _complete_scheduler(scheduler: Mapping[str, Any]) -> dict[str, Any]:
     return {**scheduler, "num_train_timesteps": 1, **solver}
 
 
-def _complete_call(call: Mapping[str, Any], transport: str | None) -> dict[str, Any]:
+def _complete_call(call: Mapping[str, Any], transport: str | None) -> JsonObject:
     """Guidance in canonical times, and 1, which is none, for a scale of 0 or below."""
     if call.get("guidance_scale", 1.0) <= 0.0:
         return {name: value for name, value in call.items() if name != "guidance_interval"} | {"guidance_scale": 1.0}

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from diffusers_ucgm.files import JsonObject
+
 from .key_maps import agreed_size
 
 
@@ -41,7 +43,7 @@ WEIGHT_AND_BIAS = ("weight", "bias")
 ROTARY_TABLES = ("feat_rope.freqs_cos", "feat_rope.freqs_sin")
 
 
-def published_settings(name: str) -> dict[str, Any]:
+def published_settings(name: str) -> JsonObject:
     """Entries of our configuration for a published network, such as "SiT-XL/1" or "EDM2-L".
 
     Raises:
@@ -80,7 +82,7 @@ def _count(state_dict: Mapping[str, Tensor], pattern: str) -> int:
     return max(_numbers(state_dict, pattern), default=-1) + 1
 
 
-def _require(settings: Mapping[str, Any], published: Mapping[str, Any], why: str) -> dict[str, Any]:
+def _require(settings: Mapping[str, Any], published: Mapping[str, Any], why: str) -> JsonObject:
     """Settings that were given, or else published ones; None stands for one that is not published.
 
     Raises:
@@ -109,7 +111,7 @@ def _out_channels(state_dict: Mapping[str, Tensor], channels: int, places: tuple
     return found
 
 
-def _transformer_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
+def _transformer_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> JsonObject:
     """The entries that TiT, SiT and LightningDiT have in common."""
     _, channels, patch, _ = _shape(state_dict, "x_embedder.proj.weight", 4)
     tables = [(key, 0, 1) for key in ROTARY_TABLES]
@@ -148,7 +150,7 @@ def _heads(
     return {name: value, other: dim // value}
 
 
-def tit_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
+def tit_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> JsonObject:
     """The configuration of a TiT; see `Architecture.config`."""
     shapes = {key: list(state_dict[key].shape) for key in ROTARY_TABLES if key in state_dict}
     if len(shapes) == 2 and len(set(map(tuple, shapes.values()))) == 2:
@@ -158,7 +160,7 @@ def tit_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) ->
     return _transformer_config(state_dict, settings) | {"ff_inner_dim": agreed_size(state_dict, *places)}
 
 
-def sit_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
+def sit_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> JsonObject:
     """The configuration of a SiT; see `Architecture.config`."""
     block = "blocks.0.mlp"
     places = ((f"{block}.fc1.weight", 0, 1), (f"{block}.fc1.bias", 0, 1), (f"{block}.fc2.weight", 1, 1))
@@ -171,12 +173,12 @@ def sit_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) ->
     }
 
 
-def lightningdit_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
+def lightningdit_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> JsonObject:
     """The configuration of a LightningDiT; see `Architecture.config`."""
     return tit_config(state_dict, settings) | {"norm_type": "rms_norm", "qk_norm": None}
 
 
-def ddt_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
+def ddt_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> JsonObject:
     """The configuration of a DDT; see `Architecture.config`."""
     classes, _ = _shape(state_dict, "y_embedder.embedding_table.weight", 2)
     layers, dim = _count(state_dict, r"blocks\.(\d+)\."), _width(state_dict)
@@ -184,7 +186,7 @@ def ddt_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) ->
     patches = [(f"{name}.proj.weight", 1, 1) for name in ("x_embedder", "s_embedder")]
     values = agreed_size(state_dict, *patches, ("final_layer.linear.weight", 0, 1))
     areas = {patch**2: patch for patch in range(1, math.isqrt(values) + 1) if values % patch**2 == 0}
-    known: dict[str, Any] = {"num_encoder_layers": None, "patch_size": None, "sample_size": None}
+    known: JsonObject = {"num_encoder_layers": None, "patch_size": None, "sample_size": None}
     known |= PUBLISHED_DDT.get((layers, dim, values), {})
     area = 1 if len(areas) == 1 else values / settings.get("in_channels", math.inf)
     if area in areas:
@@ -218,7 +220,7 @@ def ddt_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) ->
     }
 
 
-def edm2_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
+def edm2_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> JsonObject:
     """The configuration of an EDM2; see `Architecture.config`."""
     sides = sorted(_numbers(state_dict, r"enc\.(\d+)x\d+_"), reverse=True)
     if not sides:

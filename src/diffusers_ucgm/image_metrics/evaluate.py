@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -13,6 +12,7 @@ from tqdm.auto import tqdm
 from diffusers_ucgm import files
 from diffusers_ucgm.constraints import check
 from diffusers_ucgm.contracts import Pipeline
+from diffusers_ucgm.files import JsonObject
 from diffusers_ucgm.run_folder import RunFolder
 
 from .arguments import EVALUATE_ARGUMENTS
@@ -48,11 +48,11 @@ class EvaluationResult:
     left_out: dict[str, str]
     num_samples: int
     features: str
-    reference: dict[str, Any]
-    settings: dict[str, Any]
+    reference: JsonObject
+    settings: JsonObject
     versions: dict[str, str]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """All of it, in the form that JSON holds."""
         return asdict(self)
 
@@ -216,7 +216,7 @@ class _Measuring:
         check_reference_fits(source, network, name)
         return cls(source, network, name, reference_file, batch_size, progress)
 
-    def evaluate(self, plan: SamplePlan, settings: dict[str, Any], output: str | Path) -> EvaluationResult:
+    def evaluate(self, plan: SamplePlan, settings: JsonObject, output: str | Path) -> EvaluationResult:
         """The metrics of the samples in a folder."""
         reference = self.source.load(self.network, self.features, self.batch_size, self.progress)
         if self.reference_file is not None:

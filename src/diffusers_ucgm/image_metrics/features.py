@@ -232,7 +232,7 @@ class TransformersFeatures:
             # The hook keeps the last layer's input, so that the body does not run twice.
             self.model.base_model.register_forward_hook(self._keep_output)
 
-    def _keep_output(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+    def _keep_output(self, module: torch.nn.Module, inputs: object, output: object) -> None:
         self._body_output = output
 
     def __call__(self, images: Tensor) -> ImageFeatures:
@@ -246,7 +246,7 @@ class TransformersFeatures:
         return ImageFeatures(self._pool(self._body_output), output.logits.float().cpu())
 
     @staticmethod
-    def _pool(output: Any) -> Tensor:
+    def _pool(output: object) -> Tensor:
         if not isinstance(output, Tensor):
             pooled = getattr(output, "pooler_output", None)
             # The first token stands for the image where nothing is pooled.
@@ -280,7 +280,7 @@ class InceptionFeatures:
         # TensorFlow's `mixed_6/conv`, the first branch of the third block of 17x17.
         self.model.Mixed_6d.branch1x1.register_forward_hook(self._keep_map)
 
-    def _keep_map(self, module: torch.nn.Module, inputs: Any, output: Tensor) -> None:
+    def _keep_map(self, module: torch.nn.Module, inputs: object, output: Tensor) -> None:
         self._map = output
 
     def __call__(self, images: Tensor) -> ImageFeatures:

@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image
@@ -74,7 +73,7 @@ class SamplePlan:
         """The condition of each sample."""
         return conditions_for(self.pipe, self.num_samples, self.conditions)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """What the samples depend on, as JSON has it; the numbers of samples and processes are no part of it."""
         config = {name: value for name, value in self.pipe.scheduler.config.items() if not name.startswith("_")}
         conditions = None if self.conditions is None else list(self.conditions)
@@ -139,7 +138,7 @@ def generate_samples(
     process_index: int = 0,
     num_processes: int = 1,
     progress: bool = True,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Generate this process's part of an evaluation's samples, as far as they are not in the folder yet.
 
     Args:

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffusers_ucgm.files import check_tensors, read_json
 
@@ -56,7 +56,7 @@ def plot_schedule(folder: Path, steps: int, path: str) -> Path:
     return plot_time_grid({config["_class_name"]: _scheduler_with_times(config, steps)}, path)
 
 
-def _scheduler_with_times(config: dict[str, Any], steps: int) -> "UCGMScheduler":
+def _scheduler_with_times(config: dict[str, object], steps: int) -> "UCGMScheduler":
     """A scheduler with its times, which have no shift where the pipeline would give `mu`."""
     from diffusers_ucgm.scheduler import UCGMScheduler
 
@@ -105,7 +105,7 @@ def _parameters_by_type(file: Path) -> Counter[str]:
     return counts
 
 
-def _public_settings(config: dict[str, Any]) -> list[str]:
+def _public_settings(config: dict[str, object]) -> list[str]:
     return [f"  {name}: {value}" for name, value in config.items() if not name.startswith("_")]
 
 

@@ -5,9 +5,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from diffusers_ucgm.files import read_json
+from diffusers_ucgm.files import JsonObject, read_json
 from diffusers_ucgm.run_folder import RUN_FILE
 
 
@@ -83,11 +82,11 @@ def _describe_training(folder: Path) -> list[str]:
     ]
 
 
-def _last_settings(checkpoints: dict[int, Path]) -> dict[str, Any]:
+def _last_settings(checkpoints: dict[int, Path]) -> JsonObject:
     return read_json(checkpoints[max(checkpoints)] / "state.json").get("config", {}) if checkpoints else {}
 
 
-def _first_settings(folder: Path) -> dict[str, Any]:
+def _first_settings(folder: Path) -> JsonObject:
     """The settings with which a run was begun."""
     return read_json(folder / RUN_FILE).get("settings", {}) if (folder / RUN_FILE).is_file() else {}
 
@@ -100,7 +99,7 @@ def _listing(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
 
 
-def _training_settings(settings: dict[str, Any]) -> list[str]:
+def _training_settings(settings: JsonObject) -> list[str]:
     return [f"  {name}: {settings[name]}" for name in SETTINGS if settings.get(name) is not None]
 
 
@@ -110,7 +109,7 @@ def _checkpoints(folder: Path) -> dict[int, Path]:
     return {step: steps[step] for step in sorted(steps) if (steps[step] / "state.json").is_file()}
 
 
-def _log_lines(file: Path) -> Iterator[dict[str, Any]]:
+def _log_lines(file: Path) -> Iterator[JsonObject]:
     """The whole lines of a log; the last one may be cut where the run was killed."""
     text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
     for line in text.splitlines():
@@ -120,7 +119,7 @@ def _log_lines(file: Path) -> Iterator[dict[str, Any]]:
                 yield values
 
 
-def _describe_log(log: list[dict[str, Any]]) -> list[str]:
+def _describe_log(log: list[JsonObject]) -> list[str]:
     if not log:
         return []
     losses = ", ".join(f"{_loss_text(line['loss'])} at step {line['step']}" for line in log[-NUM_LINES:])
@@ -155,7 +154,7 @@ def _class_counts(counts: dict[str, int] | None) -> list[str]:
     return [f"samples by class: {', '.join(f'{name}: {number}' for name, number in counts.items())}"]
 
 
-def _origin(fingerprint: dict[str, Any]) -> str:
+def _origin(fingerprint: JsonObject) -> str:
     if not fingerprint:
         return "of an unknown source"
     return f"from {fingerprint.get('source')} by the pipeline {fingerprint.get('pipeline')}"

@@ -1,7 +1,6 @@
 """The constraints on the arguments of comparisons and searches, as tables."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from diffusers import SchedulerMixin
 
@@ -16,7 +15,7 @@ def _is_seeds(value: object) -> bool:
     return isinstance(value, list | tuple | range) and all(is_whole(each) for each in value)
 
 
-def _is_solver(value: Any) -> bool:
+def _is_solver(value: object) -> bool:
     if isinstance(value, Mapping):
         return all(is_whole(budget) and isinstance(each, SchedulerMixin) for budget, each in value.items())
     return isinstance(value, SchedulerMixin)

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -149,7 +148,7 @@ class _Comparison:
     batch_size: int = 64
     call: Mapping[str, object] = field(default_factory=dict)
 
-    def plan(self) -> dict[str, Any]:
+    def plan(self) -> dict[str, object]:
         """What the measurements depend on beside the solvers."""
         solution = public_settings(solution_scheduler(self.pipe.scheduler.config).config)
         return {

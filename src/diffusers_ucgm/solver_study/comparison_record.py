@@ -9,6 +9,7 @@ from typing import Any
 from diffusers_ucgm import files
 from diffusers_ucgm.constraints import is_number
 from diffusers_ucgm.contracts import Steppable
+from diffusers_ucgm.files import JsonObject
 from diffusers_ucgm.fingerprint import public_settings
 
 from .measurements import Measurement
@@ -75,7 +76,7 @@ def _read_rows(file: Path) -> dict[tuple[str, int], tuple[Measurement, Any]]:
     return rows
 
 
-def _measurement(row: dict[str, Any]) -> Measurement:
+def _measurement(row: JsonObject) -> Measurement:
     """A measurement from JSON.
 
     Raises:

@@ -12,7 +12,6 @@ worse one, and dominates every mean: hence the median, and the fraction of seeds
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -61,7 +60,7 @@ class DistanceSummary:
     share_elsewhere: float
 
 
-def solution_scheduler(config: Mapping[str, Any]) -> UCGMScheduler:
+def solution_scheduler(config: Mapping[str, object]) -> UCGMScheduler:
     """The scheduler that solves a model's equation: second order on even steps from pure noise to the data.
 
     Args:

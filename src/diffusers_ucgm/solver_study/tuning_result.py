@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from diffusers import SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
@@ -12,6 +11,7 @@ from PIL import Image
 
 from diffusers_ucgm import files
 from diffusers_ucgm.contracts import Pipeline
+from diffusers_ucgm.files import JsonObject
 from diffusers_ucgm.generation.generate import generate
 from diffusers_ucgm.generation.image_grid import image_grid
 from diffusers_ucgm.labels import class_names
@@ -49,7 +49,7 @@ class TuningResult:
     """
 
     scheduler: SchedulerMixin
-    settings: dict[str, Any]
+    settings: JsonObject
     gain: Gain
     own_value: float
     trials: list[Trial]
@@ -64,7 +64,7 @@ class TuningResult:
         """The trial with the least value."""
         return best_of(self.trials)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """The contents of the result's file."""
         return {
             "is_gain": self.gain.is_gain,
