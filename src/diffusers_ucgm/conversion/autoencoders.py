@@ -18,9 +18,10 @@ from diffusers import AutoencoderDC, AutoencoderKL, AutoModel, ModelMixin
 from diffusers.utils import logging
 from torch import Tensor
 
+from diffusers_ucgm.files import JsonObject
 from diffusers_ucgm.loading import DTYPE
 
-from .files import JsonObject, read_state_dict
+from .files import read_state_dict
 from .key_maps import Entry, agreed_size, apply_map, check_map, describe
 
 

@@ -15,6 +15,7 @@ from diffusers.utils import logging
 
 from diffusers_ucgm import files
 from diffusers_ucgm.constraints import check
+from diffusers_ucgm.files import JsonObject
 from diffusers_ucgm.locks import Lock
 from diffusers_ucgm.pipeline import UCGMPipeline
 from diffusers_ucgm.presets import get_preset
@@ -23,7 +24,7 @@ from diffusers_ucgm.scheduler import UCGMScheduler
 
 from .arguments import CONVERT_ARGUMENTS
 from .autoencoders import AUTOENCODERS, describe_autoencoder, load_autoencoder
-from .files import JsonObject, read_latent_statistics, read_state_dict
+from .files import read_latent_statistics, read_state_dict
 from .key_maps import describe
 from .names import without_training_heads
 from .networks import Architecture, convert_network, network_plan
