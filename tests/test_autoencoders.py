@@ -332,7 +332,7 @@ def test_an_autoencoder_of_the_unit_range_gives_its_own_pixels():
     own = decode_latents(vae, latents).clamp(0.0, 1.0)
     for do_normalize in (True, False):
         pipe = UCGMPipeline(network, vae, UCGMScheduler(), do_normalize=do_normalize)
-        torch.testing.assert_close(pipe._decode(latents, "pt"), own)
+        torch.testing.assert_close(pipe.decode(latents, "pt"), own)
 
 
 def test_what_encodes_no_images_is_named():
