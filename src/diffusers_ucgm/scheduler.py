@@ -364,7 +364,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         """The place of a time in `timesteps`, or in another schedule: see `place_of`."""
         return place_of(timestep, self.timesteps if schedule_timesteps is None else schedule_timesteps)
 
-    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+    def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
         """The sample as the network takes it: unchanged, or scaled for models in sigma space.
 
         Args:
@@ -383,7 +383,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
     def step(
         self,
         model_output: Tensor,
-        timestep: Any,
+        timestep: Tensor | float | None,
         sample: Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
@@ -391,7 +391,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         use_clipped_model_output: bool | None = None,
         per_token_timesteps: Tensor | None = None,
         pred_original_sample: Tensor | None = None,
-        prev_timestep: Any = None,
+        prev_timestep: object = None,
     ) -> UCGMSchedulerOutput | tuple[Tensor, ...]:
         """One network call's worth of the way from noise to data.
 

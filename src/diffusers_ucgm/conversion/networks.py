@@ -4,7 +4,7 @@ TiT, SiT, LightningDiT and DDT become `UCGMTransformer2DModel`, EDM2 `EDM2UNet2D
 """
 
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from accelerate import init_empty_weights
@@ -17,7 +17,16 @@ from diffusers_ucgm.models.layers import rotary_table
 from diffusers_ucgm.models.transformer_2d import ROTARY_POSITIONS, UCGMTransformer2DModel
 
 from .key_maps import Entry, apply_map, check_map
-from .sizes import ROTARY_TABLES, WEIGHT_AND_BIAS, ddt_config, edm2_config, lightningdit_config, sit_config, tit_config
+from .sizes import (
+    ROTARY_TABLES,
+    WEIGHT_AND_BIAS,
+    NetworkConfig,
+    ddt_config,
+    edm2_config,
+    lightningdit_config,
+    sit_config,
+    tit_config,
+)
 
 
 __all__ = [
@@ -44,8 +53,8 @@ class Architecture(NamedTuple):
 
     name: str
     marks: tuple[str, ...]
-    config: Callable[[Mapping[str, Tensor], Mapping[str, Any]], JsonObject]
-    entries: Callable[[Mapping[str, Any]], list[Entry]]
+    config: Callable[[Mapping[str, Tensor], NetworkConfig], JsonObject]
+    entries: Callable[[NetworkConfig], list[Entry]]
     model: type[ModelMixin]
     transport: str
     guided_channels: int | None = None
@@ -66,7 +75,7 @@ def recognize(state_dict: Mapping[str, Tensor]) -> Architecture:
     )
 
 
-def network_plan(state_dict: Mapping[str, Tensor], **settings: Any) -> tuple[Architecture, JsonObject, list[Entry]]:
+def network_plan(state_dict: Mapping[str, Tensor], **settings: object) -> tuple[Architecture, JsonObject, list[Entry]]:
     """What a checkpoint is, the configuration of our model for it, and the key map; nothing is converted.
 
     Args:
@@ -95,7 +104,7 @@ def network_plan(state_dict: Mapping[str, Tensor], **settings: Any) -> tuple[Arc
 
 
 def convert_network(
-    state_dict: MutableMapping[str, Tensor], dtype: torch.dtype | None = None, **settings: Any
+    state_dict: MutableMapping[str, Tensor], dtype: torch.dtype | None = None, **settings: object
 ) -> ModelMixin:
     """Our model with the weights of an original checkpoint.
 
@@ -114,7 +123,7 @@ def convert_network(
     return model.eval()
 
 
-def _empty(architecture: Architecture, config: Mapping[str, Any]) -> ModelMixin:
+def _empty(architecture: Architecture, config: NetworkConfig) -> ModelMixin:
     with init_empty_weights(include_buffers=True):
         return architecture.model(**config)
 
@@ -130,7 +139,7 @@ def _same(source: str, target: str) -> Entry:
     return Entry((source,), (target,))
 
 
-def _transformer_entries(config: Mapping[str, Any]) -> list[Entry]:
+def _transformer_entries(config: NetworkConfig) -> list[Entry]:
     """The key map of TiT, SiT and LightningDiT, by the settings in which they differ."""
     weighted_norms = config.get("norm_type") == "rms_norm"
     entries = [*_with_bias("x_embedder.proj", "proj_in"), _same("pos_embed", "pos_embed")]
@@ -151,7 +160,7 @@ def _transformer_entries(config: Mapping[str, Any]) -> list[Entry]:
     return entries + _with_bias("final_layer.linear", "proj_out")
 
 
-def _ddt_entries(config: Mapping[str, Any]) -> list[Entry]:
+def _ddt_entries(config: NetworkConfig) -> list[Entry]:
     """The key map of DDT, which cuts latents into patches itself and turns columns and rows in alternating pairs."""
     patch, width = config["patch_size"], config["attention_head_dim"]
     entries: list[Entry] = []
@@ -194,7 +203,7 @@ def _feed_forward_entries(old: str, new: str, activation_fn: str) -> list[Entry]
     return _with_bias(f"{old}.w12", f"{new}.0.proj", operation="gate last") + _with_bias(f"{old}.w3", f"{new}.2")
 
 
-def _check_rotation(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+def _check_rotation(state_dict: Mapping[str, Tensor], config: NetworkConfig) -> None:
     """The stored tables of a rotation, which are computed anew, must be the known ones."""
     side = config["sample_size"] // config["patch_size"]
     positions = ROTARY_POSITIONS["index"](side, torch.device("cpu"))
@@ -220,7 +229,7 @@ class _EDM2Block(NamedTuple):
     has_attention: bool = False
 
 
-def _edm2_entries(config: Mapping[str, Any]) -> list[Entry]:
+def _edm2_entries(config: NetworkConfig) -> list[Entry]:
     side = config["sample_size"]
     names = {
         "emb_fourier.freqs": "time_proj.freqs",
@@ -238,7 +247,7 @@ def _edm2_entries(config: Mapping[str, Any]) -> list[Entry]:
     return entries
 
 
-def _edm2_levels(config: Mapping[str, Any]) -> list[tuple[str, int, bool]]:
+def _edm2_levels(config: NetworkConfig) -> list[tuple[str, int, bool]]:
     """The part of the original's names, the width and whether blocks have attention, for each level."""
     found: list[tuple[str, int, bool]] = []
     for level, width in enumerate(config["block_out_channels"]):
@@ -248,7 +257,7 @@ def _edm2_levels(config: Mapping[str, Any]) -> list[tuple[str, int, bool]]:
     return found
 
 
-def _edm2_encoder(config: Mapping[str, Any]) -> list[_EDM2Block]:
+def _edm2_encoder(config: NetworkConfig) -> list[_EDM2Block]:
     """The encoder's blocks in the order of our list."""
     blocks: list[_EDM2Block] = []
     before = config["block_out_channels"][0]
@@ -261,7 +270,7 @@ def _edm2_encoder(config: Mapping[str, Any]) -> list[_EDM2Block]:
     return blocks
 
 
-def _edm2_decoder(config: Mapping[str, Any]) -> list[_EDM2Block]:
+def _edm2_decoder(config: NetworkConfig) -> list[_EDM2Block]:
     """The decoder's blocks in the order of our list."""
     levels = _edm2_levels(config)
     lowest, width, _ = levels[-1]

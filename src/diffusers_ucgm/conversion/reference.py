@@ -37,12 +37,12 @@ class Recipe:
     scaling_factor: float | None = None
 
 
-def _as_it_is(value: Any) -> Any:
+def _as_it_is(value: object) -> object:
     return value
 
 
-def _one_of(table: Mapping[Any, Any]) -> Callable[[Any], Any]:
-    def translate(value: Any) -> Any:
+def _one_of(table: Mapping[str | None, object]) -> Callable[[str | None], object]:
+    def translate(value: str | None) -> object:
         if value not in table:
             raise ValueError(f"must be one of {list(table)}, got {value!r}")
         return table[value]
@@ -50,18 +50,18 @@ def _one_of(table: Mapping[Any, Any]) -> Callable[[Any], Any]:
     return translate
 
 
-def _number(value: Any) -> float:
+def _number(value: str | float) -> float:
     # YAML 1.1 reads 1e-4, without a dot, as text.
     return float(value)
 
 
-def _check_sampler(value: Any) -> None:
+def _check_sampler(value: object) -> None:
     if value != "UNI":
         raise ValueError(f"must be 'UNI', got {value!r}: other samplers of the reference are not the paper's")
 
 
 # Section and key of the reference -> part of the recipe, our name, how the value is read; no part is a mere check.
-SPELLINGS: dict[tuple[str, str], tuple[str | None, str, Callable[[Any], Any]]] = {
+SPELLINGS: dict[tuple[str, str], tuple[str | None, str, Callable[[Any], object]]] = {
     ("data", "image_size"): ("recipe", "image_size", int),
     ("data", "latent_multiplier"): ("recipe", "scaling_factor", _number),
     ("vae", "type"): ("recipe", "autoencoder", str),
@@ -146,7 +146,7 @@ def read_reference_config(path: str | Path) -> Recipe:
     return Recipe(scheduler, call, training if "optimizer" in sections else {}, **parts["recipe"])
 
 
-def _translate(section: str, key: str, value: Any, path: str | Path) -> tuple[str | None, str, Any]:
+def _translate(section: str, key: str, value: object, path: str | Path) -> tuple[str | None, str, object]:
     """The part of a recipe, our name and our value of an entry."""
     if (section, key) not in SPELLINGS:
         raise ValueError(f"`{section}.{key}` must be an entry that the reference knows, in {str(path)!r}.")

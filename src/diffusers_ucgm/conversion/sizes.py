@@ -16,6 +16,7 @@ __all__ = [
     "PUBLISHED_SIZES",
     "ROTARY_TABLES",
     "WEIGHT_AND_BIAS",
+    "NetworkConfig",
     "ddt_config",
     "edm2_config",
     "lightningdit_config",
@@ -23,6 +24,9 @@ __all__ = [
     "sit_config",
     "tit_config",
 ]
+
+# Entries of the configuration of one of our networks.
+NetworkConfig = Mapping[str, Any]
 
 # Layers, width and heads of the published sizes; the paper's own models are XL.
 PUBLISHED_SIZES = {
@@ -82,7 +86,7 @@ def _count(state_dict: Mapping[str, Tensor], pattern: str) -> int:
     return max(_numbers(state_dict, pattern), default=-1) + 1
 
 
-def _require(settings: Mapping[str, Any], published: Mapping[str, Any], why: str) -> JsonObject:
+def _require(settings: NetworkConfig, published: NetworkConfig, why: str) -> JsonObject:
     """Settings that were given, or else published ones; None stands for one that is not published.
 
     Raises:
@@ -111,7 +115,7 @@ def _out_channels(state_dict: Mapping[str, Tensor], channels: int, places: tuple
     return found
 
 
-def _transformer_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> JsonObject:
+def _transformer_config(state_dict: Mapping[str, Tensor], settings: NetworkConfig) -> JsonObject:
     """The entries that TiT, SiT and LightningDiT have in common."""
     _, channels, patch, _ = _shape(state_dict, "x_embedder.proj.weight", 4)
     tables = [(key, 0, 1) for key in ROTARY_TABLES]
@@ -132,7 +136,7 @@ def _transformer_config(state_dict: Mapping[str, Tensor], settings: Mapping[str,
 
 
 def _heads(
-    state_dict: Mapping[str, Tensor], settings: Mapping[str, Any], places: Sequence[tuple[str, int, int]]
+    state_dict: Mapping[str, Tensor], settings: NetworkConfig, places: Sequence[tuple[str, int, int]]
 ) -> dict[str, int]:
     """The number of heads and their width, which `places` shows if its keys exist."""
     dim = _width(state_dict)
@@ -150,7 +154,7 @@ def _heads(
     return {name: value, other: dim // value}
 
 
-def tit_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> JsonObject:
+def tit_config(state_dict: Mapping[str, Tensor], settings: NetworkConfig) -> JsonObject:
     """The configuration of a TiT; see `Architecture.config`."""
     shapes = {key: list(state_dict[key].shape) for key in ROTARY_TABLES if key in state_dict}
     if len(shapes) == 2 and len(set(map(tuple, shapes.values()))) == 2:
@@ -160,7 +164,7 @@ def tit_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) ->
     return _transformer_config(state_dict, settings) | {"ff_inner_dim": agreed_size(state_dict, *places)}
 
 
-def sit_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> JsonObject:
+def sit_config(state_dict: Mapping[str, Tensor], settings: NetworkConfig) -> JsonObject:
     """The configuration of a SiT; see `Architecture.config`."""
     block = "blocks.0.mlp"
     places = ((f"{block}.fc1.weight", 0, 1), (f"{block}.fc1.bias", 0, 1), (f"{block}.fc2.weight", 1, 1))
@@ -173,12 +177,12 @@ def sit_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) ->
     }
 
 
-def lightningdit_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> JsonObject:
+def lightningdit_config(state_dict: Mapping[str, Tensor], settings: NetworkConfig) -> JsonObject:
     """The configuration of a LightningDiT; see `Architecture.config`."""
     return tit_config(state_dict, settings) | {"norm_type": "rms_norm", "qk_norm": None}
 
 
-def ddt_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> JsonObject:
+def ddt_config(state_dict: Mapping[str, Tensor], settings: NetworkConfig) -> JsonObject:
     """The configuration of a DDT; see `Architecture.config`."""
     classes, _ = _shape(state_dict, "y_embedder.embedding_table.weight", 2)
     layers, dim = _count(state_dict, r"blocks\.(\d+)\."), _width(state_dict)
@@ -220,7 +224,7 @@ def ddt_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) ->
     }
 
 
-def edm2_config(state_dict: Mapping[str, Tensor], settings: Mapping[str, Any]) -> JsonObject:
+def edm2_config(state_dict: Mapping[str, Tensor], settings: NetworkConfig) -> JsonObject:
     """The configuration of an EDM2; see `Architecture.config`."""
     sides = sorted(_numbers(state_dict, r"enc\.(\d+)x\d+_"), reverse=True)
     if not sides:

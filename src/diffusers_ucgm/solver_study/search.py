@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tqdm.auto import tqdm
 
 from diffusers_ucgm import files
+from diffusers_ucgm.files import JsonObject
 from diffusers_ucgm.presets import METHODS, SECOND_CALLS
 
 
@@ -45,7 +46,7 @@ class Range(NamedTuple):
 
 
 # Every parameter: a range, or a tuple of choices.
-Space = Mapping[str, Range | tuple[Any, ...]]
+Space = Mapping[str, Range | tuple[object, ...]]
 
 
 # Besides method, warp and gaps, which `settings_of` puts together, these are settings of the scheduler as they are.
@@ -76,13 +77,13 @@ class Trial:
         start: The name of a starting point; None for settings that the search found.
     """
 
-    settings: dict[str, Any]
+    settings: JsonObject
     value: float | None
     seconds: float
     start: str | None = None
 
 
-def settings_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(parameters: Mapping[str, Any]) -> JsonObject:
     """Arguments of `UCGMScheduler` for parameters of the search."""
     settings = dict(parameters)
     method = METHODS[settings.pop("method")]
@@ -92,7 +93,7 @@ def settings_of(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return settings | method
 
 
-def parameters_of(settings: Mapping[str, Any], space: Space, num_calls: int) -> dict[str, Any]:
+def parameters_of(settings: Mapping[str, Any], space: Space, num_calls: int) -> JsonObject:
     """The parameters that come nearest to settings of `UCGMScheduler`.
 
     Args:
@@ -124,9 +125,9 @@ def _method_of(settings: Mapping[str, Any]) -> str:
 
 
 def search_settings(
-    measure: Callable[[dict[str, Any]], float | None],
+    measure: Callable[[JsonObject], float | None],
     space: Space,
-    starts: Mapping[str, dict[str, Any]],
+    starts: Mapping[str, JsonObject],
     journal: str | Path,
     *,
     num_trials: int,
@@ -203,7 +204,7 @@ def _study(optuna: Any, journal: Path) -> "Study":
     return study
 
 
-def _enqueue_start(study: "Study", starts: Mapping[str, dict[str, Any]]) -> None:
+def _enqueue_start(study: "Study", starts: Mapping[str, JsonObject]) -> None:
     """Let the first starting point without a result be the next trial: the order of trials is that of every run."""
     is_waiting = any(trial.state.name == "WAITING" for trial in study.get_trials(deepcopy=False))
     known = {trial.user_attrs.get("start") for trial in _results(study)}
