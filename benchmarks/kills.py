@@ -158,7 +158,7 @@ def main() -> int:
     make_inputs(args.output / "inputs")
     os.environ["ACCELERATE_USE_CPU"] = "true"
     # Before the forks, for all of them.
-    for name in ("training", "evaluation"):
+    for name in ("training", "image_metrics", "solver_study"):
         __import__(f"diffusers_ucgm.{name}.commands")
     __import__("diffusers_ucgm.training.trainer")
     torch.set_num_threads(1)
