@@ -8,7 +8,13 @@ from diffusers_ucgm.generation.inputs import call_argument, call_arguments, give
 
 
 def options(**changes):
-    settings = {"model": "fashion-mnist-2-step", "device": "cpu", "torch_dtype": "fp32", "lora": None}
+    settings = {
+        "model": "fashion-mnist-2-step",
+        "device": "cpu",
+        "torch_dtype": "fp32",
+        "lora": None,
+        "lora_scale": None,
+    }
     return Namespace(**{**settings, **changes})
 
 
