@@ -51,11 +51,8 @@ def adapter_for(network: nn.Module, scheduler: object = None, **options: Any) ->
     Raises:
         ValueError: If the network takes no noisy sample and time, or the scheduler is unknown.
     """
-    cls = next(
-        (ADAPTERS[each.__name__] for each in type(network).__mro__ if each.__name__ in ADAPTERS), NetworkAdapter
-    )
     timestep = None if scheduler is None else _timestep_of(convention_of_scheduler(scheduler))
-    return cls(network, timestep, **options)
+    return _class_for(network)(network, timestep, **options)
 
 
 def adapter_for_pipeline(pipe: DiffusionPipeline, **options: Any) -> NetworkAdapter:
@@ -65,8 +62,12 @@ def adapter_for_pipeline(pipe: DiffusionPipeline, **options: Any) -> NetworkAdap
         ValueError: See `network_of` and `adapter_for`.
     """
     network = network_of(pipe)
-    cls = type(adapter_for(network))
-    return adapter_for(network, pipe.scheduler, **{**cls.options_of(pipe), **options})
+    return adapter_for(network, pipe.scheduler, **{**_class_for(network).options_of(pipe), **options})
+
+
+def _class_for(network: nn.Module) -> type[NetworkAdapter]:
+    known = (ADAPTERS[each.__name__] for each in type(network).__mro__ if each.__name__ in ADAPTERS)
+    return next(known, NetworkAdapter)
 
 
 def _timestep_of(convention: Convention) -> TimestepFunction:

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from diffusers.models.embeddings import LabelEmbedding
 from torch import Tensor, nn
 
-from .network_adapter import NetworkAdapter, TimestepFunction
+from .network_adapter import EMBEDDINGS, EMBEDDINGS_AND_MASK, NetworkAdapter, TimestepFunction
 
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Lumina2Adapter",
     "PatchedAdapter",
     "PixArtAdapter",
+    "PixelSizeAdapter",
     "QwenImageAdapter",
     "SD3Adapter",
     "SanaAdapter",
@@ -30,8 +31,6 @@ __all__ = [
     "ZImageAdapter",
 ]
 
-# What `encode_prompt` of most pipelines returns: embeddings, their mask, and both for the negative prompt.
-EMBEDDINGS_AND_MASK = {"encoder_hidden_states": (0, 2), "encoder_attention_mask": (1, 3)}
 EMBEDDINGS_AND_POOLED = {"encoder_hidden_states": (0, 1), "pooled_projections": (2, 3)}
 
 
@@ -66,10 +65,8 @@ class DiTAdapter(ClassLabelAdapter):
                 module.dropout_prob = 0.0
 
 
-class PixArtAdapter(NetworkAdapter):
-    """PixArt-Alpha and -Sigma: masked text, sizes for the 1024 pixel models of Alpha, learned variances cut off."""
-
-    prompt_outputs = EMBEDDINGS_AND_MASK
+class PixelSizeAdapter(NetworkAdapter):
+    """Networks that take the sizes of the images in pixels."""
 
     def __init__(
         self,
@@ -87,6 +84,12 @@ class PixArtAdapter(NetworkAdapter):
     def options_of(cls, pipe: DiffusionPipeline) -> dict[str, object]:
         """The autoencoder's scale."""
         return {"vae_scale_factor": pipe.vae_scale_factor}
+
+
+class PixArtAdapter(PixelSizeAdapter):
+    """PixArt-Alpha and -Sigma: masked text, sizes for the 1024 pixel models of Alpha, learned variances cut off."""
+
+    prompt_outputs = EMBEDDINGS_AND_MASK
 
     def keywords(self, x_t: Tensor, condition: dict[str, Tensor]) -> Mapping[str, object]:
         """Height, width and aspect ratio in pixels, where the model has embeddings for them."""
@@ -291,34 +294,20 @@ class SanaAdapter(NetworkAdapter):
         return turned / size * self.sigma_data
 
 
-class UNetAdapter(NetworkAdapter):
+class UNetAdapter(PixelSizeAdapter):
     """The U-Nets of Stable Diffusion 1, 2 and XL.
 
     XL's condition has `text_embeds`, the pooled text, and may have `time_ids`, shape `(B, 6)`: height and width of the
     original, top and left of the crop, height and width of the result. Without them the image counts as uncropped.
     """
 
-    prompt_outputs = {"encoder_hidden_states": (0, 1)}
+    prompt_outputs = EMBEDDINGS
 
-    def __init__(
-        self,
-        network: nn.Module,
-        timestep: TimestepFunction | None = None,
-        *,
-        null_condition: Mapping[str, object] | None = None,
-        vae_scale_factor: int = 8,
-    ) -> None:
-        """Read the model's configuration; `vae_scale_factor` is the side of a latent in pixels."""
-        super().__init__(network, timestep, null_condition=null_condition)
-        self.vae_scale_factor = vae_scale_factor
+    def adapt(self, network: nn.Module) -> None:
+        """Ask for the pooled text where the model is XL."""
         self.is_xl = self.config["addition_embed_type"] == "text_time"
         if self.is_xl:
-            self.prompt_outputs = {"encoder_hidden_states": (0, 1), "text_embeds": (2, 3)}
-
-    @classmethod
-    def options_of(cls, pipe: DiffusionPipeline) -> dict[str, object]:
-        """The autoencoder's scale."""
-        return {"vae_scale_factor": pipe.vae_scale_factor}
+            self.prompt_outputs = {**EMBEDDINGS, "text_embeds": (2, 3)}
 
     def keywords(self, x_t: Tensor, condition: dict[str, Tensor]) -> Mapping[str, object]:
         """Pooled text and sizes of the XL model."""

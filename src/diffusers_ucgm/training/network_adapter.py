@@ -20,6 +20,8 @@ from diffusers_ucgm.scheduler import UCGMScheduler
 
 
 __all__ = [
+    "EMBEDDINGS",
+    "EMBEDDINGS_AND_MASK",
     "DenoiserAdapter",
     "NetworkAdapter",
     "TimestepFunction",
@@ -28,6 +30,10 @@ __all__ = [
 
 SAMPLE_ARGUMENTS = ("hidden_states", "sample", "x")
 TIME_ARGUMENTS = ("timestep", "timesteps", "t")
+# What `encode_prompt` of most pipelines returns: embeddings, and those of the negative prompt.
+EMBEDDINGS = {"encoder_hidden_states": (0, 1)}
+# The same with the masks of both.
+EMBEDDINGS_AND_MASK = {"encoder_hidden_states": (0, 2), "encoder_attention_mask": (1, 3)}
 # From the network's own time in [0, 1] to its scheduler's timestep.
 TimestepFunction = Callable[[Tensor], Tensor]
 
@@ -55,6 +61,7 @@ class NetworkAdapter:
             `encode_prompt`: for the prompt, and for the negative prompt or None.
         max_text_tokens: The length to which a prompt's embeddings are filled up where their lengths differ in the
             pipeline, or None where the pipeline makes them equal.
+        null_condition: The keyword arguments that stand for no condition, or None where there are none.
     """
 
     sample_argument: str = "hidden_states"
@@ -81,7 +88,7 @@ class NetworkAdapter:
         """
         self.config: JsonObject = getattr(network, "config", {})
         self.timestep = timestep or (lambda t: t * 1000.0)
-        self._null_condition = null_condition
+        self.null_condition = null_condition
         names = inspect.signature(network.forward).parameters
         if self.sample_argument not in names:
             self.sample_argument = _argument(names, SAMPLE_ARGUMENTS, network)
@@ -91,15 +98,6 @@ class NetworkAdapter:
 
     def adapt(self, network: nn.Module) -> None:
         """Take over what else a class of networks asks for; the last step of the constructor."""
-
-    @property
-    def null_condition(self) -> Mapping[str, object] | None:
-        """The keyword arguments that stand for no condition, or None where there are none."""
-        return self._null_condition
-
-    @null_condition.setter
-    def null_condition(self, condition: Mapping[str, object] | None) -> None:
-        self._null_condition = condition
 
     @classmethod
     def options_of(cls, pipe: DiffusionPipeline) -> dict[str, object]:

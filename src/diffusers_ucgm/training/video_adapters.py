@@ -8,15 +8,10 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from torch import Tensor, nn
 
-from .network_adapter import NetworkAdapter, TimestepFunction
+from .network_adapter import EMBEDDINGS, EMBEDDINGS_AND_MASK, NetworkAdapter, TimestepFunction
 
 
 __all__ = ["CogVideoXAdapter", "LTXAdapter", "WanAdapter"]
-
-# What `encode_prompt` returns: the embeddings of the prompt and those of the negative prompt.
-EMBEDDINGS = {"encoder_hidden_states": (0, 1)}
-# The same with the masks of both.
-EMBEDDINGS_AND_MASK = {"encoder_hidden_states": (0, 2), "encoder_attention_mask": (1, 3)}
 
 
 class LTXAdapter(NetworkAdapter):
