@@ -17,7 +17,7 @@ from .lora import active_adapters
 from .network_caches import cache_settings
 
 
-__all__ = ["digest_of", "fingerprint", "network_fingerprint", "public_settings"]
+__all__ = ["digest_of", "fingerprint", "network_fingerprint", "public_settings", "tensor_bytes"]
 
 # A part of every fingerprint: raise it when the same settings give other samples.
 VERSION = 1
@@ -71,13 +71,18 @@ def public_settings(config: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in config.items() if name == "_class_name" or not name.startswith("_")}
 
 
+def tensor_bytes(values: Tensor) -> bytes:
+    """The bytes of a tensor of any shape, dtype and device, in the order of its elements."""
+    return values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
 def _network_contents(name: str, network: nn.Module) -> Iterator[bytes]:
     if isinstance(network, ConfigMixin):
         yield repr(sorted(public_settings(network.config).items())).encode()
     for key, value in sorted(network.state_dict().items()):
         yield f"{name}.{key} {value.dtype} {tuple(value.shape)}".encode()
         if not value.is_meta:
-            yield _bytes(value.flatten()[:: max(1, value.numel() // VALUES_READ)])
+            yield tensor_bytes(value.flatten()[:: max(1, value.numel() // VALUES_READ)])
     # LoRAs and caches change samples, but no weight.
     for settings in (active_adapters(network), cache_settings(network)):
         if settings:
@@ -88,11 +93,7 @@ def _description(value: object) -> str:
     """The text of a value that JSON has no form for."""
     if isinstance(value, Tensor | np.ndarray):
         tensor = torch.as_tensor(value)
-        return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(_bytes(tensor)).hexdigest()}"
+        return f"{tensor.dtype} {tuple(tensor.shape)} {hashlib.sha256(tensor_bytes(tensor)).hexdigest()}"
     if isinstance(value, np.generic):
         return repr(value.item())
     raise TypeError(f"settings must be numbers, strings or tensors, got {type(value).__name__}.")
-
-
-def _bytes(values: Tensor) -> bytes:
-    return values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -1,7 +1,6 @@
 """The log of a run: the smoothed loss, statistics by time and throughput, a line of `log.jsonl` for each reading."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -14,7 +13,7 @@ from diffusers_ucgm import files
 from diffusers_ucgm.files import JsonValue
 
 from .reductions import reduce_tensor
-from .run_state import Part, State
+from .run_state import Part, values_part
 from .stability import TimeStatistics
 
 
@@ -117,22 +116,22 @@ class TrainingLog:
     def parts(self) -> dict[str, Part]:
         """The parts of a checkpoint under which the log is kept."""
         return {
-            "statistics": Part(self._save_statistics, self._load_statistics, is_required=False),
-            "mean_loss": Part(self._save_loss, self._load_loss, is_required=False),
+            "statistics": values_part(self._save_statistics, self._load_statistics),
+            "mean_loss": values_part(self._save_loss, self._load_loss),
         }
 
-    def _save_statistics(self) -> State:
-        return {}, reduce_tensor(self.accelerator, self.statistics.sums, "sum").tolist()
+    def _save_statistics(self) -> JsonValue:
+        return reduce_tensor(self.accelerator, self.statistics.sums, "sum").tolist()
 
-    def _load_statistics(self, _: Mapping[str, Tensor], value: JsonValue) -> None:
+    def _load_statistics(self, value: JsonValue) -> None:
         sums = torch.tensor(value)
         # The sums are of all processes, and are added up again.
         self.statistics.load(sums if self.accelerator.is_main_process else torch.zeros_like(sums))
 
-    def _save_loss(self) -> State:
-        return {}, None if self.mean_loss is None else float(reduce_tensor(self.accelerator, self.mean_loss, "mean"))
+    def _save_loss(self) -> JsonValue:
+        return None if self.mean_loss is None else float(reduce_tensor(self.accelerator, self.mean_loss, "mean"))
 
-    def _load_loss(self, _: Mapping[str, Tensor], value: JsonValue) -> None:
+    def _load_loss(self, value: JsonValue) -> None:
         self.mean_loss = torch.tensor(value, device=self.accelerator.device)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from diffusers_ucgm.data.latent_cache import CachedLatents
 from diffusers_ucgm.files import JsonObject
+from diffusers_ucgm.fingerprint import tensor_bytes
 from diffusers_ucgm.run_folder import RunFolder, differences, used_folder
 
 from .batches import TrainingData, length_of
@@ -135,7 +136,7 @@ def network_identity(network: nn.Module, *, with_weights: bool) -> JsonObject:
     for name, value in sorted(network.state_dict().items()):
         shapes.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         if with_weights and not value.is_meta:
-            values.update(_bytes(value.detach().flatten()[:: max(1, value.numel() // MAX_VALUES)]))
+            values.update(tensor_bytes(value.detach().flatten()[:: max(1, value.numel() // MAX_VALUES)]))
     identity = {"class": type(network).__name__, "shapes": shapes.hexdigest()[:16]}
     return {**identity, "weights": values.hexdigest()[:16]} if with_weights else identity
 
@@ -165,12 +166,8 @@ def _of_item(item: object) -> str:
     if isinstance(item, dict):
         return ", ".join(f"{name}: {_of_item(item[name])}" for name in sorted(item))
     if isinstance(item, Tensor):
-        return f"{item.dtype} {tuple(item.shape)} {_hash(_bytes(item))}"
+        return f"{item.dtype} {tuple(item.shape)} {_hash(tensor_bytes(item))}"
     return repr(item)
-
-
-def _bytes(values: Tensor) -> bytes:
-    return values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _hash(content: bytes) -> str:

@@ -23,7 +23,7 @@ from diffusers_ucgm.randomness import training_generator
 from diffusers_ucgm.run_folder import RunFolder
 
 from . import checkpoints, export
-from .adapters import adapter_for
+from .adapters import adapter_for, adapter_for_pipeline
 from .arguments import TRAINER_ARGUMENTS
 from .averages import use_averages
 from .batches import DrawnSamples, StepSampler, TrainingBatch, TrainingData, batches_from, length_of
@@ -152,7 +152,6 @@ class UCGMTrainer:
         Raises:
             ValueError: See the constructor.
         """
-        from .adapters import adapter_for_pipeline
         from .encoding import encode_null
 
         network = cast(ModelMixin, expert_of(pipeline, config.expert).network)
