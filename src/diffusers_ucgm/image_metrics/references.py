@@ -32,7 +32,7 @@ __all__ = [
     "check_reference",
     "is_statistics_file",
     "load_reference",
-    "pixel_bytes",
+    "readable_images",
     "reference_from_file",
     "save_reference",
 ]
@@ -98,6 +98,23 @@ class ReferenceSource:
             allow_remote_files=self.allow_remote_files,
         )
 
+    def items(self) -> ImageItems:
+        """The images of a data set.
+
+        Raises:
+            ValueError: If the source cannot be read.
+        """
+        assert not isinstance(self.reference, Reference)
+        found = load_image_dataset(
+            self.reference,
+            self.split,
+            image_column=self.image_column,
+            allow_remote_files=self.allow_remote_files,
+        )
+        # An image without a class or a caption is an image.
+        found = replace(found, label_column=None, caption_column=None)
+        return ImageItems(found, self.size, channels=found.channels, background=self.background)
+
     def description(self) -> dict[str, object]:
         """The source and the settings that it heeds, for the results of an evaluation."""
         if isinstance(self.reference, Reference):
@@ -152,12 +169,9 @@ def load_reference(
     """
     if is_statistics_file(source):
         return _reference_of_file(Path(source), network, size, feature_name, batch_size, progress)
-    found = load_image_dataset(source, split, image_column=image_column, allow_remote_files=allow_remote_files)
-    # An image without a class or a caption is an image.
-    found = replace(found, label_column=None, caption_column=None)
-    items = ImageItems(found, size, channels=found.channels, background=background)
-    reference = _reference_of_images(_readable_images(items), network, batch_size, progress, items.num_rows)
-    return replace(reference, skipped=(*found.left_out, *items.skipped))
+    items = ReferenceSource(source, split, size, image_column, background, allow_remote_files).items()
+    reference = _reference_of_images(readable_images(items), network, batch_size, progress, items.num_rows)
+    return replace(reference, skipped=(*items.source.left_out, *items.skipped))
 
 
 def check_reference(argument: str, source: str | Path) -> None:
@@ -219,7 +233,11 @@ def reference_from_file(path: Path, feature_name: str | None = None) -> Referenc
         FileNotFoundError: If there is no such file.
         ValueError: If it holds neither, or what it holds cannot be used.
     """
-    arrays = _file_arrays(path, feature_name)
+    return _known_statistics(_file_arrays(path, feature_name), path)
+
+
+def _known_statistics(arrays: dict[str, np.ndarray], path: Path) -> Reference | None:
+    """The statistics among a file's arrays, or None where these are images alone."""
     if "mu" not in arrays:
         return None
     return Reference(
@@ -238,8 +256,8 @@ def _reference_of_file(
     batch_size: int,
     progress: bool,
 ) -> Reference:
-    known = reference_from_file(path, feature_name)
     arrays = _file_arrays(path, feature_name)
+    known = _known_statistics(arrays, path)
     if "arr_0" not in arrays:
         assert known is not None
         return known
@@ -350,17 +368,17 @@ def _resize(images: Tensor, size: int | tuple[int, int] | None) -> Iterator[Tens
             continue
         array = image.permute(1, 2, 0).numpy()
         opened = Image.fromarray(array[..., 0] if len(image) == 1 else array)
-        yield pixel_bytes(prepare_image(opened, size, channels=len(image)))
+        yield _pixel_bytes(prepare_image(opened, size, channels=len(image)))
 
 
-def _readable_images(items: ImageItems) -> Iterator[Tensor]:
+def readable_images(items: ImageItems) -> Iterator[Tensor]:
     """The images of a data set that can be read, bytes of shape `(C, H, W)`."""
     for _, rows in items.blocks(64, lambda number: True):
         for row, sample in rows:
             if (item := items.prepare(row, sample)) is not None:
-                yield pixel_bytes(item["pixels"])
+                yield _pixel_bytes(item["pixels"])
 
 
-def pixel_bytes(pixels: Tensor) -> Tensor:
+def _pixel_bytes(pixels: Tensor) -> Tensor:
     """Unsigned bytes from floats in [-1, 1]."""
     return ((pixels + 1.0) * 127.5).round().to(torch.uint8)

@@ -1,14 +1,12 @@
 """Checks of an evaluation, a comparison or a search that are possible before the network's first call."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from diffusers_ucgm.contracts import Pipeline, call_parameters
-from diffusers_ucgm.data.images import ImageItems, load_image_dataset
 from diffusers_ucgm.files import check_writable
 from diffusers_ucgm.generation.conditions import check_call_arguments
 from diffusers_ucgm.names import did_you_mean
@@ -19,7 +17,7 @@ from .references import (
     ReferenceSource,
     check_reference,
     is_statistics_file,
-    pixel_bytes,
+    readable_images,
     reference_from_file,
 )
 from .statistics import FeatureStatistics
@@ -87,24 +85,14 @@ def check_reference_fits(source: ReferenceSource, network: FeatureNetwork, featu
 
 def _first_image(source: ReferenceSource) -> Tensor:
     """The first image of a data set that can be read, bytes of shape `(C, H, W)`."""
-    assert not isinstance(source.reference, Reference)
-    opened = load_image_dataset(
-        source.reference,
-        source.split,
-        image_column=source.image_column,
-        streaming=False,
-        allow_remote_files=source.allow_remote_files,
-    )
-    items = ImageItems(
-        replace(opened, label_column=None, caption_column=None), source.size, background=source.background
-    )
-    for _, rows in items.blocks(16, lambda number: True):
-        for row, sample in rows:
-            if (item := items.prepare(row, sample)) is not None:
-                return pixel_bytes(item["pixels"])
-    raise ValueError(
-        f"`reference` must hold images, got none that can be read in {str(source.reference)!r}: {items.skipped[:3]}."
-    )
+    items = source.items()
+    first = next(readable_images(items), None)
+    if first is None:
+        raise ValueError(
+            f"`reference` must hold images, got none that can be read in {str(source.reference)!r}: "
+            f"{items.skipped[:3]}."
+        )
+    return first
 
 
 def check_width(statistics: FeatureStatistics, network: FeatureNetwork) -> None:
