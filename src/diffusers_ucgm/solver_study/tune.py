@@ -128,6 +128,10 @@ def tune_sampler(
         return result
 
 
+class _NotFiniteError(RuntimeError):
+    """Samples with NaN or infinity."""
+
+
 class _Part(NamedTuple):
     """Some of the seeds, with their conditions and their solutions, where the objective needs these."""
 
@@ -182,19 +186,16 @@ class _Sampling:
             call=self.call,
         )
         if not bool(samples.isfinite().all()):
-            raise RuntimeError(f"The samples are not finite. {SAMPLING_REMEDY}")
+            raise _NotFiniteError(f"The samples are not finite. {SAMPLING_REMEDY}")
         return self.goal.measure(samples, part.solutions)
 
     def value(self, settings: dict[str, Any], part: _Part) -> float | None:
         """The objective for settings; None where they cannot be run."""
         try:
             return self.goal.value(self.rows(self.scheduler(settings), part))
-        except ValueError:  # the settings have no schedule, as where whole times do not suffice
+        # Some settings have no schedule, as where whole times do not suffice.
+        except (ValueError, _NotFiniteError):
             return None
-        except RuntimeError as error:
-            if "not finite" in str(error):
-                return None
-            raise
 
     def times(self, part: _Part, **settings: Any) -> list[float]:
         """The times at which the pipeline calls its network in two steps."""
