@@ -19,13 +19,15 @@ from .config import SchedulerConfig
 from .tensors import floats
 
 
-__all__ = ["Convention", "convention_of", "discrete_beta", "flow", "scm", "sigma_space"]
+__all__ = ["PREDICTION_TYPES", "Convention", "convention_of", "discrete_beta", "flow", "scm", "sigma_space"]
 
 # What a network in sigma space receives as the time of a noise level, and the noise level of that time.
 EMBEDDINGS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "log": (lambda sigma: 0.25 * sigma.log(), lambda time: torch.exp(4.0 * time)),
     "atan": (lambda sigma: torch.atan(sigma) / math.pi * 2.0, lambda time: torch.tan(time * math.pi / 2.0)),
 }
+# The predictions of the transports, and sCM's own.
+PREDICTION_TYPES = (*PREDICTIONS, "trigflow")
 # Noise levels that a caller rounded (published tables give four digits) are not out of range.
 SIGMA_TOLERANCE = 1.01
 # A last squared data weight below this counts as pure noise.

@@ -23,11 +23,10 @@ from diffusers_ucgm.constraints import (
     optional,
     whole,
 )
-from diffusers_ucgm.transports import PREDICTIONS
 
 from .beta_schedules import BETA_SCHEDULES
 from .config import SchedulerConfig
-from .conventions import EMBEDDINGS
+from .conventions import EMBEDDINGS, PREDICTION_TYPES
 from .solver import SOLVER_SETTINGS, SolverSettings
 
 
@@ -53,7 +52,7 @@ SCHEDULER_SETTINGS: dict[str, Setting] = {
     "num_train_timesteps": whole(1_000_000),
     # The names are known where they are looked up: users may register their own.
     "transport": Setting((("a name, such as 'linear'", lambda value: isinstance(value, str)),)),
-    "prediction_type": optional(choice((*PREDICTIONS, "trigflow"))),
+    "prediction_type": optional(choice(PREDICTION_TYPES)),
     **{name: SOLVER_SETTINGS[name] for name in SOLVER_SETTINGS if name != "extrapolation_order"},
     "time_warp": numbers(
         "three positive numbers, from 0.01 to 100", lambda values: all(0.01 <= each <= 100 for each in values), 3

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from diffusers_ucgm.constraints import Setting, check, choice, flag, integer, number, optional
 from diffusers_ucgm.presets import SAMPLERS, Settings
 
+from .conventions import PREDICTION_TYPES
+
 
 __all__ = ["OPTIONAL_SCHEDULERS", "STOCK_SCHEDULERS", "stock_settings", "translate"]
 
@@ -60,11 +62,9 @@ FOREIGN_KEYS = {
 }
 # Noise levels that have a spacing of their own run on to the least one.
 LEAST_GAP = 0.001
-# The names of `transports.PREDICTIONS`, which needs torch, and sCM's own.
-PREDICTION_TYPES = ("epsilon", "sample", "trigflow", "v_prediction", "velocity")
 # What is read of stock configs besides settings that `UCGMScheduler` has under the same name, which it checks itself.
 READ_SETTINGS: dict[str, Setting] = {
-    "prediction_type": optional(choice((*PREDICTION_TYPES, "flow_prediction"))),
+    "prediction_type": optional(choice(PREDICTION_TYPES)),
     "use_flow_sigmas": optional(flag()),
     "flow_shift": optional(number("positive", lambda value: value > 0, (1e-4, 1e4))),
     "invert_sigmas": optional(flag()),
