@@ -39,7 +39,7 @@ __all__ = ["UCGMLoss", "UCGMLossOutput"]
 DERIVATIVES = ("difference", "forward")
 LOSS_SETTINGS = {
     "transport": of_type("a name, such as 'linear', or a Transport", str, Transport),
-    "prediction_type": optional(of_type("a name, such as 'velocity'", str)),
+    "prediction_type": optional(of_type("a name, such as 'v_prediction'", str)),
     "consistency_ratio": fraction(),
     "enhancement_ratio": number("finite", lambda value: True, (-1e4, 1e4)),
     "enhancement_range": numbers("two rising times", lambda values: values[0] <= values[1], 2),

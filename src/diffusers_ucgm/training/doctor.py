@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from diffusers_ucgm.labels import ModelClasses
+from diffusers_ucgm.loading import DTYPES
 from diffusers_ucgm.student_path import DIFFERENCE_STEP
 from diffusers_ucgm.transports import PREDICTIONS, Transport, get_transport
 
@@ -64,7 +65,7 @@ class _Case:
     def predict(self, t: Tensor, condition: Mapping[str, Tensor] | None = None) -> Tensor:
         """F at the batch's points, for the network's own times."""
         given = self.condition if condition is None else condition
-        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.mixed_precision)
+        half = DTYPES.get(self.config.mixed_precision)
         with torch.no_grad(), torch.autocast(self.x.device.type, half or torch.bfloat16, enabled=half is not None):
             return self.adapter(self.network, self.x_t, t.float(), **given).float()
 

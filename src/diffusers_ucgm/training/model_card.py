@@ -14,7 +14,8 @@ from diffusers.utils.hub_utils import populate_model_card
 from PIL import Image
 
 from diffusers_ucgm import files
-from diffusers_ucgm.pipeline import BUNDLED, UCGMPipeline
+from diffusers_ucgm.names import BUNDLED
+from diffusers_ucgm.pipeline import UCGMPipeline
 
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from diffusers_ucgm.loading import DTYPES
 from diffusers_ucgm.lora import add_lora, without_lora
 from diffusers_ucgm.processes import check_launch
 from diffusers_ucgm.teacher import Teacher
@@ -22,8 +23,6 @@ from .optimizers import make_optimizer
 
 
 __all__ = ["PreparedParts", "make_accelerator", "prepare"]
-
-TEACHER_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, None: None}
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def _make_teacher(config: UCGMTrainingConfig, transformer: ModelMixin, device: t
         transformer,
         config.teacher_decay,
         without_adapter=partial(without_lora, transformer) if config.lora_rank else None,
-        dtype=TEACHER_DTYPES[config.teacher_dtype],
+        dtype=None if config.teacher_dtype is None else DTYPES[config.teacher_dtype],
         offload_from=device if config.teacher_offload else None,
     )
 
