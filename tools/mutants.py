@@ -986,9 +986,9 @@ MUTANTS = [
     ),
     Mutant(
         "labels out of range unseen by the doctor",
-        "training/findings.py",
-        "bool(((labels < 0) | (labels >= len(classes))).any())",
-        "False",
+        "training/agreement.py",
+        "return values[(values < 0) | (values >= number)].tolist()",
+        "return []",
         AGREEMENT_TESTS,
     ),
     Mutant(

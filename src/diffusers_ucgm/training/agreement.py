@@ -17,7 +17,7 @@ from diffusers_ucgm.transports import Transport
 from .batches import TrainingData
 
 
-__all__ = ["Agreement", "class_errors", "labels_of", "samples_by_label"]
+__all__ = ["Agreement", "class_errors", "labels_of", "labels_outside", "samples_by_label"]
 
 # How many labels are looked at, with how many samples each, and at which times their noised data are.
 MAX_LABELS, PER_LABEL, TIMES = 10, 8, (0.35, 0.5, 0.65, 0.8)
@@ -37,6 +37,12 @@ def labels_of(dataset: TrainingData) -> Tensor | None:
             raise ValueError(f"`class_labels` must be whole numbers, the ids of classes, got {brief(wrong[0])}.")
         return torch.tensor(labels)
     return None
+
+
+def labels_outside(labels: Tensor, number: int) -> list[int]:
+    """The labels, each once, that are no ids of `number` classes."""
+    values = labels.unique()
+    return values[(values < 0) | (values >= number)].tolist()
 
 
 def _number(label: object) -> object:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from diffusers_ucgm.files import JsonObject
 from diffusers_ucgm.labels import ModelClasses
 
-from .agreement import labels_of
+from .agreement import labels_of, labels_outside
 from .batches import TrainingData
 from .config import UCGMTrainingConfig
 
@@ -186,9 +186,8 @@ def label_findings(
 
 
 def _range_findings(labels: Tensor, classes: ModelClasses) -> Iterator[Finding]:
-    if labels.is_floating_point() or bool(((labels < 0) | (labels >= len(classes))).any()):
-        wrong = labels.unique()
-        wrong = wrong[(wrong < 0) | (wrong >= len(classes))].tolist()
+    wrong = labels_outside(labels, len(classes))
+    if wrong or labels.is_floating_point():
         yield Finding(
             "labels", "error", f"The classes of the model are 0 to {len(classes) - 1}, the data have {wrong[:10]} too."
         )

@@ -12,6 +12,8 @@ from diffusers import DiffusionPipeline
 from diffusers.models.embeddings import LabelEmbedding
 from torch import Tensor, nn
 
+from diffusers_ucgm.targets import column
+
 from .network_adapter import EMBEDDINGS, EMBEDDINGS_AND_MASK, NetworkAdapter, TimestepFunction
 
 
@@ -286,7 +288,7 @@ class SanaAdapter(NetworkAdapter):
         """The prediction of the scheduler's path: a flow's velocity, or the output of sCM's trigonometric path."""
         if self.sigma_data is None:
             return super().__call__(network, x_t, t, **condition)
-        time = self.network_time(self.timestep(t)).reshape(-1, *(1,) * (x_t.ndim - 1))
+        time = column(self.network_time(self.timestep(t)), x_t)
         size = (time.square() + (1.0 - time).square()).sqrt()
         point = x_t / self.sigma_data * size
         velocity = super().__call__(network, point, t, **condition)

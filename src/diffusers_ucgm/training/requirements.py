@@ -15,7 +15,7 @@ from diffusers_ucgm.files import check_writable
 from diffusers_ucgm.labels import ModelClasses, class_names
 from diffusers_ucgm.pipeline import UCGMPipeline
 
-from .agreement import labels_of
+from .agreement import labels_of, labels_outside
 from .batches import TrainingData, length_of
 from .config import UCGMTrainingConfig
 from .image_adapters import PatchedAdapter
@@ -124,9 +124,7 @@ def _check_prompts(name: str, adapter: DenoiserAdapter, columns: list[str]) -> N
 def _check_range(dataset: TrainingData, item: Mapping[str, object], number: int) -> None:
     labels = labels_of(dataset)
     labels = torch.as_tensor(item["class_labels"]).reshape(-1) if labels is None else labels
-    if isinstance(labels, Tensor) and bool(((labels < 0) | (labels >= number)).any()):
-        wrong = labels.unique()
-        wrong = wrong[(wrong < 0) | (wrong >= number)].tolist()
+    if wrong := labels_outside(labels, number):
         raise ValueError(f"`class_labels` must be in [0, {number - 1}], the classes of the network, got {wrong[:10]}.")
 
 
