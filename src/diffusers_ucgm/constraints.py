@@ -42,6 +42,7 @@ __all__ = [
     "of_type",
     "one_of_two",
     "optional",
+    "or_word",
     "plain",
     "whole",
 ]
@@ -131,19 +132,19 @@ def choice(words: Iterable[str]) -> Setting:
     return Setting(((constraint, lambda value: is_in(value, known)),))
 
 
-def number(constraint: str, accepts: Test, limits: tuple[float, float], word: str = "") -> Setting:
+def number(constraint: str, accepts: Test, limits: tuple[float, float], *words: str) -> Setting:
     """A finite number.
 
     Args:
         constraint: The constraint in words, after "must be".
         accepts: The test of a finite number.
         limits: The least and the largest magnitude within that constraint.
-        word: A word that may stand in its place.
+        words: Words that may stand in its place.
     """
     low, high = limits
 
     def passes(value: object) -> bool:
-        return (bool(word) and is_in(value, (word,))) or (is_number(value) and bool(accepts(value)))
+        return is_in(value, words) or (is_number(value) and bool(accepts(value)))
 
     within = (f"from {low:g} to {high:g}", lambda value: isinstance(value, str) or low <= value <= high)
     return Setting(((constraint, passes), within))
@@ -184,14 +185,22 @@ def _finite_numbers(value: object) -> list[float] | None:
 
 def optional(setting: Setting) -> Setting:
     """The setting, or None."""
+    return _with_alternative("None", lambda value: value is None, setting)
 
-    def or_none(accepts: Test) -> Test:
-        return lambda value: value is None or accepts(value)
+
+def _with_alternative(name: str, is_alternative: Test, setting: Setting) -> Setting:
+    """The setting, or a value in its place that its checks do not see."""
+
+    def allow(accepts: Test) -> Test:
+        return lambda value: is_alternative(value) or accepts(value)
 
     (constraint, accepts), *others = setting.checks
-    return Setting(
-        ((f"{constraint}, or None", or_none(accepts)), *((text, or_none(accepts)) for text, accepts in others))
-    )
+    return Setting(((f"{constraint}, or {name}", allow(accepts)), *((text, allow(test)) for text, test in others)))
+
+
+def or_word(word: str, setting: Setting) -> Setting:
+    """The setting, or a word in its place."""
+    return _with_alternative(f"{word!r}", lambda value: is_in(value, (word,)), setting)
 
 
 def one_of_two(constraint: str, *values: int) -> Setting:

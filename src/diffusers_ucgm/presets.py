@@ -42,6 +42,7 @@ _MULTISTEP: Settings = {"solver_order": 2, "solver_type": "multistep"}
 _AUTO: Settings = {"extrapolation_ratio": "auto"}
 _AUTO_2 = _AUTO | {"extrapolation_order": 2}
 _AUTO_3 = _AUTO | {"extrapolation_order": 3}
+_ADAPTIVE: Settings = {"extrapolation_ratio": "adaptive", "extrapolation_order": 3}
 # The ways in which a call uses earlier calls and the next one. A name stands for settings that exclude those of other
 # names; "ratio" in a name leaves `extrapolation_ratio` free.
 METHODS: dict[str, Settings] = {
@@ -51,6 +52,7 @@ METHODS: dict[str, Settings] = {
     "multistep-ratio": _MULTISTEP,
     "multistep-auto-2": _MULTISTEP | _AUTO_2,
     "multistep-auto-3": _MULTISTEP | _AUTO_3,
+    "multistep-adaptive": _MULTISTEP | _ADAPTIVE,
     "velocity": {"solver_order": 2, "solver_type": "velocity", "extrapolation_ratio": 0.0},
     "data": {"solver_order": 2, "solver_type": "data", "extrapolation_ratio": 0.0},
     "published": {"solver_order": 2, "solver_type": "noise"},
@@ -58,19 +60,13 @@ METHODS: dict[str, Settings] = {
 # The methods that take a second call in each step.
 SECOND_CALLS = ("velocity", "data", "published")
 
-_TUNED_MULTISTEP = _MULTISTEP | _AUTO
 # Samplers for any model. "first-order" has the paper's settings, which were searched for its own models on ImageNet.
-# On exact fields and on three small models of images the multistep samplers are closer to the solution
-# (docs/compare-solvers.md, docs/pipelines.md): the steps of a discrete noise schedule are coarse at the data, those of
-# EDM's sigma space at the noise. Without a gap at the data end the last call is one step away from it, whatever the
-# number of calls. "consistency" is for few-step models on any path: every call jumps to the data and fresh noise is
-# added. "even-heun" follows the path's equation as exactly as the number of calls allows.
+# "multistep" follows from the path and the number of calls alone; on exact fields and on small models of images it is
+# closer to the solution (docs/compare-solvers.md). "consistency" is for few-step models on any path: every call jumps
+# to the data and fresh noise is added. "even-heun" follows the path's equation as exactly as the calls allow.
 SAMPLERS: dict[str, Settings] = {
     "first-order": _FIRST_ORDER | {"extrapolation_ratio": 0.5, "time_warp": WARP, "time_gaps": (0.001, 0.001)},
-    "multistep": _TUNED_MULTISTEP | {"time_warp": (1.0, 1.15, 1.0), "time_gaps": (0.0, 0.0)},
-    "multistep, noise schedule": _TUNED_MULTISTEP | {"time_warp": (1.0, 1.6, 1.0), "time_gaps": (0.0, 0.0)},
-    "multistep, sigma space": _MULTISTEP
-    | {"extrapolation_ratio": 0.3, "time_warp": (0.85, 1.0, 1.0), "time_gaps": (0.0, 0.0)},
+    "multistep": METHODS["multistep-adaptive"] | {"time_warp": "auto", "time_gaps": (0.0, 0.0)},
     "consistency": _FIRST_ORDER
     | {"extrapolation_ratio": 0.0, "stochasticity": 1.0, "time_warp": UNIFORM, "time_gaps": (0.0, 0.0)},
     "even-heun": METHODS["velocity"] | {"stochasticity": 0.0, "time_warp": UNIFORM, "time_gaps": (0.0, 0.0)},

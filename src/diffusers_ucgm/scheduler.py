@@ -85,7 +85,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         solver_type: str = "velocity",
         extrapolation_ratio: float | str = 0.5,
         stochasticity: float | str = 0.0,
-        time_warp: Sequence[float] = (1.17, 0.8, 1.1),
+        time_warp: Sequence[float] | str = (1.17, 0.8, 1.1),
         time_gaps: Sequence[float] = (0.001, 0.001),
         shift: float = 1.0,
         use_dynamic_shifting: bool = False,
@@ -132,10 +132,15 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
                 averages `z_hat`; it divides by gamma(t) and is unstable at few steps), each by a second network call,
                 or "multistep" (exact in the noise, `x_hat` on a line) by the call that begins the next step.
             extrapolation_ratio: kappa, from 0; 0.2 to 0.6 for multi-step models, 0 for few-step models. "auto" follows
-                from the grid, so that the method is of order `extrapolation_order` on any grid and path.
+                from the grid, so that the method is of order `extrapolation_order` on any grid and path. "adaptive"
+                is the same for short steps, lowers the order of long ones, and continues the last two estimates to the
+                data.
             stochasticity: rho, the fraction of fresh noise in [0, 1], or "auto" to follow the size of each step.
-            time_warp: `(a, b, c)` of the grid, see `time_grid`.
-            time_gaps: `(g0, g1)` of the grid, see `time_grid`.
+            time_warp: `(a, b, c)` of the grid, see `time_grid`; or "auto" for steps in the log signal-to-noise ratio
+                between ends that follow from the number of calls, see `log_snr_grid`; noise levels that have a spacing
+                of their own (`use_*_sigmas`) keep it, without a warp.
+            time_gaps: `(g0, g1)` of the grid, see `time_grid`. With `time_warp="auto"` the first time is `1 - g0` and
+                the last at least `g1`.
             shift: Moves the grid towards noise as diffusers' flow-matching schedulers do.
             use_dynamic_shifting: Whether `set_timesteps` takes `mu` in place of `shift`.
             time_shift_type: The meaning of `mu`, "exponential" or "linear".
@@ -166,7 +171,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             ends_at_first_step: Whether a run ends at the least noise that the model knows, and not at the data.
             original_inference_steps: The steps on which a latent consistency model was trained, which bind its grid.
             round_timesteps: Whether the sampler's own grid is moved to whole times of the network.
-            extrapolation_order: Order of `extrapolation_ratio="auto"`, 2 or 3; without effect otherwise.
+            extrapolation_order: Order of the extrapolation "auto" or "adaptive", 2 or 3; without effect on a number.
 
         Raises:
             ValueError: If a setting is of the wrong type or out of its range, or settings contradict each other.

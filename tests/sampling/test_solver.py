@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusers_ucgm import GaussianMixture, UCGMScheduler
-from diffusers_ucgm.sampling.solver import estimate_weights
+from diffusers_ucgm.sampling.solver import FULL_STEP, adaptive_weights, estimate_weights
 
 
 MIXTURE = GaussianMixture(
@@ -216,3 +216,78 @@ def test_half_precision_samples_keep_the_state_in_float32():
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         UCGMScheduler(**settings)
+
+
+ADAPTIVE = {**MULTISTEP, "extrapolation_ratio": "adaptive", "extrapolation_order": 3, "time_warp": (1.0, 1.0, 1.0)}
+
+
+@pytest.mark.parametrize("transport", ["linear", "trigflow"])
+def test_adaptive_is_of_third_order_where_steps_are_short(transport):
+    assert slope(ADAPTIVE, transport, intervals=(16, 32, 64)) > 2.6
+
+
+@pytest.mark.parametrize("span", [0.1, 0.5, 1.0, 3.0])
+def test_adaptive_weights_lower_the_order_of_long_steps(span):
+    ratios = [0.0, -0.4, -0.9]
+    weights, full = adaptive_weights(ratios, span, 0.8), estimate_weights(ratios, span, 0.8)
+    assert sum(weights) == pytest.approx(sum(full))
+    if span <= FULL_STEP:
+        assert weights == full
+        return
+    share, second, first = FULL_STEP / span, estimate_weights(ratios[:2], span, 0.8), sum(full)
+    expected = share * (share * full[1] + (1 - share) * second[1])
+    assert weights[1:] == pytest.approx([expected, share**2 * full[2]])
+    assert weights[0] == pytest.approx(first - sum(weights[1:]))
+
+
+def end_error(std, steps=20, **settings):
+    """How far a run ends from the solution, for one Gaussian of small deviation, whose solution is known."""
+    mixture = GaussianMixture(torch.zeros(1, 2).double(), torch.tensor([std]).double())
+    scheduler = made(steps, num_train_timesteps=1, **{**ADAPTIVE, "time_gaps": (0.0, 0.0), **settings})
+    network, start = mixture.denoiser(scheduler.transport), noise(64, 2)
+    sample = start
+    for t in scheduler.timesteps:
+        sample = scheduler.step(network(sample, t), t, sample, return_dict=False)[0]
+    return float((sample - std * start).square().mean().sqrt())
+
+
+def test_the_end_is_continued_to_the_data():
+    assert end_error(0.2) < 0.3 * end_error(0.2, extrapolation_ratio="auto")
+
+
+def test_the_end_of_a_stochastic_run_and_of_one_call_is_the_estimate():
+    for settings, steps in (({"stochasticity": 0.5}, 5), ({}, 1)):
+        scheduler = made(steps, **{**ADAPTIVE, **settings})
+        sample = noise(2, 3)
+        for t in scheduler.timesteps:
+            output = scheduler.step(sample * 0.3, t, sample)
+            sample = output.prev_sample
+        assert torch.equal(sample, output.pred_original_sample)
+
+
+def test_a_run_that_ends_early_extrapolates_its_last_step():
+    config = {"transport": "discrete_beta", "prediction_type": "epsilon", "ends_at_first_step": True}
+    network = GaussianMixture(torch.zeros(1, 2).double(), torch.tensor([0.1]).double())
+
+    def run(steps, **settings):
+        scheduler = made(steps, **config, **{**ADAPTIVE, "time_warp": "auto", "time_gaps": (0.0, 0.0), **settings})
+        convention, sample = scheduler.convention, noise(64, 2)
+        denoiser = network.denoiser(convention.transport)
+        for t in scheduler.timesteps:
+            output = denoiser(sample, convention.time(t.double()))
+            sample = scheduler.step(output, t, sample, return_dict=False)[0].double()
+        return sample
+
+    fine = run(400)
+    adaptive, auto = ((run(10, **each) - fine).square().mean().sqrt() for each in ({}, AUTO))
+    assert adaptive < 0.5 * auto
+
+
+def test_an_adaptive_run_keeps_a_constant_estimate():
+    scheduler = made(8, **ADAPTIVE)
+    sample, x_hat = noise(2, 3), torch.tensor([0.3, -0.2, 0.5]).double()
+    for t in scheduler.timesteps:
+        alpha, gamma, alpha_hat, gamma_hat = scheduler.transport.coefficients(t.double() / 1000, torch.zeros(()))
+        z_hat = (sample - gamma * x_hat) / alpha
+        sample = scheduler.step(alpha_hat * z_hat + gamma_hat * x_hat, t, sample).prev_sample
+    torch.testing.assert_close(sample, x_hat.expand_as(sample), rtol=0, atol=1e-5)

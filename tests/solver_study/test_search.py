@@ -16,12 +16,15 @@ def test_a_damaged_journal_is_named(tmp_path):
 
 def test_parameters_come_back_from_settings():
     parameters = {"method": "ratio", "extrapolation_ratio": 0.3, "warp_a": 2.0, "warp_b": 0.5, "warp_c": 1.5}
-    parameters |= {"gap_noise": 0.01, "gap_data": 0.05, "shift": 2.0, "stochasticity": 0.25}
+    parameters |= {"gap_noise": 0.01, "gap_data": 0.05, "shift": 2.0, "stochasticity": 0.25, "grid": "warp"}
     config = UCGMScheduler(**settings_of(parameters)).config
     assert parameters_of(config, SEARCH_SPACE, 10) == pytest.approx(parameters)
     for method in search.SEARCH_SPACE["method"]:
         config = UCGMScheduler(**settings_of({**parameters, "method": method})).config
         assert parameters_of(config, SEARCH_SPACE, 10)["method"] == method
+    automatic = settings_of({**parameters, "grid": "auto"})
+    assert (automatic["time_warp"], automatic["time_gaps"]) == ("auto", [0.0, 0.0])
+    assert parameters_of(UCGMScheduler(**automatic).config, SEARCH_SPACE, 10)["grid"] == "auto"
 
 
 @pytest.mark.parametrize("order", [1, 2])

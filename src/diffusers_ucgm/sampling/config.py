@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from typing import Literal, TypedDict
 
 
-__all__ = ["Auto", "SchedulerConfig", "SolverType"]
+__all__ = ["Auto", "RatioRule", "SchedulerConfig", "SolverType"]
 
 Auto = Literal["auto"]
+# Rules by which the extrapolation follows from the grid.
+RatioRule = Literal["auto", "adaptive"]
 SolverType = Literal["velocity", "data", "noise", "multistep"]
 
 
@@ -18,9 +20,9 @@ class SchedulerConfig(TypedDict):
     prediction_type: str | None
     solver_order: int
     solver_type: SolverType
-    extrapolation_ratio: float | Auto
+    extrapolation_ratio: float | RatioRule
     stochasticity: float | Auto
-    time_warp: Sequence[float]
+    time_warp: Sequence[float] | Auto
     time_gaps: Sequence[float]
     shift: float
     use_dynamic_shifting: bool

@@ -49,6 +49,7 @@ class Convention:
         earliest: The least canonical time that the network knows.
         divides: Whether the pipelines' sample is `x_t / gamma(t)`, data plus noise of the level sigma.
         ends_at_data: Whether `timesteps` has one entry more, the data's time, at which no network is called.
+        data_std: The standard deviation of the data.
     """
 
     transport: Transport
@@ -59,6 +60,7 @@ class Convention:
     earliest: float = 0.0
     divides: bool = False
     ends_at_data: bool = False
+    data_std: float = 1.0
 
     def time_of_sigma(self, sigma: Tensor) -> Tensor:
         """Canonical times of noise levels, by bisection: `sigma(t)` rises with t.
@@ -77,11 +79,32 @@ class Convention:
                 f"`sigmas` must be within the model's noise levels, [{ends[0]:.6g}, {ends[1]:.6g}], "
                 f"got {floats(sigma)}."
             )
-        low, high = torch.full_like(sigma, self.earliest), torch.ones_like(sigma)
+        return self._first_time(lambda t: self.sigma(t) > sigma, sigma)
+
+    def log_ratio(self, t: Tensor) -> Tensor:
+        """`log(gamma s / alpha)` at canonical times, where s is `data_std`; infinite at the path's ends.
+
+        Args:
+            t: Canonical times, float64, any shape.
+        """
+        alpha, gamma = self.transport.alpha(t), self.transport.gamma(t)
+        return torch.log(gamma * self.data_std) - torch.log(alpha)
+
+    def time_of_log_ratio(self, log_ratio: Tensor) -> Tensor:
+        """The canonical times of log ratios, the inverse of `log_ratio`, within the times that the network knows.
+
+        Args:
+            log_ratio: Values of any size, float64, any shape; minus infinity is pure noise.
+        """
+        return self._first_time(lambda t: self.log_ratio(t) < log_ratio, log_ratio)
+
+    def _first_time(self, is_above: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+        """The times, of the shape of `like`, above which a condition holds, by bisection."""
+        low, high = torch.full_like(like, self.earliest), torch.ones_like(like)
         for _ in range(60):
             middle = (low + high) / 2.0
-            is_above = self.sigma(middle) > sigma
-            low, high = torch.where(is_above, low, middle), torch.where(is_above, middle, high)
+            above = is_above(middle)
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
         return (low + high) / 2.0
 
     def sample(self, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
@@ -229,6 +252,7 @@ def sigma_space(
         lambda timestep: time(level(timestep)),
         sigma,
         divides=True,
+        data_std=sigma_data,
     )
 
 
@@ -287,6 +311,7 @@ def scm(sigma_data: float = 0.5) -> Convention:
         lambda timestep: timestep / quarter,
         lambda t: sigma_data * torch.tan(quarter * t),
         ends_at_data=True,
+        data_std=sigma_data,
     )
 
 

@@ -4,7 +4,8 @@ The grid runs in progress `u` from noise to data between two gaps, and is warped
 
     u = linspace(g0, 1 - g1, N)        t = 1 - K(u; a, b, c)        K(u; a, b, c) = (1 - (1 - u^a)^b)^c
 
-`Spacing` then shifts, stretches and spaces the times in the order of diffusers' flow-matching schedulers.
+`Spacing` then shifts, stretches and spaces the times in the order of diffusers' flow-matching schedulers. With
+`time_warp="auto"` the times follow from N and the path: see `log_snr_grid`.
 """
 
 import math
@@ -15,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import SchedulerConfig
+from .config import Auto, SchedulerConfig
 from .conventions import Convention
+from .log_snr_grid import log_snr_grid
 from .tensors import floats
 
 
@@ -33,6 +35,9 @@ __all__ = [
     "whole_times",
 ]
 
+# The warp of times that do not follow from N, where none is given: those of noise levels with a spacing of their own,
+# which have their ends alone from it, and those of a latent consistency model.
+LEVELS_WARP = (1.0, 1.15, 1.0)
 # The values of `mu` that give shifts from 1e-4 to 1e4.
 MU_LIMITS = {"exponential": (-9.0, 9.0), "linear": (1e-4, 1e4)}
 
@@ -178,8 +183,8 @@ class Spacing:
     """The settings that decide the times.
 
     Attributes:
-        time_warp: See `time_grid`.
-        time_gaps: See `time_grid`.
+        time_warp: See `time_grid`, or "auto" for the grid of `log_snr_grid`, where `levels` is None.
+        time_gaps: See `time_grid`. With "auto" they are bounds: the first time is `1 - g0` and the last at least `g1`.
         shift: See `static_shift`.
         is_dynamic: Whether `mu` takes the place of `shift`.
         time_shift_type: See `dynamic_shift`.
@@ -187,12 +192,13 @@ class Spacing:
         levels: See `respace`; None leaves the noise levels.
         round_timesteps: Whether the sampler's own grid is moved to whole times of the network.
         original_inference_steps: The number of steps that a latent consistency model knows; None for other models.
+        ends_at_first_step: Whether a run ends at the least time that the network knows.
 
     Raises:
         ValueError: If a setting is out of its range.
     """
 
-    time_warp: Sequence[float]
+    time_warp: Sequence[float] | Auto
     time_gaps: Sequence[float]
     shift: float
     is_dynamic: bool
@@ -201,9 +207,10 @@ class Spacing:
     levels: str | None
     round_timesteps: bool
     original_inference_steps: int | None
+    ends_at_first_step: bool = False
 
     def __post_init__(self) -> None:
-        time_grid(1, self.time_warp, self.time_gaps)
+        time_grid(1, self.warp, self.time_gaps)
         static_shift(torch.ones(1), self.shift)
         dynamic_shift(torch.ones(1), 1.0, self.time_shift_type)
         if self.shift_terminal:
@@ -237,7 +244,13 @@ class Spacing:
             chosen[0] if chosen else None,
             config["round_timesteps"],
             config["original_inference_steps"],
+            config["ends_at_first_step"],
         )
+
+    @property
+    def warp(self) -> Sequence[float]:
+        """The time warp of `time_grid`."""
+        return LEVELS_WARP if self.time_warp == "auto" else self.time_warp
 
     def shift_times(self, t: Tensor, mu: float | None, convention: Convention) -> Tensor:
         """Times with the shift, the last time and the spacing of the noise levels that a flow's settings ask for.
@@ -250,10 +263,20 @@ class Spacing:
         Raises:
             ValueError: If `mu` is missing or out of its range.
         """
-        t = self._dynamic_shift(t, mu) if self.is_dynamic else static_shift(t, self.shift)
+        t = static_shift(t, self.shift_of(mu))
         return self.space_levels(stretch(t, self.shift_terminal) if self.shift_terminal else t, convention)
 
-    def _dynamic_shift(self, t: Tensor, mu: float | None) -> Tensor:
+    def shift_of(self, mu: float | None) -> float:
+        """The shift of a flow's times.
+
+        Args:
+            mu: The shift where it is dynamic.
+
+        Raises:
+            ValueError: If `mu` is missing or out of its range.
+        """
+        if not self.is_dynamic:
+            return self.shift
         if mu is None:
             raise ValueError("`mu` must be given under `use_dynamic_shifting`, got None.")
         low, high = MU_LIMITS[self.time_shift_type]
@@ -261,7 +284,7 @@ class Spacing:
             raise ValueError(
                 f"`mu` must be in [{low:g}, {high:g}] with `time_shift_type={self.time_shift_type!r}`, got {mu!r}."
             )
-        return dynamic_shift(t, mu, self.time_shift_type)
+        return math.exp(mu) if self.time_shift_type == "exponential" else mu
 
     def space_levels(self, t: Tensor, convention: Convention) -> Tensor:
         """Times between the first and the last whose noise levels are spaced as the settings ask.
@@ -318,14 +341,32 @@ def sampler_grid(
     """
     if not 0 < strength <= 1:
         raise ValueError(f"`strength` must be in (0, 1], got {strength!r}.")
-    t = time_grid(num_points, spacing.time_warp, spacing.time_gaps)
+    t = time_grid(num_points, spacing.warp, spacing.time_gaps)
     if original := original_inference_steps or spacing.original_inference_steps:
         t = _nearest_known_steps(t, original, strength)
+    elif spacing.time_warp == "auto" and spacing.levels is None:
+        t = _log_snr_times(num_points, spacing, convention, mu, strength)
     elif convention.is_flow:
         t = spacing.shift_times(t * strength, mu, convention)
     else:
         t = spacing.space_levels((t * strength).clamp(min=convention.earliest), convention)
     return whole_times(t, convention) if spacing.round_timesteps else t
+
+
+def _log_snr_times(
+    num_points: int, spacing: Spacing, convention: Convention, mu: float | None, strength: float
+) -> Tensor:
+    """The times of `log_snr_grid`; the arguments are those of `sampler_grid`."""
+    start, stop = spacing.time_gaps
+    shift = spacing.shift_of(mu) if convention.is_flow else 1.0
+    first = static_shift(torch.tensor(strength * (1.0 - start), dtype=torch.float64), shift)
+    ends = torch.stack([first.clamp(min=convention.earliest), first.new_tensor(max(stop, convention.earliest))])
+    ratios = log_snr_grid(
+        num_points, *floats(convention.log_ratio(ends)), shift=shift, leads_to_end=spacing.ends_at_first_step
+    )
+    t = convention.time_of_log_ratio(torch.tensor(ratios, dtype=torch.float64))
+    t[0] = ends[0]
+    return stretch(t, spacing.shift_terminal) if spacing.shift_terminal and convention.is_flow else t
 
 
 def _nearest_known_steps(t: Tensor, original_inference_steps: int, strength: float) -> Tensor:

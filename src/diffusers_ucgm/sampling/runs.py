@@ -123,7 +123,7 @@ class Run:
         x_next = self._next(call, x, output, change)
         if call.noise:
             x_next.add_(noise(x_next), alpha=call.noise)
-        self._base = None if call.base is None else call.base(x, output, change)
+        self._base = self._base_of(call, x, output, change)
         self._remember(call, x, output, change)
         self._last_index = index
         return Step(x_next, lambda: x_next if call.is_last else call.x_hat(x, output, change))
@@ -146,6 +146,15 @@ class Run:
         if call.corrects and self._base is not None:
             x_next.add_(self._base)
         return x_next
+
+    def _base_of(self, call: Call, x: Tensor, output: Tensor, change: Tensor | None) -> Tensor | None:
+        """What the call leaves for the correction of its step."""
+        if call.base is None or len(self._history) < len(call.base_history):
+            return None
+        base = call.base(x, output, change)
+        for weight, earlier in zip(call.base_history, self._history, strict=False):
+            base.add_(earlier, alpha=weight)
+        return base
 
     def _remember(self, call: Call, x: Tensor, output: Tensor, change: Tensor | None) -> None:
         """Keep what the call leaves for later extrapolation, the latest first."""

@@ -21,6 +21,7 @@ from diffusers_ucgm.constraints import (
     number,
     numbers,
     optional,
+    or_word,
     whole,
 )
 
@@ -54,8 +55,11 @@ SCHEDULER_SETTINGS: dict[str, Setting] = {
     "transport": Setting((("a name, such as 'linear'", lambda value: isinstance(value, str)),)),
     "prediction_type": optional(choice(PREDICTION_TYPES)),
     **{name: SOLVER_SETTINGS[name] for name in SOLVER_SETTINGS if name != "extrapolation_order"},
-    "time_warp": numbers(
-        "three positive numbers, from 0.01 to 100", lambda values: all(0.01 <= each <= 100 for each in values), 3
+    "time_warp": or_word(
+        "auto",
+        numbers(
+            "three positive numbers, from 0.01 to 100", lambda values: all(0.01 <= each <= 100 for each in values), 3
+        ),
     ),
     "time_gaps": numbers(
         "two numbers from 0 up with a sum below 1", lambda values: min(values) >= 0 and sum(values) < 1, 2

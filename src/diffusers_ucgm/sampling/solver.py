@@ -11,9 +11,15 @@ equation is solved for it, as exponential integrators do (DPM-Solver, arXiv 2206
 
     x_s = alpha(s) / alpha(t) x_t + alpha(s) int_t^s x_hat(l) d(gamma / alpha)
 
+The ratio "adaptive" is "auto" for steps of any length. A polynomial says little of the far end of a long step, so
+each order counts by `d = min(1, 1/2 / (l(s) - l(t)))`: the estimate is `(1 - d) X_1 + d ((1 - d) X_2 + d X_3)` for the
+polynomials X_p through p estimates. At the end, where a smooth density's estimate is a line in the squared noise
+level, the last two estimates are continued to the data.
+
 Second order corrects `x_s`, by a second call at `x_s` or, as "multistep", by the call that begins the next step:
 `x_hat` is then known at both ends of the step, and the same equation is solved for the line between them before the
-run goes on (the idea of UniPC's corrector, arXiv 2302.04867).
+run goes on (the idea of UniPC's corrector, arXiv 2302.04867). With "adaptive" and order 3 the corrector's polynomial
+goes through the estimate before these two as well.
 
 Every step is linear in the sample, in the output and in what earlier calls left, so a `Call` holds weights alone.
 In the code as in the formulas, a step leads from the point t to the point s.
@@ -22,12 +28,13 @@ In the code as in the formulas, a step leads from the point t to the point s.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import NamedTuple
 
 from diffusers_ucgm.constraints import Setting, check, choice, number, one_of_two
 from diffusers_ucgm.presets import METHODS
 
-from .config import Auto, SchedulerConfig, SolverType
+from .config import Auto, RatioRule, SchedulerConfig, SolverType
 from .weights import SAMPLE, GridPoint, Weights
 
 
@@ -36,12 +43,16 @@ __all__ = ["SOLVER_SETTINGS", "Call", "SolverSettings", "estimate_weights", "pla
 SOLVER_SETTINGS: dict[str, Setting] = {
     "solver_order": one_of_two("1 or 2", 1, 2),
     "solver_type": choice(sorted({str(each["solver_type"]) for each in METHODS.values() if "solver_type" in each})),
-    "extrapolation_ratio": number("a number from 0 up or 'auto'", lambda value: value >= 0, (0.0, 10.0), "auto"),
+    "extrapolation_ratio": number(
+        "a number from 0 up or 'auto' or 'adaptive'", lambda value: value >= 0, (0.0, 10.0), "auto", "adaptive"
+    ),
     "stochasticity": number("a number in [0, 1] or 'auto'", lambda value: 0 <= value <= 1, (0.0, 1.0), "auto"),
     "extrapolation_order": one_of_two("2 or 3", 2, 3),
 }
 # Two log ratios that are closer than this are one to the polynomial of the ratio "auto".
 LEAST_DISTANCE = 1e-9
+# The longest step in `l` over which the ratio "adaptive" extrapolates in full.
+FULL_STEP = 0.5
 
 
 @dataclass(frozen=True)
@@ -51,10 +62,10 @@ class SolverSettings:
     Attributes:
         solver_order: 1 or 2.
         solver_type: How order 2 corrects a step.
-        extrapolation_ratio: kappa, from 0 up, or "auto".
+        extrapolation_ratio: kappa, from 0 up, "auto" or "adaptive".
         stochasticity: rho in [0, 1], or "auto".
-        extrapolation_order: The number of estimates that the polynomial of "auto" goes through, 2 or 3: the order of
-            the method.
+        extrapolation_order: The number of estimates that the polynomial of "auto" and "adaptive" goes through, 2 or 3:
+            the order of the method.
 
     Raises:
         ValueError: If a setting is out of its range, or two contradict each other.
@@ -62,16 +73,16 @@ class SolverSettings:
 
     solver_order: int = 1
     solver_type: SolverType = "velocity"
-    extrapolation_ratio: float | Auto = 0.5
+    extrapolation_ratio: float | RatioRule = 0.5
     stochasticity: float | Auto = 0.0
     extrapolation_order: int = 2
 
     def __post_init__(self) -> None:
         check(SOLVER_SETTINGS, self.__dict__)
-        if self.is_published and self.extrapolation_ratio == "auto":
+        if self.is_published and isinstance(self.extrapolation_ratio, str):
             raise ValueError(
                 "`solver_type='noise'` must go with an `extrapolation_ratio` that is a number, as published, got "
-                "'auto'. Use `solver_type='velocity'`."
+                f"{self.extrapolation_ratio!r}. Use `solver_type='velocity'`."
             )
 
     @classmethod
@@ -96,9 +107,19 @@ class SolverSettings:
         return self.solver_order == 2 and self.solver_type == "noise"
 
     @property
+    def follows_grid(self) -> bool:
+        """Whether the extrapolation follows from the grid, and is no fixed ratio."""
+        return isinstance(self.extrapolation_ratio, str)
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the order adapts to the length of the steps."""
+        return self.extrapolation_ratio == "adaptive"
+
+    @property
     def reach(self) -> int:
         """The number of earlier calls that extrapolation looks back at."""
-        return self.extrapolation_order - 1 if self.extrapolation_ratio == "auto" else 1
+        return self.extrapolation_order - 1 if self.follows_grid else 1
 
     def step_of(self, index: int) -> int:
         """The grid point at which a call is made, from which a run that starts with this call makes its first step."""
@@ -106,7 +127,8 @@ class SolverSettings:
 
     def kappa(self, steps_made: int) -> float:
         """A fixed ratio starts with the third step, as in the reference (the paper says the second)."""
-        return self.extrapolation_ratio if self.extrapolation_ratio != "auto" and steps_made >= 2 else 0.0
+        ratio = self.extrapolation_ratio
+        return 0.0 if isinstance(ratio, str) or steps_made < 2 else ratio
 
     def rho(self, t: GridPoint, s: GridPoint) -> float:
         """The fraction of fresh noise in a step; "auto" is `min(2 |s - t| alpha(t) / alpha(s)^2, 1)` at each step."""
@@ -128,7 +150,7 @@ class Call(NamedTuple):
         prev_sample = extrapolation(x, F) + sum_i history_weights_i history_i + base + noise * eps
 
     With a corrector weight, `x = base + corrector_weight x_hat` first takes the place of the sample, with the same
-    `x_hat`.
+    `x_hat`. The base is `base(x, F) + sum_i base_history_i history_i` of the call before.
 
     Attributes:
         x_hat: The data estimate of this call.
@@ -140,6 +162,7 @@ class Call(NamedTuple):
         noise: Weight of fresh noise.
         history: What the call leaves for later extrapolation. None keeps what is there.
         base: What the call leaves for the correction.
+        base_history: The weights of the history in the base, the latest first.
         is_last: Whether the next sample is the data estimate, with which the run ends.
     """
 
@@ -152,6 +175,7 @@ class Call(NamedTuple):
     noise: float = 0.0
     history: Weights | None = None
     base: Weights | None = None
+    base_history: tuple[float, ...] = ()
     is_last: bool = False
 
 
@@ -170,24 +194,54 @@ def plan(
         As many calls as points, or one less than twice as many where a step takes a second call.
     """
     first = settings.step_of(begin_index)
-    steps = range(first, len(points) - 1)
     idle = begin_index + (begin_index % 2 if settings.repeats else 0)
     calls = [Call(points[first].x_hat, SAMPLE)] * idle
-    corrector_weight = 0.0
+    if settings.is_adaptive and end is not None:
+        # The end is one step from the last point, like any other.
+        return calls + _calls_of_one(settings, [*points, end], first)
     if settings.repeats:
-        calls += [call for i in steps for call in _calls_of_two(settings, points, first, i)]
+        calls += [call for i in range(first, len(points) - 1) for call in _calls_of_two(settings, points, first, i)]
     else:
-        correctors = [_multistep_corrector(settings, points[i], points[i + 1]) for i in steps]
-        weights = [0.0, *(weight for _, weight in correctors)]
-        calls += [
-            _single_call(settings, points, first, i)._replace(base=base, corrector_weight=weight)
-            for i, (base, _), weight in zip(steps, correctors, weights, strict=False)
-        ]
-        corrector_weight = weights[-1]
+        calls += _calls_of_one(settings, points, first)
     t = points[-1]
-    if end is None:
-        return [*calls, Call(t.x_hat, t.x_hat, is_last=True)]
-    return [*calls, Call(t.x_hat, end.gamma * t.x_hat + end.alpha * t.z_hat, corrector_weight=corrector_weight)]
+    if end is not None:
+        weight = 0.0 if settings.repeats else _last_corrector_weight(settings, points, first)
+        return [*calls, Call(t.x_hat, end.gamma * t.x_hat + end.alpha * t.z_hat, corrector_weight=weight)]
+    return [*calls, _call_to_data(settings, points, first)]
+
+
+def _calls_of_one(settings: SolverSettings, points: Sequence[GridPoint], first: int) -> list[Call]:
+    """The calls of all steps between the points where a step takes one."""
+    calls: list[Call] = []
+    corrector_weight = 0.0
+    for i in range(first, len(points) - 1):
+        corrector = _multistep_corrector(settings, points, first, i)
+        call = _single_call(settings, points, first, i)
+        calls.append(
+            call._replace(base=corrector.base, base_history=corrector.history, corrector_weight=corrector_weight)
+        )
+        corrector_weight = corrector.weight
+    return calls
+
+
+def _last_corrector_weight(settings: SolverSettings, points: Sequence[GridPoint], first: int) -> float:
+    """The weight with which the last call corrects the step to it; 0 where there is no step."""
+    return _multistep_corrector(settings, points, first, len(points) - 2).weight if len(points) - first > 1 else 0.0
+
+
+def _call_to_data(settings: SolverSettings, points: Sequence[GridPoint], first: int) -> Call:
+    """The last call, from whose estimate the run jumps to the data.
+
+    The ratio "adaptive" continues the last two estimates, on a line in `(alpha / gamma)^2`, to 0. It at most doubles
+    their difference, in which a network's errors are large where the noise levels are close.
+    """
+    t = points[-1]
+    if settings.is_adaptive and settings.stochasticity == 0 and len(points) - first > 1:
+        distance = t.log_ratio - points[-2].log_ratio
+        if LEAST_DISTANCE < distance < math.inf:
+            weight = min(1.0 / math.expm1(2.0 * distance), 1.0)
+            return Call(t.x_hat, t.x_hat, (1.0 + weight) * t.x_hat, (-weight,))
+    return Call(t.x_hat, t.x_hat, is_last=True)
 
 
 def _single_call(settings: SolverSettings, points: Sequence[GridPoint], first: int, i: int) -> Call:
@@ -222,26 +276,38 @@ def _extrapolation(
 ) -> tuple[Weights | None, tuple[float, ...]]:
     """The step from `points[i]` with the estimates of earlier steps, and the weights of what these left."""
     t, s = points[i], points[i + 1]
-    if settings.extrapolation_ratio != "auto":
+    if not settings.follows_grid:
         kappa = settings.kappa(i - first)
         return ((1.0 + kappa) * _first_order(settings, t, s), (-kappa,)) if kappa else (None, ())
-    latest = points[max(first, i - settings.extrapolation_order + 1) : i + 1]
-    # Pure noise is infinitely far away, so its estimate does not show where the data estimates lead.
-    ratios = [point.log_ratio for point in reversed(latest) if math.isfinite(point.log_ratio)]
+    ratios = _finite_ratios(points[max(first, i - settings.extrapolation_order + 1) : i + 1])
     distances = [a - b for a, b in zip(ratios[:-1], ratios[1:], strict=True)]
     if not s.alpha or not distances or min(distances) <= LEAST_DISTANCE:
         return None, ()
-    own, *past = estimate_weights(ratios, s.log_ratio, s.gamma)
+    weights = adaptive_weights if settings.is_adaptive else estimate_weights
+    own, *past = weights(ratios, s.log_ratio, s.gamma)
     ahead = (s.alpha / t.alpha) * SAMPLE + own * t.x_hat + (settings.noise_weight(t, s) - s.alpha) * t.z_hat
     return ahead, tuple(past)
 
 
+def _finite_ratios(points: Sequence[GridPoint]) -> list[float]:
+    """The log ratios of points, the last one first.
+
+    Pure noise is infinitely far away, so its estimate does not show where the data estimates lead.
+    """
+    return [point.log_ratio for point in reversed(points) if math.isfinite(point.log_ratio)]
+
+
 def _history(settings: SolverSettings, points: Sequence[GridPoint], first: int, i: int) -> Weights | None:
-    """What the step from `points[i]` leaves for later ones; the last step is never extrapolated."""
+    """What the step from `points[i]` leaves for later ones.
+
+    The last step is extrapolated only where the order adapts.
+    """
+    if settings.is_adaptive:
+        return points[i].x_hat
     if i + 2 >= len(points):
         return None
     t, s, following = points[i : i + 3]
-    if settings.extrapolation_ratio == "auto":
+    if settings.follows_grid:
         return t.x_hat
     if not settings.kappa(i + 1 - first):
         return None
@@ -265,26 +331,62 @@ def _correction(settings: SolverSettings, t: GridPoint, s: GridPoint) -> tuple[W
     return ratio * SAMPLE + rise * t.x_hat, rise * s.x_hat
 
 
-def _multistep_corrector(settings: SolverSettings, t: GridPoint, s: GridPoint) -> tuple[Weights | None, float]:
-    """What a call leaves for the correction of its step, and the weight there of the estimate at the step's end.
+class _Corrector(NamedTuple):
+    """What a call leaves for the correction of its step, and the weight there of the estimate at the step's end."""
 
-    The data estimate is a line in `l` between both ends of the step. A correction would take fresh noise out again.
+    base: Weights | None = None
+    history: tuple[float, ...] = ()
+    weight: float = 0.0
+
+
+def _multistep_corrector(settings: SolverSettings, points: Sequence[GridPoint], first: int, i: int) -> _Corrector:
+    """The correction of the step from `points[i]` by the call that begins the next step.
+
+    The data estimate is a line in `l` between both ends of the step, or a parabola that also goes through the estimate
+    before. A correction would take fresh noise out again.
     """
+    t, s = points[i], points[i + 1]
     if settings.solver_order == 1 or settings.rho(t, s):
-        return None, 0.0
+        return _Corrector()
     ratio = s.alpha / t.alpha
     rise = s.gamma - ratio * t.gamma
     span = s.log_ratio - t.log_ratio
+    before = _finite_ratios(points[max(first, i - 1) : i])
+    if settings.is_adaptive and settings.extrapolation_order == 3 and before and LEAST_DISTANCE < span < math.inf:
+        own, new, past = estimate_weights([t.log_ratio, s.log_ratio, *before], s.log_ratio, s.gamma)
+        return _Corrector(ratio * SAMPLE + own * t.x_hat, (past,), new)
     # The integral of a line from 0 to 1; from pure noise on, the whole weight is at the line's end.
     new = s.gamma - rise / span if span else 0.0
-    return ratio * SAMPLE + (rise - new) * t.x_hat, new
+    return _Corrector(ratio * SAMPLE + (rise - new) * t.x_hat, (), new)
+
+
+def adaptive_weights(ratios: Sequence[float], ratio: float, gamma: float) -> list[float]:
+    """The weights of `estimate_weights`, of which each order counts the less, the longer the step is.
+
+    Args:
+        ratios: Where the estimates were made, as for `estimate_weights`.
+        ratio: `l` after the step.
+        gamma: The data's weight after the step.
+
+    Returns:
+        One weight for each estimate; their sum is that of `estimate_weights`.
+    """
+    span = ratio - ratios[0]
+    share = FULL_STEP / span if span > FULL_STEP else 1.0
+    weights = estimate_weights(ratios, ratio, gamma)
+    for order in range(len(ratios) - 1, 0, -1):
+        lower = estimate_weights(ratios[:order], ratio, gamma)
+        weights = [
+            share * weight + (1.0 - share) * each for weight, each in zip_longest(weights, lower, fillvalue=0.0)
+        ]
+    return weights
 
 
 def estimate_weights(ratios: Sequence[float], ratio: float, gamma: float) -> list[float]:
     """Weights of data estimates in a step, exact where `x_hat` is a polynomial in `l = log(gamma / alpha)`.
 
     Args:
-        ratios: Where the estimates were made, the present one first: two or three finite values, falling.
+        ratios: Where the estimates were made, the present one first: one to three different finite values.
         ratio: `l` after the step.
         gamma: The data's weight after the step.
 

@@ -238,7 +238,7 @@ def _discrete_beta(said: Mapping[str, object], own: Mapping[str, object]) -> Set
     # CogVideoX's schedulers have `clip_sample`, true by default, and do not use it; in others it was left over.
     uses_clipping = not own or not {"clip_sample", "thresholding"}.isdisjoint(own)
     ends_early = said.get("set_alpha_to_one") is False or said.get("final_sigmas_type") == "sigma_min"
-    settings = SAMPLERS["multistep, noise schedule"] | {
+    settings = SAMPLERS["multistep"] | {
         "transport": "discrete_beta",
         "prediction_type": said.get("prediction_type") or "epsilon",
         # The model was trained at whole times, and pipelines look them up in tables.
@@ -254,7 +254,7 @@ def _discrete_beta(said: Mapping[str, object], own: Mapping[str, object]) -> Set
 def _sigma_space(said: Mapping[str, object]) -> Settings:
     if missing := [key for key in ("sigma_min", "sigma_max") if said.get(key) is None]:
         raise ValueError(f"`config` must have `{missing[0]}`, got None. Keep its scheduler.")
-    settings = SAMPLERS["multistep, sigma space"] | {"transport": "sigma_space"}
+    settings = SAMPLERS["multistep"] | {"transport": "sigma_space"}
     settings["ends_at_first_step"] = said.get("final_sigmas_type") == "sigma_min"
     # EDM's schedulers name their algorithm, or have no order at all; the cosine solver does neither.
     if "solver_order" in said and "algorithm_type" not in said:

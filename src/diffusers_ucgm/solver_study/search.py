@@ -54,6 +54,8 @@ SEARCH_SPACE: Space = {
     # The published second order is for parity with the reference.
     "method": tuple(name for name in METHODS if name != "published"),
     "extrapolation_ratio": Range(0.0, 1.0),
+    # Whether the grid follows from the number of calls, or from warp and gaps.
+    "grid": ("auto", "warp"),
     "warp_a": Range(0.5, 2.0, True),
     "warp_b": Range(0.5, 2.0, True),
     "warp_c": Range(0.5, 2.0, True),
@@ -63,6 +65,7 @@ SEARCH_SPACE: Space = {
     "shift": Range(0.25, 16.0, True),
     "stochasticity": Range(0.0, 1.0),
 }
+UNIFORM, OWN_GAPS = (1.0, 1.0, 1.0), (0.0, 0.0)
 WARP, GAPS = ("warp_a", "warp_b", "warp_c"), ("gap_noise", "gap_data")
 
 
@@ -90,6 +93,8 @@ def settings_of(parameters: Mapping[str, Any]) -> JsonObject:
     for name, parts in (("time_warp", WARP), ("time_gaps", GAPS)):
         if parts[0] in settings:
             settings[name] = [settings.pop(part) for part in parts]
+    if settings.pop("grid", None) == "auto":
+        settings |= {"time_warp": "auto", "time_gaps": list(OWN_GAPS)}
     return settings | method
 
 
@@ -101,14 +106,15 @@ def parameters_of(settings: Mapping[str, Any], space: Space, num_calls: int) -> 
         space: The parameters that are wanted, with their ranges.
         num_calls: The budget, from which a gap of 0 at the data end has its meaning.
     """
-    ratio, method = settings["extrapolation_ratio"], _method_of(settings)
+    ratio, method, warp = settings["extrapolation_ratio"], _method_of(settings), settings["time_warp"]
     start, stop = settings["time_gaps"]
     num_points = (num_calls + 1) // 2 if method in SECOND_CALLS else num_calls
     values = {
         **settings,
-        **dict(zip(WARP, settings["time_warp"], strict=True)),
+        "grid": "auto" if warp == "auto" else "warp",
+        **dict(zip(WARP, UNIFORM if warp == "auto" else warp, strict=True)),
         "method": method,
-        "extrapolation_ratio": 0.0 if ratio == "auto" else ratio,
+        "extrapolation_ratio": 0.0 if isinstance(ratio, str) else ratio,
         "stochasticity": 1.0 if settings["stochasticity"] == "auto" else settings["stochasticity"],
         "gap_noise": start,
         "gap_data": stop or 1.0 / num_points,
@@ -118,7 +124,10 @@ def parameters_of(settings: Mapping[str, Any], space: Space, num_calls: int) -> 
 
 def _method_of(settings: Mapping[str, Any]) -> str:
     """The method of the search that comes nearest to settings of `UCGMScheduler`."""
-    by_ratio = f"auto-{settings['extrapolation_order']}" if settings["extrapolation_ratio"] == "auto" else "ratio"
+    ratio, is_multistep = settings["extrapolation_ratio"], settings["solver_type"] == "multistep"
+    if settings["solver_order"] == 2 and is_multistep and ratio == "adaptive":
+        return "multistep-adaptive"
+    by_ratio = f"auto-{settings['extrapolation_order']}" if isinstance(ratio, str) else "ratio"
     if settings["solver_order"] != 2:
         return by_ratio
     return {"multistep": f"multistep-{by_ratio}", "data": "data"}.get(settings["solver_type"], "velocity")

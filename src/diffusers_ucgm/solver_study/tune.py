@@ -283,6 +283,7 @@ def _starts(config: Any) -> dict[str, dict[str, Any]]:
         "paper": {**own, **SAMPLERS["first-order"]},
         "auto-2": {**automatic, "extrapolation_order": 2},
         "auto-3": {**automatic, "extrapolation_order": 3},
+        "adaptive": {**own, **SAMPLERS["multistep"]},
         "multistep": {**automatic, **METHODS["multistep-auto-2"]},
         "multistep-ratio": {**even, **METHODS["multistep-ratio"], "extrapolation_ratio": 0.3},
     }
@@ -298,7 +299,7 @@ def _space(sampling: _Sampling, part: _Part) -> Space:
         return wanted
     # Many pipelines of flows pass times of their own, which are not warped, and at which order 2 calls twice.
     wanted["method"] = tuple(name for name in METHODS if name not in SECOND_CALLS)
-    unused = {*WARP, *GAPS}
+    unused = {"grid", *WARP, *GAPS}
     if not _differ(sampling.times(part, shift=shift) for shift in (1.0, 2.0)):
         unused.add("shift")
     return {name: values for name, values in wanted.items() if name not in unused}
