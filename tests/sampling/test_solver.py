@@ -280,7 +280,7 @@ def test_a_run_that_ends_early_extrapolates_its_last_step():
 
     fine = run(400)
     adaptive, auto = ((run(10, **each) - fine).square().mean().sqrt() for each in ({}, AUTO))
-    assert adaptive < 0.5 * auto
+    assert adaptive < 0.8 * auto  # all other steps are alike
 
 
 def test_an_adaptive_run_keeps_a_constant_estimate():
