@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from diffusers_ucgm.console import error_message
+from diffusers_ucgm.console import error_message, expand_home, given_words
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,21 @@ def test_an_error_names_the_option_of_an_argument(message, option):
         "seed": 0,
     }
     assert message_of(fail, **options) == f"ucgm: error: {option}{message}"
+
+
+def test_results_are_written_below_the_home_folder_where_the_shell_left_its_sign(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    args = argparse.Namespace(output="~/a", setting_output_dir="~/b", trajectory=None, model="~/c", seed=0)
+    expand_home(args)
+    assert vars(args) == {
+        "output": str(tmp_path / "a"),
+        "setting_output_dir": str(tmp_path / "b"),
+        "trajectory": None,
+        "model": "~/c",
+        "seed": 0,
+    }
+
+
+def test_every_word_that_may_name_an_input_is_found():
+    args = argparse.Namespace(command="compare", output="out", scheduler=["a=folder"], model="m", seed=0, lora=None)
+    assert given_words(args) == ["compare", "a=folder", "folder", "m"][1:]

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 
-__all__ = ["Output", "error_message"]
+__all__ = ["Output", "error_message", "expand_home", "given_words"]
 
 # The command itself, and what commands take without an option.
 NO_OPTIONS = ("command", "target", "name")
-# The command itself, and the options that name its results.
-NO_INPUTS = ("command", "output", "setting_output_dir", "trajectory", "save_reference")
+# The options that name results, which need not exist.
+RESULTS = ("output", "setting_output_dir", "trajectory", "save_reference", "plot")
+NO_INPUTS = ("command", *RESULTS)
 
 
 class Output:
@@ -47,6 +48,29 @@ class Output:
         except BrokenPipeError:
             # Python flushes once more at its end, and would print the error that it meets.
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
+def expand_home(args: argparse.Namespace) -> None:
+    """Put the home folder in place of `~` before a result's name, where the shell left it: `--output=~/run`.
+
+    Args:
+        args: The command's options, which are changed; inputs are expanded where they are looked up.
+    """
+    for name in RESULTS:
+        if isinstance(value := getattr(args, name, None), str):
+            setattr(args, name, os.path.expanduser(value))
+
+
+def given_words(args: argparse.Namespace) -> list[str]:
+    """The words that may name inputs of a command, lists of words one by one, and what follows the `=` in each.
+
+    Args:
+        args: The command's options.
+    """
+    values = [value for name, value in vars(args).items() if name not in NO_INPUTS]
+    words = [word for value in values for word in (value if isinstance(value, list) else [value])]
+    texts = [word for word in words if isinstance(word, str) and word]
+    return [part for text in texts for part in (text, text.partition("=")[2]) if part]
 
 
 def error_message(error: Exception, args: argparse.Namespace) -> str:
