@@ -1,12 +1,21 @@
 """Names that commands and settings take, without torch: bundled models, types of weights, paths and the Hub."""
 
+import os
 import re
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
 
-__all__ = ["BUNDLED", "BUNDLED_CLASSIFIERS", "DTYPE_NAMES", "did_you_mean", "local_or_hub", "local_path"]
+__all__ = [
+    "BUNDLED",
+    "BUNDLED_CLASSIFIERS",
+    "DTYPE_NAMES",
+    "did_you_mean",
+    "expanded",
+    "local_or_hub",
+    "local_path",
+]
 
 # The feature networks inside the package.
 BUNDLED_CLASSIFIERS = ("fashion-mnist-classifier",)
@@ -34,6 +43,14 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
     return f" Did you mean {words[near[0]]!r}?" if near else ""
 
 
+def expanded(name: str | Path) -> Path:
+    """A path with the home folder in place of `~`; the name of an unknown user stands for itself.
+
+    `Path.expanduser` raises a RuntimeError for such a name.
+    """
+    return Path(os.path.expanduser(name))
+
+
 def local_or_hub(argument: str, name: str | Path, known: Collection[str] = ()) -> str:
     """A name in the form that loaders take: a known name, a path that exists, or an identifier of the Hub.
 
@@ -48,7 +65,7 @@ def local_or_hub(argument: str, name: str | Path, known: Collection[str] = ()) -
         FileNotFoundError: If it is none of them; the error lists what exists.
     """
     text = str(name)
-    path = Path(text).expanduser()
+    path = expanded(text)
     # Python takes an empty name for the working folder.
     if text.strip() and _exists(path):
         return str(path)
@@ -76,7 +93,7 @@ def local_path(argument: str, name: str | Path, what: str, known: Collection[str
     Raises:
         FileNotFoundError: If there is no such path; the error lists what exists.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if str(name).strip() and _exists(path):
         return path
     hint = did_you_mean(str(name), known) or _nearest_path(path) or _folder_listing(path)

@@ -30,7 +30,7 @@ def load_model(args: argparse.Namespace, device: str | torch.device | None = Non
     logging.disable_progress_bar()
     pipe = load_pipeline(args.model, DTYPES[args.torch_dtype], argument="--model")
     if args.lora is not None:
-        load_pipeline_lora(pipe, args.lora, 1.0 if args.lora_scale is None else args.lora_scale)
+        load_pipeline_lora(pipe, args.lora, 1.0 if args.lora_scale is None else args.lora_scale, argument="--lora")
     pipe = pipe.to(device)
     logging.enable_progress_bar()
     return cast(Pipeline, pipe)
