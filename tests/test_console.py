@@ -72,16 +72,16 @@ def test_an_error_names_the_option_of_an_argument(message, option):
     assert message_of(fail, **options) == f"ucgm: error: {option}{message}"
 
 
-def test_results_are_written_below_the_home_folder_where_the_shell_left_its_sign(monkeypatch, tmp_path):
+def test_the_home_folder_stands_for_its_sign_where_the_shell_left_it(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    args = argparse.Namespace(output="~/a", setting_output_dir="~/b", trajectory=None, model="~/c", seed=0)
+    args = argparse.Namespace(output="~/a", setting_output_dir="~/b", trajectory=None, model="~/c", prompts=["~"])
     expand_home(args)
     assert vars(args) == {
         "output": str(tmp_path / "a"),
         "setting_output_dir": str(tmp_path / "b"),
         "trajectory": None,
-        "model": "~/c",
-        "seed": 0,
+        "model": str(tmp_path / "c"),
+        "prompts": ["~"],
     }
 
 

@@ -8,11 +8,17 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 
-__all__ = ["Output", "error_message", "expand_home", "given_words"]
+__all__ = ["Output", "error_message", "expand_home", "given_words", "raising_package"]
 
 # The command itself, and what commands take without an option.
 NO_OPTIONS = ("command", "target", "name")
-# The options that name results, which need not exist.
+# The options that name files and folders, on this machine or on the Hub.
+PATHS = (
+    *("checkpoint", "config", "data", "features", "id2label", "label_map", "latent_statistics", "lora", "model"),
+    *("pipeline", "reference", "reference_config", "scheduler", "setting_resume_from_checkpoint", "source", "target"),
+    "vae",
+)
+# Those that name results, which need not exist.
 RESULTS = ("output", "setting_output_dir", "trajectory", "save_reference", "plot")
 NO_INPUTS = ("command", *RESULTS)
 
@@ -51,12 +57,12 @@ class Output:
 
 
 def expand_home(args: argparse.Namespace) -> None:
-    """Put the home folder in place of `~` before a result's name, where the shell left it: `--output=~/run`.
+    """Put the home folder in place of `~` before a path, where the shell left it: `--output=~/run`.
 
     Args:
-        args: The command's options, which are changed; inputs are expanded where they are looked up.
+        args: The command's options, which are changed.
     """
-    for name in RESULTS:
+    for name in (*PATHS, *RESULTS):
         if isinstance(value := getattr(args, name, None), str):
             setattr(args, name, os.path.expanduser(value))
 
@@ -93,11 +99,16 @@ def _is_for_users(error: Exception) -> bool:
     """Whether an error names what the user can change: it is about files, or this package raised it on purpose."""
     if isinstance(error, OSError | ImportError):
         return True
+    is_ours = raising_package(error) == __package__
+    return is_ours and isinstance(error, ValueError | TypeError | RuntimeError)
+
+
+def raising_package(error: BaseException) -> str:
+    """The package whose code raised an error, empty where it is not known."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
-    is_ours = frame is not None and str(frame.tb_frame.f_globals.get("__name__")).split(".")[0] == __package__
-    return is_ours and isinstance(error, ValueError | TypeError | RuntimeError)
+    return "" if frame is None else str(frame.tb_frame.f_globals.get("__name__")).split(".")[0]
 
 
 def _option_of(message: str, args: argparse.Namespace) -> str:

@@ -171,8 +171,10 @@ def keep_class_names(pipe: Any) -> None:
 
     `DiTPipeline` reads `id2label` and saves none: labels of the saved pipeline would be numbered by the alphabet.
     """
-    if "id2label" in inspect.signature(type(pipe).__init__).parameters and (names := class_names(pipe)):
-        pipe.register_to_config(id2label={str(index): name for index, name in sorted(names.items())})
+    names = class_names(pipe)
+    is_saved = bool(getattr(pipe.config, "id2label", None))
+    if names and not is_saved and "id2label" in inspect.signature(type(pipe).__init__).parameters:
+        pipe.register_to_config(id2label=dict(sorted(names.items())))
 
 
 def _synonyms(name: str) -> list[str]:

@@ -268,7 +268,8 @@ def load_pipeline_lora(
     except (AttributeError, KeyError, RuntimeError, SafetensorError, ValueError) as error:
         for module in modules:
             remove_lora(module)
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        # torch says in the first line that something differs, and in the next what does.
+        reason = " ".join(" ".join(str(error).strip().splitlines()[:2]).split()).rstrip(".")
         raise ValueError(
             f"`{argument}` must be a LoRA for this {type(pipe).__name__}, got {str(file)!r}: {reason}."
         ) from error

@@ -15,6 +15,7 @@ __all__ = [
     "expanded",
     "local_or_hub",
     "local_path",
+    "path_exists",
 ]
 
 # The feature networks inside the package.
@@ -67,7 +68,7 @@ def local_or_hub(argument: str, name: str | Path, known: Collection[str] = ()) -
     text = str(name)
     path = expanded(text)
     # Python takes an empty name for the working folder.
-    if text.strip() and _exists(path):
+    if text.strip() and path_exists(path):
         return str(path)
     if text in known:
         return text
@@ -94,7 +95,7 @@ def local_path(argument: str, name: str | Path, what: str, known: Collection[str
         FileNotFoundError: If there is no such path; the error lists what exists.
     """
     path = expanded(name)
-    if str(name).strip() and _exists(path):
+    if str(name).strip() and path_exists(path):
         return path
     hint = did_you_mean(str(name), known) or _nearest_path(path) or _folder_listing(path)
     raise FileNotFoundError(f"`{argument}` must be {what}, got {str(name)!r}, which does not exist.{hint}")
@@ -102,10 +103,10 @@ def local_path(argument: str, name: str | Path, what: str, known: Collection[str
 
 def _is_hub_name(text: str) -> bool:
     """Whether a name has the form owner/name, and the owner is no folder of this machine."""
-    return HUB_ID.fullmatch(text) is not None and not _exists(Path(text.partition("/")[0]))
+    return HUB_ID.fullmatch(text) is not None and not path_exists(Path(text.partition("/")[0]))
 
 
-def _exists(path: Path) -> bool:
+def path_exists(path: Path) -> bool:
     """Whether there is a path; a path that the system cannot look up does not exist."""
     try:
         return path.exists()
@@ -122,7 +123,7 @@ def _entries(folder: Path) -> list[str]:
 
 def _nearest_path(path: Path) -> str:
     """` Did you mean 'x'?` with a path beside the first part that does not exist."""
-    while path.parent != path and not _exists(path.parent):
+    while path.parent != path and not path_exists(path.parent):
         path = path.parent
     near = did_you_mean(path.name, _entries(path.parent))
     return near.replace("mean '", f"mean '{path.parent}/", 1) if path.parent != Path() else near
@@ -131,7 +132,7 @@ def _nearest_path(path: Path) -> str:
 def _folder_listing(path: Path) -> str:
     """A sentence with the entries of the nearest folder that exists."""
     folder = path.parent
-    while folder.parent != folder and not _exists(folder):
+    while folder.parent != folder and not path_exists(folder):
         folder = folder.parent
     entries = _entries(folder)
     more = ", ..." if len(entries) > NUM_SHOWN else ""

@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 import torch
+from diffusers.utils import logging
 from distributed_run import data, network
-from full_disk import assert_named_and_gone
+from full_disk import assert_named_and_gone, full_disk
 from safetensors.torch import load_file, save_file
 
 from diffusers_ucgm.cli import main
@@ -305,3 +306,12 @@ def test_a_checkpoint_may_be_named_as_it_is_called_in_the_folder(tmp_path):
     message = r"got 'checkpoint-9', where no state\.json is\. `output_dir` has checkpoint-2, checkpoint-4\."
     with pytest.raises(FileNotFoundError, match=message):
         trainer(tmp_path, resume_from_checkpoint="checkpoint-9")
+
+
+def test_a_plot_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
+    pytest.importorskip("matplotlib")
+    logging.enable_propagation()
+    with full_disk(r"loss\.png"):
+        assert trainer(tmp_path).train() == tmp_path / "transformer"
+    assert "No plot was written: " in caplog.text
+    logging.disable_propagation()

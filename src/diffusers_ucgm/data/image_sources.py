@@ -13,7 +13,7 @@ from diffusers_ucgm.files import read_json
 from diffusers_ucgm.names import expanded, local_or_hub
 
 from .arguments import SOURCE_ARGUMENTS
-from .idx import is_idx_folder, load_idx_images
+from .idx import images_and_labels, is_idx_folder
 from .image_columns import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
@@ -322,11 +322,14 @@ def _named_files(dataset: "Rows") -> Iterator[str]:
 def _idx_dataset(path: Path, split: str) -> "Rows":
     import datasets
 
-    images, labels = load_idx_images(path, split)
+    images, labels = images_and_labels(path, split)
     # Netpbm's grey images are a line of text and the bytes themselves.
     header = f"P5 {images.shape[3]} {images.shape[2]} 255\n".encode()
-    rows = {"image": [header + bytes(image.numpy().data) for image in images], "label": labels.tolist()}
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    rows = {"image": [header + bytes(image.numpy().data) for image in images]}
+    features = datasets.Features({"image": datasets.Image()})
+    if labels is not None:
+        rows["label"] = labels.tolist()
+        features["label"] = datasets.Value("int64")
     return datasets.Dataset.from_dict(rows, features=features)
 
 

@@ -216,7 +216,7 @@ class UCGMTrainer:
             if not is_finished:
                 return None
             weights = self.save_model()
-            self.save_plots()
+            self._plot_or_warn()
         # `end_training` would also end the process group, which `push_to_hub` and the caller may still need.
         for tracker in self.accelerator.trackers:
             tracker.finish()
@@ -433,6 +433,13 @@ class UCGMTrainer:
         except OSError as error:
             # The run is worth more than this checkpoint: the next may find room again, and the last one stays.
             logger.warning(f"No checkpoint was written at step {self.step}: {error}")
+
+    def _plot_or_warn(self) -> None:
+        try:
+            self.save_plots()
+        except OSError as error:
+            # The weights are saved, and the pipeline may still be.
+            logger.warning(f"No plot was written: {error}")
 
     def _validate_or_warn(self) -> None:
         try:
