@@ -1629,6 +1629,13 @@ MUTANTS = [
         ("tests/data/test_idx.py",),
     ),
     Mutant(
+        "letters that the terminal lacks end the command",
+        "console.py",
+        'stream.reconfigure(errors="backslashreplace")',
+        "stream.reconfigure()",
+        ("tests/test_console.py",),
+    ),
+    Mutant(
         "results in a folder called ~",
         "console.py",
         "setattr(args, name, os.path.expanduser(value))",

@@ -1,6 +1,7 @@
 """What a command prints: output that a reader may leave unread, and errors without a traceback."""
 
 import argparse
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -26,12 +27,16 @@ NO_INPUTS = ("command", *RESULTS)
 class Output:
     """A stream whose reader may leave, as `head` does: the unread text is dropped, and the command does its work.
 
+    Letters that the stream's encoding lacks, such as those of class names on a terminal without them, are escaped.
+
     Args:
-        stream: The process's standard output.
+        stream: The process's standard output; None where it was closed before the start.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
+    def __init__(self, stream: TextIO | None) -> None:
+        self.stream: TextIO = io.StringIO() if stream is None else stream
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
         """Write a text, or drop it."""

@@ -271,8 +271,6 @@ def test_torn_idx_files_are_named(tmp_path, kind):
             file.write_bytes(gzip.compress(gzip.decompress(whole)[:-1]))
         case "other rank":
             file.write_bytes(gzip.compress(idx(torch.zeros(5, 3, dtype=torch.uint8))))
-        case "no labels":
-            (tmp_path / "digits" / "train-labels-idx1-ubyte.gz").unlink()
         case "empty":
             file.write_bytes(b"")
         case "no gzip":
