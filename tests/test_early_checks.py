@@ -157,6 +157,8 @@ BAD = {
     "cache, output": ([*CACHE, "--output", "plain"], "`output` must be a folder that can be written"),
     "cache, no place": ([*CACHE, "--output", "/proc/x"], "`output` must be a folder that can be written"),
     "cache, float16": ([*CACHE, "--torch-dtype", "fp16"], "`--torch-dtype` must be fp32 or bf16 on a CPU"),
+    "train, repository": ([*TRAIN, "--push-to-hub", "bad name/x"], "`--push-to-hub` must be owner/name on the Hub"),
+    "convert, repository": ([*CONVERT, "--push-to-hub", "a/b/c"], "`--push-to-hub` must be owner/name on the Hub"),
     "train, output": ([*TRAIN, "--output-dir", "/proc/x"], "`output_dir` must be a folder that can be written"),
     "train, a file": ([*TRAIN, "--output-dir", "plain"], "`output_dir` must be a folder that can be written"),
     "train, below a file": (

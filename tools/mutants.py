@@ -1112,6 +1112,20 @@ MUTANTS = [
         ("tests/training/test_commands.py",),
     ),
     Mutant(
+        "the name of a repository is read after the training",
+        "hub.py",
+        "        validate_repo_id(name)\n",
+        "        pass\n",
+        ("tests/test_early_checks.py",),
+    ),
+    Mutant(
+        "batches that no memory holds",
+        "training/setting_ranges.py",
+        "lambda value: value <= 1_000_000,",
+        "lambda value: True,",
+        ("tests/training/test_setting_ranges.py",),
+    ),
+    Mutant(
         "images without number are drawn",
         "generation/images.py",
         "    check(GENERATE_ARGUMENTS, locals())\n",

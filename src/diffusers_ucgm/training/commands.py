@@ -19,6 +19,7 @@ from diffusers_ucgm.data.image_sources import check_image_source
 from diffusers_ucgm.data.images import ImageItems, ImageSource, load_image_dataset
 from diffusers_ucgm.data.latent_cache import CachedLatents, cache_latents, finish_cache
 from diffusers_ucgm.files import JsonObject, check_writable, read_tensors
+from diffusers_ucgm.hub import check_repository
 from diffusers_ucgm.interruptions import Stopped
 from diffusers_ucgm.labels import LabelMapping, read_label_map
 from diffusers_ucgm.loading import DTYPES, load_network, load_pipeline
@@ -146,6 +147,7 @@ def _network(args: argparse.Namespace, config: UCGMTrainingConfig) -> ModelMixin
 
 def train(args: argparse.Namespace) -> int:
     """Train or tune; under `accelerate launch` in several processes."""
+    check_repository("--push-to-hub", args.push_to_hub)
     config = _config(args)
     check_run(config)
     check_device(None, DTYPES[args.torch_dtype])
