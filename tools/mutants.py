@@ -632,8 +632,8 @@ MUTANTS = [
     Mutant(
         "the working folder is no place for a run",
         "files.py",
-        "    path = Path(path).absolute()\n    try:\n",
-        "    path = Path(path)\n    try:\n",
+        'path.name if path.name and place == path.parent else "probe"',
+        'path.name if place == path.parent else "probe"',
         ("tests/test_files.py",),
     ),
     Mutant(

@@ -353,7 +353,7 @@ def check_writable(path: str | Path, argument: str = "output", *, folder: bool =
     # Python takes an empty name for the working folder, which `.` names on purpose.
     if not str(path).strip():
         raise OSError(f"{wanted}. Choose another name.")
-    path = Path(path).absolute()
+    path = Path(path)
     try:
         if path.exists() and path.is_dir() != folder:
             raise OSError(f"{wanted}, which is a {'file' if folder else 'folder'}. Choose another name.")
