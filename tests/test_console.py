@@ -1,12 +1,14 @@
 """What a command prints: output that nobody reads, and errors."""
 
 import argparse
+import io
+import os
 import subprocess
 import sys
 
 import pytest
 
-from diffusers_ucgm.console import error_message
+from diffusers_ucgm.console import Output, error_message, expand_home, given_words
 
 
 @pytest.mark.parametrize(
@@ -70,3 +72,43 @@ def test_an_error_names_the_option_of_an_argument(message, option):
         "seed": 0,
     }
     assert message_of(fail, **options) == f"ucgm: error: {option}{message}"
+
+
+def test_the_home_folder_stands_for_its_sign_where_the_shell_left_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    args = argparse.Namespace(output="~/a", setting_output_dir="~/b", trajectory=None, model="~/c", prompts=["~"])
+    expand_home(args)
+    assert vars(args) == {
+        "output": str(tmp_path / "a"),
+        "setting_output_dir": str(tmp_path / "b"),
+        "trajectory": None,
+        "model": str(tmp_path / "c"),
+        "prompts": ["~"],
+    }
+
+
+def test_every_word_that_may_name_an_input_is_found():
+    args = argparse.Namespace(command="compare", output="out", scheduler=["a=folder"], model="m", seed=0, lora=None)
+    assert given_words(args) == ["compare", "a=folder", "folder", "m"][1:]
+
+
+def run_with_output(redirection, **environment):
+    """The exit code and the errors of a command of which the output goes elsewhere, by the shell."""
+    command = f"{sys.executable} -m diffusers_ucgm.cli presets {redirection}"
+    result = subprocess.run(
+        ["sh", "-c", command], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    return result.returncode, result.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell of POSIX")
+def test_a_closed_output_is_no_error():
+    assert run_with_output(">&-") == (0, "")
+
+
+def test_letters_that_the_terminal_lacks_are_escaped():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    output = Output(stream)
+    output.write("caf\u00e9 \u65e5\n")
+    output.flush()
+    assert stream.buffer.getvalue() == b"caf\\xe9 \\u65e5\n"

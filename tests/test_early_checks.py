@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from diffusers_ucgm import UCGMPipeline, UCGMTrainer, UCGMTrainingConfig
 from diffusers_ucgm.cli import main
 from diffusers_ucgm.image_metrics.evaluate import evaluate_pipeline
+from diffusers_ucgm.names import BUNDLED
 from diffusers_ucgm.solver_study.compare import compare_solvers
 from diffusers_ucgm.solver_study.tune import tune_sampler
 from diffusers_ucgm.training.adapters import adapter_for_pipeline
@@ -112,20 +113,52 @@ BAD = {
     "cache, captions for classes": ([*CACHE, "--source", "captions"], "must name the classes"),
     "cache, folder's option": (
         [*CACHE, "--output", "captions", "--source", "photos"],
-        "argument --output: `folder` must be",
+        "argument --output: `output` must be a new folder or of a run",
     ),
     "cache, length of prompts": ([*CACHE, "--max-sequence-length", "8"], "which takes no prompts"),
     "doctor, class of a grid": ([*DOCTOR, *VALIDATE, "Bagg"], "'Bagg' is no class. Did you mean 'Bag'?"),
     "convert, output": ([*CONVERT, "--output", "plain"], "`--output` must be a folder that can be written"),
     "convert, autoencoder": ([*CONVERT, "--vae", "plain"], "must be a whole file of tensors, got 'plain'"),
     "doctor, data's option": ([*DOCTOR, "--data", "photos"], "argument --data: `folder` must be a finished cache"),
-    "sample, LoRA's option": ([*SAMPLE, "--lora", "photos"], "argument --lora: `source` must hold a LoRA"),
+    "sample, LoRA's option": ([*SAMPLE, "--lora", "photos"], "`--lora` must hold a LoRA in a safetensors file"),
+    # Not `--model`, which has the same value.
+    "sample, whole model as LoRA": (
+        [*SAMPLE, "--model", str(BUNDLED["fashion-mnist"]), "--lora", str(BUNDLED["fashion-mnist"])],
+        "ucgm: error: `--lora` must hold a LoRA",
+    ),
+    "sample, a device as LoRA": ([*SAMPLE, "--lora", os.devnull], "`--lora` must be a LoRA in a safetensors file"),
+    "sample, a file as model": ([*SAMPLE, "--model", "plain"], "`--model` must be the folder of a pipeline"),
+    "sample, too many": ([*SAMPLE, "--num-images", "9" * 20], "`num_images` must be at most 10000"),
+    "sample, no name": ([*SAMPLE, "--output", ""], "`--output` must be a file that can be written, got ''"),
+    "cache, no name": ([*CACHE, "--output", ""], "`output` must be a folder that can be written, got ''"),
+    "cache, a file": ([*CACHE, "--source", "plain"], "`--source` must be a folder of images"),
+    "cache, unknown user": ([*CACHE, "--source", "~nobody-of-this-name"], "which does not exist"),
+    "evaluate, a file as reference": ([*EVALUATE, "--reference", "plain"], "`--reference` must be a folder of images"),
+    "evaluate, a file as features": (
+        [*EVALUATE, "--features", "captions/cache.json"],
+        "`features` must be an image model that transformers can load, got 'captions/cache.json'",
+    ),
+    "train, network for a pipeline": (
+        [*TRAIN, "--pipeline", str(BUNDLED["fashion-mnist"] / "transformer")],
+        "It holds one network, which `ucgm train --model` takes.",
+    ),
+    "train, pipeline for a network": (
+        ["train", "--model", str(BUNDLED["fashion-mnist"]), *TRAIN[3:]],
+        "It holds a whole pipeline, which `ucgm train --pipeline` takes.",
+    ),
+    "compare, a name twice": (
+        [*COMPARE, "--scheduler", f"UCGM-S={BUNDLED['fashion-mnist'] / 'scheduler'}"],
+        "`--scheduler` must have a name that no other solver has, got 'UCGM-S'",
+    ),
+    "recipes, steps without a name": (["recipes", "--max-train-steps", "9"], "must go with the name of a recipe"),
     "train, output's option": ([*TRAIN, "--output-dir", "plain"], "argument --output-dir: `output_dir` must be"),
     "cache, unknown class": ([*CACHE, "--source", "hats"], "'Hat' is no class"),
     "cache, label map": ([*CACHE, "--label-map", "plain"], "cannot be read"),
     "cache, output": ([*CACHE, "--output", "plain"], "`output` must be a folder that can be written"),
     "cache, no place": ([*CACHE, "--output", "/proc/x"], "`output` must be a folder that can be written"),
     "cache, float16": ([*CACHE, "--torch-dtype", "fp16"], "`--torch-dtype` must be fp32 or bf16 on a CPU"),
+    "train, repository": ([*TRAIN, "--push-to-hub", "bad name/x"], "`--push-to-hub` must be owner/name on the Hub"),
+    "convert, repository": ([*CONVERT, "--push-to-hub", "a/b/c"], "`--push-to-hub` must be owner/name on the Hub"),
     "train, output": ([*TRAIN, "--output-dir", "/proc/x"], "`output_dir` must be a folder that can be written"),
     "train, a file": ([*TRAIN, "--output-dir", "plain"], "`output_dir` must be a folder that can be written"),
     "train, below a file": (

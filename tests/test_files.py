@@ -197,13 +197,18 @@ def test_a_killed_writer_leaves_what_the_next_start_removes(tmp_path):
     assert entries(tmp_path) == []
 
 
-def test_what_cannot_be_written_is_known_before(tmp_path):
+def test_what_cannot_be_written_is_known_before(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     files.check_writable(tmp_path / "new" / "folder" / "a.png")
     files.check_writable(tmp_path / "new", folder=True)
     files.check_writable(tmp_path / "file")
+    monkeypatch.chdir(tmp_path)
+    for working_folder in (".", "./", tmp_path / "."):
+        files.check_writable(working_folder, folder=True)
     assert entries(tmp_path) == ["file"]
     for path, is_folder, reason in (
+        # Which would be the working folder.
+        *((name, is_folder, "''|' '") for name in ("", " ") for is_folder in (True, False)),
         (tmp_path / "file", True, "which is a file"),
         (tmp_path, False, "which is a folder"),
         (tmp_path / "file" / "a", False, "is a file|Not a directory"),

@@ -15,7 +15,7 @@ from diffusers_ucgm.data.datasets import LatentDataset
 from diffusers_ucgm.fingerprint import fingerprint
 from diffusers_ucgm.image_metrics.samples import generate_samples
 from diffusers_ucgm.loading import load_pipeline_lora
-from diffusers_ucgm.lora import LORA_WEIGHTS_NAME, add_lora, lora_notes, save_lora
+from diffusers_ucgm.lora import LORA_WEIGHTS_NAME, NOTES, add_lora, lora_notes, save_lora
 from diffusers_ucgm.solver_study.compare import compare_solvers
 from diffusers_ucgm.training.trainer import UCGMTrainer
 
@@ -257,3 +257,13 @@ def test_the_file_says_what_it_is_for(tmp_path):
     with pytest.raises(ValueError, match=r"it is for `transformer_2`, which the pipeline does not have"):
         load_pipeline_lora(stock_pipelines.sd3().pipe, tmp_path)
     assert lora_notes(tmp_path / LORA_WEIGHTS_NAME) == {"network": "transformer_2"}
+
+
+def test_damaged_notes_of_a_lora_are_named(tmp_path):
+    file = tmp_path / LORA_WEIGHTS_NAME
+    written(stock_pipelines.sd3().pipe.transformer, tmp_path)
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata() or {}
+    save_file(load_file(file), file, {**metadata, NOTES: "{torn"})
+    with pytest.raises(ValueError, match=r"`--lora` must be a LoRA in a safetensors file, got .*Expecting"):
+        load_pipeline_lora(stock_pipelines.sd3().pipe, tmp_path, argument="--lora")

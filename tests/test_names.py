@@ -92,6 +92,15 @@ def test_the_home_folder_is_found(monkeypatch, tmp_path):
         ["tune-sampler", "--model", "~/nope", "--steps", "4"],
         ["info", "fashion-mnst"],
         ["info", "./nope"],
+        # Of a user that this machine does not know.
+        *(
+            ["info", "~nope"],
+            ["sample", "--model", "~nope/x"],
+            ["sample", "--model", "fashion-mnist", "--lora", "~nope"],
+        ),
+        ["evaluate", "--model", "fashion-mnist", "--reference", "~nope"],
+        ["cache", "--pipeline", "fashion-mnist", "--source", "~nope", "--size", "32", "--output", "cache"],
+        ["convert", "--checkpoint", "~nope", "--output", "out", "--preset", "repa-e-256"],
         ["convert", "--checkpoint", "./nope.pt", "--output", "out", "--preset", "repa-e-256"],
     ],
     ids=" ".join,

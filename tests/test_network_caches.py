@@ -1,5 +1,6 @@
 """The caches of diffusers on the networks of `UCGMPipeline` and of stock pipelines with our scheduler."""
 
+import diffusers
 import pytest
 import stock_pipelines
 import torch
@@ -272,6 +273,10 @@ def test_a_cache_without_effect_is_refused():
     pipe = pipeline("dit")
     with pytest.raises(ValueError, match=r"TaylorSeerCacheConfig: it matches none of the modules"):
         pipe.enable_cache(TaylorSeerCacheConfig(cache_identifiers=["no_such_module"]))
+    if cls := getattr(diffusers, "TextKVCacheConfig", None):  # of new versions, for one kind of block
+        with pytest.raises(ValueError, match=r"TextKVCacheConfig: it matches none of the modules"):
+            pipe.enable_cache(cls())
+        assert not has_cache(pipe.transformer)
     with pytest.raises(ValueError, match=r"`config` must be a config of a cache of diffusers, got 3"):
         pipe.enable_cache(3)
     with pytest.raises(ValueError, match="it matches none of the modules"):

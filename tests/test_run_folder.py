@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from folder_entries import entries
 
+from diffusers_ucgm.cli import main
 from diffusers_ucgm.run_folder import RunFolder
 
 
@@ -107,3 +108,42 @@ def test_a_folder_that_cannot_be_used_is_refused_at_once(tmp_path):
     for path in (tmp_path / "file", *([Path("/proc/x")] if Path("/proc/self").exists() else [])):
         with pytest.raises(OSError, match="`output` must be a folder that can be written"), RunFolder(path, "cache"):
             pass
+
+
+def test_overwriting_does_not_remove_what_the_run_is_made_from(tmp_path):
+    folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with RunFolder(folder, "train") as run:
+        run.start({})
+    (folder / "pipeline" / "unet").mkdir(parents=True)
+    (folder / "notes").mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    run = RunFolder(folder, "train", argument="output_dir")
+    for kept in (elsewhere, folder / "notes", tmp_path, "owner/name", "~nobody-of-this-name", "x" * 5000):
+        run.check_inputs_stay([kept])
+    for lost in (folder / "pipeline", folder / "pipeline" / "unet", tmp_path / "link" / "pipeline", folder):
+        message = r"`output_dir` must not hold what the run is made from where its files are overwritten, got '.*run'"
+        with pytest.raises(ValueError, match=message):
+            run.check_inputs_stay([elsewhere, lost])
+    # What an evaluation wrote into a model's folder is no part of the model.
+    with RunFolder(elsewhere, "evaluate") as run:
+        run.start({})
+        (elsewhere / "results.json").touch()
+        run.check_inputs_stay([elsewhere])
+
+
+def test_every_command_refuses_to_overwrite_its_inputs(tmp_path, capsys):
+    folder = tmp_path / "cache"
+    with RunFolder(folder, "cache") as run:
+        run.start({})
+    (folder / "cache.json").write_text("{}")
+    for words in (
+        ["cache", "--pipeline", "fashion-mnist", "--source", str(folder), "--size", "32"],
+        ["evaluate", "--model", str(folder), "--reference", "x"],
+        ["compare", "--model", "fashion-mnist", "--scheduler", f"own={folder}/cache.json"],
+        ["tune-sampler", "--model", "fashion-mnist", "--steps", "2", "--reference", str(folder)],
+        ["convert", "--checkpoint", str(folder)],
+    ):
+        assert main([*words, "--output", str(folder), "--overwrite-output-dir"]) == 2
+        assert "`output` must not hold what the run is made from" in capsys.readouterr().err, words
+    assert entries(folder) == ["cache.json", "run.json"]

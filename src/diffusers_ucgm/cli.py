@@ -17,8 +17,9 @@ from types import ModuleType
 from typing import NamedTuple
 
 from .command_parser import CommandParser, with_dashes
-from .console import Output, error_message
+from .console import Output, error_message, expand_home, given_words
 from .interruptions import Stopped, interruptible, stop_message
+from .run_folder import RunFolder
 
 
 __all__ = ["COMMANDS", "main"]
@@ -104,7 +105,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     """Run a command and print its error, without a traceback unless one is asked for."""
+    expand_home(args)
     try:
+        if getattr(args, "overwrite_output_dir", False) and args.output:
+            RunFolder(args.output, args.command).check_inputs_stay(given_words(args))
         return _module(COMMANDS[args.command].body).COMMANDS[args.command](args)
     except Exception as error:
         if args.traceback or os.environ.get("UCGM_TRACEBACK"):

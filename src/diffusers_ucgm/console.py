@@ -1,6 +1,7 @@
 """What a command prints: output that a reader may leave unread, and errors without a traceback."""
 
 import argparse
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -8,23 +9,34 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 
-__all__ = ["Output", "error_message"]
+__all__ = ["Output", "error_message", "expand_home", "given_words", "raising_package"]
 
 # The command itself, and what commands take without an option.
 NO_OPTIONS = ("command", "target", "name")
-# The command itself, and the options that name its results.
-NO_INPUTS = ("command", "output", "setting_output_dir", "trajectory", "save_reference")
+# The options that name files and folders, on this machine or on the Hub.
+PATHS = (
+    *("checkpoint", "config", "data", "features", "id2label", "label_map", "latent_statistics", "lora", "model"),
+    *("pipeline", "reference", "reference_config", "scheduler", "setting_resume_from_checkpoint", "source", "target"),
+    "vae",
+)
+# Those that name results, which need not exist.
+RESULTS = ("output", "setting_output_dir", "trajectory", "save_reference", "plot")
+NO_INPUTS = ("command", *RESULTS)
 
 
 class Output:
     """A stream whose reader may leave, as `head` does: the unread text is dropped, and the command does its work.
 
+    Letters that the stream's encoding lacks, such as those of class names on a terminal without them, are escaped.
+
     Args:
-        stream: The process's standard output.
+        stream: The process's standard output; None where it was closed before the start.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
+    def __init__(self, stream: TextIO | None) -> None:
+        self.stream: TextIO = io.StringIO() if stream is None else stream
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
     def write(self, text: str) -> int:
         """Write a text, or drop it."""
@@ -49,6 +61,29 @@ class Output:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
 
+def expand_home(args: argparse.Namespace) -> None:
+    """Put the home folder in place of `~` before a path, where the shell left it: `--output=~/run`.
+
+    Args:
+        args: The command's options, which are changed.
+    """
+    for name in (*PATHS, *RESULTS):
+        if isinstance(value := getattr(args, name, None), str):
+            setattr(args, name, os.path.expanduser(value))
+
+
+def given_words(args: argparse.Namespace) -> list[str]:
+    """The words that may name inputs of a command, lists of words one by one, and what follows the `=` in each.
+
+    Args:
+        args: The command's options.
+    """
+    values = [value for name, value in vars(args).items() if name not in NO_INPUTS]
+    words = [word for value in values for word in (value if isinstance(value, list) else [value])]
+    texts = [word for word in words if isinstance(word, str) and word]
+    return [part for text in texts for part in (text, text.partition("=")[2]) if part]
+
+
 def error_message(error: Exception, args: argparse.Namespace) -> str:
     """The message of a command's error, for people who gave its options.
 
@@ -69,11 +104,16 @@ def _is_for_users(error: Exception) -> bool:
     """Whether an error names what the user can change: it is about files, or this package raised it on purpose."""
     if isinstance(error, OSError | ImportError):
         return True
+    is_ours = raising_package(error) == __package__
+    return is_ours and isinstance(error, ValueError | TypeError | RuntimeError)
+
+
+def raising_package(error: BaseException) -> str:
+    """The package whose code raised an error, empty where it is not known."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
-    is_ours = frame is not None and str(frame.tb_frame.f_globals.get("__name__")).split(".")[0] == __package__
-    return is_ours and isinstance(error, ValueError | TypeError | RuntimeError)
+    return "" if frame is None else str(frame.tb_frame.f_globals.get("__name__")).split(".")[0]
 
 
 def _option_of(message: str, args: argparse.Namespace) -> str:

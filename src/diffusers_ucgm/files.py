@@ -350,6 +350,9 @@ def check_writable(path: str | Path, argument: str = "output", *, folder: bool =
         OSError: If it cannot be written, or is a folder where it should be a file or the reverse.
     """
     wanted = f"`{argument}` must be a {'folder' if folder else 'file'} that can be written, got {str(path)!r}"
+    # Python takes an empty name for the working folder, which `.` names on purpose.
+    if not str(path).strip():
+        raise OSError(f"{wanted}. Choose another name.")
     path = Path(path)
     try:
         if path.exists() and path.is_dir() != folder:
@@ -360,7 +363,7 @@ def check_writable(path: str | Path, argument: str = "output", *, folder: bool =
         if not place.is_dir():
             raise OSError(f"{wanted}, but {str(place)!r} is a file. Choose another name.")
         # A name that is too long fails here rather than later.
-        probe = _temporary(place / (path.name if place == path.parent else "probe"))
+        probe = _temporary(place / (path.name if path.name and place == path.parent else "probe"))
         try:
             probe.write_bytes(b"probe")
         finally:

@@ -5,7 +5,27 @@ from pathlib import Path
 from .run_folder import RUN_FILE
 
 
-__all__ = ["push_folder_to_hub"]
+__all__ = ["check_repository", "push_folder_to_hub"]
+
+
+def check_repository(argument: str, name: str | None) -> None:
+    """Check that a repository can have a name, before any work of which the result is uploaded.
+
+    Args:
+        argument: What the error calls the name.
+        name: `owner/name`; None uploads nothing.
+
+    Raises:
+        ValueError: If the Hub takes no such name.
+    """
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    if name is None:
+        return
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(f"`{argument}` must be owner/name on the Hub, got {name!r}: {error}") from error
 
 
 def push_folder_to_hub(

@@ -4,6 +4,7 @@ Folders, `ClassLabel` features and text columns name classes in their own way an
 class of the model is an error, since a wrong class trains a wrong model without a sign.
 """
 
+import inspect
 import json
 import re
 import unicodedata
@@ -17,7 +18,7 @@ from typing import Any
 from .names import did_you_mean
 
 
-__all__ = ["LabelMapping", "ModelClasses", "class_names", "read_label_map"]
+__all__ = ["LabelMapping", "ModelClasses", "class_names", "keep_class_names", "read_label_map"]
 
 # The number of entries that an error names of a long list.
 MOST_NAMED = 40
@@ -163,6 +164,17 @@ def class_names(pipe: object) -> Mapping[Any, str]:
     for name, index in (getattr(pipe, "labels", None) or {}).items():
         found[index] = f"{found[index]}, {name}" if index in found else name
     return found
+
+
+def keep_class_names(pipe: Any) -> None:
+    """Put the names of a pipeline's classes into its config, with which they are saved.
+
+    `DiTPipeline` reads `id2label` and saves none: labels of the saved pipeline would be numbered by the alphabet.
+    """
+    names = class_names(pipe)
+    is_saved = bool(getattr(pipe.config, "id2label", None))
+    if names and not is_saved and "id2label" in inspect.signature(type(pipe).__init__).parameters:
+        pipe.register_to_config(id2label=dict(sorted(names.items())))
 
 
 def _synonyms(name: str) -> list[str]:

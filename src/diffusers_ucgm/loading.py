@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .files import check_tensors, read_json
+from .labels import keep_class_names
 from .lora import LORA_WEIGHTS_NAME, active_adapters, load_lora, lora_notes, remove_lora, set_lora_scale
 from .models.edm2_unet_2d import EDM2UNet2DModel
 from .models.transformer_2d import UCGMTransformer2DModel
-from .names import BUNDLED, did_you_mean, local_or_hub, local_path
+from .names import BUNDLED, did_you_mean, expanded, local_or_hub, local_path
 from .pipeline import UCGMPipeline
 from .scheduler import UCGMScheduler
 
@@ -53,6 +54,10 @@ def load_pipeline(
     """
     found = local_or_hub(argument, name, BUNDLED)
     folder = Path(BUNDLED[found] if found in BUNDLED and not Path(found).is_dir() else found)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(
+            f"`{argument}` must be the folder of a pipeline, with model_index.json, got the file {name!r}."
+        )
     if folder.is_dir():
         _check_pipeline_folder(folder, argument)
     with _naming(argument, name):
@@ -64,6 +69,7 @@ def load_pipeline(
     for part, module in pipe.components.items():
         if isinstance(module, diffusers.ModelMixin):
             _check_complete(module, folder / part)
+    keep_class_names(pipe)
     return pipe
 
 
@@ -89,12 +95,14 @@ def load_scheduler(folder: str | Path, *, argument: str = "folder") -> diffusers
         return cls.from_pretrained(str(path))
 
 
-def load_network(name: str, dtype: torch.dtype = torch.float32, *, argument: str = "name") -> diffusers.ModelMixin:
+def load_network(
+    name: str, dtype: torch.dtype | None = torch.float32, *, argument: str = "name"
+) -> diffusers.ModelMixin:
     """A network of this package or of diffusers: with the weights of a folder, or new from a `config.json`.
 
     Args:
         name: A folder, `owner/name` on the Hub, or a configuration's file.
-        dtype: The dtype of the weights.
+        dtype: The dtype of the weights; None is that of `from_pretrained`.
         argument: What errors call the name.
 
     Raises:
@@ -109,12 +117,14 @@ def load_network(name: str, dtype: torch.dtype = torch.float32, *, argument: str
             network: Any = diffusers.AutoModel.from_pretrained(found, **{DTYPE: dtype}, use_safetensors=True)
             return network
     if not file.is_file():
-        raise ValueError(f"`{argument}` must be a folder with a config.json, got {name!r} without one.")
+        is_pipeline = path.is_dir() and (path / "model_index.json").is_file()
+        hint = " It holds a whole pipeline, which `ucgm train --pipeline` takes." if is_pipeline else ""
+        raise ValueError(f"`{argument}` must be a folder with a config.json, got {name!r} without one.{hint}")
     config = read_json(file)
     cls = _class_of_name(config.get("_class_name", "DiTTransformer2DModel"), file, OWN_MODELS)
     with _naming(argument, file):
         if path.is_file():
-            return cls.from_config(config).to(dtype)
+            return cls.from_config(config).to(dtype or torch.float32)
         for weights in path.glob("*.safetensors"):
             check_tensors(weights)
         network = cls.from_pretrained(found, **{DTYPE: dtype}, use_safetensors=True)
@@ -204,12 +214,20 @@ def _is_huge(value: object) -> bool:
 
 
 def _instead(folder: Path) -> str:
-    """Where a folder's pipeline is, if it is not in the folder itself."""
+    """What to give in place of a folder that holds no pipeline, as far as its files show it."""
     inner = next((each.parent for each in sorted(folder.glob("*/model_index.json"))), None)
-    return "" if inner is None else f" Did you mean {str(inner)!r}?"
+    if inner is not None:
+        return f" Did you mean {str(inner)!r}?"
+    if any((each / LORA_WEIGHTS_NAME).is_file() for each in (folder, folder / "lora")):
+        return " It holds a LoRA, which is given as `--lora`, with the pipeline that it was trained for as the model."
+    if (folder / "config.json").is_file():
+        return " It holds one network, which `ucgm train --model` takes."
+    return ""
 
 
-def load_pipeline_lora(pipe: diffusers.DiffusionPipeline, source: str | Path, scale: float = 1.0) -> None:
+def load_pipeline_lora(
+    pipe: diffusers.DiffusionPipeline, source: str | Path, scale: float = 1.0, *, argument: str = "source"
+) -> None:
     """Give a pipeline of any class a LoRA, and the sampler that goes with it.
 
     A LoRA that `UCGMTrainer` tuned to few steps says so in its file: the pipeline's scheduler is then replaced by one
@@ -220,6 +238,7 @@ def load_pipeline_lora(pipe: diffusers.DiffusionPipeline, source: str | Path, sc
         source: What `ucgm train` made (its output folder, or `lora` in it), a folder with one LoRA, a file, a
             repository of the Hub, or `owner/name/file.safetensors` of one.
         scale: 1 is the LoRA as it was trained, 0 is without effect.
+        argument: What errors call the source.
 
     Raises:
         FileNotFoundError: If there is no LoRA under that name.
@@ -228,12 +247,12 @@ def load_pipeline_lora(pipe: diffusers.DiffusionPipeline, source: str | Path, sc
     """
     if not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale):
         raise ValueError(f"`scale` must be a finite number, got {scale!r}.")
-    file = _lora_file(str(source))
+    file = _lora_file(str(source), argument)
     modules = [each for each in pipe.components.values() if isinstance(each, torch.nn.Module)]
     try:
         notes = lora_notes(file)
-    except SafetensorError as error:
-        raise ValueError(f"`source` must be a LoRA in a safetensors file, got {str(file)!r}: {error}.") from error
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise ValueError(f"`{argument}` must be a LoRA in a safetensors file, got {str(file)!r}: {error}.") from error
     if _has_lora(pipe, notes.get("network")):
         raise ValueError(
             f"`pipe` must not have a LoRA yet, got {type(pipe).__name__} with one. Call `unload_lora_weights()` first."
@@ -249,51 +268,56 @@ def load_pipeline_lora(pipe: diffusers.DiffusionPipeline, source: str | Path, sc
     except (AttributeError, KeyError, RuntimeError, SafetensorError, ValueError) as error:
         for module in modules:
             remove_lora(module)
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        # torch says in the first line that something differs, and in the next what does.
+        reason = " ".join(" ".join(str(error).strip().splitlines()[:2]).split()).rstrip(".")
         raise ValueError(
-            f"`source` must be a LoRA for this {type(pipe).__name__}, got {str(file)!r}: {reason}."
+            f"`{argument}` must be a LoRA for this {type(pipe).__name__}, got {str(file)!r}: {reason}."
         ) from error
     if sampler := notes.get("sampler"):
         pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config, **sampler)
 
 
-def _lora_file(source: str) -> Path:
+def _lora_file(source: str, argument: str) -> Path:
     """The one safetensors file that a name stands for."""
-    path = Path(source).expanduser()
-    if path.is_file():
-        if path.suffix != ".safetensors":
-            raise ValueError(f"`source` must be a LoRA in a safetensors file, got {source!r}.")
-        return path
+    path = expanded(source)
     if path.is_dir():
-        return _lora_file_in(path)
+        return _lora_file_in(path, argument)
+    if path.exists():
+        if not path.is_file() or path.suffix != ".safetensors":
+            raise ValueError(f"`{argument}` must be a LoRA in a safetensors file, got {source!r}.")
+        return path
     parts = source.split("/")
     # A file of a repository is named behind it.
-    local_or_hub("source", "/".join(parts[:2]) if source.endswith(".safetensors") and len(parts) > 2 else source)
+    local_or_hub(argument, "/".join(parts[:2]) if source.endswith(".safetensors") and len(parts) > 2 else source)
     return Path(hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]) or LORA_WEIGHTS_NAME))
 
 
-def _lora_file_in(folder: Path) -> Path:
+def _lora_file_in(folder: Path, argument: str) -> Path:
     for file in (folder / LORA_WEIGHTS_NAME, folder / "lora" / LORA_WEIGHTS_NAME):
         if file.is_file():
             return file
     if (folder / "state.json").is_file():
         raise ValueError(
-            f"`source` must be a finished LoRA, got {str(folder)!r}, a training checkpoint. Resume the run to its "
+            f"`{argument}` must be a finished LoRA, got {str(folder)!r}, a training checkpoint. Resume the run to its "
             "end; its LoRA is then in `lora` beside the checkpoint."
         )
     if any(folder.glob("checkpoint-*/state.json")):
         raise ValueError(
-            f"`source` must hold a LoRA, got {str(folder)!r}, a training run without one. It is not finished, or it "
-            "trains all weights; these are given as the model."
+            f"`{argument}` must hold a LoRA, got {str(folder)!r}, a training run without one. It is not finished, or "
+            "it trains all weights; these are given as the model."
         )
     if (folder / "model_index.json").is_file() or (folder / "config.json").is_file():
-        raise ValueError(f"`source` must hold a LoRA, got {str(folder)!r} with whole weights. Give it as the model.")
+        raise ValueError(
+            f"`{argument}` must hold a LoRA, got {str(folder)!r} with whole weights. Give it as the model."
+        )
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise FileNotFoundError(f"`source` must hold a LoRA in a safetensors file, got {str(folder)!r} without any.")
+        raise FileNotFoundError(
+            f"`{argument}` must hold a LoRA in a safetensors file, got {str(folder)!r} without any."
+        )
     if len(files) > 1:
         names = [file.name for file in files]
-        raise ValueError(f"`source` must be one LoRA, got {str(folder)!r} with {names}. Name one of the files.")
+        raise ValueError(f"`{argument}` must be one LoRA, got {str(folder)!r} with {names}. Name one of the files.")
     return files[0]
 
 

@@ -1,12 +1,22 @@
 """Names that commands and settings take, without torch: bundled models, types of weights, paths and the Hub."""
 
+import os
 import re
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
 
-__all__ = ["BUNDLED", "BUNDLED_CLASSIFIERS", "DTYPE_NAMES", "did_you_mean", "local_or_hub", "local_path"]
+__all__ = [
+    "BUNDLED",
+    "BUNDLED_CLASSIFIERS",
+    "DTYPE_NAMES",
+    "did_you_mean",
+    "expanded",
+    "local_or_hub",
+    "local_path",
+    "path_exists",
+]
 
 # The feature networks inside the package.
 BUNDLED_CLASSIFIERS = ("fashion-mnist-classifier",)
@@ -34,6 +44,14 @@ def did_you_mean(name: object, known: Iterable[object]) -> str:
     return f" Did you mean {words[near[0]]!r}?" if near else ""
 
 
+def expanded(name: str | Path) -> Path:
+    """A path with the home folder in place of `~`; the name of an unknown user stands for itself.
+
+    `Path.expanduser` raises a RuntimeError for such a name.
+    """
+    return Path(os.path.expanduser(name))
+
+
 def local_or_hub(argument: str, name: str | Path, known: Collection[str] = ()) -> str:
     """A name in the form that loaders take: a known name, a path that exists, or an identifier of the Hub.
 
@@ -48,9 +66,9 @@ def local_or_hub(argument: str, name: str | Path, known: Collection[str] = ()) -
         FileNotFoundError: If it is none of them; the error lists what exists.
     """
     text = str(name)
-    path = Path(text).expanduser()
+    path = expanded(text)
     # Python takes an empty name for the working folder.
-    if text.strip() and _exists(path):
+    if text.strip() and path_exists(path):
         return str(path)
     if text in known:
         return text
@@ -76,8 +94,8 @@ def local_path(argument: str, name: str | Path, what: str, known: Collection[str
     Raises:
         FileNotFoundError: If there is no such path; the error lists what exists.
     """
-    path = Path(name).expanduser()
-    if str(name).strip() and _exists(path):
+    path = expanded(name)
+    if str(name).strip() and path_exists(path):
         return path
     hint = did_you_mean(str(name), known) or _nearest_path(path) or _folder_listing(path)
     raise FileNotFoundError(f"`{argument}` must be {what}, got {str(name)!r}, which does not exist.{hint}")
@@ -85,10 +103,10 @@ def local_path(argument: str, name: str | Path, what: str, known: Collection[str
 
 def _is_hub_name(text: str) -> bool:
     """Whether a name has the form owner/name, and the owner is no folder of this machine."""
-    return HUB_ID.fullmatch(text) is not None and not _exists(Path(text.partition("/")[0]))
+    return HUB_ID.fullmatch(text) is not None and not path_exists(Path(text.partition("/")[0]))
 
 
-def _exists(path: Path) -> bool:
+def path_exists(path: Path) -> bool:
     """Whether there is a path; a path that the system cannot look up does not exist."""
     try:
         return path.exists()
@@ -105,7 +123,7 @@ def _entries(folder: Path) -> list[str]:
 
 def _nearest_path(path: Path) -> str:
     """` Did you mean 'x'?` with a path beside the first part that does not exist."""
-    while path.parent != path and not _exists(path.parent):
+    while path.parent != path and not path_exists(path.parent):
         path = path.parent
     near = did_you_mean(path.name, _entries(path.parent))
     return near.replace("mean '", f"mean '{path.parent}/", 1) if path.parent != Path() else near
@@ -114,7 +132,7 @@ def _nearest_path(path: Path) -> str:
 def _folder_listing(path: Path) -> str:
     """A sentence with the entries of the nearest folder that exists."""
     folder = path.parent
-    while folder.parent != folder and not _exists(folder):
+    while folder.parent != folder and not path_exists(folder):
         folder = folder.parent
     entries = _entries(folder)
     more = ", ..." if len(entries) > NUM_SHOWN else ""

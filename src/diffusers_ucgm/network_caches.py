@@ -176,7 +176,8 @@ def enable_cache(network: nn.Module, config: object) -> None:
             import diffusers.hooks
 
             getattr(diffusers.hooks, APPLY[kind])(network, config)
-        if not has_cache(network):
+        # The network's own hook only hands on to those of its modules, but for FasterCache's.
+        if not any(module or kind == "faster_cache" for module, _, _ in _cache_hooks(network)):
             raise ValueError("it matches none of the modules")
     except ValueError as error:
         disable_cache(network)

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import version
@@ -57,6 +57,8 @@ OWNED = {
 }
 # What a run leaves that cannot be had again at once.
 RESULTS = {"train": ("checkpoint-*", "transformer", "transformer_2", "unet", "prior", "lora", "pipeline")}
+# The commands whose folder is an input of others as a whole, and not by a part of it alone.
+READ_WHOLE = ("train", "cache", "tune-sampler", "convert")
 # Files that version 0.1.0, which wrote no `run.json`, left of each command.
 EARLIER = {
     "train": ("log.jsonl", "checkpoint-*/state.json"),
@@ -245,6 +247,27 @@ class RunFolder:
                     path.parent.rmdir()
         # Last, so that a killed removal can be repeated.
         (self.folder / RUN_FILE).unlink(missing_ok=True)
+
+    def check_inputs_stay(self, inputs: Iterable[str | Path]) -> None:
+        """Check that `clear` would remove nothing that the next run is made from.
+
+        Args:
+            inputs: Names and paths that the run is given; what is no path on this machine does not count.
+
+        Raises:
+            ValueError: If an input is among the files that would be removed.
+        """
+        found = self.found()
+        kind = self.kind if found is None else found["kind"]
+        removed = [path.resolve() for path in self._own_files(OWNED.get(kind, ()))]
+        for each in inputs:
+            path = Path(os.path.realpath(os.path.expanduser(each)))
+            is_read = kind in READ_WHOLE and removed and path == self.folder.resolve()
+            if is_read or any(part == path or part in path.parents for part in removed):
+                raise ValueError(
+                    f"`{self.argument}` must not hold what the run is made from where its files are overwritten, got "
+                    f"{str(self.folder)!r} with {str(each)!r}. Choose another folder."
+                )
 
     def results(self) -> list[str]:
         """The names of what a run of this kind has left and another would overwrite."""

@@ -3,12 +3,14 @@
 import logging
 from contextlib import contextmanager
 
+import class_pipelines
 import pytest
 import torch
 from checkpoint_files import FULL_KL, assert_every_key_counts, checkpoint_with, write
 from diffusers import AutoencoderDC, AutoencoderKL
 from diffusers.loaders.single_file_utils import convert_autoencoder_dc_checkpoint_to_diffusers
 from networks import TINY_DC, TOLERANCE, error, golden, original_dc, tiny_dc
+from safetensors.torch import load_file, save_file
 
 from diffusers_ucgm import UCGMPipeline
 from diffusers_ucgm.cli import main
@@ -119,3 +121,16 @@ def test_every_key_of_an_autoencoder_is_used_or_named(kind):
 def test_a_missing_file_is_named_as_the_argument(use):
     with pytest.raises(FileNotFoundError, match=r"`vae` must be a file, a folder .*, got 'nope\.safetensors'"):
         use("nope.safetensors")
+
+
+def test_a_folder_that_lacks_weights_is_refused(tmp_path):
+    class_pipelines.autoencoder("kl").save_pretrained(tmp_path / "vae")
+    file = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    load_autoencoder(tmp_path / "vae")
+    save_file({name: value for name, value in tensors.items() if "decoder" not in name}, file)
+    with pytest.raises(ValueError, match=r"must hold all weights of its config.json, got \d+ missing"):
+        load_autoencoder(tmp_path / "vae")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="whole safetensors file"):
+        load_autoencoder(tmp_path / "vae")

@@ -4,9 +4,10 @@ import gzip
 
 import pytest
 import torch
-from idx_files import idx_bytes
+from idx_files import idx_bytes, write_folder
 
-from diffusers_ucgm.data.idx import read_idx
+from diffusers_ucgm.data.idx import load_idx_images, read_idx
+from diffusers_ucgm.data.images import load_image_dataset
 
 
 # --- IDX files -------------------------------------------------------------------------------------------------------
@@ -65,3 +66,22 @@ def test_a_broken_gzip_file_is_refused(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"`path` must be a whole gzip file, got '.*file\.gz'"):
         read_idx(path)
+
+
+def test_images_without_labels_are_images(tmp_path):
+    images = torch.arange(32).reshape(2, 4, 4)
+    write_folder(tmp_path, images, torch.tensor([1, 0]))
+    (tmp_path / "train-labels-idx1-ubyte").unlink()
+    source = load_image_dataset(tmp_path)
+    assert (source.label_column, len(source.dataset)) == (None, 2)
+    with pytest.raises(
+        FileNotFoundError, match=r"must hold 'train-labels-idx1-ubyte' or 'train-labels-idx1-ubyte.gz'"
+    ):
+        load_idx_images(tmp_path)
+
+
+def test_a_missing_split_names_the_one_that_is_there(tmp_path):
+    write_folder(tmp_path, torch.zeros(2, 4, 4), torch.tensor([1, 0]), prefix="t10k")
+    assert len(load_image_dataset(tmp_path, "test").dataset) == 2
+    with pytest.raises(FileNotFoundError, match=r"'train-images-idx3-ubyte' .* It has those of the split 'test'\."):
+        load_image_dataset(tmp_path)

@@ -56,3 +56,22 @@ def test_arguments_that_a_pipeline_does_not_take_or_would_ignore_are_refused():
         check_call_arguments(sd3, {"negative_prompt": "dark", "guidance_scale": 1.0})
     with pytest.raises(ValueError, match=r"`negative_prompt` must be left out for UCGMPipeline"):
         check_call_arguments(exact_pipeline(), {"negative_prompt": "dark"})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"height": 0}, "`height` must be at least 1"),
+        ({"width": -16}, "`width` must be at least 1"),
+        ({"height": 16.0}, "`height` must be a whole number"),
+        ({"height": True}, "`height` must be a whole number"),
+        ({"num_inference_steps": "4"}, "`num_inference_steps` must be a whole number"),
+        ({"guidance_scale": "big"}, "`guidance_scale` must be a finite number"),
+        ({"guidance_scale": -3.0}, "`guidance_scale` must be a finite number from 0 up"),
+    ],
+)
+def test_common_arguments_of_a_call_are_refused_before_it(call, message):
+    pipe = stock_pipelines.sd15().pipe
+    with pytest.raises(ValueError, match=message):
+        check_call_arguments(pipe, call)
+    check_call_arguments(pipe, dict.fromkeys(call))

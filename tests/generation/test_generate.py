@@ -8,7 +8,7 @@ import stock_pipelines
 import torch
 from diffusers import EulerAncestralDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from exact_pipeline import exact_pipeline
-from prompt_pipelines import prompt_pipeline
+from prompt_pipelines import prompt_pipeline, with_encoders
 
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler
 from diffusers_ucgm.generation.generate import count_calls, evaluation_mode, generate, sampling_mode
@@ -126,7 +126,7 @@ def test_the_pipeline_is_left_as_it_was():
     assert dict(pipe.config) == config
     assert pipe._progress_bar_config is bar
     assert not {"step", "_step"} & (set(vars(scheduler)) | set(vars(other)))
-    with pytest.raises(TypeError, match="nonsense"):
+    with pytest.raises(ValueError, match="`call` must be arguments that .* takes, got nonsense=1"):
         generate(pipe, PROMPTS, SEEDS, call={"nonsense": 1})
     assert pipe.scheduler is scheduler
 
@@ -169,3 +169,19 @@ def test_calls_of_both_networks_are_counted():
         pipe.transformer(torch.zeros(1, 2, 2, 2), torch.tensor([500.0]))
     assert number == [2]
     assert not pipe.transformer._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        ({"height": 17}, r"height=17, .*divisible by 8"),
+        ({"prompt_embeds": 1}, r"prompt_embeds=1: .*'int' object has no attribute"),
+        ({"callback_on_step_end": 1}, r"callback_on_step_end=1: 'int' object is not callable"),
+    ],
+)
+def test_what_a_pipeline_refuses_names_its_arguments(call, reason):
+    case = with_encoders("sd15")
+    with pytest.raises(
+        ValueError, match=rf"`call` must be arguments that StableDiffusionPipeline takes, got .*{reason}"
+    ):
+        generate(case.pipe, ["a cat"], [0], num_inference_steps=1, call={"height": 16, "width": 16, **call})

@@ -106,3 +106,24 @@ def test_an_image_has_the_pixels_clamped_and_rounded():
     image = to_image(pixels)
     assert (image.mode, list(image.getdata())) == ("L", [0, 64, 128, 255])
     assert to_image(pixels.expand(3, 2, 2)).mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("num_images", 0, "at least 1"),
+        ("num_images", 10**20, "at most 10000"),
+        ("num_images", 1.5, "a whole number"),
+        ("num_images", True, "a whole number"),
+        ("batch_size", "2", "a whole number"),
+        ("seed", "0", "a whole number"),
+        ("seed", 2**64, "from -2"),
+        ("num_inference_steps", 0, "at least 1"),
+        ("call", [1], "a mapping of names to values"),
+        ("conditions", "Bag", "a list of class ids"),
+        ("conditions", [1.5], "a list of class ids"),
+    ],
+)
+def test_malformed_arguments_are_refused_by_name(name, value, message):
+    with pytest.raises(ValueError, match=rf"`{name}` must be {message}"):
+        generate_images(exact_pipeline(), **{name: value})

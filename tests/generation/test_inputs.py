@@ -4,7 +4,13 @@ from argparse import Namespace
 
 import pytest
 
-from diffusers_ucgm.generation.inputs import call_argument, call_arguments, given_conditions, load_model
+from diffusers_ucgm.generation.inputs import (
+    call_argument,
+    call_arguments,
+    further_arguments,
+    given_conditions,
+    load_model,
+)
 
 
 def options(**changes):
@@ -24,6 +30,9 @@ def test_conditions_are_labels_prompts_or_a_file_of_prompts(tmp_path):
     assert given_conditions(Namespace(labels=None, prompts=["a cat", "a dog"])) == ["a cat", "a dog"]
     file = tmp_path / "prompts.txt"
     file.write_text("a cat\n\n  a dog \n", encoding="utf-8")
+    assert given_conditions(Namespace(labels=None, prompts=[str(file)])) == ["a cat", "a dog"]
+    # As Windows' editors write it.
+    file.write_bytes(b"\xef\xbb\xbfa cat\r\na dog\r\n")
     assert given_conditions(Namespace(labels=None, prompts=[str(file)])) == ["a cat", "a dog"]
     file.write_text("\n \n")
     with pytest.raises(
@@ -65,3 +74,15 @@ def test_the_model_is_loaded_on_its_device():
     assert pipe.device.type == "cpu"
     with pytest.raises(ValueError, match="`--device` must be a device of torch, such as 'cpu' or 'cuda', got ''"):
         load_model(options(device=" "))
+
+
+@pytest.mark.parametrize("prompt", ["a cat " * 1000, "a/" * 3000, "~nobody-of-this-name", "a\0b", ""])
+def test_a_prompt_that_can_be_no_file_is_a_prompt(prompt):
+    assert given_conditions(Namespace(labels=None, prompts=[prompt])) == [prompt]
+
+
+def test_an_argument_of_the_call_is_given_once():
+    assert further_arguments(Namespace(call=["height=3", "eta=0.5"]), ["width"]) == {"height": 3, "eta": 0.5}
+    for words, options in ((["height=3"], ["height"]), (["height=3", "height=4"], [])):
+        with pytest.raises(ValueError, match=r"`--call` must give each argument once, got height=\d besides"):
+            further_arguments(Namespace(call=words), options)

@@ -1,14 +1,16 @@
 """`ucgm cache` gives every image the model's class of its folder, or refuses."""
 
 import json
+import shutil
 
 import datasets
 import pytest
 import stock_pipelines
 from diffusers import DiTPipeline
+from diffusers.utils import logging
 from PIL import Image
 
-from diffusers_ucgm import UCGMPipeline
+from diffusers_ucgm import UCGMPipeline, UCGMTrainer, UCGMTrainingConfig
 from diffusers_ucgm.cli import main
 from diffusers_ucgm.data.images import ImageSource, load_image_dataset
 from diffusers_ucgm.data.latent_cache import CachedLatents
@@ -169,3 +171,35 @@ def test_a_column_that_holds_no_class_is_named(tmp_path, capsys, column):
     assert cached(tmp_path / "saved", tmp_path / "cache", "--label-column", column) == 2
     message = f"error: `--label-column` must hold a class's name or id in each row, got '{column}' of "
     assert message in capsys.readouterr().err
+
+
+def trained(pipe, cache, folder):
+    config = UCGMTrainingConfig(str(folder), max_train_steps=1, train_batch_size=2)
+    return UCGMTrainer.from_pipeline(config, pipe, CachedLatents(cache))
+
+
+def changed_index(cache, folder, **entries):
+    """A copy of a cache with other entries in its index; None takes one away."""
+    shutil.copytree(cache, folder)
+    index = {**json.loads((folder / "cache.json").read_text()), **entries}
+    (folder / "cache.json").write_text(json.dumps({key: each for key, each in index.items() if each is not None}))
+    return folder
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_training_compares_the_names_of_a_cache_with_the_models(model, tmp_path, caplog):
+    cache = tmp_path / "cache"
+    assert cached(photos(tmp_path / "photos", ["Bag", "Coat"]), cache) == 0
+    logging.enable_propagation()
+    trained(model, cache, tmp_path / "run")
+    assert caplog.text == ""
+    labels = {"classes": {"Bag": 8, "Coat": 4}, "names": {"8": "Purse", "4": "Coat"}}
+    renamed = changed_index(cache, tmp_path / "renamed", labels=labels)
+    message = r"`dataset` must have the classes of the network .* made for a model with other classes: 8 was 'Purse'"
+    with pytest.raises(ValueError, match=message):
+        trained(model, renamed, tmp_path / "run")
+    earlier = changed_index(cache, tmp_path / "earlier", labels=None, class_counts=None)
+    trained(model, earlier, tmp_path / "run")
+    assert "The cache is of an earlier version, which numbered folders" in caplog.text
+    assert "8: 'Bag'" in caplog.text
+    logging.disable_propagation()

@@ -4,9 +4,11 @@ import json
 
 import pytest
 import torch
+from class_pipelines import pipeline
 from PIL import Image
 
 from diffusers_ucgm.cli import main
+from diffusers_ucgm.training import commands
 
 
 pytestmark = [pytest.mark.usefixtures("own_datasets_cache"), pytest.mark.filterwarnings("ignore::UserWarning")]
@@ -70,3 +72,50 @@ def test_images_outside_the_folder_need_an_option(tmp_path, capsys):
     assert "2 samples, 2 images left out" in capsys.readouterr().out
     assert cached(folder, tmp_path / "all", "--allow-remote-files") == 0
     assert "4 samples, 0 images left out" in capsys.readouterr().out
+
+
+def test_a_cache_is_not_removed_by_a_pipeline_that_encodes_no_images(tmp_path, capsys):
+    folder = tmp_path / "photos" / "Bag"
+    folder.mkdir(parents=True)
+    (tmp_path / "photos" / "Coat").mkdir()
+    for each in (folder, tmp_path / "photos" / "Coat"):
+        Image.effect_noise((20, 20), 60).save(each / "0.png")
+    assert cached(tmp_path / "photos", tmp_path / "cache") == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "cache").iterdir()}
+    pipeline().save_pretrained(tmp_path / "model")
+    words = ["--pipeline", str(tmp_path / "model"), "--size", "8", "--overwrite-output-dir"]
+    assert cached(tmp_path / "photos", tmp_path / "cache", *words) == 2
+    assert "`pipe` must have a `vae` to encode pixels" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (tmp_path / "cache").iterdir()} == before
+
+
+def test_the_length_of_prompts_is_refused_where_the_encoders_have_one(tmp_path, capsys, monkeypatch):
+    from prompt_pipelines import with_encoders
+
+    (tmp_path / "photos").mkdir()
+    Image.effect_noise((20, 20), 60).save(tmp_path / "photos" / "0.png")
+    (tmp_path / "photos" / "0.txt").write_text("a bag")
+    case = with_encoders("sd15")
+    monkeypatch.setattr("diffusers_ucgm.training.commands.load_pipeline", lambda *_, **__: case.pipe)
+    words = ["--size", "16", "--max-sequence-length", "3"]
+    assert cached(tmp_path / "photos", tmp_path / "cache", *words) == 2
+    assert "StableDiffusionPipeline has one length for all prompts" in capsys.readouterr().err
+    assert cached(tmp_path / "photos", tmp_path / "cache", *words[:2]) == 0
+
+
+def test_a_cache_is_locked_until_its_last_file_is_written(tmp_path, monkeypatch, capsys):
+    for name in ("Bag", "Coat"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.effect_noise((20, 20), 60).save(tmp_path / "photos" / name / "0.png")
+    finished, refusals = commands.finish_cache, []
+
+    def meanwhile(folder, *rest):
+        monkeypatch.setattr(commands, "finish_cache", finished)
+        refusals.append(cached(tmp_path / "photos", tmp_path / "cache"))
+        return finished(folder, *rest)
+
+    monkeypatch.setattr(commands, "finish_cache", meanwhile)
+    assert cached(tmp_path / "photos", tmp_path / "cache") == 0
+    assert refusals == [2]
+    assert "`output` must not be in use" in capsys.readouterr().err
+    assert not list((tmp_path / "cache").glob(".run*"))

@@ -200,3 +200,9 @@ def test_settings_that_go_together_badly_are_named():
     assert [finding.name for finding in untrained] == ["start"]
     rising = replaced(config(), consistency_ratio=0.0, consistency_schedule=[[0, 0.0], [100, 1.0]])
     assert examine(rising, network(), data(), is_pretrained=False) == []
+
+
+def test_a_list_of_samples_is_examined_like_any_data_set():
+    dataset = data()
+    items = [dataset[i] for i in range(len(dataset))]
+    assert examine(config(), network(), items) == examine(config(), network(), dataset)

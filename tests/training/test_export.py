@@ -2,10 +2,14 @@
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, DiTPipeline
+from distributed_run import network
 from option_runs import settings
+from stock_pipelines import vae
 
 from diffusers_ucgm import UCGMPipeline
 from diffusers_ucgm.data.datasets import LatentDataset
+from diffusers_ucgm.loading import load_pipeline
 from diffusers_ucgm.training.trainer import UCGMTrainer
 
 
@@ -42,3 +46,17 @@ def test_a_tuned_pipeline_is_saved_whole_and_draws_in_few_steps(tmp_path):
     assert grids == ["step-0000002.png", "step-0000003.png"]
     assert (folder / "README.md").is_file()
     assert '"consistency_ratio": 1.0' in (folder / "README.md").read_text()
+
+
+def test_the_names_of_classes_are_saved_with_a_pipeline_that_saves_none(tmp_path):
+    torch.manual_seed(0)
+    names = {0: "tench, Tinca tinca", 1: "goldfish"}
+    pipe = DiTPipeline(network(), vae(), DDIMScheduler(), id2label=names)
+    items = LatentDataset(torch.randn(4, 4, 2, 2), torch.arange(4) % 2)
+    trainer = UCGMTrainer.from_pipeline(settings(tmp_path, max_train_steps=1), pipe, items)
+    trainer.train()
+    loaded = load_pipeline(str(trainer.save_pipeline()))
+    assert loaded.labels == pipe.labels == {"tench": 0, "Tinca tinca": 0, "goldfish": 1}
+    # And once more, from what was loaded, as `ucgm tune-sampler` saves it.
+    loaded.save_pretrained(tmp_path / "again")
+    assert DiTPipeline.from_pretrained(tmp_path / "again").labels == pipe.labels

@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 import torch
+from diffusers.utils import logging
 from distributed_run import data, network
-from full_disk import assert_named_and_gone
+from full_disk import assert_named_and_gone, full_disk
 from safetensors.torch import load_file, save_file
 
 from diffusers_ucgm.cli import main
@@ -269,3 +270,48 @@ def test_new_weights_follow_from_the_seed(tmp_path):
     )
     assert all(torch.equal(once[name], again[name]) for name in once)
     assert not all(torch.equal(once[name], other[name]) for name in once)
+
+
+def test_an_older_run_stays_where_the_new_one_cannot_begin(tmp_path):
+    trainer(tmp_path / "other", learning_rate=0.1).train()
+    run = tmp_path / "run"
+    trainer(run).train()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    checkpoint = str(tmp_path / "other" / "checkpoint-4")
+    with pytest.raises(ValueError, match="`resume_from_checkpoint` must be a run with the same settings"):
+        trainer(run, overwrite_output_dir=True, resume_from_checkpoint=checkpoint).train()
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    with pytest.raises(ValueError, match="`resume_from_checkpoint` must be a run with the same settings"):
+        trainer(tmp_path / "new", resume_from_checkpoint=checkpoint).train()
+    assert entries(tmp_path / "new") == set()
+    # With one that fits, the run goes on from there and has its own log.
+    trainer(run, overwrite_output_dir=True, resume_from_checkpoint=checkpoint, learning_rate=0.1).train()
+    assert steps(run) == [5, 6]
+
+
+def test_overwriting_leaves_what_the_run_is_made_from(tmp_path):
+    run = tmp_path / "run"
+    base = trainer(run).train()
+    before = entries(run)
+    with pytest.raises(ValueError, match=r"`output_dir` must not hold what the run is made from .*transformer'"):
+        trainer(run, base=type(network()).from_pretrained(base), overwrite_output_dir=True).train()
+    assert entries(run) == before
+
+
+def test_a_checkpoint_may_be_named_as_it_is_called_in_the_folder(tmp_path):
+    trainer(tmp_path).train()
+    resumed = trainer(tmp_path, resume_from_checkpoint="checkpoint-2")
+    resumed.train()
+    assert steps(tmp_path) == [1, 2, 3, 4, 5, 6]
+    message = r"got 'checkpoint-9', where no state\.json is\. `output_dir` has checkpoint-2, checkpoint-4\."
+    with pytest.raises(FileNotFoundError, match=message):
+        trainer(tmp_path, resume_from_checkpoint="checkpoint-9")
+
+
+def test_a_plot_that_cannot_be_written_does_not_end_the_run(tmp_path, caplog):
+    pytest.importorskip("matplotlib")
+    logging.enable_propagation()
+    with full_disk(r"loss\.png"):
+        assert trainer(tmp_path).train() == tmp_path / "transformer"
+    assert "No plot was written: " in caplog.text
+    logging.disable_propagation()

@@ -19,7 +19,7 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from diffusers_ucgm.files import JsonObject
-from diffusers_ucgm.loading import DTYPE
+from diffusers_ucgm.loading import load_network
 
 from .files import read_state_dict
 from .key_maps import Entry, agreed_size, apply_map, check_map, describe
@@ -155,7 +155,7 @@ def load_autoencoder(
         vae = convert_autoencoder(read_state_dict(source), dtype, **_groups_setting(norm_num_groups))
     else:
         _check_folder(source, norm_num_groups)
-        vae = AutoModel.from_pretrained(source, **{DTYPE: dtype}, use_safetensors=True)
+        vae = load_network(str(source), dtype, argument="vae")
     settings: JsonObject = {} if scaling_factor is None else {"scaling_factor": scaling_factor}
     if isinstance(vae, AutoencoderKL) and mean is not None and std is not None:
         settings |= {"latents_mean": list(mean), "latents_std": list(std)}

@@ -7,7 +7,7 @@ from typing import overload
 from huggingface_hub import hf_hub_download
 
 from diffusers_ucgm.files import check_writable, read_json
-from diffusers_ucgm.hub import push_folder_to_hub
+from diffusers_ucgm.hub import check_repository, push_folder_to_hub
 from diffusers_ucgm.loading import DTYPES
 from diffusers_ucgm.names import local_or_hub, local_path
 
@@ -21,6 +21,7 @@ __all__ = ["COMMANDS"]
 
 def convert(args: argparse.Namespace) -> int:
     """Convert a checkpoint, or only a file of settings."""
+    check_repository("--push-to-hub", args.push_to_hub)
     recipe = recipe_from(args.preset, args.reference_config)
     if not args.dry_run and args.output is None:
         raise ValueError("`--output` must name the folder to write, or `--dry-run` be given.")

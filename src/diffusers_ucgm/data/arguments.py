@@ -21,6 +21,7 @@ from diffusers_ucgm.constraints import (
     one_of_two,
     optional,
 )
+from diffusers_ucgm.run_folder import RunFolder
 
 from .image_modes import read_background
 
@@ -62,6 +63,10 @@ SOURCE_ARGUMENTS: dict[str, Setting] = {
 }
 
 
+def _is_folder(value: object) -> bool:
+    return isinstance(value, RunFolder) or all(accepts(value) for _, accepts in PATH.checks[:1])
+
+
 def _is_json(value: Mapping[str, object]) -> bool:
     try:
         json.dumps(dict(value))
@@ -72,7 +77,7 @@ def _is_json(value: Mapping[str, object]) -> bool:
 
 CACHE_ARGUMENTS: dict[str, Setting] = {
     "encode_images": FUNCTION,
-    "folder": PATH,
+    "folder": Setting((("a path", _is_folder), *PATH.checks[1:])),
     "encode_captions": optional(FUNCTION),
     "batch_size": integer(1),
     "shard_size": integer(1),

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 
-__all__ = ["IDX_PREFIXES", "is_idx_folder", "load_idx_images", "read_idx"]
+__all__ = ["IDX_PREFIXES", "images_and_labels", "is_idx_folder", "load_idx_images", "read_idx"]
 
 IDX_PREFIXES = {"train": "train", "test": "t10k"}
+IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 # Of one file: a third more than the largest of the MNIST family.
 MAX_BYTES = 2**30
 
@@ -83,27 +84,48 @@ def load_idx_images(source: str | Path, split: str = "train") -> tuple[Tensor, T
         FileNotFoundError: If the folder lacks one of the files.
         ValueError: If `split` is another word, or the files disagree in length.
     """
+    images, labels = images_and_labels(source, split)
+    if labels is None:
+        raise _missing(Path(source), LABELS, split)
+    return images, labels
+
+
+def images_and_labels(source: str | Path, split: str = "train") -> tuple[Tensor, Tensor | None]:
+    """As `load_idx_images`, of a folder that need not have labels: None is in their place then."""
     if split not in IDX_PREFIXES:
         raise ValueError(f"`split` must be one of {sorted(IDX_PREFIXES)}, got {split!r}.")
     folder = Path(source)
-    images = read_idx(_idx_file(folder, f"{IDX_PREFIXES[split]}-images-idx3-ubyte"))
-    labels = read_idx(_idx_file(folder, f"{IDX_PREFIXES[split]}-labels-idx1-ubyte"))
-    if images.ndim != 3 or labels.ndim != 1:
+    image_file, label_file = (_idx_file(folder, name, split) for name in (IMAGES, LABELS))
+    if image_file is None:
+        raise _missing(folder, IMAGES, split)
+    images = read_idx(image_file)
+    labels = None if label_file is None else read_idx(label_file)
+    if images.ndim != 3 or (labels is not None and labels.ndim != 1):
+        found = "none" if labels is None else tuple(labels.shape)
         raise ValueError(
             f"`source` must hold images with three dimensions and labels with one, got {tuple(images.shape)} and "
-            f"{tuple(labels.shape)} in {str(folder)!r}."
+            f"{found} in {str(folder)!r}."
         )
-    if len(images) != len(labels):
+    if labels is not None and len(images) != len(labels):
         raise ValueError(f"`source` must hold as many labels as images, got {len(images)} and {len(labels)}.")
-    return images.unsqueeze(1), labels.long()
+    return images.unsqueeze(1), None if labels is None else labels.long()
 
 
-def _idx_file(folder: Path, name: str) -> Path:
-    for each in (name, name.replace("-idx", ".idx")):
-        for candidate in (folder / each, folder / f"{each}.gz"):
-            if candidate.is_file():
-                return candidate
-    raise FileNotFoundError(
-        f"`source` must hold {name!r} or {name + '.gz'!r}, got {str(folder)!r} without either. "
-        "On Debian, `apt-get install dataset-fashion-mnist` puts them in /usr/share/datasets/fashion-mnist."
+def _idx_file(folder: Path, name: str, split: str) -> Path | None:
+    name = f"{IDX_PREFIXES[split]}-{name}"
+    files = (folder / f"{each}{end}" for each in (name, name.replace("-idx", ".idx")) for end in ("", ".gz"))
+    return next((file for file in files if file.is_file()), None)
+
+
+def _missing(folder: Path, name: str, split: str) -> FileNotFoundError:
+    """The error of a folder that lacks a file."""
+    others = [each for each in IDX_PREFIXES if each != split and _idx_file(folder, name, each) is not None]
+    name = f"{IDX_PREFIXES[split]}-{name}"
+    way_out = (
+        f"It has those of the split {others[0]!r}."
+        if others
+        else "On Debian, `apt-get install dataset-fashion-mnist` puts them in /usr/share/datasets/fashion-mnist."
+    )
+    return FileNotFoundError(
+        f"`source` must hold {name!r} or {name + '.gz'!r}, got {str(folder)!r} without either. {way_out}"
     )

@@ -18,7 +18,10 @@ CAPTION_SUFFIXES = (".txt", ".caption")
 METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 # What `datasets` does not take for images in folders, but people do.
 OTHER_SUFFIXES = frozenset(
-    (".avif", ".heic", ".heif", ".hif", ".jxl", ".qoi", ".svg", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf")
+    (
+        *(".avif", ".exr", ".hdr", ".heic", ".heif", ".hif", ".jxl", ".mpo", ".pfm", ".qoi", ".svg"),
+        *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf"),
+    )
 )
 # Archivers and systems put other things than images there.
 PASSED_OVER = ("__MACOSX", "__pycache__")
@@ -41,7 +44,8 @@ class ImageFolder:
     def caption_file(self, image: str) -> str | None:
         """The file with the caption of an image, or None."""
         stem = os.path.splitext(_real_path(image))[0]
-        return next((stem + suffix for suffix in CAPTION_SUFFIXES if stem + suffix in self.captions), None)
+        endings = (each for suffix in CAPTION_SUFFIXES for each in (suffix, suffix.upper()))
+        return next((stem + each for each in endings if stem + each in self.captions), None)
 
     def passed_over(self, read: Iterable[str]) -> tuple[str, ...]:
         """Name and reason of every image that is not among those that were read, of any split."""

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, cast
 
 from diffusers_ucgm.constraints import check
 from diffusers_ucgm.files import read_json
-from diffusers_ucgm.names import local_or_hub
+from diffusers_ucgm.names import expanded, local_or_hub
 
 from .arguments import SOURCE_ARGUMENTS
-from .idx import is_idx_folder, load_idx_images
+from .idx import images_and_labels, is_idx_folder
 from .image_columns import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
@@ -133,7 +133,7 @@ def load_image_dataset(
     """
     check(SOURCE_ARGUMENTS, locals())
     check_image_source("source", source)
-    source = source if "://" in str(source) else str(Path(source).expanduser())
+    source = source if "://" in str(source) else str(expanded(source))
     opened = _open(source, split, streaming)
     dataset, columns = opened.dataset, column_names(opened.dataset)
     image = find_column("image_column", image_column, IMAGE_COLUMNS, columns)
@@ -171,8 +171,16 @@ def check_image_source(argument: str, source: str | Path) -> None:
 
     Raises:
         FileNotFoundError: If it is a mistyped name or path; the error says what exists.
+        ValueError: If it is a file, and no shard.
     """
-    if "://" not in str(source) and not glob(str(Path(source).expanduser())):
+    if "://" in str(source):
+        return
+    path = expanded(source)
+    if path.is_file() and path.suffix != ".tar":
+        raise ValueError(
+            f"`{argument}` must be a folder of images, .tar shards or a name on the Hub, got the file {str(source)!r}."
+        )
+    if not glob(str(path)):
         local_or_hub(argument, source, HUB_DATASETS)
 
 
@@ -314,11 +322,14 @@ def _named_files(dataset: "Rows") -> Iterator[str]:
 def _idx_dataset(path: Path, split: str) -> "Rows":
     import datasets
 
-    images, labels = load_idx_images(path, split)
+    images, labels = images_and_labels(path, split)
     # Netpbm's grey images are a line of text and the bytes themselves.
     header = f"P5 {images.shape[3]} {images.shape[2]} 255\n".encode()
-    rows = {"image": [header + bytes(image.numpy().data) for image in images], "label": labels.tolist()}
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    rows = {"image": [header + bytes(image.numpy().data) for image in images]}
+    features = datasets.Features({"image": datasets.Image()})
+    if labels is not None:
+        rows["label"] = labels.tolist()
+        features["label"] = datasets.Value("int64")
     return datasets.Dataset.from_dict(rows, features=features)
 
 

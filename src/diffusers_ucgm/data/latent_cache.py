@@ -53,7 +53,7 @@ def _is_whole(file: Path) -> bool:
 def cache_latents(
     items: ImageItems,
     encode_images: Callable[[Tensor, torch.Generator], Tensor],
-    folder: str | Path,
+    folder: str | Path | RunFolder,
     *,
     encode_captions: Callable[[list[str]], Mapping[str, Tensor]] | None = None,
     batch_size: int = 16,
@@ -70,7 +70,8 @@ def cache_latents(
     Args:
         items: The images. Their `labels`, the model's class of each label, become part of the cache.
         encode_images: From pixels in [-1, 1], shape `(B, C, H, W)`, and a generator to latents, shape `(B, c, ...)`.
-        folder: The cache's; made if it is missing.
+        folder: The cache's; made if it is missing. An entered `RunFolder` of it stays locked afterwards, so that no
+            other process comes before `finish_cache`.
         encode_captions: From B captions to the network's keywords, tensors with B rows.
         batch_size: Images per call of an encoder.
         shard_size: Rows of the source in a file.
@@ -94,7 +95,8 @@ def cache_latents(
     check(CACHE_ARGUMENTS, locals())
     if process_index >= num_processes:
         raise ValueError(f"`process_index` must be below `num_processes`, {num_processes}, got {process_index}.")
-    folder = Path(folder)
+    run = folder if isinstance(folder, RunFolder) else _run_folder(folder, process_index, num_processes)
+    folder = run.folder
     files.check_writable(folder, "folder", folder=True)
     plan = {"shard_size": shard_size, "batch_size": batch_size, "num_rows": items.num_rows}
     plan = {**plan, "fingerprint": dict(fingerprint), **_labels_of(items)}
@@ -103,7 +105,6 @@ def cache_latents(
     def wants(number: int) -> bool:
         return number % num_processes == process_index and not _is_whole(_shard(folder, number))
 
-    run = RunFolder(folder, "cache", argument="folder", process_index=process_index, num_processes=num_processes)
     with run, tqdm(total=items.num_rows, disable=not progress, unit="image", desc="cache") as bar:
         run.begin_together(plan, state, overwrite=overwrite_output_dir, earlier=EARLIER_PLAN)
         for number, rows in items.blocks(shard_size, wants):
@@ -114,6 +115,10 @@ def cache_latents(
             # Only who has read a stream to its end knows how long it is.
             files.write_json(folder / LENGTH, items.streamed_rows)
     return folder
+
+
+def _run_folder(folder: str | Path, process_index: int, num_processes: int) -> RunFolder:
+    return RunFolder(folder, "cache", argument="folder", process_index=process_index, num_processes=num_processes)
 
 
 @dataclass

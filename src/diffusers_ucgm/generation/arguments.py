@@ -2,12 +2,26 @@
 
 from diffusers import DiffusionPipeline
 
-from diffusers_ucgm.constraints import Setting, is_whole, of_type
+from diffusers_ucgm.constraints import (
+    KEYWORDS,
+    LARGEST_SIDE,
+    SEED,
+    Setting,
+    integer,
+    is_whole,
+    number,
+    of_type,
+    optional,
+    whole,
+)
 
 
-__all__ = ["CONDITIONS", "MOST_CALLS", "PIPELINE", "SAMPLES"]
+__all__ = ["CALL_ARGUMENTS", "CONDITIONS", "GENERATE_ARGUMENTS", "MOST_CALLS", "PIPELINE", "SAMPLES"]
 
 MOST_CALLS, MOST_SAMPLES = 100_000, 100_000_000
+# The images of a row are all in memory, and in one grid; `ucgm evaluate` writes any number of samples.
+MOST_IMAGES = 10_000
+SCALE = number("a finite number from 0 up", lambda value: value >= 0, (0.0, 1e6))
 
 
 def _is_conditions(value: object) -> bool:
@@ -23,3 +37,19 @@ SAMPLES = Setting(
     )
 )
 PIPELINE = of_type("a pipeline of diffusers", DiffusionPipeline)
+# Arguments that pipelines have in common, of which many take 0 for none, or fail deep inside.
+CALL_ARGUMENTS: dict[str, Setting] = {
+    **{name: optional(whole(LARGEST_SIDE)) for name in ("height", "width", "num_frames")},
+    "num_inference_steps": optional(whole(MOST_CALLS)),
+    "guidance_scale": optional(SCALE),
+    "true_cfg_scale": optional(SCALE),
+}
+GENERATE_ARGUMENTS: dict[str, Setting] = {
+    "pipe": PIPELINE,
+    "conditions": optional(CONDITIONS),
+    "num_images": whole(MOST_IMAGES),
+    "num_inference_steps": optional(whole(MOST_CALLS)),
+    "seed": SEED,
+    "batch_size": integer(1),
+    "call": optional(KEYWORDS),
+}

@@ -20,7 +20,7 @@ from diffusers_ucgm.scheduler import UCGMScheduler
 
 from .image_grid import image_grid
 from .images import Generation, generate_images
-from .inputs import call_argument, given_conditions, load_model
+from .inputs import further_arguments, given_conditions, load_model
 from .trajectories import trajectory_strip
 
 
@@ -49,7 +49,7 @@ def demo(args: argparse.Namespace) -> int:
 def sample(args: argparse.Namespace) -> int:
     """Sample a grid of images, a row for each label or prompt."""
     _check_output(args)
-    further = dict(call_argument(word) for word in args.call)
+    further = further_arguments(args, _call_options(args))
     conditions = given_conditions(args)
     preset = None if args.preset is None else get_preset(args.preset)
     pipe = load_model(args)

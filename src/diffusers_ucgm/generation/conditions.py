@@ -3,9 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from diffusers_ucgm.constraints import check
 from diffusers_ucgm.contracts import Pipeline, call_parameters, takes_classes
 from diffusers_ucgm.labels import ModelClasses, class_names
 from diffusers_ucgm.pipeline import UCGMPipeline
+
+from .arguments import CALL_ARGUMENTS
 
 
 __all__ = ["check_call_arguments", "conditions_for"]
@@ -68,6 +71,7 @@ def check_call_arguments(pipe: Pipeline, call: Mapping[str, object]) -> None:
         raise ValueError(f"`{unknown[0]}` must be left out for {name}, which does not take it.")
     if own := [each for each in call if each in OWN_ARGUMENTS]:
         raise ValueError(f"`{own[0]}` must be left out of `call`, got {call[own[0]]!r}: {OWN_ARGUMENTS[own[0]]}.")
+    check(CALL_ARGUMENTS, call)
     for argument, value in call.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"`{argument}` must be a finite number, got {value}.")

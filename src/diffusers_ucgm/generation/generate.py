@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diffusers_ucgm.console import raising_package
+from diffusers_ucgm.constraints import brief
 from diffusers_ucgm.contracts import Pipeline, Steppable, condition_name, networks_of
 
 from .sampling_scheduler import OnStep, SamplingScheduler
@@ -65,8 +67,28 @@ def generate(
             generators = generators_of(seeds[batch])
             pipe.scheduler = SamplingScheduler(scheduler, generators, on_step)
             own = {name: values[batch] for name, values in of_sample.items()}
-            batches.append(_as_tensor(pipe(**own, **of_batch, generator=generators)[0]))
+            with _naming_refusals(pipe, call or {}):
+                output = pipe(**own, **of_batch, generator=generators)[0]
+            batches.append(_as_tensor(output))
     return torch.cat(batches)
+
+
+@contextmanager
+def _naming_refusals(pipe: Pipeline, call: Mapping[str, object]) -> Iterator[None]:
+    """Say of what a pipeline of diffusers raises which arguments it was given: it may be for their sake.
+
+    Errors of this package and of the machine, such as too little memory, stay what they are.
+    """
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        if raising_package(error) == __name__.partition(".")[0] or not (call or isinstance(error, ValueError)):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        given = ", ".join(f"{name}={brief(value)}" for name, value in call.items()) or "its own arguments"
+        raise ValueError(
+            f"`call` must be arguments that {type(pipe).__name__} takes, got {given}: {reason}"
+        ) from error
 
 
 def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:

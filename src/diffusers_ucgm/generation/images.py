@@ -9,9 +9,11 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
+from diffusers_ucgm.constraints import check
 from diffusers_ucgm.contracts import Pipeline
 from diffusers_ucgm.randomness import numbered_seed
 
+from .arguments import GENERATE_ARGUMENTS
 from .conditions import check_call_arguments, conditions_for
 from .generate import count_calls, generate
 
@@ -65,9 +67,7 @@ def generate_images(
     Raises:
         ValueError: If an argument is out of its range, or one that the pipeline does not take.
     """
-    for name, value in (("num_images", num_images), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    check(GENERATE_ARGUMENTS, locals())
     check_call_arguments(pipe, call or {})
     rows = conditions_for(pipe, None, conditions)
     repeated = [condition for condition in rows for _ in range(num_images)]

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
@@ -11,10 +12,10 @@ from diffusers.utils import logging
 from diffusers_ucgm.checks import check_device
 from diffusers_ucgm.contracts import Pipeline
 from diffusers_ucgm.loading import DTYPES, load_pipeline, load_pipeline_lora
-from diffusers_ucgm.names import BUNDLED, local_or_hub, local_path
+from diffusers_ucgm.names import BUNDLED, expanded, local_or_hub, local_path, path_exists
 
 
-__all__ = ["call_argument", "call_arguments", "given_conditions", "load_model"]
+__all__ = ["call_argument", "call_arguments", "further_arguments", "given_conditions", "load_model"]
 
 
 def load_model(args: argparse.Namespace, device: str | torch.device | None = None) -> Pipeline:
@@ -30,7 +31,7 @@ def load_model(args: argparse.Namespace, device: str | torch.device | None = Non
     logging.disable_progress_bar()
     pipe = load_pipeline(args.model, DTYPES[args.torch_dtype], argument="--model")
     if args.lora is not None:
-        load_pipeline_lora(pipe, args.lora, 1.0 if args.lora_scale is None else args.lora_scale)
+        load_pipeline_lora(pipe, args.lora, 1.0 if args.lora_scale is None else args.lora_scale, argument="--lora")
     pipe = pipe.to(device)
     logging.enable_progress_bar()
     return cast(Pipeline, pipe)
@@ -57,25 +58,46 @@ def given_conditions(args: argparse.Namespace) -> list[int | str] | None:
         return [int(word) if word.isdigit() else word for word in args.labels]
     if args.prompts is None:
         return None
-    if len(args.prompts) > 1 or not Path(args.prompts[0]).is_file():
+    file = expanded(args.prompts[0])
+    # The system looks up no text of the length of many prompts.
+    if len(args.prompts) > 1 or not path_exists(file) or not file.is_file():
         return list(args.prompts)
-    return [*_read_prompts(args.prompts[0])]
+    return [*_read_prompts(file)]
 
 
-def _read_prompts(file: str) -> list[str]:
-    """The prompts of a text file, one on each line."""
+def _read_prompts(file: Path) -> list[str]:
+    """The prompts of a text file, one on each line; the mark that some editors begin a file with is no part of one."""
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"`--prompts` must name a text file in UTF-8, got {file!r}: {error}.") from error
+        raise ValueError(f"`--prompts` must name a text file in UTF-8, got {str(file)!r}: {error}.") from error
     if not (prompts := [line.strip() for line in lines if line.strip()]):
-        raise ValueError(f"`--prompts` must name a file with a prompt on each line, got {file!r} without any.")
+        raise ValueError(f"`--prompts` must name a file with a prompt on each line, got {str(file)!r} without any.")
     return prompts
 
 
 def call_arguments(args: argparse.Namespace) -> dict[str, float]:
     """The arguments of the pipeline's call that have options, besides steps and conditions."""
     return {} if args.guidance_scale is None else {"guidance_scale": args.guidance_scale}
+
+
+def further_arguments(args: argparse.Namespace, options: Iterable[str]) -> dict[str, object]:
+    """The arguments of the pipeline's call that `--call` gives.
+
+    Args:
+        args: A command line with `--call`.
+        options: The arguments that options of their own give.
+
+    Raises:
+        ValueError: If an argument is given twice.
+    """
+    pairs = [call_argument(word) for word in args.call]
+    taken = list(options)
+    for name, value in pairs:
+        if name in taken:
+            raise ValueError(f"`--call` must give each argument once, got {name}={value} besides another value of it.")
+        taken.append(name)
+    return dict(pairs)
 
 
 def call_argument(word: str) -> tuple[str, object]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from diffusers_ucgm.checks import check_finite
 from diffusers_ucgm.files import read_json
 from diffusers_ucgm.models.image_classifier_2d import ImageClassifier2DModel
-from diffusers_ucgm.names import BUNDLED_CLASSIFIERS, local_or_hub
+from diffusers_ucgm.names import BUNDLED_CLASSIFIERS, expanded, local_or_hub
 
 
 __all__ = [
@@ -74,7 +74,7 @@ def load_features(name: str, device: str | torch.device = "cpu") -> FeatureNetwo
     """
     if name == "inception":
         return InceptionFeatures(device)
-    folder = BUNDLED_FEATURES.get(name, Path(name).expanduser())
+    folder = BUNDLED_FEATURES.get(name, expanded(name))
     if not folder.is_dir() and ":" in name:
         module, _, function = name.partition(":")
         try:
@@ -218,14 +218,27 @@ class TransformersFeatures:
         Args:
             name: A folder, or a repository of the Hub.
             device: The device of the network.
+
+        Raises:
+            OSError: If there is no model under that name.
+            ValueError: If `transformers` cannot load it.
         """
         from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
-        architectures: list[str] = AutoConfig.from_pretrained(name).architectures or []
-        classifies = any(each.endswith("ForImageClassification") for each in architectures)
-        self.processor = AutoImageProcessor.from_pretrained(name)
-        loader: Any = AutoModelForImageClassification if classifies else AutoModel
-        self.model = loader.from_pretrained(name, use_safetensors=True).eval().to(device)
+        try:
+            architectures: list[str] = AutoConfig.from_pretrained(name).architectures or []
+            classifies = any(each.endswith("ForImageClassification") for each in architectures)
+            self.processor = AutoImageProcessor.from_pretrained(name)
+            loader: Any = AutoModelForImageClassification if classifies else AutoModel
+            self.model = loader.from_pretrained(name, use_safetensors=True).eval().to(device)
+        except OSError:
+            raise
+        # A damaged configuration fails wherever the network is built.
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(
+                f"`features` must be an image model that transformers can load, got {name!r}: {reason}"
+            ) from error
         self.device = device
         self._body_output: Any = None
         if classifies:

@@ -67,12 +67,18 @@ def _preset_row(name: str, preset: Preset) -> str:
 def recipes(args: argparse.Namespace) -> int:
     """List the recipes, or print the settings of one."""
     if args.name is None:
+        if args.max_train_steps is not None:
+            raise ValueError(
+                f"`--max-train-steps` must go with the name of a recipe, one of {list(RECIPES)}, got "
+                f"{args.max_train_steps} without one."
+            )
         for name, recipe in RECIPES.items():
             print(f"{name:{max(map(len, RECIPES))}}  {recipe.summary}")
         return 0
     given = {} if args.max_train_steps is None else {"max_train_steps": args.max_train_steps}
+    settings = recipe_settings(args.name, given)
     print(f"# {args.name}: {get_recipe(args.name).summary}")
-    for name, value in recipe_settings(args.name, given).items():
+    for name, value in settings.items():
         print(f"{name}: {json.dumps(value)}")
     return 0
 

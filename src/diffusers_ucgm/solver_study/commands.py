@@ -92,6 +92,11 @@ def compare(args: argparse.Namespace) -> int:
     solvers = _choose({**ucgm_solvers(config), **stock_solvers(config)}, args.only)
     own = [name for name in solvers if name.startswith("UCGM")]
     for name, folder in map(named_folder, args.scheduler):
+        if name in solvers:
+            raise ValueError(
+                f"`--scheduler` must have a name that no other solver has, got {name!r}. The others are "
+                f"{list(solvers)}."
+            )
         solvers[name] = load_solver(folder, args.calls, argument="--scheduler")
         own.append(name)
     measurements = compare_solvers(

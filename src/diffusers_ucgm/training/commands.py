@@ -1,6 +1,8 @@
 """The bodies of `ucgm train`, `doctor` and `cache`: each calls the public API and prints."""
 
 import argparse
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +19,13 @@ from diffusers_ucgm.data.image_sources import check_image_source
 from diffusers_ucgm.data.images import ImageItems, ImageSource, load_image_dataset
 from diffusers_ucgm.data.latent_cache import CachedLatents, cache_latents, finish_cache
 from diffusers_ucgm.files import JsonObject, check_writable, read_tensors
+from diffusers_ucgm.hub import check_repository
 from diffusers_ucgm.interruptions import Stopped
 from diffusers_ucgm.labels import LabelMapping, read_label_map
 from diffusers_ucgm.loading import DTYPES, load_network, load_pipeline
 from diffusers_ucgm.names import BUNDLED, local_or_hub, local_path
 from diffusers_ucgm.processes import check_launch, is_first_process
+from diffusers_ucgm.run_folder import RunFolder
 
 from .adapters import adapter_for_pipeline
 from .classes import classes_of, matched_source
@@ -30,7 +34,7 @@ from .encoding import encode_null, encode_pixels, encode_prompts
 from .experts import expert_of
 from .network_adapter import NetworkAdapter, convention_of_scheduler
 from .recipes import default_recipe, get_recipe
-from .requirements import check_environment, check_image_size, check_run, validation_conditions
+from .requirements import check_encoder, check_environment, check_image_size, check_run, validation_conditions
 from .settings import override, read_settings_file, read_words, recipe_settings
 
 
@@ -143,6 +147,7 @@ def _network(args: argparse.Namespace, config: UCGMTrainingConfig) -> ModelMixin
 
 def train(args: argparse.Namespace) -> int:
     """Train or tune; under `accelerate launch` in several processes."""
+    check_repository("--push-to-hub", args.push_to_hub)
     config = _config(args)
     check_run(config)
     check_device(None, DTYPES[args.torch_dtype])
@@ -223,15 +228,40 @@ def cache(args: argparse.Namespace) -> int:
     check_writable(args.output, "output", folder=True)
     pipeline = load_pipeline(args.pipeline, DTYPES[args.torch_dtype], argument="--pipeline").to(state.device)
     adapter = adapter_for_pipeline(pipeline)
+    check_encoder(pipeline)
     check_image_size(pipeline, adapter, args.size)
     takes_prompts = bool(adapter.prompt_outputs)
-    text = _text_options(args, takes_prompts)
+    text = _text_options(args, pipeline, takes_prompts)
     items = _image_items(args, pipeline, adapter)
     known_classes = _print_classes(items.labels) if state.is_main_process else 0
+    run = RunFolder(args.output, "cache", process_index=state.process_index, num_processes=state.num_processes)
+    # The folder is locked until the last file is written.
+    with run:
+        index = _write_cache(args, pipeline, adapter, items, run, state, text)
+    if index is not None:
+        if not known_classes:
+            # Those of a stream are known once it was read.
+            _print_classes(items.labels)
+        _print_cache(run.folder, index, args.background)
+    state.wait_for_everyone()
+    return 0
+
+
+def _write_cache(
+    args: argparse.Namespace,
+    pipeline: DiffusionPipeline,
+    adapter: NetworkAdapter,
+    items: ImageItems,
+    run: RunFolder,
+    state: PartialState,
+    text: Mapping[str, int],
+) -> JsonObject | None:
+    """Write all files of a cache; its index in the main process, None in others."""
+    takes_prompts = bool(adapter.prompt_outputs)
     folder = cache_latents(
         items,
         lambda pixels, generator: encode_pixels(pipeline, pixels, generator, args.posterior_mean),
-        args.output,
+        run,
         encode_captions=(lambda texts: encode_prompts(pipeline, adapter, texts, **text)) if takes_prompts else None,
         batch_size=args.batch_size,
         shard_size=args.shard_size,
@@ -243,16 +273,11 @@ def cache(args: argparse.Namespace) -> int:
         progress=state.is_local_main_process,
     )
     state.wait_for_everyone()
-    if state.is_main_process:
-        if takes_prompts:
-            files.write_tensors(folder / NULL_CONDITION, encode_null(pipeline, adapter, **text))
-        index = finish_cache(folder, items.source.left_out)
-        if not known_classes:
-            # Those of a stream are known once it was read.
-            _print_classes(items.labels)
-        _print_cache(folder, index, args.background)
-    state.wait_for_everyone()
-    return 0
+    if not state.is_main_process:
+        return None
+    if takes_prompts:
+        files.write_tensors(folder / NULL_CONDITION, encode_null(pipeline, adapter, **text))
+    return finish_cache(folder, items.source.left_out)
 
 
 def _image_items(args: argparse.Namespace, pipeline: DiffusionPipeline, adapter: NetworkAdapter) -> ImageItems:
@@ -273,12 +298,17 @@ def _image_items(args: argparse.Namespace, pipeline: DiffusionPipeline, adapter:
     return ImageItems(source, args.size, args.crop, args.flip, channels, args.seed, labels, args.background)
 
 
-def _text_options(args: argparse.Namespace, takes_prompts: bool) -> dict[str, int]:
+def _text_options(args: argparse.Namespace, pipeline: DiffusionPipeline, takes_prompts: bool) -> dict[str, int]:
     """Arguments of the text encoders."""
     if args.max_sequence_length is None:
         return {}
     if not takes_prompts:
         raise ValueError(f"`--max-sequence-length` must be left out for {args.pipeline}, which takes no prompts.")
+    if "max_sequence_length" not in inspect.signature(getattr(pipeline, "encode_prompt", print)).parameters:
+        raise ValueError(
+            f"`--max-sequence-length` must be left out for {args.pipeline}: {type(pipeline).__name__} has one length "
+            "for all prompts."
+        )
     if args.max_sequence_length < 1:
         raise ValueError(f"`--max-sequence-length` must be at least 1, got {args.max_sequence_length}.")
     return {"max_sequence_length": args.max_sequence_length}

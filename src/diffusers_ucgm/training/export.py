@@ -16,6 +16,7 @@ from diffusers_ucgm import files
 from diffusers_ucgm.contracts import Pipeline, Steppable
 from diffusers_ucgm.files import JsonObject
 from diffusers_ucgm.hub import push_folder_to_hub
+from diffusers_ucgm.labels import keep_class_names
 from diffusers_ucgm.lora import save_lora
 from diffusers_ucgm.scheduler import UCGMScheduler
 
@@ -140,6 +141,7 @@ def _write_pipeline(
     before = {name: getattr(pipeline, name) for name in parts}
     try:
         pipeline.register_modules(**parts)
+        keep_class_names(pipeline)
         with files.replacing_folder(folder) as temporary:
             pipeline.save_pretrained(temporary)
             _write_card(run, temporary, "pipeline", grid, folder.resolve().name)

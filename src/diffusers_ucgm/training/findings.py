@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from diffusers_ucgm.data.latent_cache import CachedLatents
 from diffusers_ucgm.files import JsonObject
 from diffusers_ucgm.labels import ModelClasses
 
@@ -14,7 +15,7 @@ from .batches import TrainingData
 from .config import UCGMTrainingConfig
 
 
-__all__ = ["Finding", "label_findings", "latent_findings", "settings_findings", "weight_findings"]
+__all__ = ["Finding", "label_findings", "latent_findings", "name_findings", "settings_findings", "weight_findings"]
 
 # Normalised latents have mean 0 and deviation 1 by channel; autoencoders differ by about half of that.
 MEAN, DEVIATION, FAR_DEVIATION, BYTES = 0.5, (0.5, 2.0), (0.1, 10.0), 20.0
@@ -182,7 +183,7 @@ def label_findings(
         return
     known = labels_of(dataset)
     yield from _range_findings(batch["class_labels"] if known is None else known, classes)
-    yield from _name_findings(getattr(dataset, "index", {}).get("labels", {}), classes)
+    yield from name_findings(dataset, classes)
 
 
 def _range_findings(labels: Tensor, classes: ModelClasses) -> Iterator[Finding]:
@@ -193,7 +194,22 @@ def _range_findings(labels: Tensor, classes: ModelClasses) -> Iterator[Finding]:
         )
 
 
-def _name_findings(stored: JsonObject, classes: ModelClasses) -> Iterator[Finding]:
+def name_findings(dataset: TrainingData, classes: ModelClasses) -> Iterator[Finding]:
+    """What is wrong with the names of the labels, of which only a cache knows, without a look at the labels."""
+    # Lists have an `index` of another kind.
+    index: JsonObject = dataset.index if isinstance(dataset, CachedLatents) else {}
+    # Version 0.1.0 counted no classes.
+    if classes.names and "class_labels" in index.get("columns", {}) and "class_counts" not in index:
+        yield Finding(
+            "labels",
+            "warning",
+            "The cache is of an earlier version, which numbered folders and other named labels in their own order, "
+            f"whatever the model calls its classes: {classes.describe()}. Cache them again, unless they had ids.",
+        )
+    yield from _differing_names(index.get("labels", {}), classes)
+
+
+def _differing_names(stored: JsonObject, classes: ModelClasses) -> Iterator[Finding]:
     """Compare the `classes` of labels and the `names` of classes in a cache with the model's."""
     renamed = {
         int(index): (name, classes.names[int(index)])

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from accelerate.tracking import get_available_trackers
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging
 from torch import Tensor, nn
 
 from diffusers_ucgm.autoencoders import autoencoder_of, spatial_factor
@@ -17,12 +18,24 @@ from diffusers_ucgm.pipeline import UCGMPipeline
 
 from .agreement import labels_of, labels_outside
 from .batches import TrainingData, length_of
+from .checkpoints import checkpoints_in
 from .config import UCGMTrainingConfig
+from .findings import name_findings
 from .image_adapters import PatchedAdapter
 from .network_adapter import DenoiserAdapter, NetworkAdapter
+from .runs import resumed_checkpoint
 
 
-__all__ = ["check_data", "check_environment", "check_image_size", "check_run", "validation_conditions"]
+__all__ = [
+    "check_data",
+    "check_encoder",
+    "check_environment",
+    "check_image_size",
+    "check_run",
+    "validation_conditions",
+]
+
+logger = logging.get_logger(__name__)
 
 
 def check_run(config: UCGMTrainingConfig) -> None:
@@ -34,11 +47,13 @@ def check_run(config: UCGMTrainingConfig) -> None:
         ValueError: If a tracker or a precision is not to be had on this machine.
     """
     check_writable(config.output_dir, "output_dir", folder=True)
-    source = config.resume_from_checkpoint
-    if source not in (None, "latest") and not (Path(source) / "state.json").is_file():
+    source = resumed_checkpoint(config)
+    if source is not None and source != "latest" and not (Path(source) / "state.json").is_file():
+        own = ", ".join(path.name for path in checkpoints_in(config.output_dir))
+        known = f" `output_dir` has {own}." if own else ""
         raise FileNotFoundError(
-            f"`resume_from_checkpoint` must be 'latest' or the folder of a checkpoint, got {source!r}, where no "
-            "state.json is."
+            f"`resume_from_checkpoint` must be 'latest' or the folder of a checkpoint, got {str(source)!r}, where no "
+            f"state.json is.{known}"
         )
     check_environment(config)
 
@@ -64,17 +79,20 @@ def _check_tracker(name: str) -> None:
         )
 
 
-def check_data(network: nn.Module, adapter: DenoiserAdapter, dataset: TrainingData) -> None:
+def check_data(
+    network: nn.Module, adapter: DenoiserAdapter, dataset: TrainingData, named: ModelClasses | None = None
+) -> None:
     """Check that a data set has what the network takes.
 
     Args:
         network: A network of diffusers, with a config.
         adapter: How it is called.
         dataset: The data set in the form that `UCGMTrainer` takes.
+        named: The classes of the network with the names that its pipeline has for them, as far as there are any.
 
     Raises:
-        ValueError: If a column is missing or of another kind of network, a class is out of range, or the latents have
-            a shape that the network does not take.
+        ValueError: If a column is missing or of another kind of network, a class is out of range or was cached under
+            another name, or the latents have a shape that the network does not take.
     """
     length_of(dataset)
     item = dataset[0]
@@ -93,6 +111,7 @@ def check_data(network: nn.Module, adapter: DenoiserAdapter, dataset: TrainingDa
                 "the images with their classes."
             )
         _check_range(dataset, item, len(classes))
+        _check_names(dataset, named or classes)
     latents = item["latents"]
     if not isinstance(latents, Tensor | np.ndarray):
         raise ValueError(f"`dataset` must have tensors as `latents`, got {latents!r}.")
@@ -128,6 +147,14 @@ def _check_range(dataset: TrainingData, item: Mapping[str, object], number: int)
         raise ValueError(f"`class_labels` must be in [0, {number - 1}], the classes of the network, got {wrong[:10]}.")
 
 
+def _check_names(dataset: TrainingData, classes: ModelClasses) -> None:
+    """Refuse a cache of a model with other classes, and warn where the classes may be others."""
+    for finding in name_findings(dataset, classes):
+        if finding.level == "error":
+            raise ValueError(f"`dataset` must have the classes of the network as `class_labels`. {finding.message}")
+        logger.warning(f"{finding.message} `ucgm doctor` asks the network.")
+
+
 def check_latents(network: nn.Module, adapter: DenoiserAdapter, shape: tuple[int, ...]) -> None:
     """Check the shape of latents, `(C, H, W)` or `(C, frames, H, W)`.
 
@@ -157,6 +184,19 @@ def _latent_shape(network: nn.Module) -> tuple[int, ...] | None:
     if ModelClasses.of_network(network) is None or sides is None or not isinstance(channels, int):
         return None
     return (channels, *sides)
+
+
+def check_encoder(pipe: DiffusionPipeline) -> None:
+    """Check that a pipeline turns images into latents.
+
+    Raises:
+        ValueError: If it has no autoencoder.
+    """
+    if autoencoder_of(pipe) is None:
+        raise ValueError(
+            f"`pipe` must have a `vae` to encode pixels, got {type(pipe).__name__} without one. A network of pixels "
+            "needs no cache: give `UCGMTrainer` the images."
+        )
 
 
 def check_image_size(pipe: DiffusionPipeline, adapter: DenoiserAdapter, size: int | tuple[int, int]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -19,14 +20,16 @@ from .log import LOG_NAME
 from .settings import in_current_form
 
 
-__all__ = ["begin_run", "data_identity", "network_identity", "own_runs"]
+__all__ = ["begin_run", "data_identity", "network_identity", "own_runs", "resumed_checkpoint", "resumes_in"]
 
 # The numbers of items of a data set, and of values of each weight, that identify them.
 MAX_ITEMS, MAX_VALUES = 16, 4096
 RESUMING = "Resume it by `resume_from_checkpoint='latest'` (`--resume-from-checkpoint latest`), "
 
 
-def begin_run(run: RunFolder, config: UCGMTrainingConfig, identity: JsonObject) -> None:
+def begin_run(
+    run: RunFolder, config: UCGMTrainingConfig, identity: JsonObject, inputs: Iterable[str | Path] = ()
+) -> None:
     """Begin a run in a folder, or see that the one that is resumed is its own.
 
     A run of which nothing would be lost, since it wrote no checkpoint and no weights, is begun anew.
@@ -35,13 +38,16 @@ def begin_run(run: RunFolder, config: UCGMTrainingConfig, identity: JsonObject) 
         run: The entered folder, `output_dir`.
         config: The settings.
         identity: What a resumed run must have in common with the first part.
+        inputs: What the run is made from, which overwriting must leave.
 
     Raises:
-        ValueError: If the folder holds another run, or this one and is to be used without resuming.
+        ValueError: If the folder holds another run, or this one and is to be used without resuming, or overwriting
+            would remove what the run is made from.
     """
-    is_resumed = _resumes_in(config, run.folder)
+    is_resumed = resumes_in(config, run.folder)
     if config.overwrite_output_dir:
         _check_overwriting(config, is_resumed)
+        run.check_inputs_stay(inputs)
         run.clear()
     found, results = run.found(), run.results()
     _check_owner(run, found, results, is_resumed)
@@ -141,9 +147,18 @@ def network_identity(network: nn.Module, *, with_weights: bool) -> JsonObject:
     return {**identity, "weights": values.hexdigest()[:16]} if with_weights else identity
 
 
-def _resumes_in(config: UCGMTrainingConfig, folder: Path) -> bool:
-    """Whether the run goes on from a checkpoint of its own folder."""
+def resumed_checkpoint(config: UCGMTrainingConfig) -> str | Path | None:
+    """The checkpoint to go on from: its folder, "latest", or None; one of `output_dir` may be given by its name."""
     source = config.resume_from_checkpoint
+    if source in (None, "latest") or Path(source).exists():
+        return source
+    named = Path(config.output_dir) / source
+    return named if (named / "state.json").is_file() else source
+
+
+def resumes_in(config: UCGMTrainingConfig, folder: Path) -> bool:
+    """Whether the run goes on from a checkpoint of its own folder."""
+    source = resumed_checkpoint(config)
     return source == "latest" or (source is not None and Path(source).resolve().parent == folder.resolve())
 
 

@@ -71,6 +71,14 @@ RANGES = (
             "dataloader_num_workers",
         ),
     ),
+    # Beyond these a machine runs out of memory or of processes, before anything can be named.
+    Range(
+        "be at most 1000000",
+        lambda value: value <= 1_000_000,
+        ("train_batch_size", "gradient_accumulation_steps", "lora_rank"),
+    ),
+    Range("be at most 1024", lambda value: value <= 1024, ("dataloader_num_workers",)),
+    Range("be at most 100000", lambda value: max(value) <= 100_000, ("validation_num_inference_steps",)),
     Range("be above 0", lambda value: 0.0 < value < math.inf, ("lora_alpha",)),
     Range("be above 1", lambda value: 1.0 < value < math.inf, ("collapse_factor",)),
 )

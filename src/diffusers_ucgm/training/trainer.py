@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from diffusers_ucgm.constraints import check
+from diffusers_ucgm.data.latent_cache import CachedLatents
 from diffusers_ucgm.network_caches import check_no_cache
 from diffusers_ucgm.randomness import training_generator
 from diffusers_ucgm.run_folder import RunFolder
@@ -27,6 +28,7 @@ from .adapters import adapter_for, adapter_for_pipeline
 from .arguments import TRAINER_ARGUMENTS
 from .averages import use_averages
 from .batches import DrawnSamples, StepSampler, TrainingBatch, TrainingData, batches_from, length_of
+from .classes import classes_of
 from .collapse import handle_collapse
 from .config import UCGMTrainingConfig
 from .experts import expert_of
@@ -36,7 +38,7 @@ from .preparation import make_accelerator, prepare
 from .reductions import is_true_of_any
 from .requirements import check_data, check_run, validation_conditions
 from .run_state import Part, ema_part, load_parts, rates_part, save_parts, values_part
-from .runs import begin_run, data_identity, network_identity, own_runs
+from .runs import begin_run, data_identity, network_identity, own_runs, resumed_checkpoint, resumes_in
 from .signals import StopSignals
 from .stability import CollapseGuard
 
@@ -114,7 +116,7 @@ class UCGMTrainer:
         self.transport = None if scheduler is None else convention_of_scheduler(scheduler).transport
         self.loss = config.loss(0, self.transport)
         check_run(config)
-        check_data(transformer, self.adapter, dataset)
+        check_data(transformer, self.adapter, dataset, None if pipeline is None else classes_of(pipeline))
         if config.validation_steps and pipeline is not None:
             validation_conditions(pipeline, config.validation_inputs)
         self.accelerator = make_accelerator(config)
@@ -214,7 +216,7 @@ class UCGMTrainer:
             if not is_finished:
                 return None
             weights = self.save_model()
-            self.save_plots()
+            self._plot_or_warn()
         # `end_training` would also end the process group, which `push_to_hub` and the caller may still need.
         for tracker in self.accelerator.trackers:
             tracker.finish()
@@ -333,14 +335,18 @@ class UCGMTrainer:
             FileNotFoundError: If the folder is not a checkpoint.
             ValueError: If it belongs to other settings or another model, or is damaged.
         """
+        self._load_state(folder)
+        if self.accelerator.is_main_process:
+            self.log.cut(self.step)
+
+    def _load_state(self, folder: str | Path) -> None:
+        """Take the state of a checkpoint, and leave `output_dir` as it is."""
         tensors, values = checkpoints.load_checkpoint(folder)
         with checkpoints.naming(folder):
             self.config.check_resumable(values["config"])
             _check_samples(self.samples_per_step, values.get("samples_per_step"))
             load_parts(self._parts(), tensors, values)
             self.step = values["step"]
-        if self.accelerator.is_main_process:
-            self.log.cut(self.step)
 
     def _loss(self, batch: TrainingBatch, micro: int) -> Tensor:
         device = self.accelerator.device
@@ -389,22 +395,32 @@ class UCGMTrainer:
 
     def _begin(self, folder: RunFolder) -> None:
         """Begin a run in its folder, or go on with the one in it; every process must call this."""
+        source = resumed_checkpoint(self.config)
+        elsewhere = None if resumes_in(self.config, folder.folder) else source
+        if elsewhere is not None:
+            # Before an older run is removed: with a checkpoint that does not fit, this one could not take its place.
+            self._load_state(elsewhere)
         failure = None
         if self.accelerator.is_main_process:
             try:
                 identity = {"data": data_identity(self.dataset), "network": self._network_identity}
-                begin_run(folder, self.config, identity)
+                begin_run(folder, self.config, identity, self._inputs())
             except (OSError, ValueError) as error:
                 failure = error
         # The others must hear of it: they would wait for one that has ended.
         if is_true_of_any(self.accelerator, failure is not None):
             raise failure or RuntimeError("The main process cannot use `output_dir`; its error says why.")
         self.runs = own_runs(folder.found())
-        source: str | Path | None = self.config.resume_from_checkpoint
         if source == "latest":
             source = checkpoints.latest_checkpoint(self.config.output_dir, runs=self.runs)
-        if source is not None:
+        if source is not None and elsewhere is None:
             self.load_checkpoint(source)
+
+    def _inputs(self) -> list[str | Path]:
+        """The folders that the run is made from."""
+        loaded = [getattr(part, "config", {}).get("_name_or_path") for part in (self.pipeline, self.transformer)]
+        data = [self.dataset.folder] if isinstance(self.dataset, CachedLatents) else []
+        return [*(each for each in loaded if each), *data]
 
     def _prune(self) -> None:
         """Keep the newest checkpoints of this run; those after the present step are of a part that was given up."""
@@ -417,6 +433,13 @@ class UCGMTrainer:
         except OSError as error:
             # The run is worth more than this checkpoint: the next may find room again, and the last one stays.
             logger.warning(f"No checkpoint was written at step {self.step}: {error}")
+
+    def _plot_or_warn(self) -> None:
+        try:
+            self.save_plots()
+        except OSError as error:
+            # The weights are saved, and the pipeline may still be.
+            logger.warning(f"No plot was written: {error}")
 
     def _validate_or_warn(self) -> None:
         try:
