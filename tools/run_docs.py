@@ -2,6 +2,9 @@
 
     python tools/run_docs.py --work runs/docs                     # all pages
     python tools/run_docs.py --work runs/docs --only README.md    # some
+    python tools/run_docs.py --work runs/docs --table benchmarks/results/docs-commands.md
+
+`--table` keeps the table in a file, which is written after each page; the rows of pages that do not run stay.
 
 Each page has a folder of its own, in which `photos/` holds real images of Fashion-MNIST by class and `examples/` and
 `benchmarks/` are those of the repository. A command that needs a hub, a GPU or an hour is listed in `NOT_RUN` with the
@@ -30,6 +33,8 @@ CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
 )  # fmt: skip
 IMAGES_PER_CLASS = 60
+COMMAND = "python tools/run_docs.py --work /tmp/docs-run --table benchmarks/results/docs-commands.md"
+TABLE_HEAD = "| place | command | result | seconds | commit |\n| --- | --- | --- | ---: | --- |"
 # The commands of a page that contain the words are not run, for the reason.
 NOT_RUN = {
     "README.md": {
@@ -137,6 +142,23 @@ class Block:
         return next((why for words, why in NOT_RUN.get(self.page, {}).items() if words in command), None)
 
 
+@dataclass(frozen=True)
+class Done:
+    """What happened to a command.
+
+    Attributes:
+        block: Where it stands.
+        command: Its text.
+        result: "ran", "failed" or "not run: reason".
+        seconds: How long it took.
+    """
+
+    block: Block
+    command: str
+    result: str
+    seconds: float
+
+
 def blocks_of(page: str) -> list[Block]:
     """The fenced blocks of bash and Python of a page."""
     text = (ROOT / page).read_text()
@@ -178,8 +200,8 @@ def failure_of(block: Block, command: str, folder: Path, names: dict[str, Any]) 
     return None if ended.returncode == 0 else (ended.stdout + ended.stderr)[-2000:]
 
 
-def run_page(page: str, work: Path) -> list[tuple[Block, str, float]]:
-    """Run a page's blocks in their order: each with "ran", "failed" or "not run: reason", and its seconds."""
+def run_page(page: str, work: Path) -> list[Done]:
+    """Run a page's blocks in their order."""
     folder = work / page.replace("/", "-")
     prepare(folder)
     os.chdir(folder)
@@ -189,15 +211,75 @@ def run_page(page: str, work: Path) -> list[tuple[Block, str, float]]:
     for block in blocks_of(page):
         for command in block.commands:
             if (reason := block.reason_not_run(command)) is not None:
-                rows.append((block, f"not run: {reason}", 0.0))
+                rows.append(Done(block, command, f"not run: {reason}", 0.0))
                 continue
             started = time.perf_counter()
             print(f"== {page}:{block.line}\n{command}", flush=True)
             failure = failure_of(block, command, folder, names)
             if failure is not None:
                 print(f"FAILED {page}:{block.line}\n{failure}", flush=True)
-            rows.append((block, "ran" if failure is None else "failed", time.perf_counter() - started))
+            result = "ran" if failure is None else "failed"
+            rows.append(Done(block, command, result, time.perf_counter() - started))
     return rows
+
+
+def shortened(block: Block, command: str) -> str:
+    """A command as it stands in the table: the start of a line of bash, or how long the Python is."""
+    if block.language == "python":
+        return f"{len(command.splitlines())} lines of Python"
+    words = " ".join(command.replace("\\\n", " ").split())
+    return "`" + (words if len(words) <= 100 else words[:97] + "...").replace("|", "\\|") + "`"
+
+
+def row_of(done: Done, commit: str) -> str:
+    """What happened to a command, as a row of the table."""
+    place = f"{done.block.page}:{done.block.line}"
+    return f"| {place} | {shortened(done.block, done.command)} | {done.result} | {done.seconds:.0f} | {commit} |"
+
+
+def pages_with_commands() -> list[str]:
+    """README, CONTRIBUTING and the pages of `docs/` that hold a command."""
+    pages = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+    return [page for page in pages if blocks_of(page)]
+
+
+def table(rows: dict[str, list[str]]) -> str:
+    """A page for `benchmarks/results/` with the rows of each page of the documentation, and their counts."""
+    ordered = [row for page in pages_with_commands() for row in rows.get(page, [])]
+    results = [row.split(" | ")[-3].partition(":")[0] for row in ordered]
+    counts = ", ".join(f"{results.count(name)} {name}" for name in ("ran", "failed", "not run"))
+    missing = [page for page in pages_with_commands() if page not in rows]
+    return "\n".join(
+        [
+            "# Commands of README and the pages",
+            "",
+            f"`{COMMAND}`",
+            f"runs them and writes this table: {counts}. Each row gives the commit that it ran at, and the line of its",
+            "fenced block at that commit. A block of Python runs as a whole, and those of a page run in one process.",
+            *(["", f"Pages that have not run: {', '.join(missing)}."] if missing else []),
+            "",
+            TABLE_HEAD,
+            *ordered,
+            "",
+        ]
+    )
+
+
+def rows_in(file: Path) -> dict[str, list[str]]:
+    """The rows that a table holds, by page; none where there is no file."""
+    rows: dict[str, list[str]] = {}
+    for line in file.read_text().splitlines() if file.exists() else []:
+        if found := re.match(r"\| (\S+\.md):\d+ \|", line):
+            rows.setdefault(found[1], []).append(line)
+    return rows
+
+
+def current_commit() -> str:
+    """The commit of the checkout, with a "+" where files that git knows have been changed since."""
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/results"], check=False)
+    return commit.stdout.strip() + ("+" if changed.returncode else "")
 
 
 def main() -> int:
@@ -205,19 +287,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the pages' files; must not exist")
     parser.add_argument("--only", nargs="+", metavar="PAGE", help="such as README.md docs/evaluate.md")
+    parser.add_argument(
+        "--table", type=Path, help="file of the table, in which the rows of the pages that run are new"
+    )
     args = parser.parse_args()
-    pages = args.only or [
-        "README.md",
-        "CONTRIBUTING.md",
-        *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
-    ]
     args.work.mkdir(parents=True)
-    work = args.work.resolve()
-    rows = [row for page in pages for row in run_page(page, work)]
-    print("| place | language | result | seconds |\n| --- | --- | --- | ---: |")
-    for block, result, seconds in rows:
-        print(f"| {block.page}:{block.line} | {block.language} | {result} | {seconds:.0f} |")
-    return int(any(result == "failed" for _, result, _ in rows))
+    work, file = args.work.resolve(), args.table and args.table.resolve()
+    rows = rows_in(file) if file else {}
+    has_failed = False
+    for page in args.only or pages_with_commands():
+        commit, done = current_commit(), run_page(page, work)
+        has_failed |= any(each.result == "failed" for each in done)
+        rows[page] = [row_of(each, commit) for each in done]
+        if file:
+            file.write_text(table(rows))
+    print(table(rows))
+    return int(has_failed)
 
 
 if __name__ == "__main__":
