@@ -19,6 +19,7 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ CLASSES = (
 )  # fmt: skip
 IMAGES_PER_CLASS = 60
 COMMAND = "python tools/run_docs.py --work /tmp/docs-run --table benchmarks/results/docs-commands.md"
-TABLE_HEAD = "| place | command | result | seconds | commit |\n| --- | --- | --- | ---: | --- |"
+TABLE_HEAD = "| place | command | result | seconds | date |\n| --- | --- | --- | ---: | --- |"
 # The commands of a page that contain the words are not run, for the reason.
 NOT_RUN = {
     "README.md": {
@@ -231,10 +232,10 @@ def shortened(block: Block, command: str) -> str:
     return "`" + (words if len(words) <= 100 else words[:97] + "...").replace("|", "\\|") + "`"
 
 
-def row_of(done: Done, commit: str) -> str:
+def row_of(done: Done) -> str:
     """What happened to a command, as a row of the table."""
     place = f"{done.block.page}:{done.block.line}"
-    return f"| {place} | {shortened(done.block, done.command)} | {done.result} | {done.seconds:.0f} | {commit} |"
+    return f"| {place} | {shortened(done.block, done.command)} | {done.result} | {done.seconds:.0f} | {date.today()} |"
 
 
 def pages_with_commands() -> list[str]:
@@ -254,8 +255,8 @@ def table(rows: dict[str, list[str]]) -> str:
             "# Commands of README and the pages",
             "",
             f"`{COMMAND}`",
-            f"runs them and writes this table: {counts}. Each row gives the commit that it ran at, and the line of its",
-            "fenced block at that commit. A block of Python runs as a whole, and those of a page run in one process.",
+            f"runs them and writes this table: {counts}. A page's fenced block is named by its line on that date. A",
+            "block of Python runs as a whole, and those of a page run in one process.",
             *(["", f"Pages that have not run: {', '.join(missing)}."] if missing else []),
             "",
             TABLE_HEAD,
@@ -274,14 +275,6 @@ def rows_in(file: Path) -> dict[str, list[str]]:
     return rows
 
 
-def current_commit() -> str:
-    """The commit of the checkout, with a "+" where files that git knows have been changed since."""
-    git = ["git", "-C", str(ROOT)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-    changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", ":!benchmarks/results"], check=False)
-    return commit.stdout.strip() + ("+" if changed.returncode else "")
-
-
 def main() -> int:
     """Run the pages and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -296,9 +289,9 @@ def main() -> int:
     rows = rows_in(file) if file else {}
     has_failed = False
     for page in args.only or pages_with_commands():
-        commit, done = current_commit(), run_page(page, work)
+        done = run_page(page, work)
         has_failed |= any(each.result == "failed" for each in done)
-        rows[page] = [row_of(each, commit) for each in done]
+        rows[page] = [row_of(each) for each in done]
         if file:
             file.write_text(table(rows))
     print(table(rows))
