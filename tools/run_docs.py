@@ -228,7 +228,7 @@ def shortened(block: Block, command: str) -> str:
     """A command as it stands in the table: the start of a line of bash, or how long the Python is."""
     if block.language == "python":
         return f"{len(command.splitlines())} lines of Python"
-    words = " ".join(command.replace("\\\n", " ").split())
+    words = " ".join(re.sub(r"\s# .*", "", command).replace("\\\n", " ").split())
     return "`" + (words if len(words) <= 100 else words[:97] + "...").replace("|", "\\|") + "`"
 
 
