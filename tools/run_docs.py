@@ -50,8 +50,6 @@ NOT_RUN = {
         "/tmp/oldest": "installs a second environment",
     },
     "docs/compare-solvers.md": {
-        "runs/family_models": "a benchmark of several hours",
-        "runs/solvers": "a benchmark of several hours",
         "ucgm compare --model fashion-mnist --output": "half an hour: the short command below it is run",
     },
     "docs/evaluate.md": {
@@ -67,7 +65,6 @@ NOT_RUN = {
         "0000000.pt": "a published checkpoint",
         "--model repa-e": "a published checkpoint",
         '"repa-e"': "a published checkpoint",
-        "--reference-config": "a file of the reference; tests/conversion/test_reference.py reads such files",
     },
     "docs/pipelines.md": {"StableDiffusionXLPipeline": "a checkpoint of the Hub; tests load such folders"},
     "docs/resume-and-recover.md": {"ucgm train ...": "an ellipsis; tests/training resumes"},
