@@ -224,7 +224,8 @@ def run_page(page: str, work: Path) -> list[Done]:
 def shortened(block: Block, command: str) -> str:
     """A command as it stands in the table: the start of a line of bash, or how long the Python is."""
     if block.language == "python":
-        return f"{len(command.splitlines())} lines of Python"
+        lines = len(command.splitlines())
+        return f"{lines} line{'s' if lines != 1 else ''} of Python"
     words = " ".join(re.sub(r"\s# .*", "", command).replace("\\\n", " ").split())
     return "`" + (words if len(words) <= 100 else words[:97] + "...").replace("|", "\\|") + "`"
 
