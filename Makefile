@@ -4,6 +4,8 @@ PYTHON ?= python3
 # The versions that pip is held to. Empty takes the newest torch of PyPI, which on Linux is a CUDA build.
 TORCH_CONSTRAINT ?= constraints/cpu.txt
 PYTEST_ARGS ?=
+# Processes that run the tests side by side, each with one thread of torch's; 0 runs them in one, as a debugger needs it.
+TEST_PROCESSES ?= 2
 
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet $(if $(TORCH_CONSTRAINT),-c $(TORCH_CONSTRAINT))
@@ -14,6 +16,7 @@ PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not slow"
 help:
 	@echo "make demo     draw every class of the bundled models in 2 and in 40 steps, and print where the picture is"
 	@echo "make test     run the tests; PYTEST_ARGS='tests/test_loss.py -k golden' runs some of them"
+	@echo "              TEST_PROCESSES=0 runs them in one process, TEST_PROCESSES=8 in eight, two where none is named"
 	@echo "make goldens  run only the tests against the reference's values"
 	@echo "make style    mend what ruff can mend"
 	@echo "make check    ruff and pyright, as the pre-commit hooks and CI run them"
@@ -25,7 +28,7 @@ demo: .venv/test.stamp
 	$(BIN)/ucgm demo
 
 test: .venv/test.stamp
-	$(PYTEST) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(PYTEST) -n $(TEST_PROCESSES) --dist worksteal $(PYTEST_ARGS)
 
 goldens: .venv/test.stamp
 	$(PYTEST) -k "golden or reference" $(PYTEST_ARGS)

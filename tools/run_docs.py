@@ -2,6 +2,9 @@
 
     python tools/run_docs.py --work runs/docs                     # all pages
     python tools/run_docs.py --work runs/docs --only README.md    # some
+    python tools/run_docs.py --work runs/docs --table benchmarks/results/docs-commands.md
+
+`--table` keeps the table in a file, which is written after each page; the rows of pages that do not run stay.
 
 Each page has a folder of its own, in which `photos/` holds real images of Fashion-MNIST by class and `examples/` and
 `benchmarks/` are those of the repository. A command that needs a hub, a GPU or an hour is listed in `NOT_RUN` with the
@@ -16,6 +19,7 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,8 @@ CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
 )  # fmt: skip
 IMAGES_PER_CLASS = 60
+COMMAND = "python tools/run_docs.py --work /tmp/docs-run --table benchmarks/results/docs-commands.md"
+TABLE_HEAD = "| place | command | result | seconds | date |\n| --- | --- | --- | ---: | --- |"
 # The commands of a page that contain the words are not run, for the reason.
 NOT_RUN = {
     "README.md": {
@@ -44,8 +50,6 @@ NOT_RUN = {
         "/tmp/oldest": "installs a second environment",
     },
     "docs/compare-solvers.md": {
-        "runs/family_models": "a benchmark of several hours",
-        "runs/solvers": "a benchmark of several hours",
         "ucgm compare --model fashion-mnist --output": "half an hour: the short command below it is run",
     },
     "docs/evaluate.md": {
@@ -61,7 +65,6 @@ NOT_RUN = {
         "0000000.pt": "a published checkpoint",
         "--model repa-e": "a published checkpoint",
         '"repa-e"': "a published checkpoint",
-        "--reference-config": "a file of the reference; tests/conversion/test_reference.py reads such files",
     },
     "docs/pipelines.md": {"StableDiffusionXLPipeline": "a checkpoint of the Hub; tests load such folders"},
     "docs/resume-and-recover.md": {"ucgm train ...": "an ellipsis; tests/training resumes"},
@@ -137,6 +140,23 @@ class Block:
         return next((why for words, why in NOT_RUN.get(self.page, {}).items() if words in command), None)
 
 
+@dataclass(frozen=True)
+class Done:
+    """What happened to a command.
+
+    Attributes:
+        block: Where it stands.
+        command: Its text.
+        result: "ran", "failed" or "not run: reason".
+        seconds: How long it took.
+    """
+
+    block: Block
+    command: str
+    result: str
+    seconds: float
+
+
 def blocks_of(page: str) -> list[Block]:
     """The fenced blocks of bash and Python of a page."""
     text = (ROOT / page).read_text()
@@ -178,8 +198,8 @@ def failure_of(block: Block, command: str, folder: Path, names: dict[str, Any]) 
     return None if ended.returncode == 0 else (ended.stdout + ended.stderr)[-2000:]
 
 
-def run_page(page: str, work: Path) -> list[tuple[Block, str, float]]:
-    """Run a page's blocks in their order: each with "ran", "failed" or "not run: reason", and its seconds."""
+def run_page(page: str, work: Path) -> list[Done]:
+    """Run a page's blocks in their order."""
     folder = work / page.replace("/", "-")
     prepare(folder)
     os.chdir(folder)
@@ -189,14 +209,67 @@ def run_page(page: str, work: Path) -> list[tuple[Block, str, float]]:
     for block in blocks_of(page):
         for command in block.commands:
             if (reason := block.reason_not_run(command)) is not None:
-                rows.append((block, f"not run: {reason}", 0.0))
+                rows.append(Done(block, command, f"not run: {reason}", 0.0))
                 continue
             started = time.perf_counter()
             print(f"== {page}:{block.line}\n{command}", flush=True)
             failure = failure_of(block, command, folder, names)
             if failure is not None:
                 print(f"FAILED {page}:{block.line}\n{failure}", flush=True)
-            rows.append((block, "ran" if failure is None else "failed", time.perf_counter() - started))
+            result = "ran" if failure is None else "failed"
+            rows.append(Done(block, command, result, time.perf_counter() - started))
+    return rows
+
+
+def shortened(block: Block, command: str) -> str:
+    """A command as it stands in the table: the start of a line of bash, or how long the Python is."""
+    if block.language == "python":
+        lines = len(command.splitlines())
+        return f"{lines} line{'s' if lines != 1 else ''} of Python"
+    words = " ".join(re.sub(r"\s# .*", "", command).replace("\\\n", " ").split())
+    return "`" + (words if len(words) <= 100 else words[:97] + "...").replace("|", "\\|") + "`"
+
+
+def row_of(done: Done) -> str:
+    """What happened to a command, as a row of the table."""
+    place = f"{done.block.page}:{done.block.line}"
+    return f"| {place} | {shortened(done.block, done.command)} | {done.result} | {done.seconds:.0f} | {date.today()} |"
+
+
+def pages_with_commands() -> list[str]:
+    """README, CONTRIBUTING and the pages of `docs/` that hold a command."""
+    pages = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+    return [page for page in pages if blocks_of(page)]
+
+
+def table(rows: dict[str, list[str]]) -> str:
+    """A page for `benchmarks/results/` with the rows of each page of the documentation, and their counts."""
+    ordered = [row for page in pages_with_commands() for row in rows.get(page, [])]
+    results = [row.split(" | ")[-3].partition(":")[0] for row in ordered]
+    counts = ", ".join(f"{results.count(name)} {name}" for name in ("ran", "failed", "not run"))
+    missing = [page for page in pages_with_commands() if page not in rows]
+    return "\n".join(
+        [
+            "# Commands of README and the pages",
+            "",
+            f"`{COMMAND}`",
+            f"runs them and writes this table: {counts}. A page's fenced block is named by its line on that date. A",
+            "block of Python runs as a whole, and those of a page run in one process.",
+            *(["", f"Pages that have not run: {', '.join(missing)}."] if missing else []),
+            "",
+            TABLE_HEAD,
+            *ordered,
+            "",
+        ]
+    )
+
+
+def rows_in(file: Path) -> dict[str, list[str]]:
+    """The rows that a table holds, by page; none where there is no file."""
+    rows: dict[str, list[str]] = {}
+    for line in file.read_text().splitlines() if file.exists() else []:
+        if found := re.match(r"\| (\S+\.md):\d+ \|", line):
+            rows.setdefault(found[1], []).append(line)
     return rows
 
 
@@ -205,19 +278,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the pages' files; must not exist")
     parser.add_argument("--only", nargs="+", metavar="PAGE", help="such as README.md docs/evaluate.md")
+    parser.add_argument(
+        "--table", type=Path, help="file of the table, in which the rows of the pages that run are new"
+    )
     args = parser.parse_args()
-    pages = args.only or [
-        "README.md",
-        "CONTRIBUTING.md",
-        *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md")),
-    ]
     args.work.mkdir(parents=True)
-    work = args.work.resolve()
-    rows = [row for page in pages for row in run_page(page, work)]
-    print("| place | language | result | seconds |\n| --- | --- | --- | ---: |")
-    for block, result, seconds in rows:
-        print(f"| {block.page}:{block.line} | {block.language} | {result} | {seconds:.0f} |")
-    return int(any(result == "failed" for _, result, _ in rows))
+    work, file = args.work.resolve(), args.table and args.table.resolve()
+    rows = rows_in(file) if file else {}
+    has_failed = False
+    for page in args.only or pages_with_commands():
+        done = run_page(page, work)
+        has_failed |= any(each.result == "failed" for each in done)
+        rows[page] = [row_of(each) for each in done]
+        if file:
+            file.write_text(table(rows))
+    print(table(rows))
+    return int(has_failed)
 
 
 if __name__ == "__main__":

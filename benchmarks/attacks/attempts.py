@@ -78,13 +78,14 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an attempt led to: the verdict, the error's text, and the paths that were opened outside."""
+    """What an attempt led to: the verdict, the error's text, the paths opened outside, and whether it ended."""
 
     attempt: Attempt
     verdict: str
     text: str
     outside: tuple[str, ...] = ()
     seconds: float = 0.0
+    has_ended: bool = True
 
 
 def run_command(words: Sequence[str]) -> None:
@@ -201,11 +202,22 @@ class Watch:
 def run_attempt(attempt: Attempt, folder: Path, readable: Sequence[Path]) -> Outcome:
     """Run an attempt in a process of its own and judge it.
 
+    One that does not end in time is tried once more: a busy machine that stands still looks the same as a hang.
+
     Args:
         attempt: What is tried.
         folder: An empty folder for it.
         readable: Other folders that it may read.
     """
+    outcome = _run_once(attempt, folder, readable)
+    if outcome.has_ended:
+        return outcome
+    again = folder / "again"
+    again.mkdir()
+    return _run_once(attempt, again, readable)
+
+
+def _run_once(attempt: Attempt, folder: Path, readable: Sequence[Path]) -> Outcome:
     started = time.perf_counter()
     receiving, sending = os.pipe()
     sys.stdout.flush()
@@ -228,7 +240,8 @@ def run_attempt(attempt: Attempt, folder: Path, readable: Sequence[Path]) -> Out
     _, status = os.waitpid(child, 0)
     seconds = time.perf_counter() - started
     if not is_over:
-        return Outcome(attempt, BARE, f"no answer within {SECONDS:.0f} seconds", seconds=seconds)
+        text = f"no answer within {SECONDS:.0f} seconds"
+        return Outcome(attempt, BARE, text, seconds=seconds, has_ended=False)
     if not said:
         return Outcome(attempt, BARE, f"the process ended with status {status}", seconds=seconds)
     verdict, text, outside = json.loads(said)

@@ -38,14 +38,16 @@ def test_every_form_of_a_checkpoint_is_read(wrapped, tmp_path):
 
 
 class Payload:
+    def __init__(self, marker):
+        self.marker = marker
+
     def __reduce__(self):
-        return (Path.touch, (Path("/tmp/ucgm-was-run"),))
+        return (Path.touch, (self.marker,))
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path, capsys):
-    marker = Path("/tmp/ucgm-was-run")
-    marker.unlink(missing_ok=True)
-    path = write(tmp_path / "file.pt", {"model": golden("tit").weights, "extra": Payload()})
+    marker = tmp_path / "was-run"
+    path = write(tmp_path / "file.pt", {"model": golden("tit").weights, "extra": Payload(marker)})
     with pytest.raises(ValueError, match="asks for code to be run: .* It was not run"):
         read_state_dict(path)
     assert main(["convert", "--checkpoint", str(path), "--output", str(tmp_path / "out")]) == 2

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -163,10 +162,8 @@ def test_kills_at_random_moments_change_no_bit(given, single, tmp_path):
 
 
 def test_two_processes_give_the_result_of_one(given, single, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    # Standalone: the launcher takes a free port itself, so that tests at the same time do not take the same.
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     printed = in_a_process(
         [*launcher, "-m", "diffusers_ucgm.cli", "evaluate", "--output"], str(tmp_path / "out"), *words(given)
     )

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,16 +20,11 @@ SCRIPT = Path(__file__).parent / "distributed_run.py"
 ENVIRONMENT = {"GLOO_SOCKET_IFNAME": "lo", "DS_ACCELERATOR": "cpu"}
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def launch(output, processes, **settings):
     """Run in so many processes; gives how accelerate calls that."""
     words = [f"{name}={json.dumps(value)}" for name, value in settings.items()]
-    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={free_port()}"]
+    # Standalone: the launcher takes a free port itself, so that tests at the same time do not take the same.
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     result = subprocess.run(
         [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), str(output), *words],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", **ENVIRONMENT},
