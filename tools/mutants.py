@@ -188,7 +188,7 @@ MUTANTS = [
     ),
     Mutant(
         "a LoRA with more modules than the network is taken",
-        "loading.py",
+        "lora.py",
         "if found < expected:",
         "if not found:",
         LORA_TESTS,
@@ -251,9 +251,9 @@ MUTANTS = [
     ),
     Mutant(
         "the second network's LoRA is loaded into the first",
-        "loading.py",
-        '{"load_into_transformer_2": True} if network',
-        "{} if network",
+        "lora.py",
+        '{"load_into_transformer_2": True} if component',
+        "{} if component",
         EXPERT_TESTS,
     ),
     Mutant(

@@ -1,7 +1,6 @@
 """Pipelines and LoRAs by name, as the commands take them: bundled, in a folder, or on the Hub."""
 
 import math
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +11,9 @@ import torch
 from diffusers.utils.import_utils import compare_versions
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Tensor
 
 from .files import check_tensors, read_json
-from .lora import LORA_WEIGHTS_NAME, active_adapters, load_lora, lora_notes, remove_lora, set_lora_scale
+from .lora import LORA_WEIGHTS_NAME, has_active_lora, insert_lora, lora_notes
 from .models.edm2_unet_2d import EDM2UNet2DModel
 from .models.transformer_2d import UCGMTransformer2DModel
 from .names import BUNDLED, did_you_mean, local_or_hub, local_path
@@ -31,8 +28,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HUGE = 2**31
 # `AutoModel` of diffusers finds its own classes alone.
 OWN_MODELS: dict[str, Any] = {each.__name__: each for each in (UCGMTransformer2DModel, EDM2UNet2DModel)}
-# The first of a LoRA's two matrices, in the forms of peft, kohya's tools and older diffusers.
-_DOWN = re.compile(r"[._](lora_A|lora_down|lora\.down|lora_linear_layer\.down|lora\.linear\.down|lokr_w1)(\.|$)")
 # diffusers 0.42 renamed the argument of `from_pretrained` and warns of the old name.
 DTYPE = "dtype" if compare_versions("diffusers", ">=", "0.42.0") else "torch_dtype"
 
@@ -226,35 +221,24 @@ def load_pipeline_lora(pipe: diffusers.DiffusionPipeline, source: str | Path, sc
         ValueError: If the LoRA does not fit the pipeline, the pipeline has an adapter already, or `scale` is not
             finite.
     """
-    if not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale):
-        raise ValueError(f"`scale` must be a finite number, got {scale!r}.")
+    _check_scale(scale)
     file = _lora_file(str(source))
-    modules = [each for each in pipe.components.values() if isinstance(each, torch.nn.Module)]
     try:
         notes = lora_notes(file)
     except SafetensorError as error:
         raise ValueError(f"`source` must be a LoRA in a safetensors file, got {str(file)!r}: {error}.") from error
-    if _has_lora(pipe, notes.get("network")):
+    if has_active_lora(pipe, notes.get("network")):
         raise ValueError(
             f"`pipe` must not have a LoRA yet, got {type(pipe).__name__} with one. Call `unload_lora_weights()` first."
         )
-    # Of two networks the other one may have a LoRA.
-    modules = [each for each in modules if not active_adapters(each)]
-    try:
-        expected = _count_adapted_modules(load_file(file))
-        _load_lora(pipe, file, notes.get("network"))
-        found = sum(set_lora_scale(module, scale) for module in modules)
-        if found < expected:
-            raise ValueError(f"it changes {expected} modules, of which {type(pipe).__name__} has {found}")
-    except (AttributeError, KeyError, RuntimeError, SafetensorError, ValueError) as error:
-        for module in modules:
-            remove_lora(module)
-        reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise ValueError(
-            f"`source` must be a LoRA for this {type(pipe).__name__}, got {str(file)!r}: {reason}."
-        ) from error
+    insert_lora(pipe, file, notes.get("network"), scale)
     if sampler := notes.get("sampler"):
         pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config, **sampler)
+
+
+def _check_scale(scale: object) -> None:
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+        raise ValueError(f"`scale` must be a finite number, got {scale!r}.")
 
 
 def _lora_file(source: str) -> Path:
@@ -295,35 +279,3 @@ def _lora_file_in(folder: Path) -> Path:
         names = [file.name for file in files]
         raise ValueError(f"`source` must be one LoRA, got {str(folder)!r} with {names}. Name one of the files.")
     return files[0]
-
-
-def _has_lora(pipe: Any, network: str | None) -> bool:
-    names = ("transformer", "unet", "prior") if network is None else (network,)
-    networks = [getattr(pipe, name, None) for name in names]
-    return any(active_adapters(each) for each in networks if isinstance(each, torch.nn.Module))
-
-
-def _count_adapted_modules(tensors: dict[str, Tensor]) -> int:
-    """How many modules a LoRA changes, whatever its names' form.
-
-    Raises:
-        ValueError: If there are none, or a value is not finite.
-    """
-    adapted = {name[: found.start()] for name in tensors if (found := _DOWN.search(name))}
-    if not adapted:
-        raise ValueError("it holds no LoRA")
-    if broken := [name for name, value in tensors.items() if not bool(value.isfinite().all())]:
-        raise ValueError(f"its {broken[0]!r} is not finite")
-    return len(adapted)
-
-
-def _load_lora(pipe: Any, file: Path, network: str | None) -> None:
-    if network is not None and not hasattr(pipe, network):
-        raise ValueError(f"it is for `{network}`, which the pipeline does not have")
-    if hasattr(pipe, "load_lora_weights"):
-        # The stock pipelines with two networks load the second's LoRA under the first's name.
-        second = {"load_into_transformer_2": True} if network == "transformer_2" else {}
-        pipe.load_lora_weights(file.parent, weight_name=file.name, **second)
-        return
-    name = "unet" if hasattr(pipe, "unet") else "transformer"
-    load_lora(getattr(pipe, name), file, name)
