@@ -51,15 +51,20 @@ def load_pipeline(
     if folder.is_dir():
         _check_pipeline_folder(folder, argument)
     with _naming(argument, name):
-        index: Any = diffusers.DiffusionPipeline.load_config(str(folder))
-        cls = UCGMPipeline if index["_class_name"] == "UCGMPipeline" else diffusers.DiffusionPipeline
-        # A pipeline that was saved without some part, as SD3 without T5, is loaded without it only if that is said.
-        absent = {part: None for part, value in index.items() if value == [None, None]}
-        pipe = cls.from_pretrained(found, **{DTYPE: dtype}, use_safetensors=True, **absent)
+        pipe = _load_parts(found, folder, dtype)
     for part, module in pipe.components.items():
         if isinstance(module, diffusers.ModelMixin):
             _check_complete(module, folder / part)
     return pipe
+
+
+def _load_parts(name: str, folder: Path, dtype: torch.dtype) -> diffusers.DiffusionPipeline:
+    """The pipeline of an index, in a folder or on the Hub."""
+    index: Any = diffusers.DiffusionPipeline.load_config(str(folder))
+    cls = UCGMPipeline if index["_class_name"] == "UCGMPipeline" else diffusers.DiffusionPipeline
+    # A pipeline that was saved without some part, as SD3 without T5, is loaded without it only if that is said.
+    absent = {part: None for part, value in index.items() if value == [None, None]}
+    return cls.from_pretrained(name, **{DTYPE: dtype}, use_safetensors=True, **absent)
 
 
 def load_scheduler(folder: str | Path, *, argument: str = "folder") -> diffusers.SchedulerMixin:
@@ -178,18 +183,26 @@ def _check_pipeline_folder(folder: Path, argument: str) -> None:
     index = read_json(file)
     if not isinstance(index.get("_class_name"), str):
         raise ValueError(f"{str(file)!r} must name its class as '_class_name', got {index.get('_class_name')!r}.")
-    for part, value in index.items():
-        is_part = isinstance(value, list) and len(value) == 2 and not part.startswith("_")
-        if not is_part or value == [None, None] or not all(isinstance(each, str) for each in value):
-            continue
+    for part in filter(lambda name: _is_part(name, index[name]), index):
         if not (folder / part).is_dir():
             raise ValueError(f"{str(file)!r} must name parts that are there, got {part!r} without a folder.")
-        for config in sorted((folder / part).glob("*config.json")):
-            huge = {name: each for name, each in read_json(config).items() if _is_huge(each)}
-            if huge:
-                raise ValueError(f"{str(config)!r} must have numbers below {HUGE}, got {huge}.")
-        for weights in sorted((folder / part).glob("*.safetensors")):
-            check_tensors(weights)
+        _check_part(folder / part)
+
+
+def _is_part(name: str, value: object) -> bool:
+    """Whether an entry of a pipeline's index is a part that was saved: the names of its library and class."""
+    is_pair_of_names = isinstance(value, list) and len(value) == 2 and all(isinstance(each, str) for each in value)
+    return is_pair_of_names and not name.startswith("_")
+
+
+def _check_part(folder: Path) -> None:
+    """See that a part's configurations have numbers that can be built, and that its weights are whole."""
+    for config in sorted(folder.glob("*config.json")):
+        huge = {name: each for name, each in read_json(config).items() if _is_huge(each)}
+        if huge:
+            raise ValueError(f"{str(config)!r} must have numbers below {HUGE}, got {huge}.")
+    for weights in sorted(folder.glob("*.safetensors")):
+        check_tensors(weights)
 
 
 def _is_huge(value: object) -> bool:
@@ -260,6 +273,18 @@ def _lora_file_in(folder: Path) -> Path:
     for file in (folder / LORA_WEIGHTS_NAME, folder / "lora" / LORA_WEIGHTS_NAME):
         if file.is_file():
             return file
+    _check_no_model(folder)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"`source` must hold a LoRA in a safetensors file, got {str(folder)!r} without any.")
+    if len(files) > 1:
+        names = [file.name for file in files]
+        raise ValueError(f"`source` must be one LoRA, got {str(folder)!r} with {names}. Name one of the files.")
+    return files[0]
+
+
+def _check_no_model(folder: Path) -> None:
+    """Refuse the folder of a run or of whole weights, in which there is no LoRA to look for."""
     if (folder / "state.json").is_file():
         raise ValueError(
             f"`source` must be a finished LoRA, got {str(folder)!r}, a training checkpoint. Resume the run to its "
@@ -272,10 +297,3 @@ def _lora_file_in(folder: Path) -> Path:
         )
     if (folder / "model_index.json").is_file() or (folder / "config.json").is_file():
         raise ValueError(f"`source` must hold a LoRA, got {str(folder)!r} with whole weights. Give it as the model.")
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"`source` must hold a LoRA in a safetensors file, got {str(folder)!r} without any.")
-    if len(files) > 1:
-        names = [file.name for file in files]
-        raise ValueError(f"`source` must be one LoRA, got {str(folder)!r} with {names}. Name one of the files.")
-    return files[0]
