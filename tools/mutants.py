@@ -1369,7 +1369,7 @@ MUTANTS = [
     Mutant(
         "features with NaN are kept until the metrics",
         "image_metrics/features.py",
-        '        check_finite(field.name, value, remedy="Compute the features in float32.")\n',
+        '    check_finite(name, value, remedy="Compute the features in float32.")\n',
         "",
         BAD_VALUE_TESTS,
     ),

@@ -60,15 +60,21 @@ def check_call_arguments(pipe: Pipeline, call: Mapping[str, object]) -> None:
     """
     accepted = call_parameters(pipe)
     name = type(pipe).__name__
-    if unknown := [each for each in call if each not in accepted]:
-        raise ValueError(f"`{unknown[0]}` must be left out for {name}, which does not take it.")
-    if own := [each for each in call if each in OWN_ARGUMENTS]:
-        raise ValueError(f"`{own[0]}` must be left out of `call`, got {call[own[0]]!r}: {OWN_ARGUMENTS[own[0]]}.")
+    for argument in call:
+        if argument not in accepted:
+            raise ValueError(f"`{argument}` must be left out for {name}, which does not take it.")
+    for argument, value in call.items():
+        if argument in OWN_ARGUMENTS:
+            raise ValueError(f"`{argument}` must be left out of `call`, got {value!r}: {OWN_ARGUMENTS[argument]}.")
+    _check_numbers(call)
+    if call.get("negative_prompt") is not None:
+        _check_negative_prompt(pipe, call)
+
+
+def _check_numbers(call: Mapping[str, object]) -> None:
     for argument, value in call.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"`{argument}` must be a finite number, got {value}.")
-    if call.get("negative_prompt") is not None:
-        _check_negative_prompt(pipe, call)
 
 
 def _check_negative_prompt(pipe: Pipeline, call: Mapping[str, object]) -> None:

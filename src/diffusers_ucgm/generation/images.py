@@ -65,9 +65,7 @@ def generate_images(
     Raises:
         ValueError: If an argument is out of its range, or one that the pipeline does not take.
     """
-    for name, value in (("num_images", num_images), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+    _check_counts(num_images=num_images, batch_size=batch_size)
     check_call_arguments(pipe, call or {})
     rows = conditions_for(pipe, None, conditions)
     repeated = [condition for condition in rows for _ in range(num_images)]
@@ -84,15 +82,30 @@ def generate_images(
             call=call,
         )
     seconds = time.perf_counter() - started
-    images = [to_image(_side_by_side(sample) if sample.ndim == 4 else sample) for sample in samples]
+    images = [to_image(_one_image(sample)) for sample in samples]
     num_batches = -(-len(repeated) // batch_size)
-    by_row = [images[start : start + num_images] for start in range(0, len(images), num_images)]
-    return Generation(by_row, rows, round(number[0] / num_batches), seconds)
+    return Generation(_in_rows(images, num_images), rows, round(number[0] / num_batches), seconds)
+
+
+def _in_rows(images: list[Image.Image], number: int) -> list[list[Image.Image]]:
+    """The images in rows of a number."""
+    return [images[start : start + number] for start in range(0, len(images), number)]
 
 
 def to_image(pixels: Tensor) -> Image.Image:
     """An image of pixels in [0, 1], shape `(C, H, W)`; values beyond the range are clamped."""
     return VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(pixels[None].clamp(0.0, 1.0)))[0]
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+
+
+def _one_image(sample: Tensor) -> Tensor:
+    """The pixels of an image, shape `(C, H, W)`, or those of a video's frames side by side."""
+    return _side_by_side(sample) if sample.ndim == 4 else sample
 
 
 def _side_by_side(frames: Tensor) -> Tensor:
