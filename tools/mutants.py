@@ -639,8 +639,8 @@ MUTANTS = [
     Mutant(
         "a run goes on with other data",
         "training/runs.py",
-        'if results and found is not None and (changed := differences(found["identity"], identity)):',
-        "if results and found is not None and (changed := differences({}, {})):",
+        'if changed := differences(found["identity"], identity):',
+        "if changed := differences({}, {}):",
         ("tests/training/test_runs.py",),
     ),
     Mutant(
