@@ -316,19 +316,29 @@ def remove_leftovers(folder: str | Path, *, name: str | None = None, min_age: fl
 
     folder = Path(folder)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        found = LEFTOVER.fullmatch(path.name)
-        if found and int(found["pid"]) != os.getpid() and is_alive(int(found["pid"])):
-            continue
-        found = found or EARLIER_LEFTOVER.fullmatch(path.name)
-        if not found or name not in (None, found["name"]):
+        found = _match_leftover(path.name)
+        if found is None or name not in (None, found["name"]):
             continue
         with suppress(OSError):
-            if min_age and time.time() - path.stat().st_mtime < min_age:
-                continue
-            if found["kind"] == "old" and not (folder / found["name"]).exists():
-                os.rename(path, folder / found["name"])
-            else:
-                _remove(path)
+            if not min_age or time.time() - path.stat().st_mtime >= min_age:
+                _clear_leftover(path, found)
+
+
+def _match_leftover(name: str) -> re.Match[str] | None:
+    """The parts of a left-over's name; None for other files and those of another process that lives."""
+    found = LEFTOVER.fullmatch(name)
+    if found is None:
+        return EARLIER_LEFTOVER.fullmatch(name)
+    pid = int(found["pid"])
+    return None if pid != os.getpid() and is_alive(pid) else found
+
+
+def _clear_leftover(path: Path, found: re.Match[str]) -> None:
+    """Put a folder that was set aside back under its name, where nothing has taken that; remove anything else."""
+    if found["kind"] == "old" and not path.with_name(found["name"]).exists():
+        os.rename(path, path.with_name(found["name"]))
+    else:
+        _remove(path)
 
 
 def is_alive(pid: int) -> bool:
@@ -353,28 +363,42 @@ def check_writable(path: str | Path, argument: str = "output", *, folder: bool =
     # Python takes an empty name for the working folder, which `.` names on purpose.
     if not str(path).strip():
         raise OSError(f"{wanted}. Choose another name.")
-    path = Path(path)
     try:
-        if path.exists() and path.is_dir() != folder:
-            raise OSError(f"{wanted}, which is a {'file' if folder else 'folder'}. Choose another name.")
-        place = path if folder else path.parent
-        while not place.exists():
-            place = place.parent
-        if not place.is_dir():
-            raise OSError(f"{wanted}, but {str(place)!r} is a file. Choose another name.")
-        # A name that is too long fails here rather than later.
-        probe = _temporary(place / (path.name if path.name and place == path.parent else "probe"))
-        try:
-            probe.write_bytes(b"probe")
-        finally:
-            with suppress(OSError):
-                probe.unlink(missing_ok=True)
+        _check_place(Path(path), folder, wanted)
     except ValueError as error:
         raise OSError(f"{wanted}: {error}. Choose another name.") from error
     except OSError as error:
         if str(error).startswith(wanted):
             raise
         raise _with_number(OSError(f"{wanted}: {error.strerror or error}. Choose another name."), error) from error
+
+
+def _check_place(path: Path, folder: bool, wanted: str) -> None:
+    """Check that nothing stands in the way of a file or folder, and that a file can be written at its place."""
+    if path.exists() and path.is_dir() != folder:
+        raise OSError(f"{wanted}, which is a {'file' if folder else 'folder'}. Choose another name.")
+    place = _nearest_existing(path if folder else path.parent)
+    if not place.is_dir():
+        raise OSError(f"{wanted}, but {str(place)!r} is a file. Choose another name.")
+    # A name that is too long fails here rather than later.
+    _write_probe(place / (path.name if path.name and place == path.parent else "probe"))
+
+
+def _nearest_existing(path: Path) -> Path:
+    """The path itself, or the nearest above it that exists."""
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _write_probe(path: Path) -> None:
+    """Write a small file under the temporary name of a path, and remove it."""
+    probe = _temporary(path)
+    try:
+        probe.write_bytes(b"probe")
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
 
 
 def _temporary(path: Path) -> Path:

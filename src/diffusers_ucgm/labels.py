@@ -283,8 +283,19 @@ class LabelMapping:
     def _by_order(self, labels: list[str]) -> dict[str, int]:
         """The classes of a model without names: ids in digits, or else the order of the source, with a note."""
         rest = [label for label in labels if label not in self._given]
-        if all(label.strip().isascii() and label.strip().isdigit() for label in rest):
+        if all(_is_id(label.strip()) for label in rest):
             return self._by_name(labels)
+        self._check_order(labels, rest)
+        self.notes.append(
+            "The model has no names for its classes (`id2label`): the labels are numbered in the source's order. If "
+            "the model was trained in another one, give `--label-map`."
+        )
+        if self.model.number not in (None, len(labels)):
+            self.notes.append(f"The source has {len(labels)} of the model's {self.model.number} classes.")
+        return _number_by_order(labels)
+
+    def _check_order(self, labels: list[str], rest: list[str]) -> None:
+        """Refuse labels that cannot be numbered: more than the model's classes, or a rest beside given ones."""
         number = self.model.number
         if number is not None and len(labels) > number:
             raise ValueError(
@@ -296,22 +307,14 @@ class LabelMapping:
                 "`given` must name the class of every label of a model without names, got none for "
                 f"{_enumerate(rest)}."
             )
-        self.notes.append(
-            "The model has no names for its classes (`id2label`): the labels are numbered in the source's order. If "
-            "the model was trained in another one, give `--label-map`."
-        )
-        if number is not None and len(labels) < number:
-            self.notes.append(f"The source has {len(labels)} of the model's {number} classes.")
-        return {label: index for index, label in enumerate(labels)}
 
     def _imagenet(self, labels: list[str]) -> dict[str, int] | None:
-        is_imagenet = len(labels) == IMAGENET_CLASSES and all(WORDNET_ID.fullmatch(label) for label in labels)
-        if not is_imagenet or self._given or self.model.number not in (None, IMAGENET_CLASSES):
+        if not _are_wordnet_ids(labels) or self._given or self.model.number not in (None, IMAGENET_CLASSES):
             return None
         if self.model.names and FIRST_OF_IMAGENET not in map(_with_spaces, _synonyms(self.model.name(0))):
             return None
         self.notes.append("The labels are ImageNet's 1000 WordNet ids, whose order is that of its classes.")
-        return {label: index for index, label in enumerate(sorted(labels))}
+        return _number_by_order(sorted(labels))
 
     def _read_classes(self, given: Mapping[str, str | int], labels: list[str]) -> dict[str, int]:
         """The given classes, by the source's labels."""
@@ -342,6 +345,19 @@ class LabelMapping:
         if same := {index: both for index, both in by_class.items() if len(both) > 1}:
             text = "; ".join(f"{_enumerate(both)} would all be {self.model.describe([i])}" for i, both in same.items())
             raise ValueError(f"`labels` must be different classes, got {_enumerate(classes)}: {text}. {REMEDY}")
+
+
+def _number_by_order(labels: list[str]) -> dict[str, int]:
+    return {label: index for index, label in enumerate(labels)}
+
+
+def _are_wordnet_ids(labels: list[str]) -> bool:
+    """Whether these are ids as of ImageNet's classes, as many as there are."""
+    return len(labels) == IMAGENET_CLASSES and all(WORDNET_ID.fullmatch(label) for label in labels)
+
+
+def _is_id(text: str) -> bool:
+    return text.isascii() and text.isdigit()
 
 
 def _label_of(key: str, labels: list[str]) -> str:

@@ -1,7 +1,6 @@
 """Pipelines and LoRAs by name, as the commands take them: bundled, in a folder, or on the Hub."""
 
 import math
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +11,10 @@ import torch
 from diffusers.utils.import_utils import compare_versions
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Tensor
 
 from .files import check_tensors, read_json
 from .labels import keep_class_names
-from .lora import LORA_WEIGHTS_NAME, active_adapters, load_lora, lora_notes, remove_lora, set_lora_scale
+from .lora import LORA_WEIGHTS_NAME, has_active_lora, insert_lora, lora_notes
 from .models.edm2_unet_2d import EDM2UNet2DModel
 from .models.transformer_2d import UCGMTransformer2DModel
 from .names import BUNDLED, did_you_mean, expanded, local_or_hub, local_path
@@ -32,8 +29,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HUGE = 2**31
 # `AutoModel` of diffusers finds its own classes alone.
 OWN_MODELS: dict[str, Any] = {each.__name__: each for each in (UCGMTransformer2DModel, EDM2UNet2DModel)}
-# The first of a LoRA's two matrices, in the forms of peft, kohya's tools and older diffusers.
-_DOWN = re.compile(r"[._](lora_A|lora_down|lora\.down|lora_linear_layer\.down|lora\.linear\.down|lokr_w1)(\.|$)")
 # diffusers 0.42 renamed the argument of `from_pretrained` and warns of the old name.
 DTYPE = "dtype" if compare_versions("diffusers", ">=", "0.42.0") else "torch_dtype"
 
@@ -61,16 +56,21 @@ def load_pipeline(
     if folder.is_dir():
         _check_pipeline_folder(folder, argument)
     with _naming(argument, name):
-        index: Any = diffusers.DiffusionPipeline.load_config(str(folder))
-        cls = UCGMPipeline if index["_class_name"] == "UCGMPipeline" else diffusers.DiffusionPipeline
-        # A pipeline that was saved without some part, as SD3 without T5, is loaded without it only if that is said.
-        absent = {part: None for part, value in index.items() if value == [None, None]}
-        pipe = cls.from_pretrained(found, **{DTYPE: dtype}, use_safetensors=True, **absent)
+        pipe = _load_parts(found, folder, dtype)
     for part, module in pipe.components.items():
         if isinstance(module, diffusers.ModelMixin):
             _check_complete(module, folder / part)
     keep_class_names(pipe)
     return pipe
+
+
+def _load_parts(name: str, folder: Path, dtype: torch.dtype) -> diffusers.DiffusionPipeline:
+    """The pipeline of an index, in a folder or on the Hub."""
+    index: Any = diffusers.DiffusionPipeline.load_config(str(folder))
+    cls = UCGMPipeline if index["_class_name"] == "UCGMPipeline" else diffusers.DiffusionPipeline
+    # A pipeline that was saved without some part, as SD3 without T5, is loaded without it only if that is said.
+    absent = {part: None for part, value in index.items() if value == [None, None]}
+    return cls.from_pretrained(name, **{DTYPE: dtype}, use_safetensors=True, **absent)
 
 
 def load_scheduler(folder: str | Path, *, argument: str = "folder") -> diffusers.SchedulerMixin:
@@ -193,18 +193,26 @@ def _check_pipeline_folder(folder: Path, argument: str) -> None:
     index = read_json(file)
     if not isinstance(index.get("_class_name"), str):
         raise ValueError(f"{str(file)!r} must name its class as '_class_name', got {index.get('_class_name')!r}.")
-    for part, value in index.items():
-        is_part = isinstance(value, list) and len(value) == 2 and not part.startswith("_")
-        if not is_part or value == [None, None] or not all(isinstance(each, str) for each in value):
-            continue
+    for part in filter(lambda name: _is_part(name, index[name]), index):
         if not (folder / part).is_dir():
             raise ValueError(f"{str(file)!r} must name parts that are there, got {part!r} without a folder.")
-        for config in sorted((folder / part).glob("*config.json")):
-            huge = {name: each for name, each in read_json(config).items() if _is_huge(each)}
-            if huge:
-                raise ValueError(f"{str(config)!r} must have numbers below {HUGE}, got {huge}.")
-        for weights in sorted((folder / part).glob("*.safetensors")):
-            check_tensors(weights)
+        _check_part(folder / part)
+
+
+def _is_part(name: str, value: object) -> bool:
+    """Whether an entry of a pipeline's index is a part that was saved: the names of its library and class."""
+    is_pair_of_names = isinstance(value, list) and len(value) == 2 and all(isinstance(each, str) for each in value)
+    return is_pair_of_names and not name.startswith("_")
+
+
+def _check_part(folder: Path) -> None:
+    """See that a part's configurations have numbers that can be built, and that its weights are whole."""
+    for config in sorted(folder.glob("*config.json")):
+        huge = {name: each for name, each in read_json(config).items() if _is_huge(each)}
+        if huge:
+            raise ValueError(f"{str(config)!r} must have numbers below {HUGE}, got {huge}.")
+    for weights in sorted(folder.glob("*.safetensors")):
+        check_tensors(weights)
 
 
 def _is_huge(value: object) -> bool:
@@ -245,36 +253,24 @@ def load_pipeline_lora(
         ValueError: If the LoRA does not fit the pipeline, the pipeline has an adapter already, or `scale` is not
             finite.
     """
-    if not isinstance(scale, int | float) or isinstance(scale, bool) or not math.isfinite(scale):
-        raise ValueError(f"`scale` must be a finite number, got {scale!r}.")
+    _check_scale(scale)
     file = _lora_file(str(source), argument)
-    modules = [each for each in pipe.components.values() if isinstance(each, torch.nn.Module)]
     try:
         notes = lora_notes(file)
     except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(f"`{argument}` must be a LoRA in a safetensors file, got {str(file)!r}: {error}.") from error
-    if _has_lora(pipe, notes.get("network")):
+    if has_active_lora(pipe, notes.get("network")):
         raise ValueError(
             f"`pipe` must not have a LoRA yet, got {type(pipe).__name__} with one. Call `unload_lora_weights()` first."
         )
-    # Of two networks the other one may have a LoRA.
-    modules = [each for each in modules if not active_adapters(each)]
-    try:
-        expected = _count_adapted_modules(load_file(file))
-        _load_lora(pipe, file, notes.get("network"))
-        found = sum(set_lora_scale(module, scale) for module in modules)
-        if found < expected:
-            raise ValueError(f"it changes {expected} modules, of which {type(pipe).__name__} has {found}")
-    except (AttributeError, KeyError, RuntimeError, SafetensorError, ValueError) as error:
-        for module in modules:
-            remove_lora(module)
-        # torch says in the first line that something differs, and in the next what does.
-        reason = " ".join(" ".join(str(error).strip().splitlines()[:2]).split()).rstrip(".")
-        raise ValueError(
-            f"`{argument}` must be a LoRA for this {type(pipe).__name__}, got {str(file)!r}: {reason}."
-        ) from error
+    insert_lora(pipe, file, notes.get("network"), scale, argument=argument)
     if sampler := notes.get("sampler"):
         pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config, **sampler)
+
+
+def _check_scale(scale: object) -> None:
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
+        raise ValueError(f"`scale` must be a finite number, got {scale!r}.")
 
 
 def _lora_file(source: str, argument: str) -> Path:
@@ -296,6 +292,20 @@ def _lora_file_in(folder: Path, argument: str) -> Path:
     for file in (folder / LORA_WEIGHTS_NAME, folder / "lora" / LORA_WEIGHTS_NAME):
         if file.is_file():
             return file
+    _check_no_model(folder, argument)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(
+            f"`{argument}` must hold a LoRA in a safetensors file, got {str(folder)!r} without any."
+        )
+    if len(files) > 1:
+        names = [file.name for file in files]
+        raise ValueError(f"`{argument}` must be one LoRA, got {str(folder)!r} with {names}. Name one of the files.")
+    return files[0]
+
+
+def _check_no_model(folder: Path, argument: str) -> None:
+    """Refuse the folder of a run or of whole weights, in which there is no LoRA to look for."""
     if (folder / "state.json").is_file():
         raise ValueError(
             f"`{argument}` must be a finished LoRA, got {str(folder)!r}, a training checkpoint. Resume the run to its "
@@ -310,44 +320,3 @@ def _lora_file_in(folder: Path, argument: str) -> Path:
         raise ValueError(
             f"`{argument}` must hold a LoRA, got {str(folder)!r} with whole weights. Give it as the model."
         )
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(
-            f"`{argument}` must hold a LoRA in a safetensors file, got {str(folder)!r} without any."
-        )
-    if len(files) > 1:
-        names = [file.name for file in files]
-        raise ValueError(f"`{argument}` must be one LoRA, got {str(folder)!r} with {names}. Name one of the files.")
-    return files[0]
-
-
-def _has_lora(pipe: Any, network: str | None) -> bool:
-    names = ("transformer", "unet", "prior") if network is None else (network,)
-    networks = [getattr(pipe, name, None) for name in names]
-    return any(active_adapters(each) for each in networks if isinstance(each, torch.nn.Module))
-
-
-def _count_adapted_modules(tensors: dict[str, Tensor]) -> int:
-    """How many modules a LoRA changes, whatever its names' form.
-
-    Raises:
-        ValueError: If there are none, or a value is not finite.
-    """
-    adapted = {name[: found.start()] for name in tensors if (found := _DOWN.search(name))}
-    if not adapted:
-        raise ValueError("it holds no LoRA")
-    if broken := [name for name, value in tensors.items() if not bool(value.isfinite().all())]:
-        raise ValueError(f"its {broken[0]!r} is not finite")
-    return len(adapted)
-
-
-def _load_lora(pipe: Any, file: Path, network: str | None) -> None:
-    if network is not None and not hasattr(pipe, network):
-        raise ValueError(f"it is for `{network}`, which the pipeline does not have")
-    if hasattr(pipe, "load_lora_weights"):
-        # The stock pipelines with two networks load the second's LoRA under the first's name.
-        second = {"load_into_transformer_2": True} if network == "transformer_2" else {}
-        pipe.load_lora_weights(file.parent, weight_name=file.name, **second)
-        return
-    name = "unet" if hasattr(pipe, "unet") else "transformer"
-    load_lora(getattr(pipe, name), file, name)

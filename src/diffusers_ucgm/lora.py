@@ -1,6 +1,7 @@
 """LoRA adapters of peft for any network, saved in the form that the stock pipelines load."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,8 @@ from diffusers.utils import recurse_remove_peft_layers
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from diffusers_ucgm.files import JsonObject
@@ -23,7 +25,9 @@ __all__ = [
     "LORA_WEIGHTS_NAME",
     "active_adapters",
     "add_lora",
+    "has_active_lora",
     "has_lora",
+    "insert_lora",
     "load_lora",
     "lora_notes",
     "remove_lora",
@@ -37,6 +41,8 @@ LORA_WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 NOTES = "diffusers_ucgm"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 ADAPTER = "default"
+# The first of a LoRA's two matrices, in the forms of peft, kohya's tools and older diffusers.
+_DOWN = re.compile(r"[._](lora_A|lora_down|lora\.down|lora_linear_layer\.down|lora\.linear\.down|lokr_w1)(\.|$)")
 
 
 def add_lora(
@@ -162,6 +168,80 @@ def load_lora(network: nn.Module, folder: str | Path, prefix: str = "transformer
         raise ValueError(
             f"`folder` must hold an adapter for this {type(network).__name__}, got {str(file)!r}: {error}."
         ) from error
+
+
+def insert_lora(pipe: Any, file: Path, component: str | None, scale: float, *, argument: str = "source") -> None:
+    """Load a LoRA's file into the networks of a pipeline, which are left as they were if it does not fit them.
+
+    Args:
+        pipe: A pipeline of any class without an active LoRA in these networks.
+        file: The file, of any tool's form that the pipeline reads.
+        component: The network that the LoRA is for; None leaves it to the file's names.
+        scale: The scale of the LoRA, 1 for that of its training.
+        argument: The name of the file in errors.
+
+    Raises:
+        ValueError: If the LoRA does not fit the pipeline.
+    """
+    networks = _networks_without_lora(pipe)
+    try:
+        expected = _count_adapted_modules(load_file(file))
+        _load_into_pipeline(pipe, file, component)
+        found = sum(set_lora_scale(network, scale) for network in networks)
+        if found < expected:
+            raise ValueError(f"it changes {expected} modules, of which {type(pipe).__name__} has {found}")
+    except (AttributeError, KeyError, RuntimeError, SafetensorError, ValueError) as error:
+        for network in networks:
+            remove_lora(network)
+        # torch says in the first line that something differs, and in the next what does.
+        reason = " ".join(" ".join(str(error).strip().splitlines()[:2]).split()).rstrip(".")
+        raise ValueError(
+            f"`{argument}` must be a LoRA for this {type(pipe).__name__}, got {str(file)!r}: {reason}."
+        ) from error
+
+
+def _load_into_pipeline(pipe: Any, file: Path, component: str | None) -> None:
+    if component is not None and not hasattr(pipe, component):
+        raise ValueError(f"it is for `{component}`, which the pipeline does not have")
+    if hasattr(pipe, "load_lora_weights"):
+        # The stock pipelines with two networks load the second's LoRA under the first's name.
+        second = {"load_into_transformer_2": True} if component == "transformer_2" else {}
+        pipe.load_lora_weights(file.parent, weight_name=file.name, **second)
+        return
+    name = "unet" if hasattr(pipe, "unet") else "transformer"
+    load_lora(getattr(pipe, name), file, name)
+
+
+def _count_adapted_modules(tensors: dict[str, Tensor]) -> int:
+    """How many modules a LoRA changes, whatever its names' form.
+
+    Raises:
+        ValueError: If there are none, or a value is not finite.
+    """
+    matches = map(_DOWN.search, tensors)
+    adapted = {found.string[: found.start()] for found in matches if found}
+    if not adapted:
+        raise ValueError("it holds no LoRA")
+    if broken := [name for name, value in tensors.items() if not bool(value.isfinite().all())]:
+        raise ValueError(f"its {broken[0]!r} is not finite")
+    return len(adapted)
+
+
+def _networks_without_lora(pipe: Any) -> list[nn.Module]:
+    """The networks of a pipeline without an active adapter: of two networks the other one may have one."""
+    return [each for each in pipe.components.values() if isinstance(each, nn.Module) and not active_adapters(each)]
+
+
+def has_active_lora(pipe: object, component: str | None = None) -> bool:
+    """Whether a network of a pipeline has an adapter that has an effect.
+
+    Args:
+        pipe: A pipeline of any class.
+        component: The network that is meant; None is each that pipelines of one network may have.
+    """
+    names = ("transformer", "unet", "prior") if component is None else (component,)
+    networks = [getattr(pipe, name, None) for name in names]
+    return any(active_adapters(each) for each in networks if isinstance(each, nn.Module))
 
 
 def _read_lora(file: Path, start: str) -> tuple[JsonObject, dict[str, Tensor]]:

@@ -165,7 +165,7 @@ class RunFolder:
         """
         identity = json.loads(json.dumps(dict(identity), default=str))
         found = self.found() or self._earlier(earlier)
-        if overwrite and (found is not None or self.is_of_version_0_1_0()):
+        if overwrite and self._has_run(found):
             if self.process_index == 0:
                 self.clear()
             found = None
@@ -173,6 +173,15 @@ class RunFolder:
             self.check_free()
             self.start(identity)
             return False
+        self._go_on(found, identity)
+        return True
+
+    def _has_run(self, found: JsonObject | None) -> bool:
+        """Whether a run has written to the folder, of this version or of the one before `run.json`."""
+        return found is not None or self.is_of_version_0_1_0()
+
+    def _go_on(self, found: JsonObject, identity: Mapping[str, object]) -> None:
+        """Take a run of the folder for this one, unless it is of another command or identity."""
         if found["kind"] != self.kind:
             raise used_folder(self.argument, self.folder, f"which holds a run of `ucgm {found['kind']}`")
         if changed := differences(found["identity"], identity):
@@ -183,7 +192,6 @@ class RunFolder:
         self.run = found
         if not (self.folder / RUN_FILE).is_file():
             self.start(identity)
-        return True
 
     def begin_together(
         self,
@@ -232,21 +240,30 @@ class RunFolder:
             ValueError: If the folder's files are those of no run.
         """
         found = self.found()
+        owned = OWNED[self._kind_of(found)]
+        if not self._has_run(found):
+            self.check_free()
+        ids = (None, None if found is None else found.get("id"))
+        for path in self._own_files(owned):
+            if path.name.startswith("checkpoint-") and run_of(path) not in ids:
+                continue
+            self._remove_with_folder(path)
+        # Last, so that a killed removal can be repeated.
+        (self.folder / RUN_FILE).unlink(missing_ok=True)
+
+    def _kind_of(self, found: JsonObject | None) -> str:
+        """The command that wrote to the folder; without a word of it, this one."""
         kind = self.kind if found is None else found["kind"]
         if kind not in OWNED:
             raise ValueError(f"`{RUN_FILE}` must name a command in {sorted(OWNED)}, got {kind!r}. Delete the folder.")
-        if found is None and not self.is_of_version_0_1_0():
-            self.check_free()
-        ids = (None, None if found is None else found.get("id"))
-        for path in self._own_files(OWNED[kind]):
-            if path.name.startswith("checkpoint-") and run_of(path) not in ids:
-                continue
-            _remove(path)
-            if path.parent != self.folder:
-                with suppress(OSError):  # not empty
-                    path.parent.rmdir()
-        # Last, so that a killed removal can be repeated.
-        (self.folder / RUN_FILE).unlink(missing_ok=True)
+        return kind
+
+    def _remove_with_folder(self, path: Path) -> None:
+        """Remove a file or folder, and a subfolder that is empty without it."""
+        _remove(path)
+        if path.parent != self.folder:
+            with suppress(OSError):  # not empty
+                path.parent.rmdir()
 
     def check_inputs_stay(self, inputs: Iterable[str | Path]) -> None:
         """Check that `clear` would remove nothing that the next run is made from.

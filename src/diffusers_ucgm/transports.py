@@ -130,11 +130,7 @@ class Transport:
         """
         t = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
         ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-        functions = (self.alpha, self.gamma, self.alpha_hat, self.gamma_hat)
-        for name, function in zip(("alpha", "gamma", "alpha_hat", "gamma_hat"), functions, strict=True):
-            value = function(t)
-            if not isinstance(value, Tensor) or value.shape != t.shape or not value.isfinite().all():
-                raise ValueError(f"`{name}` must map times in (0, 1) to finite values of the same shape.")
+        self._check_values(t)
         det = self.determinant(t)
         if det.abs().min() < 1e-8 or bool((det.sign() != det.sign()[0]).any()):
             raise ValueError(
@@ -148,6 +144,14 @@ class Transport:
                 f"(alpha, gamma) = ({alpha[0]:.3g}, {gamma[0]:.3g}) at 0 and ({alpha[1]:.3g}, {gamma[1]:.3g}) at 1. "
                 "For a network whose time runs the other way, keep the path and set `noise_time=0.0`."
             )
+
+    def _check_values(self, t: Tensor) -> None:
+        """Check that the four functions are finite at times of shape `(N,)`."""
+        functions = (self.alpha, self.gamma, self.alpha_hat, self.gamma_hat)
+        for name, function in zip(("alpha", "gamma", "alpha_hat", "gamma_hat"), functions, strict=True):
+            value = function(t)
+            if not isinstance(value, Tensor) or value.shape != t.shape or not value.isfinite().all():
+                raise ValueError(f"`{name}` must map times in (0, 1) to finite values of the same shape.")
 
 
 def _constant(value: float) -> Coefficient:

@@ -87,6 +87,9 @@ DC_AE: JsonObject = {
 }
 
 # From diffusers' names to those of the original KL autoencoder, in this order.
+# An encoder's block without and with attention, and the decoder's block for each of them.
+DOWN_BLOCKS = {False: "DownEncoderBlock2D", True: "AttnDownEncoderBlock2D"}
+UP_BLOCKS = {"DownEncoderBlock2D": "UpDecoderBlock2D", "AttnDownEncoderBlock2D": "AttnUpDecoderBlock2D"}
 KL_NAMES = (
     (r"^encoder\.down_blocks\.(\d+)\.resnets\.", r"encoder.down.\1.block."),
     (r"^encoder\.down_blocks\.(\d+)\.attentions\.", r"encoder.down.\1.attn."),
@@ -274,26 +277,36 @@ def _shapes(model: ModelMixin) -> dict[str, tuple[int, ...]]:
 
 def _kl_config(state_dict: Mapping[str, Tensor]) -> JsonObject:
     """The configuration of an `AutoencoderKL`, from the keys and shapes of its encoder."""
-    matches = [re.match(r"encoder\.down\.(\d+)\.(block|attn)\.(\d+)\.", key) for key in state_dict]
-    parts = {(int(match[1]), match[2], int(match[3])) for match in matches if match}
+    parts = _encoder_parts(state_dict)
     levels = range(max((level for level, _, _ in parts), default=0) + 1)
-    attends = [(level, "attn", 0) in parts for level in levels]
-    places = ("conv1.weight", "conv1.bias", "conv2.bias")
-    widths = [
-        agreed_size(state_dict, *((f"encoder.down.{level}.block.0.{place}", 0, 1) for place in places))
-        for level in levels
-    ]
+    down_blocks = [DOWN_BLOCKS[(level, "attn", 0) in parts] for level in levels]
     latents = (("post_quant_conv.weight", 1, 1), ("post_quant_conv.bias", 0, 1), ("decoder.conv_in.weight", 1, 1))
     return {
-        "block_out_channels": tuple(widths),
-        "layers_per_block": max(index for level, kind, index in parts if (level, kind) == (0, "block")) + 1,
+        "block_out_channels": tuple(_level_width(state_dict, level) for level in levels),
+        "layers_per_block": _number_of_blocks(parts),
         "latent_channels": agreed_size(state_dict, *latents),
         "norm_num_groups": 32,
         "sample_size": 256,
-        "down_block_types": tuple("AttnDownEncoderBlock2D" if each else "DownEncoderBlock2D" for each in attends),
-        "up_block_types": tuple("AttnUpDecoderBlock2D" if each else "UpDecoderBlock2D" for each in reversed(attends)),
+        "down_block_types": tuple(down_blocks),
+        "up_block_types": tuple(UP_BLOCKS[each] for each in reversed(down_blocks)),
         "scaling_factor": 1.0,
     }
+
+
+def _encoder_parts(state_dict: Mapping[str, Tensor]) -> set[tuple[int, str, int]]:
+    """Level, kind ("block" or "attn") and number of the parts of an encoder."""
+    matches = [re.match(r"encoder\.down\.(\d+)\.(block|attn)\.(\d+)\.", key) for key in state_dict]
+    return {(int(match[1]), match[2], int(match[3])) for match in matches if match}
+
+
+def _number_of_blocks(parts: set[tuple[int, str, int]]) -> int:
+    """The number of blocks of a level, which is the same in all."""
+    return max(number for level, kind, number in parts if (level, kind) == (0, "block")) + 1
+
+
+def _level_width(state_dict: Mapping[str, Tensor], level: int) -> int:
+    places = ("conv1.weight", "conv1.bias", "conv2.bias")
+    return agreed_size(state_dict, *((f"encoder.down.{level}.block.0.{place}", 0, 1) for place in places))
 
 
 def _kl_entry(key: str, shape: tuple[int, ...], levels: int) -> Entry:

@@ -58,14 +58,18 @@ def _convert_checkpoint(args: argparse.Namespace, recipe: Recipe) -> None:
         overwrite_output_dir=args.overwrite_output_dir,
         **settings,
     )
+    _print_result(args, folder, recipe)
+    if args.push_to_hub:
+        print(f"Hub: {push_folder_to_hub(folder, args.push_to_hub)}")
+
+
+def _print_result(args: argparse.Namespace, folder: Path, recipe: Recipe) -> None:
     print(f"Pipeline: {folder.resolve()}")
     if args.vae is None:
         print("  without an autoencoder: it generates latents, `output_type='latent'`")
     _print_call(recipe.call)
     if recipe.training:
         print(f"  ucgm train --config {folder / TRAINING_FILE} --pipeline {folder} ...")
-    if args.push_to_hub:
-        print(f"Hub: {push_folder_to_hub(folder, args.push_to_hub)}")
 
 
 def read_id2label(path: str | Path) -> dict[int, str]:

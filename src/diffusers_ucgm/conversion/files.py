@@ -99,12 +99,21 @@ def _reason(path: str | Path, text: str) -> str:
 
 def _choose_group(found: object, path: str | Path, weights: str | None) -> tuple[dict[str, Tensor], str | None]:
     """The tensors of a file, and the group that is still to be found in their names."""
-    if isinstance(found, Mapping) and (groups := [name for name in GROUPS if isinstance(found.get(name), Mapping)]):
-        wanted = [name for name in groups if is_group(name, weights)]
-        if not wanted and "state_dict" not in groups:
-            raise ValueError(f"`weights` must be one of {groups}, got {weights!r}.")
-        return _choose_group(found[(wanted or ["state_dict"])[0]], path, None if wanted else weights)
-    return _tensors_of(found, path), weights
+    groups = _groups_in(found)
+    if not groups:
+        return _tensors_of(found, path), weights
+    wanted = next((name for name in groups if is_group(name, weights)), None)
+    if wanted is not None:
+        return _choose_group(groups[wanted], path, None)
+    if "state_dict" not in groups:
+        raise ValueError(f"`weights` must be one of {list(groups)}, got {weights!r}.")
+    return _choose_group(groups["state_dict"], path, weights)
+
+
+def _groups_in(found: object) -> dict[str, object]:
+    """The groups of tensors in a file's content, by their names in the order of `GROUPS`."""
+    entries = found if isinstance(found, Mapping) else {}
+    return {name: entries[name] for name in GROUPS if isinstance(entries.get(name), Mapping)}
 
 
 def _tensors_of(found: object, path: str | Path) -> dict[str, Tensor]:

@@ -145,15 +145,10 @@ def check_map(
         ValueError: If a key is missing, extra or misshapen; the message names all of them.
     """
     expected = _expected_shapes(entries, target_shapes)
-    misshapen = [
-        f"{key} {list(state_dict[key].shape)} in place of {list(shape)}"
-        for key, shape in expected.items()
-        if shape is not None and key in state_dict and tuple(state_dict[key].shape) != tuple(shape)
-    ]
     problems = {
-        "missing": [key for key in expected if key not in state_dict],
-        "not known": [key for key in state_dict if key not in expected],
-        "of another shape": misshapen,
+        "missing": _keys_beyond(expected, state_dict),
+        "not known": _keys_beyond(state_dict, expected),
+        "of another shape": _misshapen_tensors(expected, state_dict),
     }
     if any(problems.values()):
         found = "; ".join(f"{name}: {_some(keys)}" for name, keys in problems.items() if keys)
@@ -161,6 +156,20 @@ def check_map(
             f"`checkpoint` must have the {len(expected)} tensors of this network, got {len(state_dict)} with {found}. "
             "Check that the file is whole and the sizes that its keys do not tell are right."
         )
+
+
+def _keys_beyond(ours: Mapping[str, object], theirs: Mapping[str, object]) -> list[str]:
+    """The keys of a mapping that another does not have, in their order."""
+    return [key for key in ours if key not in theirs]
+
+
+def _misshapen_tensors(expected: Mapping[str, tuple[int, ...] | None], state_dict: Mapping[str, Tensor]) -> list[str]:
+    """The tensors of another shape than the expected one, in words."""
+    return [
+        f"{key} {list(state_dict[key].shape)} in place of {list(shape)}"
+        for key, shape in expected.items()
+        if shape is not None and key in state_dict and tuple(state_dict[key].shape) != tuple(shape)
+    ]
 
 
 def _expected_shapes(
@@ -199,10 +208,15 @@ def apply_map(
             continue
         results = OPERATIONS[entry.operation].convert(sources, entry.size)
         for key, value in zip(entry.targets, results, strict=True):
-            stays = dtype is None or not value.is_floating_point()
             is_float32 = not set(kept_in_fp32).isdisjoint(key.split("."))
-            converted[key] = value if stays else value.to(torch.float32 if is_float32 else dtype)
+            converted[key] = _in_dtype(value, dtype, is_float32)
     return converted
+
+
+def _in_dtype(value: Tensor, dtype: torch.dtype | None, is_float32: bool) -> Tensor:
+    """A tensor in a dtype, or in float32; as it is where no dtype is asked for, or its values are no floats."""
+    stays = dtype is None or not value.is_floating_point()
+    return value if stays else value.to(torch.float32 if is_float32 else dtype)
 
 
 def describe(entries: Iterable[Entry], state_dict: Mapping[str, Tensor]) -> str:

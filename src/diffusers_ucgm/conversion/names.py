@@ -1,6 +1,6 @@
 """The names of a network's tensors without the wrappers and the heads of its training."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
 
@@ -54,15 +54,31 @@ def _names_in_group(names: dict[str, str], weights: str | None) -> tuple[dict[st
         The names of one group, and the group that was asked for if none of that name was found.
     """
     while True:
-        names = {key: name for key, name in names.items() if name not in COUNTERS}
-        groups = {_first(name) for name in names.values()} - {*TRAINING_HEADS, *OTHERS}
+        names = _without_counters(names)
+        groups = _outer_groups(names.values())
         if not groups or not groups <= WRAPPERS:
             return names, weights
-        wanted = [name for name in GROUPS if name in groups and is_group(name, weights)]
-        group = next(iter(wanted or sorted(groups)))
-        weights = None if wanted else weights
-        heads = {key: name for key, name in names.items() if _first(name) in TRAINING_HEADS}
-        names = _names_below(names, group) | heads
+        wanted = _group_of(groups, weights)
+        weights = weights if wanted is None else None
+        names = _names_below(names, wanted or min(groups)) | _head_names(names)
+
+
+def _without_counters(names: Mapping[str, str]) -> dict[str, str]:
+    return {key: name for key, name in names.items() if name not in COUNTERS}
+
+
+def _outer_groups(names: Iterable[str]) -> set[str]:
+    """The first parts of the names, but those that stand beside a group."""
+    return {_first(name) for name in names} - {*TRAINING_HEADS, *OTHERS}
+
+
+def _group_of(groups: set[str], weights: str | None) -> str | None:
+    """The group among several that was asked for, or None."""
+    return next((name for name in GROUPS if name in groups and is_group(name, weights)), None)
+
+
+def _head_names(names: Mapping[str, str]) -> dict[str, str]:
+    return {key: name for key, name in names.items() if _first(name) in TRAINING_HEADS}
 
 
 def _names_below(names: Mapping[str, str], group: str) -> dict[str, str]:

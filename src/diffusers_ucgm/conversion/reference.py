@@ -3,7 +3,7 @@
 Entries about places of files or the reference's evaluation are left out by name; any other unknown entry is an error.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,18 @@ def read_reference_config(path: str | Path) -> Recipe:
     if not isinstance(sections, dict):
         raise ValueError(f"`path` must hold sections of settings, got {type(sections).__name__} in {str(path)!r}.")
     parts: dict[str, JsonObject] = {"recipe": {}, "scheduler": {}, "call": {}, "training": {}}
+    for section, key, value in _entries(sections, path):
+        part, name, value = _translate(section, key, value, path)
+        parts.get(part or "", {})[name] = value
+    scheduler = _complete_scheduler(parts["scheduler"])
+    call = _complete_call(parts["call"], scheduler.get("transport"))
+    # Files without an optimizer only sample, or name the length of a tuning run without its recipe.
+    training = {"max_grad_norm": 0.0, "nonfinite_gradients": "zero", **parts["training"]}
+    return Recipe(scheduler, call, training if "optimizer" in sections else {}, **parts["recipe"])
+
+
+def _entries(sections: Mapping[str, object], path: str | Path) -> Iterator[tuple[str, str, object]]:
+    """Section, key and value of each entry that says something of a recipe."""
     for section, entries in sections.items():
         if section == "output_dir":
             continue
@@ -137,13 +149,7 @@ def read_reference_config(path: str | Path) -> Recipe:
             raise ValueError(f"`{section}` must be a section of settings, got {entries!r} in {str(path)!r}.")
         for key, value in entries.items():
             if (section, key) not in LEFT_OUT:
-                part, name, value = _translate(section, key, value, path)
-                parts.get(part or "", {})[name] = value
-    scheduler = _complete_scheduler(parts["scheduler"])
-    call = _complete_call(parts["call"], scheduler.get("transport"))
-    # Files without an optimizer only sample, or name the length of a tuning run without its recipe.
-    training = {"max_grad_norm": 0.0, "nonfinite_gradients": "zero", **parts["training"]}
-    return Recipe(scheduler, call, training if "optimizer" in sections else {}, **parts["recipe"])
+                yield section, key, value
 
 
 def _translate(section: str, key: str, value: object, path: str | Path) -> tuple[str | None, str, object]:

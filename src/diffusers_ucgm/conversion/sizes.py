@@ -42,6 +42,7 @@ EDM2_WIDTHS = {"XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
 # For checkpoints whose keys do not tell.
 PUBLISHED_HEADS = {width: heads for _, width, heads in PUBLISHED_SIZES.values()}
 # By layers, width and values of a patch; for 256 pixels, as the files of 256 and 512 are of one form.
+DDT_NORMS = [(f"blocks.{i}.attn.{name}_norm.weight", 0, 1) for i in (0, 1) for name in "qk"]
 PUBLISHED_DDT = {(28, 1152, 16): {"num_encoder_layers": 22, "patch_size": 2, "sample_size": 32}}
 WEIGHT_AND_BIAS = ("weight", "bias")
 ROTARY_TABLES = ("feat_rope.freqs_cos", "feat_rope.freqs_sin")
@@ -203,7 +204,6 @@ def ddt_config(state_dict: Mapping[str, Tensor], settings: NetworkConfig) -> Jso
     patch = required["patch_size"]
     if patch not in areas.values():
         raise ValueError(f"`patch_size` must be one of {list(areas.values())} for this checkpoint, got {patch}.")
-    norms = [(f"blocks.{i}.attn.{name}_norm.weight", 0, 1) for i in (0, 1) for name in "qk"]
     places = (("blocks.0.mlp.w1.weight", 0, 1), ("blocks.0.mlp.w3.weight", 0, 1), ("blocks.0.mlp.w2.weight", 1, 1))
     return {
         **required,
@@ -211,7 +211,7 @@ def ddt_config(state_dict: Mapping[str, Tensor], settings: NetworkConfig) -> Jso
         "out_channels": _out_channels(state_dict, values // patch**2, ("x_embedder.proj.weight", 1, patch**2), patch),
         "num_layers": layers,
         "num_classes": classes - 1,
-        **_heads(state_dict, settings, norms),
+        **_heads(state_dict, settings, DDT_NORMS),
         "ff_inner_dim": agreed_size(state_dict, *places),
         "norm_type": "rms_norm",
         "norm_out_type": "layer_norm",
@@ -238,10 +238,6 @@ def edm2_config(state_dict: Mapping[str, Tensor], settings: NetworkConfig) -> Js
         for side in sides
     )
     attends = _numbers(state_dict, r"(?:enc|dec)\.(\d+)x\d+_block\d+\.attn_")
-    head_dim = 64 if widths[0] in EDM2_WIDTHS.values() else None
-    if not any(".attn_" in key for key in state_dict):
-        # Without any attention the heads' width is above all widths, whatever it is.
-        head_dim = max(64, *(width + 1 for width in widths))
     why = f"the keys do not tell the heads of an EDM2 of base width {widths[0]}, which is not a published one"
     return {
         "sample_size": sides[0],
@@ -251,8 +247,16 @@ def edm2_config(state_dict: Mapping[str, Tensor], settings: NetworkConfig) -> Js
         "block_out_channels": widths,
         "layers_per_block": _count(state_dict, rf"{re.escape(first)}_block(\d+)\."),
         "attention_levels": tuple(level for level, side in enumerate(sides) if side in attends),
-        **_require(settings, {"attention_head_dim": head_dim}, why),
+        **_require(settings, {"attention_head_dim": _edm2_head_dim(state_dict, widths)}, why),
     }
+
+
+def _edm2_head_dim(state_dict: Mapping[str, Tensor], widths: tuple[int, ...]) -> int | None:
+    """The width of an attention's heads; None where the keys do not tell it."""
+    if not any(".attn_" in key for key in state_dict):
+        # Without any attention the heads' width is above all widths, whatever it is.
+        return max(64, *(width + 1 for width in widths))
+    return 64 if widths[0] in EDM2_WIDTHS.values() else None
 
 
 def _edm2_channels(state_dict: Mapping[str, Tensor], key: str) -> int:

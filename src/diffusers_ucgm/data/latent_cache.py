@@ -6,8 +6,9 @@ shards that are missing, and any number of processes writes the same files.
 
 import bisect
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ from diffusers_ucgm.run_folder import RUN_FILE, RunFolder
 
 from .arguments import CACHE_ARGUMENTS
 from .cache_index import CacheContents, read_index
-from .image_columns import Row
+from .image_columns import ColumnValue, Row
 from .images import ImageItems, PreparedImage
 
 
@@ -134,20 +135,20 @@ class _Encoder:
         # Of this shard alone, so that no other decides what it draws.
         generator = torch.Generator().manual_seed(numbered_seed(self.items.seed, number))
         known = len(self.items.skipped)
-        parts: list[dict[str, Tensor]] = []
-        batch: list[tuple[int, PreparedImage]] = []
-        for i, (row, sample) in enumerate(rows):
-            if (item := self.items.prepare(row, sample)) is not None:
-                batch.append((row, item))
-            if batch and (len(batch) == self.batch_size or i == len(rows) - 1):
-                parts.append(self._encode(batch, generator))
-                batch = []
+        parts = [self._encode(batch, generator) for batch in self._batches(rows)]
         tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in (parts or [{}])[0]}
         # One entry: safetensors writes several in any order, and a shard's bytes must follow from its rows.
         # Names of a streamed source are known only when they come. Those of this shard alone, as its bytes do.
         classes = set(tensors.get("class_labels", torch.zeros(0, dtype=torch.int64)).tolist())
         block = {"rows": len(rows), "skipped": self.items.skipped[known:], **_labels_of(self.items, classes)}
         return tensors, {"block": json.dumps(block)}
+
+    def _batches(self, rows: list[tuple[int, Row]]) -> Iterator[list[tuple[int, PreparedImage]]]:
+        """The rows whose images can be read, prepared in batches."""
+        prepared = ((row, self.items.prepare(row, sample)) for row, sample in rows)
+        readable = ((row, item) for row, item in prepared if item is not None)
+        while batch := list(islice(readable, self.batch_size)):
+            yield batch
 
     def _encode(self, batch: list[tuple[int, PreparedImage]], generator: torch.Generator) -> dict[str, Tensor]:
         rows, items = zip(*batch, strict=True)
@@ -157,15 +158,19 @@ class _Encoder:
                 f"`encode_images` must give finite latents, got NaN or infinity in rows {min(rows)} to {max(rows)}. "
                 "Autoencoders in float16 may overflow: use float32 or bfloat16."
             )
-        part = {"latents": latents, "rows": torch.tensor(rows)}
+        conditions = self._conditions_of(items)
+        for name, values in conditions.items():
+            check_finite(name, values, f"rows {min(rows)} to {max(rows)}", "Encode in float32 or bfloat16.")
+        return {"latents": latents, "rows": torch.tensor(rows), **conditions}
+
+    def _conditions_of(self, items: Sequence[Mapping[str, ColumnValue]]) -> dict[str, Tensor]:
+        """The encoded captions of some prepared images, or else their classes, as far as the source has them."""
         if self.encode_captions is not None and "caption" in items[0]:
             encoded = self.encode_captions([item["caption"] for item in items])
-            part |= {name: value.cpu() for name, value in encoded.items()}
-            for name in encoded:
-                check_finite(name, part[name], f"rows {min(rows)} to {max(rows)}", "Encode in float32 or bfloat16.")
-        elif "class_labels" in items[0]:
-            part["class_labels"] = torch.tensor([item["class_labels"] for item in items])
-        return part
+            return {name: value.cpu() for name, value in encoded.items()}
+        if "class_labels" in items[0]:
+            return {"class_labels": torch.tensor([item["class_labels"] for item in items])}
+        return {}
 
 
 def _labels_of(items: ImageItems, classes: Collection[int] | None = None) -> JsonObject:

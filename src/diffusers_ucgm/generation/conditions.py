@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
 
 from diffusers_ucgm.constraints import check
 from diffusers_ucgm.contracts import Pipeline, call_parameters, takes_classes
@@ -42,16 +43,11 @@ def conditions_for(
     """
     if num_samples is not None and num_samples < 1:
         raise ValueError(f"`num_samples` must be at least 1, got {num_samples}.")
-    by_class = takes_classes(pipe)
-    if conditions is None:
-        if not by_class:
-            raise ValueError(f"`conditions` must name prompts for {type(pipe).__name__}, got None.")
-        conditions = list(range(_number_of_classes(pipe)))
-    if len(conditions) == 0:
+    takes_prompts = not takes_classes(pipe)
+    values = _prompts(pipe, conditions) if takes_prompts else _class_ids(pipe, conditions)
+    if not values:
         raise ValueError("`conditions` must not be empty, got [].")
-    values = _class_ids(pipe, conditions) if by_class else _prompts(pipe, conditions)
-    number = len(values) if num_samples is None else num_samples
-    return [values[i % len(values)] for i in range(number)]
+    return list(islice(cycle(values), len(values) if num_samples is None else num_samples))
 
 
 def check_call_arguments(pipe: Pipeline, call: Mapping[str, object]) -> None:
@@ -72,11 +68,15 @@ def check_call_arguments(pipe: Pipeline, call: Mapping[str, object]) -> None:
     if own := [each for each in call if each in OWN_ARGUMENTS]:
         raise ValueError(f"`{own[0]}` must be left out of `call`, got {call[own[0]]!r}: {OWN_ARGUMENTS[own[0]]}.")
     check(CALL_ARGUMENTS, call)
+    _check_numbers(call)
+    if call.get("negative_prompt") is not None:
+        _check_negative_prompt(pipe, call)
+
+
+def _check_numbers(call: Mapping[str, object]) -> None:
     for argument, value in call.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"`{argument}` must be a finite number, got {value}.")
-    if call.get("negative_prompt") is not None:
-        _check_negative_prompt(pipe, call)
 
 
 def _check_negative_prompt(pipe: Pipeline, call: Mapping[str, object]) -> None:
@@ -89,7 +89,9 @@ def _check_negative_prompt(pipe: Pipeline, call: Mapping[str, object]) -> None:
         raise ValueError(f"`{scale}` must be above 1 for `negative_prompt` to count in {name}, got {value}.")
 
 
-def _prompts(pipe: Pipeline, conditions: Sequence[int | str]) -> list[int | str]:
+def _prompts(pipe: Pipeline, conditions: Sequence[int | str] | None) -> list[int | str]:
+    if conditions is None:
+        raise ValueError(f"`conditions` must name prompts for {type(pipe).__name__}, got None.")
     if others := [each for each in conditions if not isinstance(each, str)]:
         raise ValueError(
             f"`conditions` must be prompts for {type(pipe).__name__}, which takes text, got {others[0]!r}."
@@ -97,7 +99,9 @@ def _prompts(pipe: Pipeline, conditions: Sequence[int | str]) -> list[int | str]
     return list(conditions)
 
 
-def _class_ids(pipe: Pipeline, conditions: Sequence[int | str]) -> list[int | str]:
+def _class_ids(pipe: Pipeline, conditions: Sequence[int | str] | None) -> list[int | str]:
+    if conditions is None:
+        conditions = range(_number_of_classes(pipe))
     if isinstance(pipe, UCGMPipeline):
         return [*pipe.get_label_ids(list(conditions))]
     # `DiTPipeline` knows its classes' names, and takes ids only.

@@ -84,15 +84,24 @@ def generate_images(
             call=call,
         )
     seconds = time.perf_counter() - started
-    images = [to_image(_side_by_side(sample) if sample.ndim == 4 else sample) for sample in samples]
+    images = [to_image(_one_image(sample)) for sample in samples]
     num_batches = -(-len(repeated) // batch_size)
-    by_row = [images[start : start + num_images] for start in range(0, len(images), num_images)]
-    return Generation(by_row, rows, round(number[0] / num_batches), seconds)
+    return Generation(_in_rows(images, num_images), rows, round(number[0] / num_batches), seconds)
+
+
+def _in_rows(images: list[Image.Image], number: int) -> list[list[Image.Image]]:
+    """The images in rows of a number."""
+    return [images[start : start + number] for start in range(0, len(images), number)]
 
 
 def to_image(pixels: Tensor) -> Image.Image:
     """An image of pixels in [0, 1], shape `(C, H, W)`; values beyond the range are clamped."""
     return VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(pixels[None].clamp(0.0, 1.0)))[0]
+
+
+def _one_image(sample: Tensor) -> Tensor:
+    """The pixels of an image, shape `(C, H, W)`, or those of a video's frames side by side."""
+    return _side_by_side(sample) if sample.ndim == 4 else sample
 
 
 def _side_by_side(frames: Tensor) -> Tensor:

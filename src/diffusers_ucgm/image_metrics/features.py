@@ -76,14 +76,7 @@ def load_features(name: str, device: str | torch.device = "cpu") -> FeatureNetwo
         return InceptionFeatures(device)
     folder = BUNDLED_FEATURES.get(name, expanded(name))
     if not folder.is_dir() and ":" in name:
-        module, _, function = name.partition(":")
-        try:
-            make: Any = getattr(import_module(module), function, None)
-        except (ImportError, ValueError) as error:
-            raise ValueError(f"`features` must name a module that can be imported, got {name!r}: {error}.") from error
-        if not callable(make):
-            raise ValueError(f"`features` must name a function of {module!r}, got {function!r}.")
-        return cast(FeatureNetwork, make(device))
+        return _make_features(name, device)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(f"`features` must be a folder with a config.json, got {str(folder)!r} without one.")
@@ -91,6 +84,18 @@ def load_features(name: str, device: str | torch.device = "cpu") -> FeatureNetwo
         if config.get("_class_name") == ImageClassifier2DModel.__name__:
             return ClassifierFeatures(folder, device)
     return TransformersFeatures(local_or_hub("features", name, ["inception", *BUNDLED_FEATURES]), device)
+
+
+def _make_features(name: str, device: str | torch.device) -> FeatureNetwork:
+    """The feature network of a function, named `package.module:function`."""
+    module, _, function = name.partition(":")
+    try:
+        make: Any = getattr(import_module(module), function, None)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"`features` must name a module that can be imported, got {name!r}: {error}.") from error
+    if not callable(make):
+        raise ValueError(f"`features` must name a function of {module!r}, got {function!r}.")
+    return cast(FeatureNetwork, make(device))
 
 
 @torch.no_grad()
@@ -126,16 +131,20 @@ def _check(found: ImageFeatures, number: int) -> ImageFeatures:
         raise TypeError(f"`features` must give `ImageFeatures`, got {type(found).__name__}.")
     for field in fields(ImageFeatures):
         value = getattr(found, field.name)
-        if value is None and field.name != "features":
-            continue
-        if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != number or not value.is_floating_point():
-            shape = tuple(value.shape) if isinstance(value, Tensor) else None
-            raise ValueError(
-                f"`features` must give `{field.name}` of shape ({number}, D) for {number} images, got "
-                f"{getattr(value, 'dtype', type(value).__name__)} of shape {shape}."
-            )
-        check_finite(field.name, value, remedy="Compute the features in float32.")
+        if value is not None or field.name == "features":
+            _check_rows(field.name, value, number)
     return found
+
+
+def _check_rows(name: str, value: object, number: int) -> None:
+    """Check that features are finite floating-point numbers in as many rows as there are images."""
+    if not isinstance(value, Tensor) or value.ndim != 2 or len(value) != number or not value.is_floating_point():
+        shape = tuple(value.shape) if isinstance(value, Tensor) else None
+        raise ValueError(
+            f"`features` must give `{name}` of shape ({number}, D) for {number} images, got "
+            f"{getattr(value, 'dtype', type(value).__name__)} of shape {shape}."
+        )
+    check_finite(name, value, remedy="Compute the features in float32.")
 
 
 def _join(parts: list[ImageFeatures], order: Tensor | None = None) -> ImageFeatures:

@@ -69,15 +69,14 @@ def _describe_training(folder: Path) -> list[str]:
     checkpoints = _checkpoints(folder)
     settings = _last_settings(checkpoints) or _first_settings(folder)
     log = list(_log_lines(folder / "log.jsonl"))
-    results = [f"{name}/" for name in RESULTS if (folder / name).is_dir()]
-    last = max([line["step"] for line in log] + list(checkpoints), default=0)
-    length = f" of {settings['max_train_steps']}" if "max_train_steps" in settings else ""
+    results = _result_folders(folder)
+    last = max([*(line["step"] for line in log), *checkpoints], default=0)
     return [
-        f"training run in {folder}: {'finished' if results else 'not finished'}, step {last}{length}",
+        f"training run in {folder}: {'finished' if results else 'not finished'}, step {last}{_length_of(settings)}",
         *_describe_log(log),
         f"checkpoints: {_listing(f'checkpoint-{step}' for step in checkpoints)}",
         f"results: {_listing(results)}",
-        *(_way_on(folder) if checkpoints and not results else []),
+        *([] if results else _way_on(folder, checkpoints)),
         *_training_settings(settings),
     ]
 
@@ -91,7 +90,18 @@ def _first_settings(folder: Path) -> JsonObject:
     return read_json(folder / RUN_FILE).get("settings", {}) if (folder / RUN_FILE).is_file() else {}
 
 
-def _way_on(folder: Path) -> list[str]:
+def _result_folders(folder: Path) -> list[str]:
+    return [f"{name}/" for name in RESULTS if (folder / name).is_dir()]
+
+
+def _length_of(settings: JsonObject) -> str:
+    """` of N` with the number of a run's steps, or an empty text where it is not known."""
+    return f" of {settings['max_train_steps']}" if "max_train_steps" in settings else ""
+
+
+def _way_on(folder: Path, checkpoints: dict[int, Path]) -> list[str]:
+    if not checkpoints:
+        return []
     return [f"It goes on with `--resume-from-checkpoint latest --output-dir {folder}` and the same options."]
 
 

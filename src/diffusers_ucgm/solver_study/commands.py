@@ -28,6 +28,7 @@ def tune(args: argparse.Namespace) -> int:
 
     if args.reference is not None:
         check_reference("--reference", args.reference)
+    conditions = given_conditions(args)
     pipe = load_model(args)
     objective: Objective | str = args.objective
     if objective not in OBJECTIVES:
@@ -37,7 +38,7 @@ def tune(args: argparse.Namespace) -> int:
         pipe,
         args.steps,
         args.output,
-        conditions=given_conditions(args),
+        conditions=conditions,
         num_trials=args.num_trials,
         num_seeds=args.num_seeds,
         num_held_out=args.num_held_out,

@@ -32,10 +32,7 @@ def labels_of(dataset: TrainingData) -> Tensor | None:
     if isinstance(dataset, CachedLatents):
         return dataset.column("class_labels")
     if isinstance(dataset, list) and all("class_labels" in item for item in dataset):
-        labels = [_number(item["class_labels"]) for item in dataset]
-        if wrong := [label for label in labels if not is_whole(label)]:
-            raise ValueError(f"`class_labels` must be whole numbers, the ids of classes, got {brief(wrong[0])}.")
-        return torch.tensor(labels)
+        return torch.tensor([_label_of(item["class_labels"]) for item in dataset])
     return None
 
 
@@ -45,9 +42,12 @@ def labels_outside(labels: Tensor, number: int) -> list[int]:
     return values[(values < 0) | (values >= number)].tolist()
 
 
-def _number(label: object) -> object:
-    """A label as Python's number, where it is a tensor of one; anything else as it is."""
-    return label.item() if isinstance(label, Tensor) and label.numel() == 1 else plain(label)
+def _label_of(value: object) -> object:
+    """A label as Python's number, from that of any library."""
+    label = value.item() if isinstance(value, Tensor) and value.numel() == 1 else plain(value)
+    if not is_whole(label):
+        raise ValueError(f"`class_labels` must be whole numbers, the ids of classes, got {brief(label)}.")
+    return label
 
 
 def samples_by_label(labels: Tensor) -> list[int]:

@@ -93,9 +93,12 @@ def _used_labels(source: ImageSource) -> list[ColumnValue]:
         raise ValueError(f"`--label-column` must hold a class's name or id in each row, got {column!r} of {feature}.")
     if column is None or not hasattr(dataset, "unique") or column not in features:
         return []
-    values = cast("Dataset", dataset.select_columns([column])).unique(column)
-    # None and -1 are how data sets write a class that is not known.
-    return sorted(value for value in values if value is not None and (isinstance(value, str) or value >= 0))
+    return sorted(filter(_is_class, cast("Dataset", dataset.select_columns([column])).unique(column)))
+
+
+def _is_class(value: ColumnValue | None) -> bool:
+    """Whether a value is a class: None and -1 are how data sets write one that is not known."""
+    return value is not None and (isinstance(value, str) or value >= 0)
 
 
 def _columns(source: ImageSource) -> list[str]:

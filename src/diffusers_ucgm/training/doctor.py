@@ -113,17 +113,12 @@ def examine(
     found = [*settings_findings(config, length_of(dataset), is_pretrained), *weight_findings(config, network)]
     batch = _batch(dataset, num_samples)
     found += _data_findings(dataset, batch, classes or ModelClasses.of_network(network))
-    if any(finding.level == "error" for finding in found):
+    if _has_error(found):
         return _errors_first(found)
-    device = next(network.parameters()).device
-    condition = {name: value.to(device) for name, value in batch.items() if name != "latents"}
     path = _transport(config, transport)
     with _restoring(network):
         try:
-            adapter = adapter or adapter_for(network)
-            null = None if adapter.null_condition is None else dict(adapter.null_condition)
-            latents = batch["latents"].to(device)
-            case = _Case(config, network, adapter, path, latents, condition, null, is_pretrained, time_range)
+            case = _make_case(config, network, adapter, path, batch, is_pretrained, time_range)
             output = case.predict(case.network_times())
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
             return _errors_first([*found, _call_failure(error)])
@@ -131,6 +126,28 @@ def examine(
         for check in CHECKS if is_pretrained else CHECKS_OF_UNTRAINED:
             found += check(case, output)
     return _errors_first(found)
+
+
+def _make_case(
+    config: UCGMTrainingConfig,
+    network: nn.Module,
+    adapter: DenoiserAdapter | None,
+    transport: Transport,
+    batch: Mapping[str, Tensor],
+    is_pretrained: bool,
+    time_range: tuple[float, float],
+) -> _Case:
+    """The case of a batch, whose tensors are put on the network's device."""
+    adapter = adapter or adapter_for(network)
+    device = next(network.parameters()).device
+    condition = {name: value.to(device) for name, value in batch.items() if name != "latents"}
+    null = None if adapter.null_condition is None else dict(adapter.null_condition)
+    latents = batch["latents"].to(device)
+    return _Case(config, network, adapter, transport, latents, condition, null, is_pretrained, time_range)
+
+
+def _has_error(found: list[Finding]) -> bool:
+    return any(finding.level == "error" for finding in found)
 
 
 def _call_failure(error: Exception) -> Finding:
@@ -183,17 +200,27 @@ def _agreement(case: _Case, dataset: TrainingData, classes: ModelClasses | None)
     labels = labels_of(dataset)
     if not case.is_pretrained or set(case.condition) != {"class_labels"} or labels is None:
         return
-    classes = classes or ModelClasses.of_network(case.network)
+    yield from _compare_labels(case, dataset, labels, classes or ModelClasses.of_network(case.network))
+
+
+def _compare_labels(
+    case: _Case, dataset: TrainingData, labels: Tensor, classes: ModelClasses | None
+) -> Iterator[Finding]:
     places = samples_by_label(labels)
     labels = labels[places].flatten()
     known = labels.unique().tolist()
-    candidates = list(range(len(classes))) if classes is not None and len(classes) <= MAX_LABELS else known
+    candidates = _candidates(known, classes)
     if len(candidates) < 2 or len(places) < 2 * len(known):
         return
     latents = default_collate([dataset[place]["latents"] for place in places]).to(case.x)
     errors = class_errors(case.predict_class, case.transport, latents, candidates)
     if _tells_classes_apart(errors):
         yield from _disagreement(Agreement(errors, labels, candidates), classes)
+
+
+def _candidates(known: list[int], classes: ModelClasses | None) -> list[int]:
+    """The classes among which a label may belong: all of a model of few, or else those of the data."""
+    return list(range(len(classes))) if classes is not None and len(classes) <= MAX_LABELS else known
 
 
 def _tells_classes_apart(errors: Tensor) -> bool:
@@ -280,13 +307,7 @@ def _null_condition(case: _Case, output: Tensor) -> Iterator[Finding]:
     if not case.condition:
         return
     if case.null is None:
-        if _has_enhanced_target(case) or case.config.label_dropout > 0.0:
-            yield Finding(
-                name,
-                "error",
-                "There is none, and `label_dropout` or the enhanced target needs it. Set `label_dropout` to 0 or give "
-                "`null_condition`.",
-            )
+        yield from _missing_null(case)
         return
     null = _null_rows(case.condition, case.null)
     if set(null) != set(case.condition):
@@ -294,10 +315,27 @@ def _null_condition(case: _Case, output: Tensor) -> Iterator[Finding]:
         return
     if (labels := case.condition.get("class_labels")) is not None:
         yield from _null_class(labels, null["class_labels"])
+    yield from _calling_without(case, output, null)
+
+
+def _missing_null(case: _Case) -> Iterator[Finding]:
+    if _has_enhanced_target(case) or case.config.label_dropout > 0.0:
+        yield Finding(
+            "null condition",
+            "error",
+            "There is none, and `label_dropout` or the enhanced target needs it. Set `label_dropout` to 0 or give "
+            "`null_condition`.",
+        )
+
+
+def _calling_without(case: _Case, output: Tensor, null: Mapping[str, Tensor]) -> Iterator[Finding]:
+    """What predictions with a condition and with the null condition, in the shapes of a batch, show."""
     try:
         without = case.predict(case.network_times(), null)
     except (IndexError, RuntimeError) as error:
-        yield Finding(name, "error", f"The network cannot be called with it: {error}. Is the class out of range?")
+        yield Finding(
+            "null condition", "error", f"The network cannot be called with it: {error}. Is the class out of range?"
+        )
         return
     if case.is_pretrained:
         yield from _use_of_condition(case, output)
@@ -363,20 +401,30 @@ def _gradients(case: _Case, output: Tensor) -> Iterator[Finding]:
     if case.config.lora_rank:
         return
     named = {name: value for name, value in case.network.named_parameters() if value.requires_grad}
+    loss = _plain_loss(case)
+    if not loss.requires_grad:
+        yield Finding("unused parameters", "error", "The loss depends on no weight that has `requires_grad`.")
+        return
+    yield from _loss_findings(loss, named)
+
+
+def _plain_loss(case: _Case) -> Tensor:
+    """The loss of four samples without guidance."""
     few = slice(0, 4)
     # Which weights take part does not depend on the teacher, nor on samples without a condition.
     plain = replace(
         case.config.loss(case.config.max_train_steps, case.transport), enhancement_ratio=0.0, label_dropout=0.0
     )
-    loss = plain(
+    return plain(
         partial(case.adapter, case.network),
         case.x[few],
         {key: value[few] for key, value in case.condition.items()},
         generator=torch.Generator().manual_seed(0),
     ).loss
-    if not loss.requires_grad:
-        yield Finding("unused parameters", "error", "The loss depends on no weight that has `requires_grad`.")
-        return
+
+
+def _loss_findings(loss: Tensor, named: Mapping[str, nn.Parameter]) -> Iterator[Finding]:
+    """Is the loss finite, and does it depend on all weights?"""
     gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
     unused = [name for name, value in zip(named, gradients, strict=True) if value is None]
     if not bool(loss.isfinite()):

@@ -103,7 +103,6 @@ def _encode(
             f"`pipe` must have an `encode_prompt` that {type(adapter).__name__} knows, got {type(pipe).__name__}. "
             "Encode the prompts yourself and give the data set the network's own keywords."
         )
-    called = inspect.signature(type(pipe).__call__).parameters
     own = {
         "prompt": list(prompts),
         "num_images_per_prompt": 1,
@@ -111,16 +110,24 @@ def _encode(
         "device": pipe._execution_device,
         **given,
     }
-    arguments = {}
-    for name, parameter in inspect.signature(encode).parameters.items():
+    called = inspect.signature(type(pipe).__call__).parameters
+    outputs = encode(**_arguments_of(inspect.signature(encode).parameters, own, called))
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def _arguments_of(
+    parameters: Mapping[str, inspect.Parameter], own: Mapping[str, object], called: Mapping[str, inspect.Parameter]
+) -> dict[str, object]:
+    """Arguments for parameters: our own, or the defaults of the pipeline's call, or nothing where one is required."""
+    arguments: dict[str, object] = {}
+    for name, parameter in parameters.items():
         if name in own:
             arguments[name] = own[name]
         elif name in called and called[name].default is not inspect.Parameter.empty:
             arguments[name] = called[name].default
         elif parameter.default is inspect.Parameter.empty:
             arguments[name] = None  # the second and third text of SD3 and Flux
-    outputs = encode(**arguments)
-    return outputs if isinstance(outputs, tuple) else (outputs,)
+    return arguments
 
 
 def _condition(
@@ -131,10 +138,17 @@ def _condition(
     if isinstance(texts := condition.get("cap_feats"), list):
         condition["cap_feats"], condition["cap_mask"] = _stack(texts)
     length = None if adapter.max_text_tokens is None else max_sequence_length or adapter.max_text_tokens
+    filled = _with_masks(condition, length)
+    return {name: value.cpu() for name, value in filled.items()}
+
+
+def _with_masks(condition: Mapping[str, Tensor], length: int | None) -> dict[str, Tensor]:
+    """A condition whose texts and masks, where the network takes masks, are filled up to a length."""
+    filled = dict(condition)
     for mask, texts in MASK_OF.items():
-        if mask in condition and texts in condition:
-            condition[texts], condition[mask] = _mask(condition[texts], condition[mask], length)
-    return {name: value.cpu() for name, value in condition.items()}
+        if mask in filled and texts in filled:
+            filled[texts], filled[mask] = _mask(filled[texts], filled[mask], length)
+    return filled
 
 
 def _mask(texts: Tensor, mask: Tensor | None, length: int | None) -> tuple[Tensor, Tensor]:

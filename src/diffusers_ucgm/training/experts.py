@@ -49,15 +49,7 @@ def expert_of(pipe: DiffusionPipeline, name: str | None) -> Expert:
     """
     networks, owner, ratio = networks_of(pipe), type(pipe).__name__, pipe.config.get("boundary_ratio")
     if ratio is None:
-        if "boundary_ratio" not in pipe.config and (others := [each for each in networks if each.endswith(SECOND)]):
-            raise ValueError(
-                f"`pipeline` must tell the times of `{others[0]}` by its `boundary_ratio`, got a {owner} without one."
-            )
-        # Without a ratio the pipelines leave a second network out.
-        only = next(iter(networks))
-        if name not in (None, only):
-            raise ValueError(f"`expert` must be left out or {only!r}, the one network of {owner}, got {name!r}.")
-        return Expert(only, networks[only])
+        return _only_expert(pipe, name)
     first = next(iter(networks)).removesuffix(SECOND)
     second = first + SECOND
     boundary = _boundary(pipe, ratio)
@@ -68,6 +60,19 @@ def expert_of(pipe: DiffusionPipeline, name: str | None) -> Expert:
         )
     below = float(np.nextafter(np.float32(boundary), np.float32(0.0)))
     return Expert(name, networks[name], (boundary, 1.0) if name == first else (0.0, below))
+
+
+def _only_expert(pipe: DiffusionPipeline, name: str | None) -> Expert:
+    """The one network of a pipeline: without a ratio the pipelines leave a second one out."""
+    networks, owner = networks_of(pipe), type(pipe).__name__
+    if "boundary_ratio" not in pipe.config and (others := [each for each in networks if each.endswith(SECOND)]):
+        raise ValueError(
+            f"`pipeline` must tell the times of `{others[0]}` by its `boundary_ratio`, got a {owner} without one."
+        )
+    only = next(iter(networks))
+    if name not in (None, only):
+        raise ValueError(f"`expert` must be left out or {only!r}, the one network of {owner}, got {name!r}.")
+    return Expert(only, networks[only])
 
 
 def _boundary(pipe: DiffusionPipeline, ratio: float) -> float:

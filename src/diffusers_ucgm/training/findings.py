@@ -211,18 +211,12 @@ def name_findings(dataset: TrainingData, classes: ModelClasses) -> Iterator[Find
 
 def _differing_names(stored: JsonObject, classes: ModelClasses) -> Iterator[Finding]:
     """Compare the `classes` of labels and the `names` of classes in a cache with the model's."""
-    renamed = {
-        int(index): (name, classes.names[int(index)])
-        for index, name in stored.get("names", {}).items()
-        if int(index) in classes.names and int(index) not in classes.ids_of(name)
-    }
+    renamed = _renamed_classes(stored.get("names", {}), classes)
     if renamed:
         text = "; ".join(f"{index} was {before!r}, is {now!r}" for index, (before, now) in list(renamed.items())[:10])
         yield Finding("labels", "error", f"The cache was made for a model with other classes: {text}. Cache it again.")
         return
-    moved = {
-        label: index for label, index in stored.get("classes", {}).items() if _is_elsewhere(label, index, classes)
-    }
+    moved = _moved_labels(stored.get("classes", {}), classes)
     if moved:
         text = "; ".join(
             f"{label!r} is {index}, which the model calls {classes.name(index)!r}"
@@ -231,6 +225,16 @@ def _differing_names(stored: JsonObject, classes: ModelClasses) -> Iterator[Find
         yield Finding("labels", "warning", f"Labels are cached as classes of another name: {text}. Is it meant?")
 
 
-def _is_elsewhere(label: str, index: int, classes: ModelClasses) -> bool:
-    """Whether a label names another class of the model than the one it was cached as."""
-    return bool(found := classes.ids_of(label)) and index not in found
+def _renamed_classes(names: Mapping[str, str], classes: ModelClasses) -> dict[int, tuple[str, str]]:
+    """The name in a cache and the model's name of each class that the model calls otherwise."""
+    return {
+        int(index): (name, classes.names[int(index)])
+        for index, name in names.items()
+        if int(index) in classes.names and int(index) not in classes.ids_of(name)
+    }
+
+
+def _moved_labels(cached: Mapping[str, int], classes: ModelClasses) -> dict[str, int]:
+    """The labels that name other classes of the model than those they were cached as, with the latter."""
+    ids = {label: classes.ids_of(label) for label in cached}
+    return {label: index for label, index in cached.items() if ids[label] and index not in ids[label]}

@@ -91,20 +91,33 @@ def plot_loss(lines: Sequence[Mapping[str, JsonValue]], path: str | Path) -> Pat
     if not lines:
         raise ValueError("`lines` must hold at least one line of the log, got none.")
     steps = [line["step"] for line in lines]
-    known = [name for name in PANELS if name in REQUIRED or any(line.get(name) is not None for line in lines)]
-    series = {name: plot_values([line.get(name) for line in lines]) for name in known}
-    marker = "o" if len(lines) == 1 else ""
+    panels = _panels_of(lines)
 
     def draw(axes: list["Axes"]) -> None:
-        for ax, (name, values) in zip(axes, series.items(), strict=True):
-            ax.plot(steps, values, color=BLUE, marker=marker)
-            ax.set_ylabel(PANELS[name])
-            _set_range(ax, name, values)
+        for ax, (name, values) in zip(axes, panels.items(), strict=True):
+            _draw_panel(ax, name, steps, values)
         axes[-1].set_ylim(bottom=0.0)
         axes[-1].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
         axes[-1].set_xlabel("optimizer step")
 
-    return save_plot(draw, len(known), path)
+    return save_plot(draw, len(panels), path)
+
+
+def _panels_of(lines: Sequence[Mapping[str, JsonValue]]) -> dict[str, list[float]]:
+    """The values of each panel: those that every log has, and those of which this one has any."""
+    columns = {name: [line.get(name) for line in lines] for name in PANELS}
+    return {name: plot_values(values) for name, values in columns.items() if name in REQUIRED or _has_value(values)}
+
+
+def _has_value(column: Sequence[JsonValue]) -> bool:
+    return any(value is not None for value in column)
+
+
+def _draw_panel(ax: "Axes", name: str, steps: Sequence[JsonValue], values: Sequence[float]) -> None:
+    # A line from a point to itself does not show.
+    ax.plot(steps, values, color=BLUE, marker="o" if len(steps) == 1 else "")
+    ax.set_ylabel(PANELS[name])
+    _set_range(ax, name, values)
 
 
 def _set_range(ax: "Axes", name: str, values: Sequence[float]) -> None:

@@ -101,16 +101,10 @@ def check_data(
     columns = sorted(set(item) - {"latents"})
     if "latents" not in item:
         raise ValueError(f"`dataset` must have items with `latents`, got {columns}.")
-    name = type(network).__name__
-    _check_prompts(name, adapter, columns)
+    _check_prompts(type(network).__name__, adapter, columns)
     classes = ModelClasses.of_network(network)
     if isinstance(classes, ModelClasses) and "class_labels" in (adapter.null_condition or {}):
-        if "class_labels" not in columns:
-            raise ValueError(
-                f"`dataset` must have the `class_labels` that {name} takes, got {columns or 'latents alone'}. Cache "
-                "the images with their classes."
-            )
-        _check_range(dataset, item, len(classes))
+        _check_labels(type(network).__name__, dataset, item, len(classes))
         _check_names(dataset, named or classes)
     latents = item["latents"]
     if not isinstance(latents, Tensor | np.ndarray):
@@ -140,7 +134,14 @@ def _check_prompts(name: str, adapter: DenoiserAdapter, columns: list[str]) -> N
         )
 
 
-def _check_range(dataset: TrainingData, item: Mapping[str, object], number: int) -> None:
+def _check_labels(name: str, dataset: TrainingData, item: Mapping[str, object], number: int) -> None:
+    """Refuse data without the classes that a network takes, or with others than its own."""
+    if "class_labels" not in item:
+        columns = sorted(set(item) - {"latents"})
+        raise ValueError(
+            f"`dataset` must have the `class_labels` that {name} takes, got {columns or 'latents alone'}. Cache "
+            "the images with their classes."
+        )
     labels = labels_of(dataset)
     labels = torch.as_tensor(item["class_labels"]).reshape(-1) if labels is None else labels
     if wrong := labels_outside(labels, number):
@@ -205,7 +206,7 @@ def check_image_size(pipe: DiffusionPipeline, adapter: DenoiserAdapter, size: in
     Raises:
         ValueError: If the autoencoder or the network does not take them.
     """
-    sides = (size, size) if isinstance(size, int) else tuple(size)
+    sides = _sides_of(size)
     if min(sides) < 1:
         raise ValueError(f"`size` must be at least 1, got {size}.")
     vae, network = autoencoder_of(pipe), network_of(pipe)
@@ -218,7 +219,18 @@ def check_image_size(pipe: DiffusionPipeline, adapter: DenoiserAdapter, size: in
             f"`size` must be a multiple of {factor}, the pixels of a latent of {type(vae).__name__}, got {size}. "
             f"{near} would do for it."
         )
-    latent = tuple(side // factor for side in sides)
+    _check_latent_size(network, adapter, (sides[0] // factor, sides[1] // factor), size)
+
+
+def _sides_of(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width of a size; one number is both."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _check_latent_size(
+    network: nn.Module, adapter: DenoiserAdapter, latent: tuple[int, int], size: int | tuple[int, int]
+) -> None:
+    """`check_latents` for the height and width to which images of a size are encoded."""
     try:
         channels = getattr(getattr(network, "config", None), "in_channels", 0)
         check_latents(network, adapter, (channels, *latent))
@@ -240,8 +252,7 @@ def validation_conditions(pipe: DiffusionPipeline, inputs: Sequence[str | int]) 
     """
     classes = ModelClasses.of_network(network_of(pipe), class_names(pipe))
     if classes is None:
-        if wrong := [each for each in inputs if not isinstance(each, str) or not each.strip()]:
-            raise ValueError(f"`validation_inputs` must be prompts for {type(pipe).__name__}, got {wrong}.")
+        _check_validation_prompts(type(pipe).__name__, inputs)
         return list(inputs)
     try:
         ids: list[str | int] = [classes.id_of(each) for each in inputs]
@@ -250,3 +261,8 @@ def validation_conditions(pipe: DiffusionPipeline, inputs: Sequence[str | int]) 
     except ValueError as error:
         known = classes.describe() or f"{len(classes)} classes without names"
         raise ValueError(f"`validation_inputs` must be classes of the network: {error} It has {known}.") from error
+
+
+def _check_validation_prompts(name: str, inputs: Sequence[str | int]) -> None:
+    if wrong := [each for each in inputs if not isinstance(each, str) or not each.strip()]:
+        raise ValueError(f"`validation_inputs` must be prompts for {name}, got {wrong}.")

@@ -51,10 +51,9 @@ def begin_run(
         run.clear()
     found, results = run.found(), run.results()
     _check_owner(run, found, results, is_resumed)
+    if results and found is not None:
+        _check_identity(run, found, identity)
     notes = {"settings": config.to_dict()}
-    if results and found is not None and (changed := differences(found["identity"], identity)):
-        reason = f"whose run has other {' and '.join(sorted(changed))} ({_in_words(changed)})"
-        raise used_folder(run.argument, run.folder, reason)
     if results and found is None:
         # A run of version 0.1.0, whose checkpoints say nothing of it.
         run.start(identity, adopts=True, **notes)
@@ -82,6 +81,13 @@ def _check_owner(run: RunFolder, found: JsonObject | None, results: list[str], i
         run.check_free()
     if results and not is_resumed:
         raise used_folder(run.argument, run.folder, f"which holds a run with {_enumerate(results)}", RESUMING)
+
+
+def _check_identity(run: RunFolder, found: JsonObject, identity: JsonObject) -> None:
+    """Refuse to go on with a run of another data set or network."""
+    if changed := differences(found["identity"], identity):
+        reason = f"whose run has other {' and '.join(sorted(changed))} ({_in_words(changed)})"
+        raise used_folder(run.argument, run.folder, reason)
 
 
 def _check_loss(run: RunFolder, config: UCGMTrainingConfig, found: JsonObject | None, results: list[str]) -> None:

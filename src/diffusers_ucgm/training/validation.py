@@ -1,6 +1,6 @@
 """Validation grids: the same inputs at several numbers of steps, from the same noise."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from PIL import Image
 from torch import Tensor
@@ -46,21 +46,37 @@ def validation_grid(
         if not value:
             raise ValueError(f"`{name}` must not be empty, got {value!r}.")
     names = [str(each) for each in inputs]
-    blocks: dict[str, list[list[Image.Image]]] = {}
-    for number in steps:
-        samples = generate(
-            pipe,
-            inputs if takes_classes(pipe) else names,
-            consecutive_seeds(seed, len(inputs)),
-            num_inference_steps=number,
-            scheduler=_scheduler_for(pipe.scheduler, number),
-            output_type="pt",
-            batch_size=1,
-            call=call,
-        )
-        blocks[f"{number} step{'s' if number > 1 else ''}"] = [[_first_image(sample)] for sample in samples]
-    widest = max(image.width for rows in blocks.values() for row in rows for image in row)
-    return image_grid(blocks, names, scale=max(1, LEAST_WIDTH // widest))
+    conditions = inputs if takes_classes(pipe) else names
+    seeds = consecutive_seeds(seed, len(inputs))
+    blocks = {_title(number): _column(pipe, conditions, seeds, number, call) for number in steps}
+    return image_grid(blocks, names, scale=_scale_of(blocks.values()))
+
+
+def _title(number: int) -> str:
+    return f"{number} step{'s' if number > 1 else ''}"
+
+
+def _scale_of(blocks: Iterable[list[list[Image.Image]]]) -> int:
+    """The factor by which small images are enlarged."""
+    widest = max(image.width for rows in blocks for row in rows for image in row)
+    return max(1, LEAST_WIDTH // widest)
+
+
+def _column(
+    pipe: Pipeline, conditions: Sequence[str | int], seeds: Sequence[int], number: int, call: Mapping[str, object]
+) -> list[list[Image.Image]]:
+    """The images of all conditions at a number of steps, below each other."""
+    samples = generate(
+        pipe,
+        conditions,
+        seeds,
+        num_inference_steps=number,
+        scheduler=_scheduler_for(pipe.scheduler, number),
+        output_type="pt",
+        batch_size=1,
+        call=call,
+    )
+    return [[_first_image(sample)] for sample in samples]
 
 
 def _scheduler_for(stock: Steppable, number: int) -> UCGMScheduler:
