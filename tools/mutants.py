@@ -1631,7 +1631,7 @@ MUTANTS = [
     Mutant(
         "a plot that cannot be written ends the run",
         "training/trainer.py",
-        "            self._plot_or_warn()\n",
+        "            _plot_or_warn(self)\n",
         "            self.save_plots()\n",
         ("tests/training/test_runs.py",),
     ),

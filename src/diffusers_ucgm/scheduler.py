@@ -132,15 +132,10 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
                 averages `z_hat`; it divides by gamma(t) and is unstable at few steps), each by a second network call,
                 or "multistep" (exact in the noise, `x_hat` on a line) by the call that begins the next step.
             extrapolation_ratio: kappa, from 0; 0.2 to 0.6 for multi-step models, 0 for few-step models. "auto" follows
-                from the grid, so that the method is of order `extrapolation_order` on any grid and path. "adaptive"
-                is the same for short steps, lowers the order of long ones, and continues the last two estimates to the
-                data.
+                from the grid and is of order `extrapolation_order`, "adaptive" also suits steps of any length.
             stochasticity: rho, the fraction of fresh noise in [0, 1], or "auto" to follow the size of each step.
-            time_warp: `(a, b, c)` of the grid, see `time_grid`; or "auto" for steps in the log signal-to-noise ratio
-                between ends that follow from the number of calls, see `log_snr_grid`; noise levels that have a spacing
-                of their own (`use_*_sigmas`) keep it, without a warp.
-            time_gaps: `(g0, g1)` of the grid, see `time_grid`. With `time_warp="auto"` the first time is `1 - g0` and
-                the last at least `g1`.
+            time_warp: `(a, b, c)` of the grid, see `time_grid`; or "auto", see `log_snr_grid`.
+            time_gaps: `(g0, g1)` of the grid, see `time_grid`. Under "auto" its times are from `g1` to `1 - g0`.
             shift: Moves the grid towards noise as diffusers' flow-matching schedulers do.
             use_dynamic_shifting: Whether `set_timesteps` takes `mu` in place of `shift`.
             time_shift_type: The meaning of `mu`, "exponential" or "linear".

@@ -39,7 +39,7 @@ def test_command_tunes_shows_and_saves(tmp_path, capsys):
     numbers = ["--num-trials", "8", "--num-seeds", "4", "--num-held-out", "6", "--solution-calls", "20"]
     assert main([*words, *numbers, "--save-pipeline"]) == 0
     printed = capsys.readouterr().out
-    assert "start 'auto-3'" in printed
+    assert "start 'adaptive'" in printed
     assert "95% interval" in printed
     with Image.open(output / "before-after.png") as image:
         assert image.height > 6 * 16

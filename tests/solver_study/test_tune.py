@@ -24,7 +24,7 @@ from diffusers_ucgm.solver_study.objectives import frechet_objective
 from diffusers_ucgm.solver_study.solutions import distances, reference_solutions
 
 
-STARTS = {"own", "even", "paper", "auto-2", "auto-3", "multistep", "multistep-ratio"}
+STARTS = {"own", "even", "paper", "auto-2", "adaptive", "multistep", "multistep-ratio"}
 
 
 QUICK = {"num_trials": 14, "num_seeds": 8, "num_held_out": 16, "num_solution_calls": 100, "progress": False}

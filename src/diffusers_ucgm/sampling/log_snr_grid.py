@@ -10,6 +10,8 @@ them as short as N allows:
   noise level of N standard deviations of the data, times the model's own shift, so its error falls as `1 / N^2`.
 - The last call, from whose estimate the run jumps to the data, is made at a noise level of `1 / (3 N)`.
 
+Noise levels for which the settings ask for a spacing of their own (`use_*_sigmas`) keep that spacing and its ends.
+
 With few calls the steps would get so long that second order no longer holds. No step is longer than `LONGEST_STEP`:
 the last call is then made at a higher noise level. The constants were chosen on exact fields of Fashion-MNIST and on
 the bundled model, and judged on other fields (docs/compare-solvers.md).

@@ -240,7 +240,7 @@ def _call_to_data(settings: SolverSettings, points: Sequence[GridPoint], first: 
         distance = t.log_ratio - points[-2].log_ratio
         if LEAST_DISTANCE < distance < math.inf:
             weight = min(1.0 / math.expm1(2.0 * distance), 1.0)
-            return Call(t.x_hat, t.x_hat, (1.0 + weight) * t.x_hat, (-weight,))
+            return Call(t.x_hat, t.x_hat, (1.0 + weight) * t.x_hat, (-weight,), is_last=True)
     return Call(t.x_hat, t.x_hat, is_last=True)
 
 

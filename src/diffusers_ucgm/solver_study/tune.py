@@ -273,7 +273,7 @@ def _check_numbers(**numbers: tuple[int, int]) -> None:
 
 
 def _starts(config: Any) -> dict[str, dict[str, Any]]:
-    """Settings to begin with, by name: the pipeline's own, even steps, the paper's, automatic ratios."""
+    """Settings to begin with, by name: the pipeline's own, even steps, the paper's, an automatic ratio, multistep."""
     own = dict(UCGMScheduler.from_config(config).config)
     even = {**own, **EVEN, "solver_order": 1}
     automatic = {**even, "extrapolation_ratio": "auto"}
@@ -282,7 +282,6 @@ def _starts(config: Any) -> dict[str, dict[str, Any]]:
         "even": {**even, "extrapolation_ratio": 0.0},
         "paper": {**own, **SAMPLERS["first-order"]},
         "auto-2": {**automatic, "extrapolation_order": 2},
-        "auto-3": {**automatic, "extrapolation_order": 3},
         "adaptive": {**own, **SAMPLERS["multistep"]},
         "multistep": {**automatic, **METHODS["multistep-auto-2"]},
         "multistep-ratio": {**even, **METHODS["multistep-ratio"], "extrapolation_ratio": 0.3},

@@ -216,7 +216,7 @@ class UCGMTrainer:
             if not is_finished:
                 return None
             weights = self.save_model()
-            self._plot_or_warn()
+            _plot_or_warn(self)
         # `end_training` would also end the process group, which `push_to_hub` and the caller may still need.
         for tracker in self.accelerator.trackers:
             tracker.finish()
@@ -298,7 +298,7 @@ class UCGMTrainer:
         if self.accelerator.is_main_process:
             try:
                 folder = checkpoints.save_checkpoint(self.config.output_dir, self.step, tensors, values)
-                self._prune()
+                _prune(self)
             except OSError as error:
                 failure = error
         # The others must hear of it: they would wait for one that has gone on without them.
@@ -404,7 +404,7 @@ class UCGMTrainer:
         if self.accelerator.is_main_process:
             try:
                 identity = {"data": data_identity(self.dataset), "network": self._network_identity}
-                begin_run(folder, self.config, identity, self._inputs())
+                begin_run(folder, self.config, identity, _inputs(self.dataset, self.pipeline, self.transformer))
             except (OSError, ValueError) as error:
                 failure = error
         # The others must hear of it: they would wait for one that has ended.
@@ -416,30 +416,12 @@ class UCGMTrainer:
         if source is not None and elsewhere is None:
             self.load_checkpoint(source)
 
-    def _inputs(self) -> list[str | Path]:
-        """The folders that the run is made from."""
-        loaded = [getattr(part, "config", {}).get("_name_or_path") for part in (self.pipeline, self.transformer)]
-        data = [self.dataset.folder] if isinstance(self.dataset, CachedLatents) else []
-        return [*(each for each in loaded if each), *data]
-
-    def _prune(self) -> None:
-        """Keep the newest checkpoints of this run; those after the present step are of a part that was given up."""
-        checkpoints.drop_checkpoints(self.config.output_dir, self.step, self.runs)
-        checkpoints.prune_checkpoints(self.config.output_dir, self.config.checkpoints_total_limit, self.runs)
-
     def _save_checkpoint_or_warn(self) -> None:
         try:
             self.save_checkpoint()
         except OSError as error:
             # The run is worth more than this checkpoint: the next may find room again, and the last one stays.
             logger.warning(f"No checkpoint was written at step {self.step}: {error}")
-
-    def _plot_or_warn(self) -> None:
-        try:
-            self.save_plots()
-        except OSError as error:
-            # The weights are saved, and the pipeline may still be.
-            logger.warning(f"No plot was written: {error}")
 
     def _validate_or_warn(self) -> None:
         try:
@@ -512,6 +494,27 @@ def _check_pipeline(config: UCGMTrainingConfig, pipeline: "DiffusionPipeline | N
             f"`expert` must go with a pipeline of two networks, got {config.expert!r} without any. Use "
             "`UCGMTrainer.from_pipeline`."
         )
+
+
+def _prune(trainer: UCGMTrainer) -> None:
+    """Keep the newest checkpoints of this run; those after the present step are of a part that was given up."""
+    checkpoints.drop_checkpoints(trainer.config.output_dir, trainer.step, trainer.runs)
+    checkpoints.prune_checkpoints(trainer.config.output_dir, trainer.config.checkpoints_total_limit, trainer.runs)
+
+
+def _plot_or_warn(trainer: UCGMTrainer) -> None:
+    try:
+        trainer.save_plots()
+    except OSError as error:
+        # The weights are saved, and the pipeline may still be.
+        logger.warning(f"No plot was written: {error}")
+
+
+def _inputs(dataset: TrainingData, *parts: object) -> list[str | Path]:
+    """The folders that a run is made from: those of its pipeline, its network and its data."""
+    loaded = [getattr(part, "config", {}).get("_name_or_path") for part in parts]
+    data = [dataset.folder] if isinstance(dataset, CachedLatents) else []
+    return [*(each for each in loaded if each), *data]
 
 
 def _check_samples(mine: int, saved: int | None) -> None:
