@@ -196,7 +196,10 @@ def test_registered_transports_are_saved_by_name(tmp_path):
         ({"prediction_type": "eps"}, "`prediction_type` must be one of"),
         ({"solver_order": 3}, "`solver_order` must be 1 or 2, got 3"),
         ({"solver_type": "heun"}, "`solver_type` must be one of"),
-        ({"extrapolation_ratio": -0.1}, "`extrapolation_ratio` must be a number from 0 up or 'auto', got -0.1"),
+        (
+            {"extrapolation_ratio": -0.1},
+            "`extrapolation_ratio` must be a number from 0 up or 'auto' or 'adaptive', got -0.1",
+        ),
         ({"stochasticity": "Auto"}, r"`stochasticity` must be a number in \[0, 1\] or 'auto', got 'Auto'"),
         ({"stochasticity": 1.5}, r"`stochasticity` must be a number in \[0, 1\]"),
         ({"time_warp": (1.0, 1.0)}, "`time_warp` must be three positive numbers"),

@@ -181,7 +181,6 @@ def ucgm_solvers(config: Mapping[str, Any]) -> dict[str, UCGMScheduler]:
         "UCGM-S": {},
         "UCGM-S paper": {"preset": "multi-step"},
         "UCGM-S ratio 0.3": {"extrapolation_ratio": 0.3},
-        "UCGM-S order 2": {"extrapolation_order": 2},
         "UCGM-S auto": METHODS["auto-2"],
         "UCGM-S auto order 3": METHODS["auto-3"],
         "UCGM-S velocity": METHODS["velocity"],

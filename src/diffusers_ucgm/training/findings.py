@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from diffusers_ucgm.data.latent_cache import CachedLatents
 from diffusers_ucgm.files import JsonObject
 from diffusers_ucgm.labels import ModelClasses
 
@@ -197,7 +196,8 @@ def _range_findings(labels: Tensor, classes: ModelClasses) -> Iterator[Finding]:
 def name_findings(dataset: TrainingData, classes: ModelClasses) -> Iterator[Finding]:
     """What is wrong with the names of the labels, of which only a cache knows, without a look at the labels."""
     # Lists have an `index` of another kind.
-    index: JsonObject = dataset.index if isinstance(dataset, CachedLatents) else {}
+    found = getattr(dataset, "index", None)
+    index: JsonObject = dict(found) if isinstance(found, Mapping) else {}
     # Version 0.1.0 counted no classes.
     if classes.names and "class_labels" in index.get("columns", {}) and "class_counts" not in index:
         yield Finding(
