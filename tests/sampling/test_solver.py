@@ -283,6 +283,16 @@ def test_a_run_that_ends_early_extrapolates_its_last_step():
     assert adaptive < 0.8 * auto  # all other steps are alike
 
 
+@pytest.mark.parametrize("kind", ["velocity", "data", "multistep"])
+def test_an_adaptive_run_that_ends_early_takes_all_calls_of_its_schedule(kind):
+    settings = {"transport": "discrete_beta", "prediction_type": "epsilon", "ends_at_first_step": True}
+    scheduler = made(7, **settings, **{**ADAPTIVE, "solver_type": kind})
+    sample = noise(2, 3)
+    for t in scheduler.timesteps:
+        sample = scheduler.step(sample * 0.3, t, sample).prev_sample
+    assert scheduler.step_index == len(scheduler.timesteps) == 7
+
+
 def test_an_adaptive_run_keeps_a_constant_estimate():
     scheduler = made(8, **ADAPTIVE)
     sample, x_hat = noise(2, 3), torch.tensor([0.3, -0.2, 0.5]).double()

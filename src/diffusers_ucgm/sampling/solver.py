@@ -79,7 +79,7 @@ class SolverSettings:
 
     def __post_init__(self) -> None:
         check(SOLVER_SETTINGS, self.__dict__)
-        if self.is_published and isinstance(self.extrapolation_ratio, str):
+        if self.is_published and self.follows_grid:
             raise ValueError(
                 "`solver_type='noise'` must go with an `extrapolation_ratio` that is a number, as published, got "
                 f"{self.extrapolation_ratio!r}. Use `solver_type='velocity'`."
@@ -188,7 +188,7 @@ def plan(
         settings: The solver.
         points: The grid, from noise to data; the end at data is not one of them.
         begin_index: The first call made. Those before it are filled in, so that indices stay.
-        end: Where the last call leads in place of the data, without extrapolation.
+        end: Where the last call leads in place of the data; it is extrapolated only where the order adapts.
 
     Returns:
         As many calls as points, or one less than twice as many where a step takes a second call.
@@ -196,37 +196,35 @@ def plan(
     first = settings.step_of(begin_index)
     idle = begin_index + (begin_index % 2 if settings.repeats else 0)
     calls = [Call(points[first].x_hat, SAMPLE)] * idle
-    if settings.is_adaptive and end is not None:
-        # The end is one step from the last point, like any other.
-        return calls + _calls_of_one(settings, [*points, end], first)
+    corrector_weight = 0.0
     if settings.repeats:
         calls += [call for i in range(first, len(points) - 1) for call in _calls_of_two(settings, points, first, i)]
     else:
-        calls += _calls_of_one(settings, points, first)
-    t = points[-1]
-    if end is not None:
-        weight = 0.0 if settings.repeats else _last_corrector_weight(settings, points, first)
-        return [*calls, Call(t.x_hat, end.gamma * t.x_hat + end.alpha * t.z_hat, corrector_weight=weight)]
-    return [*calls, _call_to_data(settings, points, first)]
+        more, corrector_weight = _calls_of_one(settings, points, first)
+        calls += more
+    if end is None:
+        return [*calls, _call_to_data(settings, points, first)]
+    return [*calls, _call_to_end(settings, points, first, end)._replace(corrector_weight=corrector_weight)]
 
 
-def _calls_of_one(settings: SolverSettings, points: Sequence[GridPoint], first: int) -> list[Call]:
-    """The calls of all steps between the points where a step takes one."""
+def _calls_of_one(settings: SolverSettings, points: Sequence[GridPoint], first: int) -> tuple[list[Call], float]:
+    """The calls of all steps between the points where a step takes one, and the corrector weight of the next call."""
     calls: list[Call] = []
-    corrector_weight = 0.0
+    weight = 0.0
     for i in range(first, len(points) - 1):
         corrector = _multistep_corrector(settings, points, first, i)
         call = _single_call(settings, points, first, i)
-        calls.append(
-            call._replace(base=corrector.base, base_history=corrector.history, corrector_weight=corrector_weight)
-        )
-        corrector_weight = corrector.weight
-    return calls
+        calls.append(call._replace(base=corrector.base, base_history=corrector.history, corrector_weight=weight))
+        weight = corrector.weight
+    return calls, weight
 
 
-def _last_corrector_weight(settings: SolverSettings, points: Sequence[GridPoint], first: int) -> float:
-    """The weight with which the last call corrects the step to it; 0 where there is no step."""
-    return _multistep_corrector(settings, points, first, len(points) - 2).weight if len(points) - first > 1 else 0.0
+def _call_to_end(settings: SolverSettings, points: Sequence[GridPoint], first: int, end: GridPoint) -> Call:
+    """The last call of a run that does not lead to the data; where the order adapts, its step is like any other."""
+    t = points[-1]
+    if settings.is_adaptive and not settings.repeats:
+        return _single_call(settings, [*points, end], first, len(points) - 1)._replace(history=None)
+    return Call(t.x_hat, end.gamma * t.x_hat + end.alpha * t.z_hat)
 
 
 def _call_to_data(settings: SolverSettings, points: Sequence[GridPoint], first: int) -> Call:
