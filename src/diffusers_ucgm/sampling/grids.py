@@ -109,9 +109,14 @@ def dynamic_shift(t: Tensor, mu: float, time_shift_type: str = "exponential") ->
     Raises:
         ValueError: If `time_shift_type` is neither of them.
     """
+    return static_shift(t, _shift_of_mu(mu, time_shift_type))
+
+
+def _shift_of_mu(mu: float, time_shift_type: str) -> float:
+    """The static shift that does what `mu` does in `dynamic_shift`."""
     if time_shift_type not in ("exponential", "linear"):
         raise ValueError(f"`time_shift_type` must be 'exponential' or 'linear', got {time_shift_type!r}.")
-    return static_shift(t, math.exp(mu) if time_shift_type == "exponential" else mu)
+    return math.exp(mu) if time_shift_type == "exponential" else mu
 
 
 def stretch(t: Tensor, shift_terminal: float) -> Tensor:
@@ -284,7 +289,7 @@ class Spacing:
             raise ValueError(
                 f"`mu` must be in [{low:g}, {high:g}] with `time_shift_type={self.time_shift_type!r}`, got {mu!r}."
             )
-        return math.exp(mu) if self.time_shift_type == "exponential" else mu
+        return _shift_of_mu(mu, self.time_shift_type)
 
     def space_levels(self, t: Tensor, convention: Convention) -> Tensor:
         """Times between the first and the last whose noise levels are spaced as the settings ask.
@@ -341,15 +346,17 @@ def sampler_grid(
     """
     if not 0 < strength <= 1:
         raise ValueError(f"`strength` must be in (0, 1], got {strength!r}.")
-    t = time_grid(num_points, spacing.warp, spacing.time_gaps)
-    if original := original_inference_steps or spacing.original_inference_steps:
-        t = _nearest_known_steps(t, original, strength)
-    elif spacing.time_warp == "auto" and spacing.levels is None:
+    original = original_inference_steps or spacing.original_inference_steps
+    if spacing.time_warp == "auto" and spacing.levels is None and not original:
         t = _log_snr_times(num_points, spacing, convention, mu, strength)
-    elif convention.is_flow:
-        t = spacing.shift_times(t * strength, mu, convention)
     else:
-        t = spacing.space_levels((t * strength).clamp(min=convention.earliest), convention)
+        t = time_grid(num_points, spacing.warp, spacing.time_gaps)
+        if original:
+            t = _nearest_known_steps(t, original, strength)
+        elif convention.is_flow:
+            t = spacing.shift_times(t * strength, mu, convention)
+        else:
+            t = spacing.space_levels((t * strength).clamp(min=convention.earliest), convention)
     return whole_times(t, convention) if spacing.round_timesteps else t
 
 
