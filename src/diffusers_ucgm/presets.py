@@ -16,6 +16,7 @@ __all__ = [
     "SAMPLERS",
     "SAMPLER_SETTINGS",
     "SECOND_CALLS",
+    "UNIFORM",
     "Preset",
     "Settings",
     "get_preset",

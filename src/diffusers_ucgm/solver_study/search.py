@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from diffusers_ucgm import files
 from diffusers_ucgm.files import JsonObject
-from diffusers_ucgm.presets import METHODS, SECOND_CALLS
+from diffusers_ucgm.presets import METHODS, SAMPLERS, SECOND_CALLS, UNIFORM
 
 
 if TYPE_CHECKING:
@@ -65,7 +65,6 @@ SEARCH_SPACE: Space = {
     "shift": Range(0.25, 16.0, True),
     "stochasticity": Range(0.0, 1.0),
 }
-UNIFORM, OWN_GAPS = (1.0, 1.0, 1.0), (0.0, 0.0)
 WARP, GAPS = ("warp_a", "warp_b", "warp_c"), ("gap_noise", "gap_data")
 
 
@@ -94,7 +93,7 @@ def settings_of(parameters: Mapping[str, Any]) -> JsonObject:
         if parts[0] in settings:
             settings[name] = [settings.pop(part) for part in parts]
     if settings.pop("grid", None) == "auto":
-        settings |= {"time_warp": "auto", "time_gaps": list(OWN_GAPS)}
+        settings |= {"time_warp": "auto", "time_gaps": list(SAMPLERS["multistep"]["time_gaps"])}
     return settings | method
 
 
