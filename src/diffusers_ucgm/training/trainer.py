@@ -6,7 +6,7 @@ uninterrupted one without any random state in its checkpoints.
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -216,7 +216,9 @@ class UCGMTrainer:
             if not is_finished:
                 return None
             weights = self.save_model()
-            _plot_or_warn(self)
+            # The weights are saved, and the pipeline may still be.
+            with _only_warning("No plot was written"):
+                self.save_plots()
         # `end_training` would also end the process group, which `push_to_hub` and the caller may still need.
         for tracker in self.accelerator.trackers:
             tracker.finish()
@@ -240,14 +242,18 @@ class UCGMTrainer:
                     if handle_collapse(self, line):
                         batches = self._batches()
                 if self.config.validation_steps and self._is_due(self.config.validation_steps):
-                    self._validate_or_warn()
+                    # Whatever a pipeline raises that cannot sample an image, or a tracker that cannot take one.
+                    with _only_warning(f"No validation grid was sampled at step {self.step}", Exception):
+                        self.validate()
                 # All must stop at the same step, whichever received the signal first.
                 if is_true_of_any(self.accelerator, self.interrupted_by is not None):
                     self.save_checkpoint()
                     logger.info(f"A signal stopped the run after step {self.step}, with a checkpoint.")
                     return False
                 if self.step < last and self._is_due(self.config.checkpointing_steps):
-                    self._save_checkpoint_or_warn()
+                    # The next may find room again, and the last one stays.
+                    with _only_warning(f"No checkpoint was written at step {self.step}"):
+                        self.save_checkpoint()
         return True
 
     def _is_due(self, interval: int) -> bool:
@@ -298,7 +304,7 @@ class UCGMTrainer:
         if self.accelerator.is_main_process:
             try:
                 folder = checkpoints.save_checkpoint(self.config.output_dir, self.step, tensors, values)
-                _prune(self)
+                self._prune()
             except OSError as error:
                 failure = error
         # The others must hear of it: they would wait for one that has gone on without them.
@@ -416,19 +422,10 @@ class UCGMTrainer:
         if source is not None and elsewhere is None:
             self.load_checkpoint(source)
 
-    def _save_checkpoint_or_warn(self) -> None:
-        try:
-            self.save_checkpoint()
-        except OSError as error:
-            # The run is worth more than this checkpoint: the next may find room again, and the last one stays.
-            logger.warning(f"No checkpoint was written at step {self.step}: {error}")
-
-    def _validate_or_warn(self) -> None:
-        try:
-            self.validate()
-        except Exception as error:
-            # An image that some pipeline cannot sample, or some tracker take, must not end hours of training.
-            logger.warning(f"No validation grid was sampled at step {self.step}: {error}")
+    def _prune(self) -> None:
+        """Keep the newest checkpoints of this run; those after the present step are of a part that was given up."""
+        checkpoints.drop_checkpoints(self.config.output_dir, self.step, self.runs)
+        checkpoints.prune_checkpoints(self.config.output_dir, self.config.checkpoints_total_limit, self.runs)
 
     def _batches(self) -> Iterator[list[TrainingBatch]]:
         config, accelerator = self.config, self.accelerator
@@ -496,18 +493,13 @@ def _check_pipeline(config: UCGMTrainingConfig, pipeline: "DiffusionPipeline | N
         )
 
 
-def _prune(trainer: UCGMTrainer) -> None:
-    """Keep the newest checkpoints of this run; those after the present step are of a part that was given up."""
-    checkpoints.drop_checkpoints(trainer.config.output_dir, trainer.step, trainer.runs)
-    checkpoints.prune_checkpoints(trainer.config.output_dir, trainer.config.checkpoints_total_limit, trainer.runs)
-
-
-def _plot_or_warn(trainer: UCGMTrainer) -> None:
+@contextmanager
+def _only_warning(what: str, kind: type[Exception] = OSError) -> Iterator[None]:
+    """Let a run go on without something that could not be made, and say so: the run is worth more than that."""
     try:
-        trainer.save_plots()
-    except OSError as error:
-        # The weights are saved, and the pipeline may still be.
-        logger.warning(f"No plot was written: {error}")
+        yield
+    except kind as error:
+        logger.warning(f"{what}: {error}")
 
 
 def _inputs(dataset: TrainingData, *parts: object) -> list[str | Path]:
