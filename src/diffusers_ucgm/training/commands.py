@@ -30,11 +30,11 @@ from diffusers_ucgm.run_folder import RunFolder
 from .adapters import adapter_for_pipeline
 from .classes import classes_of, matched_source
 from .config import SETTING_TYPES, UCGMTrainingConfig
-from .encoding import encode_null, encode_pixels, encode_prompts
+from .encoding import encode_null, encode_pixels, encode_prompts, encoder_of
 from .experts import expert_of
 from .network_adapter import NetworkAdapter, convention_of_scheduler
 from .recipes import default_recipe, get_recipe
-from .requirements import check_encoder, check_environment, check_image_size, check_run, validation_conditions
+from .requirements import check_environment, check_image_size, check_run, validation_conditions
 from .settings import override, read_settings_file, read_words, recipe_settings
 
 
@@ -228,7 +228,7 @@ def cache(args: argparse.Namespace) -> int:
     check_writable(args.output, "output", folder=True)
     pipeline = load_pipeline(args.pipeline, DTYPES[args.torch_dtype], argument="--pipeline").to(state.device)
     adapter = adapter_for_pipeline(pipeline)
-    check_encoder(pipeline)
+    encoder_of(pipeline)
     check_image_size(pipeline, adapter, args.size)
     takes_prompts = bool(adapter.prompt_outputs)
     text = _text_options(args, pipeline, takes_prompts)

@@ -18,7 +18,7 @@ from diffusers_ucgm.autoencoders import autoencoder_of, encode_images, takes_uni
 from .network_adapter import NetworkAdapter
 
 
-__all__ = ["encode_null", "encode_pixels", "encode_prompts"]
+__all__ = ["encode_null", "encode_pixels", "encode_prompts", "encoder_of"]
 
 # Which keyword of the condition is a mask of another one's tokens.
 MASK_OF = {
@@ -65,6 +65,21 @@ def encode_null(pipe: DiffusionPipeline, adapter: NetworkAdapter, **arguments: A
     return _condition(outputs, adapter, 1, arguments.get("max_sequence_length"))
 
 
+def encoder_of(pipe: DiffusionPipeline) -> Any:
+    """The autoencoder that turns images into the latents of a pipeline.
+
+    Raises:
+        ValueError: If the pipeline has none.
+    """
+    vae = autoencoder_of(pipe)
+    if vae is None:
+        raise ValueError(
+            f"`pipe` must have a `vae` to encode pixels, got {type(pipe).__name__} without one. A network of pixels "
+            "needs no cache: give `UCGMTrainer` the images."
+        )
+    return vae
+
+
 @torch.no_grad()
 def encode_pixels(
     pipe: DiffusionPipeline, pixels: Tensor, generator: torch.Generator | None = None, posterior_mean: bool = False
@@ -85,9 +100,7 @@ def encode_pixels(
     Raises:
         ValueError: If the pipeline has no autoencoder.
     """
-    vae = autoencoder_of(pipe)
-    if vae is None:
-        raise ValueError(f"`pipe` must have a `vae` to encode pixels, got {type(pipe).__name__} without one.")
+    vae = encoder_of(pipe)
     is_normalized = getattr(getattr(pipe, "image_processor", None), "config", {}).get("do_normalize", True)
     if not is_normalized or takes_unit_range(vae):
         pixels = (pixels + 1.0) / 2.0

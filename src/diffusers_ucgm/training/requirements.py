@@ -28,7 +28,6 @@ from .runs import resumed_checkpoint
 
 __all__ = [
     "check_data",
-    "check_encoder",
     "check_environment",
     "check_image_size",
     "check_run",
@@ -185,19 +184,6 @@ def _latent_shape(network: nn.Module) -> tuple[int, ...] | None:
     if ModelClasses.of_network(network) is None or sides is None or not isinstance(channels, int):
         return None
     return (channels, *sides)
-
-
-def check_encoder(pipe: DiffusionPipeline) -> None:
-    """Check that a pipeline turns images into latents.
-
-    Raises:
-        ValueError: If it has no autoencoder.
-    """
-    if autoencoder_of(pipe) is None:
-        raise ValueError(
-            f"`pipe` must have a `vae` to encode pixels, got {type(pipe).__name__} without one. A network of pixels "
-            "needs no cache: give `UCGMTrainer` the images."
-        )
 
 
 def check_image_size(pipe: DiffusionPipeline, adapter: DenoiserAdapter, size: int | tuple[int, int]) -> None:
