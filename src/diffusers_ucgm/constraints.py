@@ -42,6 +42,7 @@ __all__ = [
     "of_type",
     "one_of_two",
     "optional",
+    "or_else",
     "or_word",
     "plain",
     "whole",
@@ -185,11 +186,17 @@ def _finite_numbers(value: object) -> list[float] | None:
 
 def optional(setting: Setting) -> Setting:
     """The setting, or None."""
-    return _with_alternative("None", lambda value: value is None, setting)
+    return or_else("None", lambda value: value is None, setting)
 
 
-def _with_alternative(name: str, is_alternative: Test, setting: Setting) -> Setting:
-    """The setting, or a value in its place that its checks do not see."""
+def or_else(name: str, is_alternative: Test, setting: Setting) -> Setting:
+    """The setting, or another value in its place.
+
+    Args:
+        name: The other value in words.
+        is_alternative: The test of it, which sees any object.
+        setting: The setting, whose checks do not see it.
+    """
 
     def allow(accepts: Test) -> Test:
         return lambda value: is_alternative(value) or accepts(value)
@@ -200,7 +207,7 @@ def _with_alternative(name: str, is_alternative: Test, setting: Setting) -> Sett
 
 def or_word(word: str, setting: Setting) -> Setting:
     """The setting, or a word in its place."""
-    return _with_alternative(f"{word!r}", lambda value: is_in(value, (word,)), setting)
+    return or_else(f"{word!r}", lambda value: is_in(value, (word,)), setting)
 
 
 def one_of_two(constraint: str, *values: int) -> Setting:

@@ -20,6 +20,7 @@ from diffusers_ucgm.constraints import (
     of_type,
     one_of_two,
     optional,
+    or_else,
 )
 from diffusers_ucgm.run_folder import RunFolder
 
@@ -63,10 +64,6 @@ SOURCE_ARGUMENTS: dict[str, Setting] = {
 }
 
 
-def _is_folder(value: object) -> bool:
-    return isinstance(value, RunFolder) or all(accepts(value) for _, accepts in PATH.checks[:1])
-
-
 def _is_json(value: Mapping[str, object]) -> bool:
     try:
         json.dumps(dict(value))
@@ -77,7 +74,7 @@ def _is_json(value: Mapping[str, object]) -> bool:
 
 CACHE_ARGUMENTS: dict[str, Setting] = {
     "encode_images": FUNCTION,
-    "folder": Setting((("a path", _is_folder), *PATH.checks[1:])),
+    "folder": or_else("an entered `RunFolder`", lambda value: isinstance(value, RunFolder), PATH),
     "encode_captions": optional(FUNCTION),
     "batch_size": integer(1),
     "shard_size": integer(1),
