@@ -5,6 +5,9 @@ pipeline's scheduler. Benchmarks and tests of solvers use them; nobody generates
 of the package.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from diffusers import ModelMixin, SchedulerMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -66,6 +69,23 @@ class ExactTransformer2DModel(ModelMixin, ConfigMixin):
         model_time = self._convention.transport.model_time(t)
         prediction = self._denoiser(sample.double(), model_time).to(sample.dtype)
         return Transformer2DModelOutput(prediction) if return_dict else (prediction,)
+
+
+def run_scheduler(scheduler: Any, sample: Tensor, network: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """What a scheduler, whose schedule is set, makes of noise, computed in float64.
+
+    Args:
+        scheduler: Any scheduler of diffusers or `UCGMScheduler`.
+        sample: Standard normal noise, float64, shape `(B, ...)`.
+        network: From the network's input and canonical times, `()`, to its prediction.
+    """
+    convention = UCGMScheduler.from_config(scheduler.config).convention
+    sample = sample * getattr(scheduler, "init_noise_sigma", 1.0)
+    for timestep in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(sample, timestep) if hasattr(scheduler, "scale_model_input") else sample
+        t = convention.time(timestep.double()).clamp(convention.earliest, 1.0)
+        sample = scheduler.step(network(scaled.double(), t), timestep, sample, return_dict=False)[0].double()
+    return sample
 
 
 def exact_pipeline(mixture: GaussianMixture, scheduler: SchedulerMixin) -> UCGMPipeline:

@@ -21,6 +21,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from exact_fields import random_mixture, run_scheduler
 from torch import Tensor
 
 from diffusers_ucgm import PRESETS, GaussianMixture, UCGMScheduler
@@ -72,22 +73,16 @@ OURS: dict[str, dict[str, Any]] = {
 
 def field(seed: int) -> GaussianMixture:
     """A mixture with a variance of 1."""
-    means = torch.randn(8, 16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    scale = (means.square().mean() + 0.15**2).sqrt()
-    return GaussianMixture(means / scale, torch.full((8,), 0.15, dtype=torch.float64) / scale)
+    mixture = random_mixture(seed=seed)
+    return GaussianMixture(mixture.means.flatten(1), mixture.stds)
 
 
 def solution(scheduler: Any, steps: int, mixture: GaussianMixture, convention: Any, samples: int) -> Tensor:
     """What a scheduler makes of the exact network, shape `(samples, 16)`."""
-    network = mixture.denoiser(convention.transport)
     scheduler.set_timesteps(steps)
     noise = torch.randn(samples, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    sample = noise * getattr(scheduler, "init_noise_sigma", 1.0)
-    for timestep in scheduler.timesteps:
-        scaled = scheduler.scale_model_input(sample, timestep) if hasattr(scheduler, "scale_model_input") else sample
-        t = convention.time(timestep.double()).clamp(convention.earliest, 1.0)
-        sample = scheduler.step(network(scaled, t), timestep, sample, return_dict=False)[0].double()
-    return sample
+    network = mixture.denoiser(convention.transport)
+    return run_scheduler(scheduler, noise, lambda x, t: network(x, convention.transport.model_time(t)))
 
 
 def rows(peers: list[Callable[[], Any]], samples: int, fields: int) -> dict[str, list[float]]:

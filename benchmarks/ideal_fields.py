@@ -19,11 +19,13 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
+from exact_fields import random_mixture, run_scheduler
 from torch import Tensor
 
 from diffusers_ucgm import UCGMScheduler, files
 from diffusers_ucgm.data.idx import load_idx_images
 from diffusers_ucgm.sampling.conventions import Convention
+from diffusers_ucgm.solver_study.compare import CANNOT, steps_within
 from diffusers_ucgm.solver_study.stock_solvers import silence_stock, stock_solvers
 
 
@@ -85,9 +87,8 @@ def fashion_mnist(folder: str, std: float) -> Field:
 
 def gaussians(std: float) -> Field:
     """The field of 8 Gaussians in 16 dimensions, in two classes."""
-    means = torch.randn(8, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    scale = float((means.square().mean() + std**2).sqrt())
-    return Field(means / scale, torch.arange(8) % 2, std / scale)
+    mixture = random_mixture(std=std)
+    return Field(mixture.means.flatten(1), torch.arange(len(mixture.means)) % 2, float(mixture.stds[0]))
 
 
 def angle_of(convention: Convention, t: Tensor) -> tuple[float, float]:
@@ -114,24 +115,18 @@ def solution(field: Field, x: Tensor, start: float, end: float, labels: Tensor, 
 def run(scheduler: Any, budget: int, field: Field, noise: Tensor, labels: Tensor, guidance: float) -> Tensor:
     """The samples of a scheduler that makes at most `budget` network calls."""
     convention = UCGMScheduler.from_config(scheduler.config).convention
-    for steps in range(budget, 0, -1):
-        scheduler.set_timesteps(steps)
-        if len(scheduler.timesteps) <= budget:
-            break
-    sample = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
-    for timestep in scheduler.timesteps:
-        scaled = scheduler.scale_model_input(sample, timestep) if hasattr(scheduler, "scale_model_input") else sample
-        t = convention.time(torch.as_tensor(timestep).double()).clamp(convention.earliest, 1.0)
-        angle, norm = angle_of(convention, t)
-        x_hat = field.data_estimate(scaled.double() / norm, angle, labels, guidance)
+    steps_within(scheduler, budget)
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
         alpha, gamma, alpha_hat, gamma_hat = (float(each) for each in convention.transport.coefficients(t, t))
-        z_hat = (scaled.double() - gamma * x_hat) / max(alpha, 1e-30)
-        output = alpha_hat * z_hat + gamma_hat * x_hat
-        sample = scheduler.step(output, timestep, sample, return_dict=False)[0].double()
-    return sample
+        angle, norm = angle_of(convention, t)
+        x_hat = field.data_estimate(x / norm, angle, labels, guidance)
+        return alpha_hat * (x - gamma * x_hat) / max(alpha, 1e-30) + gamma_hat * x_hat
+
+    return run_scheduler(scheduler, noise, network)
 
 
-def measure(field: Field, config: Any, guidance: float, seeds: int) -> dict[str, list[float | None]]:
+def measure(field: Field, config: Any, guidance: float, seeds: int) -> "Rows":
     """The median distances of all solvers, by name, for each number of calls."""
     classes = field.labels.unique()
     labels = classes[torch.arange(seeds) % len(classes)]
@@ -146,7 +141,7 @@ def measure(field: Field, config: Any, guidance: float, seeds: int) -> dict[str,
         try:
             with silence_stock():
                 found = run(solver, calls, field, noise, labels, guidance)
-        except (ArithmeticError, AssertionError, IndexError, RuntimeError, ValueError):  # a number of steps too few
+        except CANNOT:
             return None
         value = float((found - target).square().mean(1).sqrt().median())
         return value if math.isfinite(value) else None
@@ -155,30 +150,31 @@ def measure(field: Field, config: Any, guidance: float, seeds: int) -> dict[str,
     return {name: [distance(solver, calls) for calls in CALLS] for name, solver in solvers.items()}
 
 
-def table(results: dict[str, dict[str, list[float | None]]]) -> str:
+Rows = dict[str, list[float | None]]
+
+
+def best_of(rows: Rows, i: int) -> tuple[float, str]:
+    """The least distance of a stock solver at a number of calls, and its name."""
+    return min((row[i], name) for name, row in rows.items() if name != "UCGM" and row[i] is not None)
+
+
+def table(results: dict[str, Rows]) -> str:
     """A Markdown table of the ratios, with the best stock solver at each number of calls."""
-    lines = [
-        "| config, guidance | " + " | ".join(f"{calls}" for calls in CALLS) + " |",
-        "| --- |" + " ---: |" * len(CALLS),
-    ]
+    lines = [f"| config, guidance | {' | '.join(map(str, CALLS))} |", "| --- |" + " ---: |" * len(CALLS)]
     for name, rows in results.items():
         cells = []
-        for i in range(len(CALLS)):
-            ours = rows["UCGM"][i]
-            value, solver = min((row[i], each) for each, row in rows.items() if each != "UCGM" and row[i] is not None)
-            cells.append(f"{ours:.2g} / {value:.2g} = {ours / value:.2f} ({solver})" if ours and value else "")
+        for i, ours in enumerate(rows["UCGM"]):
+            value, solver = best_of(rows, i)
+            cells.append(f"{ours:.2g} / {value:.2g} = {ours / value:.2f} ({solver})")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def ratios(results: dict[str, dict[str, list[float | None]]]) -> Tensor:
+def ratios(results: dict[str, Rows]) -> Tensor:
     """The ratio of the defaults to the best stock solver, of all rows and numbers of calls."""
-    found = []
-    for rows in results.values():
-        for i, ours in enumerate(rows["UCGM"]):
-            best = min(row[i] for each, row in rows.items() if each != "UCGM" and row[i] is not None)
-            found.append(ours / best)
-    return torch.tensor(found)
+    return torch.tensor(
+        [ours / best_of(rows, i)[0] for rows in results.values() for i, ours in enumerate(rows["UCGM"])]
+    )
 
 
 def main() -> None:

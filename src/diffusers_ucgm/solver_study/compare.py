@@ -33,7 +33,7 @@ from .solutions import distances, reference_solutions, solution_scheduler, summa
 from .stock_solvers import Solver, silence_stock
 
 
-__all__ = ["compare_solvers"]
+__all__ = ["CANNOT", "compare_solvers", "steps_within"]
 
 SOLUTIONS = "solutions"
 # What schedulers and pipelines raise where a number of steps is impossible.
@@ -213,7 +213,7 @@ class _Comparison:
     def _samples(self, scheduler: Steppable, budget: int) -> tuple[Tensor, int, float]:
         """Samples within a budget, the network calls that one of them took, and the seconds of all."""
         with silence_stock():
-            steps = _steps_within(scheduler, budget)
+            steps = steps_within(scheduler, budget)
         started = time.perf_counter()
         with count_calls(self.pipe) as counted, silence_stock():
             samples = generate(
@@ -238,8 +238,12 @@ class _Comparison:
         return self.frechet.value(self.frechet.measure(torch.cat(images), None))
 
 
-def _steps_within(scheduler: Steppable, budget: int) -> int:
+def steps_within(scheduler: Steppable, budget: int) -> int:
     """The largest number of steps that makes no more network calls than a budget.
+
+    Args:
+        scheduler: The scheduler, whose schedule is set to these steps.
+        budget: The network calls.
 
     Raises:
         ValueError: If one step makes more.
