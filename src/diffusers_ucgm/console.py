@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 
-__all__ = ["Output", "error_message", "expand_home", "given_words", "raising_package"]
+__all__ = ["Output", "error_message", "expand_home", "given_words", "is_own"]
 
 # The command itself, and what commands take without an option.
 NO_OPTIONS = ("command", "target", "name")
@@ -104,16 +104,15 @@ def _is_for_users(error: Exception) -> bool:
     """Whether an error names what the user can change: it is about files, or this package raised it on purpose."""
     if isinstance(error, OSError | ImportError):
         return True
-    is_ours = raising_package(error) == __package__
-    return is_ours and isinstance(error, ValueError | TypeError | RuntimeError)
+    return is_own(error) and isinstance(error, ValueError | TypeError | RuntimeError)
 
 
-def raising_package(error: BaseException) -> str:
-    """The package whose code raised an error, empty where it is not known."""
+def is_own(error: BaseException) -> bool:
+    """Whether code of this package raised an error, and not that of a package it calls."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
-    return "" if frame is None else str(frame.tb_frame.f_globals.get("__name__")).split(".")[0]
+    return frame is not None and str(frame.tb_frame.f_globals.get("__name__")).split(".")[0] == __package__
 
 
 def _option_of(message: str, args: argparse.Namespace) -> str:

@@ -86,10 +86,10 @@ DC_AE: JsonObject = {
     "decoder_act_fns": ("relu",) * 3 + ("silu",) * 3,
 }
 
-# From diffusers' names to those of the original KL autoencoder, in this order.
 # An encoder's block without and with attention, and the decoder's block for each of them.
 DOWN_BLOCKS = {False: "DownEncoderBlock2D", True: "AttnDownEncoderBlock2D"}
 UP_BLOCKS = {"DownEncoderBlock2D": "UpDecoderBlock2D", "AttnDownEncoderBlock2D": "AttnUpDecoderBlock2D"}
+# From diffusers' names to those of the original KL autoencoder, in this order.
 KL_NAMES = (
     (r"^encoder\.down_blocks\.(\d+)\.resnets\.", r"encoder.down.\1.block."),
     (r"^encoder\.down_blocks\.(\d+)\.attentions\.", r"encoder.down.\1.attn."),

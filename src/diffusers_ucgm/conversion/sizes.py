@@ -41,8 +41,9 @@ PUBLISHED_SIZES = {
 EDM2_WIDTHS = {"XS": 128, "S": 192, "M": 256, "L": 320, "XL": 384, "XXL": 448}
 # For checkpoints whose keys do not tell.
 PUBLISHED_HEADS = {width: heads for _, width, heads in PUBLISHED_SIZES.values()}
-# By layers, width and values of a patch; for 256 pixels, as the files of 256 and 512 are of one form.
+# Where a DDT's keys show the width of its heads.
 DDT_NORMS = [(f"blocks.{i}.attn.{name}_norm.weight", 0, 1) for i in (0, 1) for name in "qk"]
+# By layers, width and values of a patch; for 256 pixels, as the files of 256 and 512 are of one form.
 PUBLISHED_DDT = {(28, 1152, 16): {"num_encoder_layers": 22, "patch_size": 2, "sample_size": 32}}
 WEIGHT_AND_BIAS = ("weight", "bias")
 ROTARY_TABLES = ("feat_rope.freqs_cos", "feat_rope.freqs_sin")

@@ -48,7 +48,7 @@ GENERATE_ARGUMENTS: dict[str, Setting] = {
     "pipe": PIPELINE,
     "conditions": optional(CONDITIONS),
     "num_images": whole(MOST_IMAGES),
-    "num_inference_steps": optional(whole(MOST_CALLS)),
+    "num_inference_steps": CALL_ARGUMENTS["num_inference_steps"],
     "seed": SEED,
     "batch_size": integer(1),
     "call": optional(KEYWORDS),

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffusers_ucgm.console import raising_package
+from diffusers_ucgm.console import is_own
 from diffusers_ucgm.constraints import brief
 from diffusers_ucgm.contracts import Pipeline, Steppable, condition_name, networks_of
 
@@ -82,7 +82,7 @@ def _naming_refusals(pipe: Pipeline, call: Mapping[str, object]) -> Iterator[Non
     try:
         yield
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        if raising_package(error) == __name__.partition(".")[0] or not (call or isinstance(error, ValueError)):
+        if is_own(error) or not (call or isinstance(error, ValueError)):
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         given = ", ".join(f"{name}={brief(value)}" for name, value in call.items()) or "its own arguments"

@@ -184,10 +184,10 @@ def check_reference(argument: str, source: str | Path) -> None:
     Raises:
         FileNotFoundError: If it is a mistyped name or path; the error says what exists.
     """
-    if not is_statistics_file(source):
+    if is_statistics_file(source):
+        local_path(argument, source, "a file of statistics or images")
+    else:
         check_image_source(argument, source)
-        return
-    local_path(argument, source, "a file of statistics or images")
 
 
 def save_reference(path: str | Path, reference: Reference, feature_name: str | None = None) -> Path:

@@ -76,7 +76,7 @@ def _describe_training(folder: Path) -> list[str]:
         *_describe_log(log),
         f"checkpoints: {_listing(f'checkpoint-{step}' for step in checkpoints)}",
         f"results: {_listing(results)}",
-        *([] if results else _way_on(folder, checkpoints)),
+        *(_way_on(folder) if checkpoints and not results else []),
         *_training_settings(settings),
     ]
 
@@ -99,9 +99,7 @@ def _length_of(settings: JsonObject) -> str:
     return f" of {settings['max_train_steps']}" if "max_train_steps" in settings else ""
 
 
-def _way_on(folder: Path, checkpoints: dict[int, Path]) -> list[str]:
-    if not checkpoints:
-        return []
+def _way_on(folder: Path) -> list[str]:
     return [f"It goes on with `--resume-from-checkpoint latest --output-dir {folder}` and the same options."]
 
 

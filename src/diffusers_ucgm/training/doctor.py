@@ -36,6 +36,8 @@ UNTRAINED = 1.0
 # What a network makes of no condition is worse than of the right one, but not by so much if it was trained for it.
 NULL_FACTOR = 3.0
 SAME = 1e-6
+# The name of the findings of `_null_condition`.
+NULL = "null condition"
 
 
 @dataclass
@@ -303,7 +305,6 @@ def _times(case: _Case, output: Tensor) -> Iterator[Finding]:
 
 
 def _null_condition(case: _Case, output: Tensor) -> Iterator[Finding]:
-    name = "null condition"
     if not case.condition:
         return
     if case.null is None:
@@ -311,7 +312,7 @@ def _null_condition(case: _Case, output: Tensor) -> Iterator[Finding]:
         return
     null = _null_rows(case.condition, case.null)
     if set(null) != set(case.condition):
-        yield Finding(name, "error", f"It has {sorted(case.null)}, the data {sorted(case.condition)}.")
+        yield Finding(NULL, "error", f"It has {sorted(case.null)}, the data {sorted(case.condition)}.")
         return
     if (labels := case.condition.get("class_labels")) is not None:
         yield from _null_class(labels, null["class_labels"])
@@ -321,7 +322,7 @@ def _null_condition(case: _Case, output: Tensor) -> Iterator[Finding]:
 def _missing_null(case: _Case) -> Iterator[Finding]:
     if _has_enhanced_target(case) or case.config.label_dropout > 0.0:
         yield Finding(
-            "null condition",
+            NULL,
             "error",
             "There is none, and `label_dropout` or the enhanced target needs it. Set `label_dropout` to 0 or give "
             "`null_condition`.",
@@ -333,9 +334,7 @@ def _calling_without(case: _Case, output: Tensor, null: Mapping[str, Tensor]) ->
     try:
         without = case.predict(case.network_times(), null)
     except (IndexError, RuntimeError) as error:
-        yield Finding(
-            "null condition", "error", f"The network cannot be called with it: {error}. Is the class out of range?"
-        )
+        yield Finding(NULL, "error", f"The network cannot be called with it: {error}. Is the class out of range?")
         return
     if case.is_pretrained:
         yield from _use_of_condition(case, output)
@@ -359,7 +358,7 @@ def _null_rows(condition: Mapping[str, Tensor], null: Mapping[str, object]) -> d
 def _null_class(labels: Tensor, null: Tensor) -> Iterator[Finding]:
     if bool((labels == null).any()):
         message = f"The null class {int(null.flatten()[0])} is a class of the data as well."
-        yield Finding("null condition", "error", message)
+        yield Finding(NULL, "error", message)
     if bool((labels < 0).any()):
         yield Finding("classes", "error", f"The data have the class {int(labels.min())}.")
 
