@@ -19,7 +19,6 @@ from .constraints import KEYWORDS, PATH, brief, is_whole, plain
 from .presets import get_preset
 from .readme import STOCK_EXAMPLE, save_readme
 from .sampling.beta_schedules import cumulative_alphas_of
-from .sampling.clipping import Clipping
 from .sampling.config import SchedulerConfig
 from .sampling.conventions import Convention, convention_of
 from .sampling.grids import Spacing
@@ -33,7 +32,6 @@ from .sampling.step_arguments import check_step, without_variance
 from .sampling.stock_configs import STOCK_SCHEDULERS
 from .sampling.swap import OWN_SETTINGS, read_swap
 from .sampling.timesteps import Schedule, ScheduleArguments, check_timestep, first_place, place_of
-from .sampling.weights import GridPoint
 from .transports import Transport
 
 
@@ -117,6 +115,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         original_inference_steps: int | None = None,
         round_timesteps: bool = False,
         extrapolation_order: int = 2,
+        fitted_solvers: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
         """Check the settings.
 
@@ -167,6 +166,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             original_inference_steps: The steps on which a latent consistency model was trained, which bind its grid.
             round_timesteps: Whether the sampler's own grid is moved to whole times of the network.
             extrapolation_order: Order of the extrapolation "auto" or "adaptive", 2 or 3; without effect on a number.
+            fitted_solvers: The solvers of `fit_solver`, one for each number of network calls that was fitted.
 
         Raises:
             ValueError: If a setting is of the wrong type or out of its range, or settings contradict each other.
@@ -470,10 +470,8 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         """Start the run of a schedule and forget the last one."""
         self._run = None
         if schedule is not None:
-            first, clipping = min(begin_index or 0, len(schedule.timesteps) - 1), Clipping.of(self._settings)
-            ends_early = self.config.ends_at_first_step
-            end = GridPoint.at(self.convention, self.convention.earliest) if ends_early else None
-            self._run = planned_run(self._solver, self.convention, schedule.points, first, end, clipping)
+            first = min(begin_index or 0, len(schedule.timesteps) - 1)
+            self._run = planned_run(self._settings, self.convention, schedule, first)
         self._schedule, self._begin_index = schedule, begin_index
         self._step_index: int | None = None
         self._last: KeptState | None = None

@@ -22,11 +22,13 @@ class Step:
 
     Attributes:
         timestep: The network's time of the call before the step.
-        sample: The next sample, shape `(B, ...)`.
+        before: The sample before the step, shape `(B, ...)`.
+        sample: The next sample, same shape.
         estimate: The data estimate, same shape; None where the scheduler gives none.
     """
 
     timestep: float
+    before: Tensor
     sample: Tensor
     estimate: Tensor | None
 
@@ -82,7 +84,7 @@ class SamplingScheduler:
             returns_dict = settings.pop("return_dict", True)
             output = step(model_output, timestep, sample, *args, **settings, return_dict=True)
             time = float(torch.as_tensor(timestep).flatten()[0])
-            on_step(Step(time, output.prev_sample, getattr(output, "pred_original_sample", None)))
+            on_step(Step(time, sample, output.prev_sample, getattr(output, "pred_original_sample", None)))
             return output if returns_dict else output.to_tuple()
 
         return seeded_step

@@ -1,7 +1,7 @@
 """The settings of `UCGMScheduler` with their types, as the modules of this folder read them."""
 
-from collections.abc import Sequence
-from typing import Literal, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
 
 
 __all__ = ["Auto", "RatioRule", "SchedulerConfig", "SolverType"]
@@ -54,3 +54,4 @@ class SchedulerConfig(TypedDict):
     original_inference_steps: int | None
     round_timesteps: bool
     extrapolation_order: int
+    fitted_solvers: Sequence[Mapping[str, Any]] | None

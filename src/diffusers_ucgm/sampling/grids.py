@@ -9,8 +9,8 @@ The grid runs in progress `u` from noise to data between two gaps, and is warped
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .config import Auto, SchedulerConfig
 from .conventions import Convention
+from .fitted import fitted_solvers_of
 from .log_snr_grid import log_snr_grid
 from .tensors import floats
 
@@ -198,6 +199,7 @@ class Spacing:
         round_timesteps: Whether the sampler's own grid is moved to whole times of the network.
         original_inference_steps: The number of steps that a latent consistency model knows; None for other models.
         ends_at_first_step: Whether a run ends at the least time that the network knows.
+        fitted_times: The network's times of fitted solvers, by the number of times.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -213,6 +215,7 @@ class Spacing:
     round_timesteps: bool
     original_inference_steps: int | None
     ends_at_first_step: bool = False
+    fitted_times: Mapping[int, Sequence[float]] = field(default_factory=dict[int, Sequence[float]])
 
     def __post_init__(self) -> None:
         time_grid(1, self.warp, self.time_gaps)
@@ -250,6 +253,7 @@ class Spacing:
             config["round_timesteps"],
             config["original_inference_steps"],
             config["ends_at_first_step"],
+            {number: each.timesteps for number, each in fitted_solvers_of(config["fitted_solvers"]).items()},
         )
 
     @property

@@ -22,7 +22,9 @@ from diffusers_ucgm.transports import Transport
 from .clipping import Clipping
 from .config import SchedulerConfig
 from .conventions import Convention
+from .fitted import DEPTH, fitted_solvers_of
 from .solver import Call, SolverSettings, plan
+from .timesteps import Schedule
 from .weights import SAMPLE, GridPoint
 
 
@@ -60,32 +62,32 @@ class SamplerRun(Protocol):
 
 
 def planned_run(
-    settings: SolverSettings,
-    convention: Convention,
-    points: Sequence[GridPoint],
-    begin_index: int,
-    end: GridPoint | None,
-    clipping: Clipping | None,
+    config: SchedulerConfig, convention: Convention, schedule: Schedule, begin_index: int = 0
 ) -> "Run | PublishedRun":
     """The run of a schedule.
 
+    A fitted solver takes the place of the settings' in a whole run at the times of the fit.
+
     Args:
-        settings: The solver.
+        config: The scheduler's settings.
         convention: The model's convention.
-        points: The grid, from noise to data; the end at data is not one of them.
+        schedule: The times of the run.
         begin_index: The first call made.
-        end: Where the last call leads in place of the data; None for the data.
-        clipping: How data estimates are clipped; None for not at all.
 
     Raises:
         ValueError: If the reference's second order is asked to start at pure noise.
     """
-    calls = plan(settings, points, begin_index, end)
+    settings, points = SolverSettings.of(config), schedule.points
+    end = GridPoint.at(convention, convention.earliest) if config["ends_at_first_step"] else None
+    calls, reach = plan(settings, points, begin_index, end), settings.reach
+    fitted = fitted_solvers_of(config["fitted_solvers"]).get(len(points))
+    if fitted is not None and begin_index == 0 and fitted.serves(schedule.timesteps[: len(points)]):
+        calls, reach = fitted.calls(calls, points), DEPTH
     if convention.ends_at_data:
         calls.append(Call(SAMPLE, SAMPLE))
     if settings.is_published:
         return PublishedRun(calls, settings, points, convention.transport, begin_index)
-    return Run(calls, settings.reach, clipping)
+    return Run(calls, reach, Clipping.of(config))
 
 
 class Run:

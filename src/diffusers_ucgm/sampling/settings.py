@@ -28,6 +28,7 @@ from diffusers_ucgm.constraints import (
 from .beta_schedules import BETA_SCHEDULES
 from .config import SchedulerConfig
 from .conventions import EMBEDDINGS, PREDICTION_TYPES
+from .fitted import FITTED_SOLVERS
 from .solver import SOLVER_SETTINGS, SolverSettings
 
 
@@ -96,6 +97,7 @@ SCHEDULER_SETTINGS: dict[str, Setting] = {
     "original_inference_steps": optional(whole(1_000_000)),
     "round_timesteps": flag(),
     "extrapolation_order": SOLVER_SETTINGS["extrapolation_order"],
+    "fitted_solvers": FITTED_SOLVERS,
 }
 
 _TIME = number("a positive number", lambda value: value > 0, (1e-12, 1e12))
@@ -158,8 +160,20 @@ def _check_relations(config: SchedulerConfig) -> None:
         start, end = config["beta_start"], config["beta_end"]
         if config["beta_schedule"] in ("linear", "scaled_linear", "sigmoid") and start > end:
             raise ValueError(f"`beta_start` must be at most `beta_end`, got {start!r} and {end!r}.")
+    _check_fitted(config)
     if SolverSettings.of(config).is_published:
         _check_published_order(config)
+
+
+def _check_fitted(config: SchedulerConfig) -> None:
+    """A fitted solver takes one call a step, and leads to the solution of the noise."""
+    solver = SolverSettings.of(config)
+    if config["fitted_solvers"] and (solver.repeats or solver.stochasticity != 0):
+        raise ValueError(
+            "`fitted_solvers` must go with `stochasticity=0` and one call a step, got "
+            f"`stochasticity={solver.stochasticity!r}`, `solver_order={solver.solver_order}` and "
+            f"`solver_type={solver.solver_type!r}`. Use `fitted_solvers=None` with these."
+        )
 
 
 def _check_published_order(config: SchedulerConfig) -> None:

@@ -30,6 +30,7 @@ OWN_SETTINGS = (
     "divides_samples",
     "ends_at_first_step",
     "round_timesteps",
+    "fitted_solvers",
 )
 # The key under which a config of `UCGMScheduler` keeps the class of the config that it was made from.
 STOCK_CLASS = "_stock_class_name"
@@ -96,6 +97,8 @@ def read_swap(scheduler: type, config: Mapping[str, object], keywords: Mapping[s
     theirs, ours, unknown = _sort_keywords(keywords, known, defaults)
     if ours.get("clip_sample") or ours.get("thresholding"):
         ours.setdefault("clips_estimates", True)  # the caller asks for it: it was not left over in the config
+    if is_own and (theirs or ours) and config.get("fitted_solvers"):
+        ours = {"fitted_solvers": None, **ours}  # they were fitted with the settings as they are
     if is_own and theirs:
         ours = _changed_settings(config, {**defaults, **_translation(stock)}, defaults) | ours
     if theirs or not is_own:

@@ -134,7 +134,7 @@ def _times(
 ) -> tuple[Tensor, Tensor]:
     """Canonical and network's times of the grid points."""
     budget, mu = arguments.num_inference_steps, arguments.mu
-    timesteps = _network_grid(arguments, convention)
+    timesteps = _network_grid(arguments, spacing, convention)
     if timesteps is not None or arguments.sigmas is not None:
         return given_times(timesteps, arguments.sigmas, spacing, convention, mu, budget)
     if budget is None:
@@ -145,11 +145,15 @@ def _times(
     return network_times(grid, convention)
 
 
-def _network_grid(arguments: ScheduleArguments, convention: Convention) -> Numbers | None:
-    """The network's times that the arguments give, an sCM model's first and second time included."""
+def _network_grid(arguments: ScheduleArguments, spacing: Spacing, convention: Convention) -> Numbers | None:
+    """The network's times that the arguments or a fitted solver give, those of an sCM model included."""
     first, budget = arguments.max_timesteps, arguments.num_inference_steps
-    if arguments.timesteps is not None or first is None or not budget:
+    if arguments.timesteps is not None or arguments.sigmas is not None or not budget:
         return arguments.timesteps
+    if first is None:
+        # A fit has its times for one shift, and leads all the way from noise to data.
+        is_other_path = spacing.is_dynamic or arguments.strength is not None
+        return None if is_other_path else spacing.fitted_times.get(budget)
     return scm_times(first, arguments.intermediate_timesteps, budget, convention)
 
 

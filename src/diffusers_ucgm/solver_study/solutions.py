@@ -24,7 +24,9 @@ from diffusers_ucgm.checks import SAMPLING_REMEDY, check_finite
 from diffusers_ucgm.contracts import Pipeline
 from diffusers_ucgm.fingerprint import digest_of, fingerprint, public_settings
 from diffusers_ucgm.generation.generate import generate
+from diffusers_ucgm.generation.sampling_scheduler import Step
 from diffusers_ucgm.presets import SAMPLERS
+from diffusers_ucgm.sampling.conventions import Convention
 from diffusers_ucgm.sampling.weights import GridPoint
 from diffusers_ucgm.scheduler import UCGMScheduler
 
@@ -34,6 +36,7 @@ __all__ = [
     "DistanceSummary",
     "distances",
     "reference_solutions",
+    "solution_paths",
     "solution_scheduler",
     "summary",
 ]
@@ -111,19 +114,68 @@ def reference_solutions(
         ValueError: If there are not as many seeds as conditions, the scheduler is of an unknown kind, or a solution is
             not finite.
     """
+    return solution_paths(
+        pipe,
+        conditions,
+        seeds,
+        (),
+        num_calls=num_calls,
+        batch_size=batch_size,
+        cache=cache,
+        progress=progress,
+        call=call,
+    )[:, 0]
+
+
+def solution_paths(
+    pipe: Pipeline,
+    conditions: Sequence[int | str],
+    seeds: Sequence[int],
+    times: Sequence[float],
+    *,
+    num_calls: int = 1000,
+    batch_size: int = 64,
+    cache: str | Path | None = None,
+    progress: bool = True,
+    call: Mapping[str, object] | None = None,
+) -> Tensor:
+    """Points of the paths on which the noise of each seed leads to its solution.
+
+    Between the calls of the solution, data and noise estimates are taken to be lines in time.
+
+    Args:
+        pipe: A pipeline, as for `reference_solutions`; so are the arguments after `times`.
+        conditions: A class or prompt for each seed.
+        seeds: A seed for each path.
+        times: Canonical times of the points, any number.
+        num_calls: The budget of network calls of a path.
+        batch_size: Paths that are made together, and kept in one file.
+        cache: A folder in which every batch is kept.
+        progress: Whether a bar is shown.
+        call: Further arguments of the pipeline's call.
+
+    Returns:
+        The points at all times and last the solution, as the scheduler's steps give them: float32 on the CPU, shape
+        `(B, len(times) + 1, ...)`.
+
+    Raises:
+        ValueError: As `reference_solutions` does.
+    """
     if len(conditions) != len(seeds) or not seeds:
         raise ValueError(f"`seeds` must be one for each of {len(conditions)} conditions, got {len(seeds)}.")
     scheduler, call = solution_scheduler(pipe.scheduler.config), call or {}
-    folder, model = None if cache is None else Path(cache), ""
+    folder, model, at = None if cache is None else Path(cache), "", list(times)
     if folder is not None:
         model = fingerprint(pipe, scheduler=public_settings(scheduler.config), num_calls=num_calls, **call)
-    parts = []
+    parts: list[Tensor] = []
     with tqdm(total=len(seeds), disable=not progress, unit="solution", desc=f"{num_calls}-call solutions") as bar:
         for start in range(0, len(seeds), batch_size):
             batch = conditions[start : start + batch_size], seeds[start : start + batch_size]
-            file = None if folder is None else folder / f"solutions-{digest_of(model, *map(list, batch))}.safetensors"
-            solutions = None if file is None else _read(file)
-            if solutions is None:
+            name = digest_of(model, *map(list, batch), *([at] if at else []))
+            file = None if folder is None else folder / f"solutions-{name}.safetensors"
+            paths = None if file is None else _read(file)
+            if paths is None:
+                recorder = PathRecorder(scheduler.convention, at)
                 solutions = generate(
                     pipe,
                     *batch,
@@ -131,24 +183,83 @@ def reference_solutions(
                     scheduler=scheduler,
                     batch_size=batch_size,
                     call=call,
+                    on_step=recorder if at else None,
                 )
-                _keep(solutions, file, batch[1])
-            parts.append(solutions)
-            bar.update(len(solutions))
+                paths = recorder.path_to(solutions)
+                _keep(paths, file, batch[1])
+            parts.append(paths)
+            bar.update(len(paths))
     return torch.cat(parts)
 
 
-def _keep(solutions: Tensor, file: Path | None, seeds: Sequence[int]) -> None:
-    """Write solutions to a file, if there is one, once they are known to be finite."""
-    check_finite("solutions", solutions, f"the seeds {seeds[0]} to {seeds[-1]}", SAMPLING_REMEDY)
+class PathRecorder:
+    """The points of paths at some times, gathered while a solution is made: an `OnStep`.
+
+    Args:
+        convention: The model's convention.
+        times: The canonical times of the points.
+    """
+
+    def __init__(self, convention: Convention, times: Sequence[float]) -> None:
+        self._convention = convention
+        # The times that lie ahead, the next one last.
+        self._order = sorted(range(len(times)), key=lambda i: times[i])
+        self._times = times
+        self._points: dict[int, Tensor] = {}
+        # The times of the last calls, with the estimates of data and noise there. Of two calls at one time the second
+        # counts, since the first corrects the sample. So only what lies before the present time is settled.
+        self._settled: tuple[float, Tensor, Tensor] | None = None
+        self._now: tuple[float, Tensor, Tensor] | None = None
+
+    def __call__(self, step: Step) -> None:
+        """Take in a step of a solution."""
+        assert step.estimate is not None
+        t = float(self._convention.time(torch.tensor(step.timestep, dtype=torch.float64)))
+        point = GridPoint.at(self._convention, t)
+        x, x_hat = step.before.float(), step.estimate.float()
+        now = (t, x_hat, (x - point.gamma * x_hat) / point.alpha)
+        if self._now is not None and t < self._now[0]:
+            self._settle(self._now)
+        self._now = now
+
+    def path_to(self, solutions: Tensor) -> Tensor:
+        """The points and last the solutions, `(B, len(times) + 1, ...)`, once all steps were made.
+
+        Args:
+            solutions: What the run gave, shape `(B, ...)`.
+        """
+        if self._now is not None:
+            self._settle(self._now)
+            self._interpolate(self._now, (-1.0, *self._now[1:]))
+        points = [self._points[i] for i in range(len(self._times))]
+        return torch.stack([*points, solutions.reshape(points[0].shape) if points else solutions], dim=1)
+
+    def _settle(self, now: tuple[float, Tensor, Tensor]) -> None:
+        if self._settled is not None:
+            self._interpolate(self._settled, now)
+        self._settled = now
+
+    def _interpolate(self, last: tuple[float, Tensor, Tensor], now: tuple[float, Tensor, Tensor]) -> None:
+        """Fix the points between two calls; those before the first call are on its line."""
+        while self._order and self._times[self._order[-1]] > now[0]:
+            index = self._order.pop()
+            share = min(max((last[0] - self._times[index]) / (last[0] - now[0]), 0.0), 1.0)
+            point = GridPoint.at(self._convention, self._times[index])
+            x_hat, z_hat = (torch.lerp(a, b, share) for a, b in zip(last[1:], now[1:], strict=True))
+            self._points[index] = (point.gamma * x_hat + point.alpha * z_hat).cpu()
+
+
+def _keep(paths: Tensor, file: Path | None, seeds: Sequence[int]) -> None:
+    """Write paths to a file, if there is one, once they are known to be finite."""
+    check_finite("solutions", paths, f"the seeds {seeds[0]} to {seeds[-1]}", SAMPLING_REMEDY)
     if file is not None:
-        files.write_tensors(file, {"solutions": solutions})
+        files.write_tensors(file, {"paths": paths})
 
 
 def _read(file: Path) -> Tensor | None:
-    """The solutions in a file; None where it is missing or truncated, or a value is not finite."""
+    """The paths in a file; None where it is missing or truncated, or a value is not finite."""
     try:
-        found = load_file(file)["solutions"]
+        found = load_file(file)["paths"]
         return found if bool(found.isfinite().all()) else None
     except (OSError, SafetensorError, KeyError):
         return None
