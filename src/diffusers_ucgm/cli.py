@@ -68,7 +68,7 @@ COMMANDS = {
     "tune-sampler": Command(
         "solver_study.options",
         "solver_study.commands",
-        "search the sampler's settings for a model and a number of network calls",
+        "fit the solver to a model and numbers of network calls, or search the sampler's settings",
     ),
     "presets": Command("info.options", "info.commands", "list the paper's settings of the sampler and their results"),
     "recipes": Command("info.options", "info.commands", "list the named settings of `ucgm train`, or print one"),

@@ -47,7 +47,16 @@ OWNED = {
     "evaluate": ("plan.json", "results.json", "samples.png", "samples/samples-*.safetensors"),
     "compare": ("comparison.json", "comparison.md", "quality.png", "solutions/solutions-*.safetensors"),
     "tune-sampler": (
-        *("plan.json", "tuning.json", "trials.jsonl", "trials.jsonl.lock", "scheduler", "pipeline"),
+        *(
+            "plan.json",
+            "tuning.json",
+            "fit.json",
+            "fits.json",
+            "trials.jsonl",
+            "trials.jsonl.lock",
+            "scheduler",
+            "pipeline",
+        ),
         *("before-after.png", "search.png", "schedule.png", "tuning.png", "solutions/solutions-*.safetensors"),
     ),
     "convert": (

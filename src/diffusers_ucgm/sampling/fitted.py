@@ -72,10 +72,6 @@ class FittedSolver:
             for call, t, (sample, own, *past) in zip(plan, points, self.weights, strict=True)
         ]
 
-    def to_dict(self) -> dict[str, object]:
-        """The entry of the scheduler's config."""
-        return {"timesteps": list(self.timesteps), "weights": [list(row) for row in self.weights]}
-
 
 def fitted_solvers_of(entries: Sequence[Mapping[str, Any]] | None) -> dict[int, FittedSolver]:
     """The fitted solvers of a scheduler's config, by their number of network calls."""

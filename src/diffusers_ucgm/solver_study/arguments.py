@@ -1,6 +1,7 @@
 """The constraints on the arguments of comparisons and searches, as tables."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from diffusers import SchedulerMixin
 
@@ -8,7 +9,7 @@ from diffusers_ucgm.constraints import KEYWORDS, PATH, SEED, Setting, flag, inte
 from diffusers_ucgm.generation.arguments import CONDITIONS, MOST_CALLS, PIPELINE, SAMPLES
 
 
-__all__ = ["COMPARE_ARGUMENTS", "TUNE_ARGUMENTS"]
+__all__ = ["COMPARE_ARGUMENTS", "FIT_ARGUMENTS", "TUNE_ARGUMENTS"]
 
 
 def _is_seeds(value: object) -> bool:
@@ -27,6 +28,15 @@ def _is_solvers(value: object) -> bool:
     )
 
 
+def _is_numbers_of_calls(value: Any) -> bool:
+    every = value if isinstance(value, list | tuple | range) else [value]
+    return len(every) > 0 and all(is_whole(each) and 1 <= each <= MOST_CALLS for each in every)
+
+
+def _is_distinct(value: Any) -> bool:
+    return not isinstance(value, list | tuple) or len(set(value)) == len(value)
+
+
 COMPARE_ARGUMENTS: dict[str, Setting] = {
     "pipe": PIPELINE,
     "conditions": CONDITIONS,
@@ -38,6 +48,26 @@ COMPARE_ARGUMENTS: dict[str, Setting] = {
     "cache": optional(PATH),
     "batch_size": integer(1),
     "overwrite_output_dir": flag(),
+    "call": optional(KEYWORDS),
+}
+FIT_ARGUMENTS: dict[str, Setting] = {
+    "pipe": PIPELINE,
+    "num_inference_steps": Setting(
+        (
+            (f"a whole number from 1 to {MOST_CALLS}, or a list of them", _is_numbers_of_calls),
+            ("without repetition", _is_distinct),
+        )
+    ),
+    "output": PATH,
+    "conditions": optional(CONDITIONS),
+    "refine": flag(),
+    "num_seeds": optional(SAMPLES),
+    "num_held_out": SAMPLES,
+    "seed": SEED,
+    "num_solution_calls": whole(MOST_CALLS),
+    "batch_size": integer(1),
+    "overwrite_output_dir": flag(),
+    "progress": flag(),
     "call": optional(KEYWORDS),
 }
 TUNE_ARGUMENTS: dict[str, Setting] = {

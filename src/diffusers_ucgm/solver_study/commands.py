@@ -9,23 +9,65 @@ from diffusers_ucgm.generation.inputs import call_arguments, given_conditions, l
 from diffusers_ucgm.image_metrics.references import check_reference
 from diffusers_ucgm.randomness import consecutive_seeds
 
+from .defaults import NUM_SEEDS, OBJECTIVE_NAMES
 from .options import named_folder
 
 
 if TYPE_CHECKING:
     from .objectives import Objective
     from .stock_solvers import Solver
+    from .tuning_result import Result
 
 __all__ = ["COMMANDS"]
 
 
 def tune(args: argparse.Namespace) -> int:
-    """Search a sampler's settings, show before and after, and say what was gained."""
+    """Fit a solver to a model, or search the sampler's settings, show before and after, and say what was gained."""
+    return METHODS[args.method](args)
+
+
+def _fit(args: argparse.Namespace) -> int:
+    from .fit import fit_solver
+    from .fit_result import report_fit
+
+    if args.objective != OBJECTIVE_NAMES[0] or args.reference is not None:
+        raise ValueError(
+            "`--objective` and `--reference` must go with `--method search`: a fit makes the distance from the "
+            "solutions small."
+        )
+    conditions, call = given_conditions(args), call_arguments(args)
+    pipe = load_model(args)
+    result = fit_solver(
+        pipe,
+        args.steps,
+        args.output,
+        conditions=conditions,
+        refine=args.refine,
+        num_seeds=args.num_seeds,
+        num_held_out=args.num_held_out,
+        seed=args.seed,
+        num_solution_calls=args.solution_calls,
+        batch_size=args.batch_size,
+        overwrite_output_dir=args.overwrite_output_dir,
+        call=call,
+    )
+    print(report_fit(result))
+    if find_spec("matplotlib") is not None:
+        print(f"Plot: {result.plot()}")
+    return _show(args, pipe, result)
+
+
+def _search(args: argparse.Namespace) -> int:
     from .objectives import OBJECTIVES, Objective
     from .plots import plot_tuning
     from .tune import tune_sampler
-    from .tuning_result import report, save_images, save_pipeline
+    from .tuning_result import report
 
+    if args.refine or len(args.steps) > 1:
+        raise ValueError(
+            "`--refine` and several `--steps` must go with `--method fit`, got `--method search` with "
+            f"`--steps {' '.join(map(str, args.steps))}`."
+        )
     if args.reference is not None:
         check_reference("--reference", args.reference)
     conditions = given_conditions(args)
@@ -33,29 +75,35 @@ def tune(args: argparse.Namespace) -> int:
     objective: Objective | str = args.objective
     if objective not in OBJECTIVES:
         objective = _frechet(args, pipe)
-    call = call_arguments(args)
     result = tune_sampler(
         pipe,
-        args.steps,
+        args.steps[0],
         args.output,
         conditions=conditions,
         num_trials=args.num_trials,
-        num_seeds=args.num_seeds,
+        num_seeds=NUM_SEEDS if args.num_seeds is None else args.num_seeds,
         num_held_out=args.num_held_out,
         seed=args.seed,
         objective=objective,
         num_solution_calls=args.solution_calls,
         overwrite_output_dir=args.overwrite_output_dir,
         batch_size=args.batch_size,
-        call=call,
+        call=call_arguments(args),
     )
     print(report(result))
-    print(f"Scheduler: {result.output / 'scheduler'}")
-    print(f"Image: {save_images(pipe, result, call)}")
     # The search itself does without matplotlib.
     if result.held_out is not None and find_spec("matplotlib") is not None:
         values = [trial.value for trial in result.trials]
         print(f"Plot: {plot_tuning(*result.held_out, values, result.output / 'tuning.png')}")
+    return _show(args, pipe, result)
+
+
+def _show(args: argparse.Namespace, pipe: Pipeline, result: "Result") -> int:
+    """Save and name what shows a result."""
+    from .tuning_result import save_images, save_pipeline
+
+    print(f"Scheduler: {result.output / 'scheduler'}")
+    print(f"Image: {save_images(pipe, result, call_arguments(args))}")
     if args.save_pipeline:
         print(f"Pipeline: {save_pipeline(pipe, result)}")
     return 0
@@ -130,4 +178,5 @@ def _choose(solvers: "dict[str, Solver]", names: list[str] | None) -> "dict[str,
     return {name: solver for name, solver in solvers.items() if name in names}
 
 
+METHODS = {"fit": _fit, "search": _search}
 COMMANDS = {"compare": compare, "tune-sampler": tune}

@@ -1,203 +1,248 @@
-"""Solvers that are fitted to a model: least squares at each step, from the paths on which noise leads to solutions.
+"""Solvers fitted to a pipeline for some numbers of network calls, and their gain on seeds that the fit did not see."""
 
-A fit runs the solver that it makes over all seeds. At each call it solves one small ridge problem for corrections to
-the weights of the sample and of the last data estimates, so that the next sample meets the path of the solution:
-
-    min_d  |x(t_{i+1}) - F_i (w_i + d)|^2 + ridge |S d|^2
-
-The columns of `F_i` are the sample and the estimates, S is their scale, and `w_i` are the weights of the scheduler's
-settings. The ridge is the one that is best on seeds which are not in the fit. There is no gradient, so the network may
-be of any size or precision.
-"""
-
-import math
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from diffusers_ucgm.checks import SAMPLING_REMEDY
+from diffusers_ucgm import files
+from diffusers_ucgm.constraints import check
 from diffusers_ucgm.contracts import Pipeline
-from diffusers_ucgm.generation.generate import generate
-from diffusers_ucgm.sampling.fitted import DEPTH, FittedSolver, weights_of
-from diffusers_ucgm.sampling.runs import Noise, SamplerRun, Step
-from diffusers_ucgm.sampling.solver import Call
+from diffusers_ucgm.fingerprint import fingerprint, public_settings
+from diffusers_ucgm.generation.conditions import conditions_for
+from diffusers_ucgm.image_metrics.requirements import check_call, check_outputs
+from diffusers_ucgm.presets import SAMPLERS
+from diffusers_ucgm.randomness import consecutive_seeds
+from diffusers_ucgm.run_folder import RunFolder
+from diffusers_ucgm.sampling.fitted import FittedSolver, fitted_solvers_of
 from diffusers_ucgm.scheduler import UCGMScheduler
 
-
-__all__ = ["Fit", "FitSample", "fit_steps", "least_squares"]
-
-# The ridges that are tried, as fractions of the columns' mean squares; the last keeps the weights of the settings.
-RIDGES = (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, math.inf)
-# One of this many seeds is not in the fit, and chooses the ridge.
-VALIDATION = 4
-
-
-@dataclass(frozen=True)
-class FitSample:
-    """The seeds of a fit, all in one batch.
-
-    Attributes:
-        conditions: A class or prompt for each seed.
-        seeds: The seeds.
-        call: Further arguments of the pipeline's call.
-    """
-
-    conditions: Sequence[int | str]
-    seeds: Sequence[int]
-    call: Mapping[str, object]
-
-    @property
-    def is_fitted(self) -> Tensor:
-        """Whether each seed is in the fit, and does not choose the ridge; bool, shape `(B,)`."""
-        return torch.arange(len(self.seeds)) % VALIDATION != VALIDATION - 1
-
-    def run(self, pipe: Pipeline, scheduler: UCGMScheduler, num_inference_steps: int) -> Tensor:
-        """The samples of a scheduler, shape `(B, ...)`."""
-        return generate(
-            pipe,
-            self.conditions,
-            self.seeds,
-            num_inference_steps=num_inference_steps,
-            scheduler=scheduler,
-            batch_size=len(self.seeds),
-            call=self.call,
-        )
+from .arguments import FIT_ARGUMENTS
+from .defaults import FIRST_SEED
+from .fit_result import NUM_IMAGES, FitResult
+from .least_squares import Fit, FitSample, call_times, fit_steps
+from .objectives import OBJECTIVES, Gain, check_has_solutions, gain_of
+from .refine import refine as refine_fit
+from .solutions import distances, solution_paths
 
 
-@dataclass(frozen=True)
-class Fit:
-    """A fitted solver.
+__all__ = ["fit_solver"]
 
-    Attributes:
-        solver: Its times and weights.
-        error: The mean square distance from the solution on the seeds that were not in the fit.
-    """
-
-    solver: FittedSolver
-    error: float
+FITS, RESULT, SOLUTIONS = "fits.json", "fit.json", "solutions"
+# The seeds of a fit, unless a batch is smaller: eight do nearly as well as a hundred.
+NUM_SEEDS = 32
+# One seed in four chooses the ridge.
+LEAST_SEEDS = 4
+EVEN: dict[str, Any] = {"time_warp": (1.0, 1.0, 1.0), "time_gaps": (0.0, 0.0)}
 
 
-def call_times(pipe: Pipeline, scheduler: UCGMScheduler, num_inference_steps: int, sample: FitSample) -> list[float]:
-    """The canonical times at which a pipeline calls its network.
+def fit_solver(
+    pipe: Pipeline,
+    num_inference_steps: int | Sequence[int],
+    output: str | Path,
+    *,
+    conditions: Sequence[int | str] | None = None,
+    refine: bool = False,
+    num_seeds: int | None = None,
+    num_held_out: int = 128,
+    seed: int = FIRST_SEED,
+    num_solution_calls: int = 1000,
+    batch_size: int = 64,
+    overwrite_output_dir: bool = False,
+    progress: bool = True,
+    call: Mapping[str, object] | None = None,
+) -> FitResult:
+    """Fit the solver's weights to a pipeline, for each of some numbers of network calls.
+
+    The fit begins with the weights of the default sampler on several grids, and keeps the grid that is best on seeds
+    which are not in the fit. A run that was stopped goes on when it is started again with the same arguments.
+    `output/scheduler` is then a saved scheduler, and `output/fit.json` holds the gains.
 
     Args:
-        pipe: The pipeline, which may give its scheduler times of its own.
-        scheduler: The scheduler.
-        num_inference_steps: The number of network calls.
-        sample: The seeds, of which one is run.
-    """
-    first = FitSample(sample.conditions[:1], sample.seeds[:1], sample.call)
-    first.run(pipe, scheduler, num_inference_steps)
-    return scheduler.canonical_times
-
-
-def fit_steps(
-    pipe: Pipeline, scheduler: UCGMScheduler, num_inference_steps: int, sample: FitSample, path: Tensor
-) -> Fit:
-    """Fit the weights of a scheduler's steps by least squares, with its times as they are.
-
-    Args:
-        pipe: The pipeline. It is left as it was.
-        scheduler: The scheduler that the fit begins with, of one call a step and without fresh noise.
-        num_inference_steps: The number of network calls N.
-        sample: The seeds.
-        path: The solution's points at the times after each call and at last the solution, shape `(B, N, ...)`.
+        pipe: A `UCGMPipeline`, or a stock pipeline that takes a `prompt` or `class_labels`. It is left as it was.
+        num_inference_steps: The numbers of network calls, one or several.
+        output: The folder of the result and the solutions; made if it is missing.
+        conditions: Classes or prompts, taken in turn; None is all classes.
+        refine: Whether weights and times are refined through the whole run: see `refine.refine`.
+        num_seeds: The seeds of the fit, at most `batch_size`, from 4; None is 32 or `batch_size`.
+        num_held_out: Seeds on which each solver is judged: those that follow.
+        seed: The first of all seeds.
+        num_solution_calls: The network calls of a solution.
+        batch_size: Samples in a call of the pipeline.
+        overwrite_output_dir: Whether what another run left in the folder is removed; files of others stay.
+        progress: Whether bars are shown.
+        call: Further arguments of the pipeline's call, such as `guidance_scale`. The fit is for these.
 
     Raises:
-        ValueError: If the scheduler's plan is not one of single calls.
-        RuntimeError: If the pipeline copies its scheduler, or a sample is not finite.
+        ValueError: If an argument is out of its range, the folder is of another run, or the pipeline's model is a
+            few-step model, which has no solutions.
+        RuntimeError: If the pipeline's steps cannot be followed, or a sample is not finite.
     """
-    fitting = _FittingScheduler.from_config(scheduler.config, fitted_solvers=None)
-    fitting.begin(path, sample.is_fitted)
-    samples = sample.run(pipe, fitting, num_inference_steps)
-    if len(fitting.rows) != path.shape[1]:
-        raise RuntimeError(
-            f"The pipeline must make {path.shape[1]} steps with its scheduler, got {len(fitting.rows)}, so no solver "
-            "can be fitted. Use `--method search`."
+    check(FIT_ARGUMENTS, locals())
+    started, call, output = time.perf_counter(), call or {}, Path(output)
+    numbers = [num_inference_steps] if isinstance(num_inference_steps, int) else [*num_inference_steps]
+    num_seeds = min(NUM_SEEDS, batch_size) if num_seeds is None else num_seeds
+    if not LEAST_SEEDS <= num_seeds <= batch_size:
+        raise ValueError(
+            f"`num_seeds` must be from {LEAST_SEEDS} to `batch_size`, since a fit runs its seeds in one batch, got "
+            f"{num_seeds} with `batch_size={batch_size}`."
         )
-    if not bool(samples.isfinite().all()):
-        raise RuntimeError(f"The samples are not finite. {SAMPLING_REMEDY}")
-    rest = ~sample.is_fitted
-    error = float((samples[rest].flatten(1) - path[rest, -1].flatten(1)).square().mean())
-    timesteps = tuple(float(each) for each in fitting.timesteps[: len(fitting.rows)])
-    return Fit(FittedSolver(timesteps, tuple(map(tuple, fitting.rows))), error)
+    check_has_solutions(pipe)
+    for number in numbers:
+        check_call(pipe, number, call)
+    check_outputs(output)
+    total = num_seeds + num_held_out
+    every, seeds = conditions_for(pipe, total, conditions), list(consecutive_seeds(seed, total))
+    plan = {
+        "method": "fit",
+        "num_inference_steps": numbers,
+        "refine": refine,
+        "num_seeds": num_seeds,
+        "num_held_out": num_held_out,
+        "first_seed": seed,
+        "num_solution_calls": num_solution_calls,
+        "model": fingerprint(pipe, conditions=conditions, scheduler=public_settings(pipe.scheduler.config), **call),
+    }
+    with RunFolder(output, "tune-sampler") as run:
+        run.begin(plan, overwrite=overwrite_output_dir)
+        sample = FitSample(every[:num_seeds], seeds[:num_seeds], call)
+        held_out = FitSample(every[num_seeds:], seeds[num_seeds:], call)
+        fitting = _Fitting(pipe, output, num_solution_calls, batch_size, refine, progress)
+        result = fitting.judge(fitting.fits(numbers, sample), held_out, started)
+        with files.replacing_folder(output / "scheduler") as temporary:
+            result.scheduler.save_pretrained(temporary)
+        files.write_json(output / RESULT, {**plan, **result.to_dict()})
+        return result
 
 
-class _FittingScheduler(UCGMScheduler):
-    """A scheduler that fits each of its steps as it makes it."""
+@dataclass(frozen=True)
+class _Fitting:
+    """How solvers are fitted to a pipeline."""
 
-    rows: list[list[float]]
+    pipe: Pipeline
+    output: Path
+    num_solution_calls: int
+    batch_size: int
+    refine: bool
+    progress: bool
 
-    def begin(self, path: Tensor, is_fitted: Tensor) -> None:
-        """Take the points that the steps are to meet, and which seeds are in the fit: see `fit_steps`."""
-        self._path, self._is_fitted, self.rows = path, is_fitted, []
+    @property
+    def base(self) -> UCGMScheduler:
+        """The pipeline's scheduler with its settings, or with the default sampler where a step takes two calls."""
+        scheduler = UCGMScheduler.from_config(self.pipe.scheduler.config)
+        repeats = scheduler.config.solver_order == 2 and scheduler.config.solver_type != "multistep"
+        return _sampler(scheduler, {}) if repeats else scheduler
 
-    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
-        super().set_timesteps(*args, **kwargs)
-        assert self._run is not None
-        self.rows = []
-        self._run = _FittingRun(self._run, self._path, self._is_fitted, self.rows)
+    def paths(self, sample: FitSample, times: Sequence[float] = ()) -> Tensor:
+        """The solutions of seeds, after their paths' points at some times: see `solution_paths`."""
+        return solution_paths(
+            self.pipe,
+            sample.conditions,
+            sample.seeds,
+            times,
+            num_calls=self.num_solution_calls,
+            batch_size=self.batch_size,
+            cache=self.output / SOLUTIONS,
+            progress=self.progress,
+            call=sample.call,
+        )
+
+    def fits(self, numbers: Sequence[int], sample: FitSample) -> dict[int, Fit]:
+        """The fit of each number of calls, those in the journal of a stopped run included."""
+        journal = self.output / FITS
+        fits = _read_fits(journal)
+        starts = {number: self._starts(number, sample) for number in numbers}
+        # One solution of each seed serves all numbers.
+        times = sorted({t for each in starts.values() for _, times in each for t in times[1:]})
+        paths = self.paths(sample, times)
+        for number, candidates in starts.items():
+            if number in fits:
+                continue
+            of_starts = [paths[:, [*map(times.index, own[1:]), len(times)]] for _, own in candidates]
+            fits[number] = self._fit(number, [scheduler for scheduler, _ in candidates], of_starts, sample)
+            files.write_json(journal, {str(key): asdict(each) for key, each in fits.items()})
+        return fits
+
+    def _fit(
+        self, number: int, schedulers: Sequence[UCGMScheduler], paths: Sequence[Tensor], sample: FitSample
+    ) -> Fit:
+        """The best fit of some schedulers, refined if that is wanted."""
+        found = [
+            fit_steps(self.pipe, scheduler, number, sample, path)
+            for scheduler, path in zip(schedulers, paths, strict=True)
+        ]
+        place = min(range(len(found)), key=lambda i: found[i].error)
+        if not self.refine:
+            return found[place]
+        return refine_fit(
+            self.pipe,
+            schedulers[place],
+            found[place],
+            sample,
+            paths[place][:, -1],
+            moves_times=len(found) > 1 and not schedulers[place].config.round_timesteps,
+            progress=self.progress,
+        )
+
+    def _starts(self, number: int, sample: FitSample) -> list[tuple[UCGMScheduler, list[float]]]:
+        """Schedulers on different grids, with the times of each; one alone where the pipeline gives the times."""
+        config = self.base.config
+        own = {"time_warp": config.time_warp, "time_gaps": config.time_gaps}
+        found: list[tuple[UCGMScheduler, list[float]]] = []
+        # A grid that depends on the size of the image cannot be replaced by one list of times.
+        for grid in [own] if config.use_dynamic_shifting else [own, {}, EVEN]:
+            scheduler = _sampler(self.base, grid)
+            times = call_times(self.pipe, scheduler, number, sample)
+            if times not in [each for _, each in found]:
+                found.append((scheduler, times))
+        return found
+
+    def judge(self, fits: Mapping[int, Fit], held_out: FitSample, started: float) -> FitResult:
+        """The gain of each fit on seeds that no fit saw."""
+        solutions = self.paths(held_out)[:, 0]
+        base: UCGMScheduler = self.base
+        own: Any = self.pipe.scheduler
+        fitted = _with_solvers(base, [each.solver for each in fits.values()])
+        gains: dict[int, Gain] = {}
+        for number in fits:
+            before, after = (self._distances(each, number, held_out, solutions) for each in (own, fitted))
+            gains[number] = gain_of(OBJECTIVES["median"], before, after, solutions)
+        solvers = [fits[number].solver for number, gain in gains.items() if gain.is_gain]
+        return FitResult(
+            _with_solvers(base, solvers) if solvers else own,
+            fitted,
+            gains,
+            self.output.resolve(),
+            (list(held_out.conditions[:NUM_IMAGES]), list(held_out.seeds[:NUM_IMAGES])),
+            time.perf_counter() - started,
+        )
+
+    def _distances(self, scheduler: Any, number: int, held_out: FitSample, solutions: Tensor) -> Tensor:
+        samples = held_out.run(self.pipe, scheduler, number, self.batch_size)
+        return distances(samples, solutions.reshape(samples.shape))
 
 
-class _FittingRun:
-    """A run that fits each of its steps.
-
-    Args:
-        plan: The run of the settings.
-        path: The points that the steps are to meet, shape `(B, N, ...)`.
-        is_fitted: Whether each seed is in the fit, shape `(B,)`.
-        rows: Where the weights of the steps are put.
-    """
-
-    def __init__(self, plan: SamplerRun, path: Tensor, is_fitted: Tensor, rows: list[list[float]]) -> None:
-        self.calls: list[Call] = plan.calls
-        self._start, self._path, self._is_fitted, self._rows = weights_of(plan.calls), path, is_fitted, rows
-        self._history: list[Tensor] = []
-
-    def step(self, index: int, x: Tensor, output: Tensor, noise: Noise) -> Step:
-        """Go on from the sample by one network call: see `SamplerRun`."""
-        x_hat = self.calls[index].x_hat(x, output)
-        self._history = [x_hat, *self._history[:DEPTH]]
-        if index >= self._path.shape[1]:  # the call that some conventions make at the data
-            return Step(x, lambda: x_hat)
-        columns = [x, *self._history]
-        target = self._path[:, index].to(x)
-        row = least_squares(columns, target.reshape(x.shape), self._start[index], self._is_fitted)
-        self._rows.append(row)
-        x_next = sum((weight * column for weight, column in zip(row, columns, strict=True)), torch.zeros_like(x))
-        return Step(x_next, lambda: x_hat)
+def _sampler(scheduler: UCGMScheduler, grid: Mapping[str, Any]) -> UCGMScheduler:
+    """A scheduler of the same model with the default sampler, whose weights a fit begins with."""
+    return UCGMScheduler.from_config(scheduler.config, **{**SAMPLERS["multistep"], **grid})
 
 
-def least_squares(columns: Sequence[Tensor], target: Tensor, start: Sequence[float], is_fitted: Tensor) -> list[float]:
-    """Weights of tensors whose sum comes close to a target, with the ridge that is best on the seeds left out.
-
-    Args:
-        columns: The tensors, each of shape `(B, ...)`.
-        target: The target, same shape.
-        start: The weights from which the ridge keeps the result.
-        is_fitted: Whether each row is in the fit, shape `(B,)`.
-    """
-    rest = target - sum((w * c for w, c in zip(start, columns, strict=True)), torch.zeros_like(target))
-    gram_fit, gram_rest = (_gram([*columns, rest], rows) for rows in (is_fitted, ~is_fitted))
-    # Columns of scale 1, so that one ridge serves all.
-    scale = gram_fit[:-1, :-1].diagonal().sqrt().clamp(min=1e-30)
-    matrix, right = gram_fit[:-1, :-1] / scale.outer(scale), gram_fit[:-1, -1] / scale
-    values, vectors = torch.linalg.eigh(matrix)
-    best, least = torch.zeros_like(right), math.inf
-    for ridge in reversed(RIDGES):
-        # Directions that are rounding alone are left as they are.
-        inverse = torch.where(values > 1e-10, 1.0 / (values + ridge), torch.zeros_like(values))
-        change = vectors @ (inverse * (vectors.T @ right)) / scale
-        error = float(change @ gram_rest[:-1, :-1] @ change - 2.0 * change @ gram_rest[:-1, -1])
-        if error < least:
-            best, least = change, error
-    return [weight + float(change) for weight, change in zip(start, best, strict=True)]
+def _with_solvers(scheduler: UCGMScheduler, solvers: Sequence[FittedSolver]) -> UCGMScheduler:
+    """The scheduler with fitted solvers beside those of other numbers of calls that it has."""
+    known = {**fitted_solvers_of(scheduler.config.fitted_solvers), **{len(each.timesteps): each for each in solvers}}
+    entries = [asdict(known[number]) for number in sorted(known)]
+    return UCGMScheduler.from_config(scheduler.config, fitted_solvers=entries or None)
 
 
-def _gram(columns: Sequence[Tensor], rows: Tensor) -> Tensor:
-    """The inner products of columns over some rows, float64 on the CPU; pair by pair, for memory's sake."""
-    flat = [column[rows.to(column.device)].flatten().cpu().double() for column in columns]
-    return torch.stack([torch.stack([a.dot(b) for b in flat]) for a in flat]) / len(flat[0])
+def _read_fits(journal: Path) -> dict[int, Fit]:
+    """The fits in a journal; empty where there is none."""
+    if not journal.is_file():
+        return {}
+    found: dict[str, Any] = files.read_json(journal)
+    return {
+        int(number): Fit(fitted_solvers_of([each["solver"]])[int(number)], each["error"])
+        for number, each in found.items()
+    }

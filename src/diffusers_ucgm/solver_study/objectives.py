@@ -12,15 +12,25 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from diffusers_ucgm.contracts import Pipeline
 from diffusers_ucgm.image_metrics.features import FeatureNetwork, features_of, load_features
 from diffusers_ucgm.image_metrics.references import load_reference
 from diffusers_ucgm.image_metrics.requirements import check_width
 from diffusers_ucgm.image_metrics.statistics import FeatureStatistics, frechet_distance
+from diffusers_ucgm.scheduler import UCGMScheduler
 
 from .solutions import distances, summary
 
 
-__all__ = ["OBJECTIVES", "Gain", "Objective", "frechet_objective", "gain_of", "load_frechet_objective"]
+__all__ = [
+    "OBJECTIVES",
+    "Gain",
+    "Objective",
+    "check_has_solutions",
+    "frechet_objective",
+    "gain_of",
+    "load_frechet_objective",
+]
 
 NUM_RESAMPLINGS = 2000
 
@@ -154,6 +164,22 @@ def load_frechet_objective(
     )
     identity = f"{features} {reference} {split} {size} {background}"
     return frechet_objective(network, found.statistics, identity=identity, batch_size=batch_size)
+
+
+def check_has_solutions(pipe: Pipeline, objective: str = "") -> None:
+    """Refuse a pipeline whose samples follow from more than their noise.
+
+    Raises:
+        ValueError: If its scheduler adds fresh noise.
+    """
+    stochasticity = UCGMScheduler.from_config(pipe.scheduler.config).config.stochasticity
+    if stochasticity != 0:
+        asked = f"{objective!r} " if objective else "a scheduler "
+        raise ValueError(
+            "`objective` must not need solutions where samples are generated with fresh noise, as a few-step model's, "
+            f"got {asked}with `stochasticity={stochasticity}`: such a model does not lead its noise to a solution. "
+            "Compare its samples with real images, by `frechet_objective` or `--method search --objective frechet`."
+        )
 
 
 def gain_of(goal: Objective, before: Tensor, after: Tensor, solutions: Tensor | None = None) -> Gain:

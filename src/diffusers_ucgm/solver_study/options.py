@@ -5,7 +5,7 @@ import argparse
 from diffusers_ucgm.generation.options import add_model_options
 from diffusers_ucgm.image_metrics.options import add_reference_options
 
-from .defaults import CALLS, FIRST_SEED, OBJECTIVE_NAMES
+from .defaults import CALLS, FIRST_SEED, NUM_SEEDS, OBJECTIVE_NAMES
 
 
 __all__ = ["OPTIONS", "named_folder"]
@@ -15,16 +15,31 @@ def add_tune_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `ucgm tune-sampler`."""
     add_model_options(parser, "ucgm-tuned")
     parser.set_defaults(seed=FIRST_SEED)
-    parser.add_argument("--steps", type=int, required=True, help="network calls that the settings are for")
-    parser.add_argument("--num-trials", type=int, default=100, help="settings to try (%(default)s)")
-    parser.add_argument("--num-seeds", type=int, default=64, help="samples on which they are tried (%(default)s)")
+    parser.add_argument(
+        "--steps", type=int, nargs="+", required=True, help="network calls; a fit takes several numbers of them"
+    )
+    parser.add_argument(
+        "--method",
+        choices=("fit", "search"),
+        default="fit",
+        help="fit the solver's weights by least squares, or search its settings by trials (%(default)s)",
+    )
+    parser.add_argument(
+        "--refine", action="store_true", help="fit: refine weights and times through the whole run; takes minutes"
+    )
+    parser.add_argument("--num-trials", type=int, default=100, help="search: settings to try (%(default)s)")
+    parser.add_argument(
+        "--num-seeds",
+        type=int,
+        help=f"samples for the fit, at most a batch (32), or on which settings are tried ({NUM_SEEDS})",
+    )
     parser.add_argument("--num-held-out", type=int, default=128, help="other samples, to judge by (%(default)s)")
     parser.add_argument("--solution-calls", type=int, default=1000, help="network calls of a solution (%(default)s)")
     parser.add_argument(
         "--objective",
         choices=[*OBJECTIVE_NAMES, "frechet"],
         default="median",
-        help="distance to the many-step solution, or Fréchet distance to a reference (%(default)s)",
+        help="search: distance to the many-step solution, or Fréchet distance to a reference (%(default)s)",
     )
     add_reference_options(parser, "for --objective frechet: ")
     parser.add_argument("--save-pipeline", action="store_true", help="also save the whole pipeline, tuned")

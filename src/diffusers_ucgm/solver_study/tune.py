@@ -27,8 +27,8 @@ from diffusers_ucgm.run_folder import RunFolder
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 from .arguments import TUNE_ARGUMENTS
-from .defaults import FIRST_SEED
-from .objectives import OBJECTIVES, Objective, gain_of
+from .defaults import FIRST_SEED, NUM_SEEDS
+from .objectives import OBJECTIVES, Objective, check_has_solutions, gain_of
 from .search import (
     GAPS,
     SEARCH_SPACE,
@@ -58,7 +58,7 @@ def tune_sampler(
     *,
     conditions: Sequence[int | str] | None = None,
     num_trials: int = 100,
-    num_seeds: int = 64,
+    num_seeds: int = NUM_SEEDS,
     num_held_out: int = 128,
     seed: int = FIRST_SEED,
     objective: str | Objective = "median",
@@ -256,13 +256,8 @@ def _objective(objective: str | Objective, pipe: Pipeline) -> Objective:
         objective = OBJECTIVES[objective]
     if not isinstance(objective, Objective):
         raise ValueError(f"`objective` must be an `Objective` or one of {sorted(OBJECTIVES)}, got {objective!r}.")
-    stochasticity = UCGMScheduler.from_config(pipe.scheduler.config).config.stochasticity
-    if objective.needs_solutions and stochasticity != 0:
-        raise ValueError(
-            "`objective` must not need solutions where samples are generated with fresh noise, as a few-step model's, "
-            f"got {objective.name!r} with `stochasticity={stochasticity}`: such a model does not lead its noise to a "
-            "solution. Compare its samples with real images, by `frechet_objective` or `--objective frechet`."
-        )
+    if objective.needs_solutions:
+        check_has_solutions(pipe, objective.name)
     return objective
 
 

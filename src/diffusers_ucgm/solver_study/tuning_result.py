@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Protocol
 
 from diffusers import SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from diffusers_ucgm import files
-from diffusers_ucgm.contracts import Pipeline
+from diffusers_ucgm.contracts import Pipeline, Steppable
 from diffusers_ucgm.files import JsonObject
 from diffusers_ucgm.generation.generate import generate
 from diffusers_ucgm.generation.image_grid import image_grid
@@ -23,7 +24,7 @@ from .search import Trial
 from .solutions import solution_scheduler
 
 
-__all__ = ["TuningResult", "best_of", "report", "save_images", "save_pipeline"]
+__all__ = ["TuningResult", "best_of", "held_out_lines", "report", "save_images", "save_pipeline"]
 
 IMAGE = "before-after.png"
 # The number of held-out seeds in the image, and the network calls of the solutions in it.
@@ -64,6 +65,11 @@ class TuningResult:
         """The trial with the least value."""
         return best_of(self.trials)
 
+    def schedulers(self, pipe: Pipeline) -> dict[str, tuple[Steppable, int]]:
+        """The schedulers to show by title, each with its number of steps."""
+        steps, tuned = self.num_inference_steps, UCGMScheduler.from_config(pipe.scheduler.config, **self.settings)
+        return {f"before, {steps} calls": (pipe.scheduler, steps), f"after, {steps} calls": (tuned, steps)}
+
     def to_dict(self) -> JsonObject:
         """The contents of the result's file."""
         return {
@@ -95,7 +101,7 @@ def report(result: TuningResult) -> str:
     seconds = sum(trial.seconds for trial in result.trials)
     lines = [
         *_tuning_lines(result),
-        *_held_out_lines(result.gain),
+        *held_out_lines(result.gain),
         f"{len(result.trials)} trials in {seconds:.0f} s; this run took {result.seconds:.0f} s",
     ]
     if result.gain.is_gain:
@@ -114,7 +120,8 @@ def _tuning_lines(result: TuningResult) -> list[str]:
     return lines
 
 
-def _held_out_lines(gain: Gain) -> list[str]:
+def held_out_lines(gain: Gain) -> list[str]:
+    """The objective on the held-out seeds before and after, for people."""
     lines = [
         "On the held-out seeds:",
         f"  before {gain.before:.5f}, after {gain.after:.5f}: "
@@ -134,22 +141,46 @@ def _round(value: object) -> object:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def save_images(pipe: Pipeline, result: TuningResult, call: Mapping[str, object] | None = None) -> Path:
+class Result(Protocol):
+    """A result with schedulers that can be shown and kept."""
+
+    @property
+    def scheduler(self) -> SchedulerMixin:
+        """The scheduler worth keeping."""
+        ...
+
+    @property
+    def num_inference_steps(self) -> int:
+        """The number of network calls that it is for."""
+        ...
+
+    @property
+    def output(self) -> Path:
+        """The folder of all results."""
+        ...
+
+    @property
+    def shown(self) -> tuple[list[int | str], list[int]]:
+        """Conditions and seeds of the samples in the image."""
+        ...
+
+    def schedulers(self, pipe: Pipeline) -> dict[str, tuple[Steppable, int]]:
+        """The schedulers to show by title, each with its number of steps."""
+        ...
+
+
+def save_images(pipe: Pipeline, result: Result, call: Mapping[str, object] | None = None) -> Path:
     """Save an image of the first held-out seeds before and after tuning, and of their many-step solutions.
 
     Args:
         pipe: The pipeline that was tuned.
-        result: The result of `tune_sampler` for it.
-        call: Further arguments of the pipeline's call, the same as in `tune_sampler`.
+        result: The result of `tune_sampler` or `fit_solver` for it.
+        call: Further arguments of the pipeline's call, the same as there.
     """
     conditions, seeds = result.shown
-    steps, config = result.num_inference_steps, pipe.scheduler.config
-    schedulers = {
-        f"before, {steps} calls": (pipe.scheduler, steps),
-        f"after, {steps} calls": (UCGMScheduler.from_config(config, **result.settings), steps),
-    }
-    if result.gain.elsewhere_before is not None:
-        schedulers[f"{IMAGE_CALLS} calls"] = (solution_scheduler(config), IMAGE_CALLS)
+    schedulers = result.schedulers(pipe)
+    if UCGMScheduler.from_config(pipe.scheduler.config).config.stochasticity == 0:
+        schedulers[f"{IMAGE_CALLS} calls"] = (solution_scheduler(pipe.scheduler.config), IMAGE_CALLS)
     blocks: dict[str, list[list[Image.Image]]] = {}
     for title, (scheduler, calls) in schedulers.items():
         samples = generate(
@@ -161,7 +192,7 @@ def save_images(pipe: Pipeline, result: TuningResult, call: Mapping[str, object]
     return files.write_image(result.output / IMAGE, image_grid(blocks, [str(names.get(c, c)) for c in conditions]))
 
 
-def save_pipeline(pipe: Pipeline, result: TuningResult) -> Path:
+def save_pipeline(pipe: Pipeline, result: Result) -> Path:
     """Save the pipeline with the better scheduler; a `UCGMPipeline` then makes the tuned number of calls by default.
 
     The pipeline is left as it was.
