@@ -46,8 +46,8 @@ def commands(inputs: Path) -> dict[str, list[str]]:
         + ["--steps", "4", "--features", "fashion-mnist-classifier", *batch],
         "compare": ["compare", "--model", MODEL, "--num-samples", "8", "--calls", "2", "4", "--solution-calls", "20"]
         + ["--only", "UCGM-S", "FlowMatchEuler", "UniPCMultistep", *batch],
-        "tune-sampler": ["tune-sampler", "--model", MODEL, "--steps", "4", "--num-trials", "12", "--num-seeds", "8"]
-        + ["--num-held-out", "8", "--solution-calls", "20", *batch],
+        "tune-sampler": ["tune-sampler", "--model", MODEL, "--steps", "4", "--method", "search", "--num-trials", "12"]
+        + ["--num-seeds", "8", "--num-held-out", "8", "--solution-calls", "20", *batch],
     }
 
 

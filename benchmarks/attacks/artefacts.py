@@ -69,8 +69,8 @@ def build_artefacts(root: Path, seed: int) -> None:
     run_command(
         ["compare", "--model", pipe, "--calls", "2", *few, "--only", "UCGM-S", "--output", str(root / "comparison")]
     )
-    words = ["tune-sampler", "--model", pipe, "--steps", "2", "--num-trials", "8", "--num-seeds", "2"]
-    words += ["--num-held-out", "2", "--solution-calls", "8", "--output", str(root / "tuned")]
+    words = ["tune-sampler", "--model", pipe, "--steps", "2", "--method", "search", "--num-trials", "8"]
+    words += ["--num-seeds", "2", "--num-held-out", "2", "--solution-calls", "8", "--output", str(root / "tuned")]
     run_command(words)
 
 

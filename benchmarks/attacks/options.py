@@ -84,7 +84,7 @@ OPTIONS: Mapping[str, Fields] = {
     "tune-sampler": {
         "steps": COUNT,
         "num-trials": COUNT,
-        "num-seeds": Number(2, is_whole=True),
+        "num-seeds": Number(4, is_whole=True),
         "num-held-out": Number(2, is_whole=True),
         "solution-calls": COUNT,
         "objective": Choice(("median", "mean")),

@@ -130,7 +130,7 @@ def command_words(command: str, artefacts: Path, folder: Path) -> list[str]:
         "doctor": ["--pipeline", pipe, "--data", str(artefacts / "cache")],
         "compare": ["--model", pipe, "--calls", "2", "--num-samples", "2", "--solution-calls", "8"]
         + ["--only", "UCGM-S", "--output", out],
-        "tune-sampler": ["--model", pipe, "--steps", "2", "--num-trials", "8", "--num-seeds", "2"]
+        "tune-sampler": ["--model", pipe, "--steps", "2", "--num-trials", "8", "--num-seeds", "4"]
         + ["--num-held-out", "2", "--solution-calls", "8", "--output", out],
         "convert": ["--checkpoint", str(artefacts / "checkpoint.safetensors"), "--output", out],
         "info": [pipe],

@@ -84,7 +84,8 @@ def test_searches_and_comparisons_say_their_results(root, capsys):
     pytest.importorskip("optuna")
     model = ["--model", str(root / "model"), "--batch-size", "4"]
     few = ["--num-trials", "8", "--num-seeds", "4", "--num-held-out", "6", "--solution-calls", "20"]
-    assert main(["tune-sampler", *model, "--steps", "2", *few, "--output", str(root / "tuned")]) == 0
+    words = ["tune-sampler", *model, "--steps", "2", "--output", str(root / "tuned")]
+    assert main([*words, "--method", "search", *few]) == 0
     assert "tuned sampler" in told(root / "tuned", capsys)
     few = ["--calls", "2", "4", "--num-samples", "2", "--solution-calls", "4", "--only", "UCGM-S"]
     assert main(["compare", *model, *few, "--output", str(root / "compared")]) == 0

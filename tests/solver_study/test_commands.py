@@ -36,6 +36,7 @@ def test_command_tunes_shows_and_saves(tmp_path, capsys):
     model, output = tmp_path / "model", tmp_path / "tuned"
     pipeline(autoencoder("kl", channels=1)).save_pretrained(model)
     words = ["tune-sampler", "--model", str(model), "--steps", "4", "--output", str(output), "--device", "cpu"]
+    words += ["--method", "search"]
     numbers = ["--num-trials", "8", "--num-seeds", "4", "--num-held-out", "6", "--solution-calls", "20"]
     assert main([*words, *numbers, "--save-pipeline"]) == 0
     printed = capsys.readouterr().out
@@ -70,6 +71,42 @@ def test_command_tunes_towards_real_pictures(tmp_path, capsys, monkeypatch):
         "--device",
         "cpu",
     ]
-    words += ["--num-trials", "8", "--num-seeds", "4", "--num-held-out", "6", "--objective", "frechet"]
+    words += ["--method", "search", "--num-trials", "8", "--num-seeds", "4", "--num-held-out", "6"]
+    words += ["--objective", "frechet"]
     assert main([*words, "--reference", str(real), "--features", "own_features:make"]) == 0
     assert "95% interval" in capsys.readouterr().out
+
+
+def test_command_fits_several_numbers_of_calls_shows_and_saves(tmp_path, capsys):
+    model, output = tmp_path / "model", tmp_path / "tuned"
+    pipeline(autoencoder("kl", channels=1)).save_pretrained(model)
+    words = ["tune-sampler", "--model", str(model), "--output", str(output), "--device", "cpu"]
+    words += ["--num-seeds", "4", "--num-held-out", "6", "--solution-calls", "20", "--save-pipeline"]
+    assert main([*words, "--steps", "3", "5"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 network calls" in printed
+    assert "5 network calls" in printed
+    assert printed.count("95% interval") == 2
+    with Image.open(output / "before-after.png") as image:
+        assert image.height > 6 * 16
+    assert (output / "tuning.png").is_file()
+    UCGMPipeline.from_pretrained(output / "pipeline")
+    assert main(["info", str(output)]) == 0
+    assert "3 calls" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--steps", "4", "--objective", "frechet"], "`--objective` and `--reference` must go with `--method search`"),
+        (["--steps", "4", "--method", "search", "--refine"], "`--refine` and several `--steps` must go with"),
+        (["--steps", "4", "8", "--method", "search"], "`--refine` and several `--steps` must go with"),
+        (["--steps", "4", "4"], "`num_inference_steps` must be without repetition"),
+        (["--steps", "4", "--num-seeds", "80"], "`num_seeds` must be from 4 to `batch_size`"),
+    ],
+)
+def test_command_names_options_that_do_not_go_together(tmp_path, capsys, words, message):
+    output = tmp_path / "out"
+    assert main(["tune-sampler", "--model", "fashion-mnist", "--output", str(output), "--device", "cpu", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not output.exists()

@@ -11,6 +11,7 @@ from diffusers_ucgm.solver_study import solutions
 from diffusers_ucgm.solver_study.solutions import (
     distances,
     reference_solutions,
+    solution_paths,
     solution_scheduler,
     summary,
 )
@@ -116,3 +117,39 @@ def test_wrong_input_is_told():
         distances(torch.zeros(2, 2), torch.zeros(2, 3))
     with pytest.raises(ValueError, match="`solutions` must be at least 2, got 1"):
         summary(torch.zeros(1), torch.zeros(1, 3))
+
+
+def test_points_of_a_path_lead_to_its_end():
+    pipe, seeds = exact_pipeline(), [3, 4, 5]
+    times = [0.9, 0.55, 0.2]
+    paths = solution_paths(pipe, [0, 1, 2], seeds, times, num_calls=600, progress=False)
+    assert paths.shape == (3, 4, 2, 2, 2)
+    ends = reference_solutions(pipe, [0, 1, 2], seeds, num_calls=600, progress=False)
+    torch.testing.assert_close(paths[:, -1], ends, rtol=0, atol=0)
+    for place, t in enumerate(times):
+        scheduler = solution_scheduler(pipe.scheduler.config)
+        scheduler.set_timesteps(timesteps=torch.linspace(1000 * t, 2.0, 300))
+        sample = paths[:, place]
+        for step in scheduler.timesteps:
+            output = pipe.transformer(sample, step.expand(3))[0]
+            sample = scheduler.step(output, step, sample, return_dict=False)[0]
+        torch.testing.assert_close(sample, ends, rtol=0, atol=2e-3)
+
+
+def test_paths_are_kept_apart_by_their_times_and_do_not_depend_on_the_order(tmp_path):
+    pipe = exact_pipeline()
+    options = {"num_calls": 60, "progress": False, "cache": tmp_path}
+    first = solution_paths(pipe, [0, 1], [1, 2], [0.7, 0.3], **options)
+    turned = solution_paths(pipe, [0, 1], [1, 2], [0.3, 0.7], **options)
+    torch.testing.assert_close(turned[:, [1, 0, 2]], first)
+    assert len(list(tmp_path.glob("solutions-*"))) == 2
+    pipe.transformer.forward = None  # read, not made again
+    torch.testing.assert_close(solution_paths(pipe, [0, 1], [1, 2], [0.7, 0.3], **options), first)
+
+
+def test_points_before_the_first_call_and_after_the_last_are_on_its_line():
+    pipe = exact_pipeline()
+    paths = solution_paths(pipe, [0], [1], [1.0, 1e-5], num_calls=40, progress=False)
+    noise = torch.randn(1, 2, 2, 2, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(paths[:, 0], noise, rtol=0, atol=5e-2)
+    torch.testing.assert_close(paths[:, 1], paths[:, 2], rtol=0, atol=1e-2)

@@ -147,7 +147,9 @@ def test_nothing_gained_is_said_and_the_own_settings_stay(tmp_path, monkeypatch)
 
 def test_few_step_model_is_tuned_by_a_frechet_distance_and_not_by_solutions(tmp_path):
     pipe = pipeline(autoencoder("kl", channels=1), UCGMScheduler(extrapolation_ratio=0.0, stochasticity=1.0))
-    with pytest.raises(ValueError, match=r"got 'median' with `stochasticity=1.0`: .* `--objective frechet`"):
+    with pytest.raises(
+        ValueError, match=r"got 'median' with `stochasticity=1.0`: .* `--method search --objective frechet`"
+    ):
         tuned(tmp_path / "none", pipe)
     network = lambda pictures: ImageFeatures(pictures.float().flatten(1).mean(1, keepdim=True) / 255.0)
     goal = frechet_objective(network, FeatureStatistics.of(torch.tensor([[0.8], [1.0]])), identity="grey")

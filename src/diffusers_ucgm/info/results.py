@@ -202,6 +202,23 @@ def _describe_tuning(folder: Path) -> list[str]:
     return [*lines, *(f"  {name}: {value}" for name, value in results["settings"].items())]
 
 
+def _describe_fit(folder: Path) -> list[str]:
+    results = read_json(folder / "fit.json")
+    lines = [f"fitted solvers in {folder}, by network calls:"]
+    for number, gain in results["held_out"].items():
+        kept = "" if gain["is_gain"] else "; nothing was gained, the pipeline's own settings were kept"
+        lines.append(
+            f"  {number} calls: held-out seeds before {gain['before']:.5f}, after {gain['after']:.5f}, "
+            f"{gain['ratio']:.3f} times, 95% interval {gain['low']:.3f} to {gain['high']:.3f}{kept}"
+        )
+    return lines
+
+
+def _describe_unfinished_fit(folder: Path) -> list[str]:
+    numbers = ", ".join(read_json(folder / "fits.json"))
+    return [f"fit of solvers in {folder}: not judged yet, fitted for {numbers} calls. The same command goes on."]
+
+
 def _describe_unfinished_tuning(folder: Path) -> list[str]:
     with (folder / "trials.jsonl").open(encoding="utf-8", errors="replace") as opened:
         lines = sum(1 for _ in opened)
@@ -236,11 +253,13 @@ RESULT_FILES: dict[str, Callable[[Path], list[str]]] = {
     "cache.json": _describe_cache,
     "results.json": _describe_evaluation,
     "tuning.json": _describe_tuning,
+    "fit.json": _describe_fit,
     "comparison.json": _describe_comparison,
     "log.jsonl": _describe_training,
     "checkpoint-*": _describe_training,
     "shard-*.safetensors": _describe_unfinished_cache,
     "samples": _describe_unfinished_evaluation,
     "trials.jsonl": _describe_unfinished_tuning,
+    "fits.json": _describe_unfinished_fit,
     RUN_FILE: _describe_beginning,
 }

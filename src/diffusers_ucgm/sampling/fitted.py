@@ -144,7 +144,8 @@ def _items(value: object) -> Sequence[object]:
 
 
 def _are_tables(value: object) -> bool:
-    return isinstance(value, list | tuple) and all(map(_is_table, cast("Sequence[object]", value)))
+    tables = cast("Sequence[object]", value) if isinstance(value, list | tuple) else ()
+    return len(tables) > 0 and all(map(_is_table, tables))
 
 
 def _have_different_lengths(value: Any) -> bool:

@@ -92,7 +92,7 @@ def read_swap(scheduler: type, config: Mapping[str, object], keywords: Mapping[s
     defaults, is_own = _defaults(scheduler), _is_own(scheduler, config)
     # A stock config marks its defaults, which would give way to ours.
     config = {name: value for name, value in config.items() if name != "_use_default_values"}
-    stock = _stock_part(config, defaults) if is_own else _with_class(config)
+    stock = _stock_part(config, defaults) if is_own else _with_class(_without_ours(config, defaults))
     known = _known_settings(stock) - set(OWN_SETTINGS)
     theirs, ours, unknown = _sort_keywords(keywords, known, defaults)
     if ours.get("clip_sample") or ours.get("thresholding"):
@@ -118,6 +118,15 @@ def _is_own(scheduler: type, config: Mapping[str, object]) -> bool:
     """Whether a config is of the scheduler's class, by its class or, without one, by a setting."""
     name = config.get("_class_name")
     return name in [each.__name__ for each in scheduler.__mro__] if name else "extrapolation_ratio" in config
+
+
+def _without_ours(config: dict[str, object], defaults: Mapping[str, object]) -> dict[str, object]:
+    """A stock config without the settings of `UCGMScheduler` that a stock scheduler made from its config carries."""
+    name = config.get("_class_name")
+    if STOCK_CLASS not in config or name not in STOCK_SCHEDULERS:
+        return config
+    known = set(stock_settings(name))
+    return {key: value for key, value in config.items() if key in known or key not in defaults}
 
 
 def _with_class(config: dict[str, object]) -> dict[str, object]:

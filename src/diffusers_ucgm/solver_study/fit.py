@@ -13,6 +13,7 @@ from diffusers_ucgm.constraints import check
 from diffusers_ucgm.contracts import Pipeline
 from diffusers_ucgm.fingerprint import fingerprint, public_settings
 from diffusers_ucgm.generation.conditions import conditions_for
+from diffusers_ucgm.generation.generate import generate
 from diffusers_ucgm.image_metrics.requirements import check_call, check_outputs
 from diffusers_ucgm.presets import SAMPLERS
 from diffusers_ucgm.randomness import consecutive_seeds
@@ -221,8 +222,16 @@ class _Fitting:
         )
 
     def _distances(self, scheduler: Any, number: int, held_out: FitSample, solutions: Tensor) -> Tensor:
-        samples = held_out.run(self.pipe, scheduler, number, self.batch_size)
-        return distances(samples, solutions.reshape(samples.shape))
+        samples = generate(
+            self.pipe,
+            held_out.conditions,
+            held_out.seeds,
+            num_inference_steps=number,
+            scheduler=scheduler,
+            batch_size=self.batch_size,
+            call=held_out.call,
+        )
+        return distances(samples, solutions)
 
 
 def _sampler(scheduler: UCGMScheduler, grid: Mapping[str, Any]) -> UCGMScheduler:

@@ -3,41 +3,48 @@
 A fit runs the solver that it makes over all seeds. At each call it solves one small ridge problem for corrections to
 the weights of the sample and of the last data estimates, so that the next sample meets the path of the solution:
 
-    min_d  |x(t_{i+1}) - F_i (w_i + d)|^2 + ridge |S d|^2
+    min_d  sum_s v_s |x_s(t_{i+1}) - F_s (w_i + d)|^2 + ridge |S d|^2
 
-The columns of `F_i` are the sample and the estimates, S is their scale, and `w_i` are the weights of the scheduler's
-settings. The ridge is the one that is best on seeds which are not in the fit. There is no gradient, so the network may
-be of any size or precision.
+The columns of `F_s` are the sample and the estimates of the seed s, S is their scale, and `w_i` are the weights of the
+scheduler's settings. Seeds between two modes have large residuals, whatever the weights, and would decide them: `v_s`
+makes each seed count alike (iteratively reweighted least squares). The ridge is the one that is best on seeds which
+are not in the fit. There is no gradient, so the network may be of any size or precision.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from diffusers_ucgm.checks import SAMPLING_REMEDY
-from diffusers_ucgm.contracts import Pipeline, Steppable
+from diffusers_ucgm.contracts import Pipeline
 from diffusers_ucgm.generation.generate import generate
+from diffusers_ucgm.generation.sampling_scheduler import Step as ObservedStep
+from diffusers_ucgm.sampling.config import SchedulerConfig
 from diffusers_ucgm.sampling.fitted import DEPTH, FittedSolver, weights_of
 from diffusers_ucgm.sampling.runs import Noise, SamplerRun, Step
-from diffusers_ucgm.sampling.solver import Call
+from diffusers_ucgm.sampling.solver import Call, SolverSettings
+from diffusers_ucgm.sampling.timesteps import Schedule
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 
-__all__ = ["Fit", "FitSample", "call_times", "fit_steps", "geometric_mean", "least_squares"]
+__all__ = ["Fit", "FitSample", "call_times", "fit_steps", "geometric_mean", "least_squares", "seed_weights"]
 
-# The ridges that are tried, as fractions of the columns' mean squares; the last keeps the weights of the settings.
-RIDGES = (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, math.inf)
+# The ridges that are tried, as fractions of the columns' mean squares. Without gain the start is kept.
+RIDGES = (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+NUM_REWEIGHTINGS = 3
+# Up to three quarters of the seeds may end elsewhere, as with strong guidance in few calls.
+QUANTILE = 0.25
+LEAST_DIRECTION = 1e-10
 # One of this many seeds is not in the fit, and chooses the ridge.
 VALIDATION = 4
 
 
 @dataclass(frozen=True)
 class FitSample:
-    """Seeds on which a solver is fitted, all in one batch, or judged.
+    """The seeds of a fit, all in one batch.
 
     Attributes:
         conditions: A class or prompt for each seed.
@@ -54,19 +61,24 @@ class FitSample:
         """Whether each seed is in the fit, and does not choose the ridge; bool, shape `(B,)`."""
         return torch.arange(len(self.seeds)) % VALIDATION != VALIDATION - 1
 
-    def run(
-        self, pipe: Pipeline, scheduler: Steppable, num_inference_steps: int, batch_size: int | None = None
-    ) -> Tensor:
-        """The samples of a scheduler, shape `(B, ...)`, in one batch or in batches of a size."""
-        return generate(
+    def ends(self, pipe: Pipeline, scheduler: UCGMScheduler, num_inference_steps: int) -> Tensor:
+        """The sample of every seed after the last step of a scheduler, float32 on the CPU, shape `(B, ...)`."""
+        last: list[Tensor] = []
+
+        def keep(step: ObservedStep) -> None:
+            last[:] = [step.sample]
+
+        generate(
             pipe,
             self.conditions,
             self.seeds,
             num_inference_steps=num_inference_steps,
             scheduler=scheduler,
-            batch_size=batch_size or len(self.seeds),
+            batch_size=len(self.seeds),
             call=self.call,
+            on_step=keep,
         )
+        return last[0][: len(self.seeds)].float().cpu()
 
 
 @dataclass(frozen=True)
@@ -92,7 +104,7 @@ def call_times(pipe: Pipeline, scheduler: UCGMScheduler, num_inference_steps: in
         sample: The seeds, of which one is run.
     """
     first = FitSample(sample.conditions[:1], sample.seeds[:1], sample.call)
-    first.run(pipe, scheduler, num_inference_steps)
+    first.ends(pipe, scheduler, num_inference_steps)
     return scheduler.canonical_times
 
 
@@ -106,15 +118,22 @@ def fit_steps(
         scheduler: The scheduler that the fit begins with, of one call a step and without fresh noise.
         num_inference_steps: The number of network calls N.
         sample: The seeds.
-        path: The solution's points at the times after each call and at last the solution, shape `(B, N, ...)`.
+        path: The points of `solution_paths` at the times after each call, with the end, shape `(B, N, ...)`.
 
     Raises:
-        ValueError: If the scheduler's plan is not one of single calls.
+        ValueError: If the scheduler takes two calls a step, adds noise or extrapolates by a number.
         RuntimeError: If the pipeline copies its scheduler, or a sample is not finite.
     """
+    solver = SolverSettings.of(cast("SchedulerConfig", scheduler.config))
+    extrapolates_by_number = not solver.follows_grid and solver.extrapolation_ratio != 0
+    if solver.repeats or solver.stochasticity != 0 or extrapolates_by_number:
+        raise ValueError(
+            "`scheduler` must take one call a step, with `stochasticity=0` and `extrapolation_ratio` 'adaptive', "
+            f"'auto' or 0, got {solver}."
+        )
     fitting = _FittingScheduler.from_config(scheduler.config, fitted_solvers=None)
     fitting.begin(path, sample.is_fitted)
-    samples = sample.run(pipe, fitting, num_inference_steps)
+    samples = sample.ends(pipe, fitting, num_inference_steps)
     if len(fitting.rows) != path.shape[1]:
         raise RuntimeError(
             f"The pipeline must make {path.shape[1]} steps with its scheduler, got {len(fitting.rows)}, so no solver "
@@ -141,16 +160,17 @@ class _FittingScheduler(UCGMScheduler):
     """A scheduler that fits each of its steps as it makes it."""
 
     rows: list[list[float]]
+    _path: Tensor | None = None
 
     def begin(self, path: Tensor, is_fitted: Tensor) -> None:
         """Take the points that the steps are to meet, and which seeds are in the fit: see `fit_steps`."""
         self._path, self._is_fitted, self.rows = path, is_fitted, []
 
-    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
-        super().set_timesteps(*args, **kwargs)
-        assert self._run is not None
-        self.rows = []
-        self._run = _FittingRun(self._run, self._path, self._is_fitted, self.rows)
+    def _set_run(self, schedule: Schedule | None, begin_index: int | None) -> None:
+        super()._set_run(schedule, begin_index)
+        if self._run is not None and self._path is not None:
+            self.rows = []
+            self._run = _FittingRun(self._run, self._path, self._is_fitted, self.rows)
 
 
 class _FittingRun:
@@ -175,11 +195,26 @@ class _FittingRun:
         if index >= self._path.shape[1]:  # the call that some conventions make at the data
             return Step(x, lambda: x_hat)
         columns = [x, *self._history]
-        target = self._path[:, index].to(x)
-        row = least_squares(columns, target.reshape(x.shape), self._start[index], self._is_fitted)
+        # Some guided pipelines step every sample twice.
+        times = len(x) // len(self._path)
+        target, is_fitted = torch.cat([self._path[:, index]] * times).to(x), self._is_fitted.repeat(times)
+        row = least_squares(columns, target, self._start[index], is_fitted)
         self._rows.append(row)
         x_next = sum((weight * column for weight, column in zip(row, columns, strict=True)), torch.zeros_like(x))
         return Step(x_next, lambda: x_hat)
+
+
+def seed_weights(residuals: Tensor) -> Tensor:
+    """Weights by which a seed that ends elsewhere counts no more than the others.
+
+    Args:
+        residuals: The differences from the solutions, shape `(B, D)`.
+
+    Returns:
+        `1 / (q + |r|^2)` with a low quantile q of `|r|^2`, shape `(B,)`.
+    """
+    squares = residuals.square().mean(1)
+    return 1.0 / (squares.quantile(QUANTILE) + squares).clamp(min=1e-30)
 
 
 def least_squares(columns: Sequence[Tensor], target: Tensor, start: Sequence[float], is_fitted: Tensor) -> list[float]:
@@ -191,24 +226,39 @@ def least_squares(columns: Sequence[Tensor], target: Tensor, start: Sequence[flo
         start: The weights from which the ridge keeps the result.
         is_fitted: Whether each row is in the fit, shape `(B,)`.
     """
-    rest = target - sum((w * c for w, c in zip(start, columns, strict=True)), torch.zeros_like(target))
-    gram_fit, gram_rest = (_gram([*columns, rest], rows) for rows in (is_fitted, ~is_fitted))
+    flat = [column.flatten(1).cpu().double() for column in columns]
+    first = torch.tensor(start, dtype=torch.float64)
+    rest = target.flatten(1).cpu().double() - _combination(flat, first)
+    change = torch.zeros_like(first)
+    for _ in range(NUM_REWEIGHTINGS):
+        change = _change(flat, rest, seed_weights(rest - _combination(flat, change)), is_fitted)
+    return (first + change).tolist()
+
+
+def _combination(columns: Sequence[Tensor], weights: Tensor) -> Tensor:
+    return sum((w * c for w, c in zip(weights, columns, strict=True)), torch.zeros_like(columns[0]))
+
+
+def _change(columns: Sequence[Tensor], rest: Tensor, weights: Tensor, is_fitted: Tensor) -> Tensor:
+    """The change of weights that makes a rest small, with the ridge that is best on the rows left out."""
+    gram_fit, gram_rest = (_gram([*columns, rest], weights, rows) for rows in (is_fitted, ~is_fitted))
     # Columns of scale 1, so that one ridge serves all.
     scale = gram_fit[:-1, :-1].diagonal().sqrt().clamp(min=1e-30)
     matrix, right = gram_fit[:-1, :-1] / scale.outer(scale), gram_fit[:-1, -1] / scale
     values, vectors = torch.linalg.eigh(matrix)
-    best, least = torch.zeros_like(right), math.inf
-    for ridge in reversed(RIDGES):
+    best, least = torch.zeros_like(right), 0.0
+    for ridge in RIDGES:
         # Directions that are rounding alone are left as they are.
-        inverse = torch.where(values > 1e-10, 1.0 / (values + ridge), torch.zeros_like(values))
+        inverse = torch.where(values > LEAST_DIRECTION, 1.0 / (values + ridge), torch.zeros_like(values))
         change = vectors @ (inverse * (vectors.T @ right)) / scale
         error = float(change @ gram_rest[:-1, :-1] @ change - 2.0 * change @ gram_rest[:-1, -1])
         if error < least:
             best, least = change, error
-    return [weight + float(change) for weight, change in zip(start, best, strict=True)]
+    return best
 
 
-def _gram(columns: Sequence[Tensor], rows: Tensor) -> Tensor:
-    """The inner products of columns over some rows, float64 on the CPU; pair by pair, for memory's sake."""
-    flat = [column[rows.to(column.device)].flatten().cpu().double() for column in columns]
-    return torch.stack([torch.stack([a.dot(b) for b in flat]) for a in flat]) / len(flat[0])
+def _gram(columns: Sequence[Tensor], weights: Tensor, rows: Tensor) -> Tensor:
+    """The weighted inner products of columns over some rows, pair by pair for memory's sake."""
+    root = weights[rows].sqrt().unsqueeze(1)
+    flat = [(root * column[rows]).flatten() for column in columns]
+    return torch.stack([torch.stack([a.dot(b) for b in flat]) for a in flat])

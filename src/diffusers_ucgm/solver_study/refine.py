@@ -6,8 +6,8 @@ and network can make: with guidance, quantised, or under `no_grad`, and in the m
 
     J_k = (sample(p + h_k e_k) - sample(p)) / h_k        min_d  sum_s w_s |r_s + J_s d|^2 + damping |S d|^2
 
-Seeds between two modes have large residuals `r_s`, so each seed has the weight `w_s = 1 / (median |r|^2 + |r_s|^2)`.
-The damping is the one that is best on seeds which are not in the fit, and no step is taken that is not better there.
+The weights `w_s` of the seeds are those of the fit, `seed_weights`. The damping is the one that is best on seeds which
+are not in the fit, and no step is taken that is not better there.
 """
 
 import math
@@ -22,7 +22,7 @@ from diffusers_ucgm.contracts import Pipeline, networks_of
 from diffusers_ucgm.sampling.fitted import FittedSolver
 from diffusers_ucgm.scheduler import UCGMScheduler
 
-from .least_squares import Fit, FitSample, geometric_mean
+from .least_squares import Fit, FitSample, geometric_mean, seed_weights
 
 
 __all__ = ["refine"]
@@ -41,7 +41,7 @@ def refine(
     scheduler: UCGMScheduler,
     fit: Fit,
     sample: FitSample,
-    solutions: Tensor,
+    ends: Tensor,
     *,
     moves_times: bool,
     num_rounds: int = 8,
@@ -56,7 +56,7 @@ def refine(
         scheduler: The scheduler with the settings of the fit.
         fit: The fit to begin with.
         sample: The seeds.
-        solutions: Their solutions, shape `(B, ...)`.
+        ends: Where the paths of the solutions end, shape `(B, ...)`: see `solution_paths`.
         moves_times: Whether times are changed too: not those that a pipeline gives, nor whole ones.
         num_rounds: The largest number of rounds.
         progress: Whether a bar is shown.
@@ -70,10 +70,10 @@ def refine(
         """Residuals of all seeds, `(B, D)`; None where the solver cannot be run."""
         try:
             own = UCGMScheduler.from_config(scheduler.config, fitted_solvers=[asdict(solver)])
-            samples = sample.run(pipe, own, number)
+            samples = sample.ends(pipe, own, number)
         except ValueError:  # times that cross each other
             return None
-        rest = (samples - solutions.reshape(samples.shape)).flatten(1).double()
+        rest = (samples - ends).flatten(1).double()
         return rest if bool(rest.isfinite().all()) else None
 
     dtypes = {each.dtype for network in networks_of(pipe).values() for each in network.parameters()}
@@ -136,8 +136,7 @@ def _round(
         changed = residuals_of(_moved(fit.solver, [move], [1.0]))
         columns.append(torch.zeros_like(rest) if changed is None else changed - rest)
         advance()
-    squares = rest[is_fitted].square().mean(1)
-    weights = (1.0 / (squares.median() + squares)).sqrt().unsqueeze(1)
+    weights = seed_weights(rest[is_fitted]).sqrt().unsqueeze(1)
     matrix = torch.stack([(column[is_fitted] * weights).flatten() for column in columns], dim=1)
     right = -(rest[is_fitted] * weights).flatten()
     gram, right = matrix.T @ matrix, matrix.T @ right

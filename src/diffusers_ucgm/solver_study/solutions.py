@@ -147,7 +147,7 @@ def solution_paths(
         pipe: A pipeline, as for `reference_solutions`; so are the arguments after `times`.
         conditions: A class or prompt for each seed.
         seeds: A seed for each path.
-        times: Canonical times of the points, any number.
+        times: Canonical times of the points. Where there are none, the end is what the pipeline gives.
         num_calls: The budget of network calls of a path.
         batch_size: Paths that are made together, and kept in one file.
         cache: A folder in which every batch is kept.
@@ -155,7 +155,7 @@ def solution_paths(
         call: Further arguments of the pipeline's call.
 
     Returns:
-        The points at all times and last the solution, as the scheduler's steps give them: float32 on the CPU, shape
+        The points at all times and last the end, as the scheduler's steps give them: float32 on the CPU, shape
         `(B, len(times) + 1, ...)`.
 
     Raises:
@@ -185,7 +185,8 @@ def solution_paths(
                     call=call,
                     on_step=recorder if at else None,
                 )
-                paths = recorder.path_to(solutions)
+                # A pipeline may give something else than the last step's sample, such as images.
+                paths = recorder.paths(len(solutions)) if at else solutions.unsqueeze(1)
                 _keep(paths, file, batch[1])
             parts.append(paths)
             bar.update(len(paths))
@@ -208,6 +209,7 @@ class PathRecorder:
         self._points: dict[int, Tensor] = {}
         # The times of the last calls, with the estimates of data and noise there. Of two calls at one time the second
         # counts, since the first corrects the sample. So only what lies before the present time is settled.
+        self._end: Tensor | None = None
         self._settled: tuple[float, Tensor, Tensor] | None = None
         self._now: tuple[float, Tensor, Tensor] | None = None
 
@@ -220,19 +222,20 @@ class PathRecorder:
         now = (t, x_hat, (x - point.gamma * x_hat) / point.alpha)
         if self._now is not None and t < self._now[0]:
             self._settle(self._now)
-        self._now = now
+        self._now, self._end = now, step.sample
 
-    def path_to(self, solutions: Tensor) -> Tensor:
-        """The points and last the solutions, `(B, len(times) + 1, ...)`, once all steps were made.
+    def paths(self, number: int) -> Tensor:
+        """The points and the end of every path, `(B, len(times) + 1, ...)`, once all steps were made.
 
         Args:
-            solutions: What the run gave, shape `(B, ...)`.
+            number: The number of paths B. Some guided pipelines step every sample twice.
         """
-        if self._now is not None:
-            self._settle(self._now)
-            self._interpolate(self._now, (-1.0, *self._now[1:]))
+        assert self._now is not None
+        assert self._end is not None
+        self._settle(self._now)
+        self._interpolate(self._now, (-1.0, *self._now[1:]))
         points = [self._points[i] for i in range(len(self._times))]
-        return torch.stack([*points, solutions.reshape(points[0].shape) if points else solutions], dim=1)
+        return torch.stack([each[:number].float().cpu() for each in (*points, self._end)], dim=1)
 
     def _settle(self, now: tuple[float, Tensor, Tensor]) -> None:
         if self._settled is not None:

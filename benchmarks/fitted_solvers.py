@@ -1,0 +1,186 @@
+"""Compare fitted solvers with the defaults and with every stock solver, on seeds that the fit did not see.
+
+    python benchmarks/fitted_solvers.py --output benchmarks/results/fitted-solvers [--refine]
+
+The pipelines are a `UCGMPipeline` of the bundled model, and of exact denoisers of images (`ideal_data.py`), by class,
+with and without guidance. `fit_solver` fits a solver for each number of network calls; the figure is the median
+distance to the solution of the same noise. A finished pipeline is kept in `<output>.json`, and a stopped run goes on
+after it.
+"""
+
+import argparse
+import json
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DPMSolverMultistepScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, ModelMixin
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from ideal_data import Field, data_field
+from torch import Tensor
+
+from diffusers_ucgm import UCGMPipeline, UCGMScheduler, files
+from diffusers_ucgm.generation.conditions import conditions_for
+from diffusers_ucgm.generation.generate import generate
+from diffusers_ucgm.loading import load_pipeline
+from diffusers_ucgm.solver_study.compare import CANNOT, steps_within
+from diffusers_ucgm.solver_study.fit import fit_solver
+from diffusers_ucgm.solver_study.solutions import distances, reference_solutions
+from diffusers_ucgm.solver_study.stock_solvers import silence_stock, stock_solvers
+
+
+CALLS = (5, 6, 8, 10, 15, 20)
+SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "flow, shift 1": FlowMatchEulerDiscreteScheduler,
+    "flow, shift 3": lambda: FlowMatchEulerDiscreteScheduler(shift=3.0),
+    "Stable Diffusion, config of DPMSolver": lambda: DPMSolverMultistepScheduler(**SD),
+    "Stable Diffusion, Karras spacing": lambda: DPMSolverMultistepScheduler(**SD, use_karras_sigmas=True),
+    "EDM": lambda: EDMEulerScheduler(sigma_data=1.0),
+}
+# The label of all points: the last one, as the null class of a pipeline.
+NULL = 1_000_000
+# Seeds of the judgement, far from those of fits.
+FIRST_SEED, NUM_SEEDS, SOLUTION_CALLS = 0, 64, 1000
+
+
+class FieldTransformer2DModel(ModelMixin, ConfigMixin):
+    """A field's exact network, with the forward of a class-conditional transformer."""
+
+    @register_to_config
+    def __init__(self, sample_size: int, in_channels: int, num_classes: int, name: str = "") -> None:
+        """Keep the sizes; the name identifies the field."""
+        super().__init__()
+        # A network's dtype and device are read from its parameters.
+        self.scale = torch.nn.Parameter(torch.ones(1), requires_grad=False)
+        self.field: Field | None = None
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, class_labels: Tensor, return_dict: bool = True
+    ) -> Transformer2DModelOutput | tuple[Tensor]:
+        """The prediction in the convention of `scheduler`; the label `num_classes` stands for all classes."""
+        field, convention = self.field, self.convention
+        assert field is not None
+        t = convention.time(timestep.double()).clamp(convention.earliest, 1.0)[0]
+        alpha, gamma, alpha_hat, gamma_hat = (float(each) for each in convention.transport.coefficients(t, t))
+        x = sample.double().flatten(1)
+        angle, norm = math.atan2(alpha, gamma), math.hypot(alpha, gamma)
+        labels = field.labels.unique()[class_labels]
+        x_hat = field.data_estimate(x / norm, angle, labels, torch.ones(len(x), dtype=torch.float64))
+        output = alpha_hat * (x - gamma * x_hat) / max(alpha, 1e-30) + gamma_hat * x_hat
+        output = output.reshape(sample.shape).to(sample.dtype)
+        return Transformer2DModelOutput(output) if return_dict else (output,)
+
+
+def field_pipeline(name: str, scheduler: Any) -> UCGMPipeline:
+    """A pipeline whose network is the exact denoiser of a field's data."""
+    of_class = data_field(name, "/usr/share/datasets/fashion-mnist", Path("runs/data"))
+    # Without condition every point is of the null class too.
+    points, labels = of_class.points, of_class.labels
+    field = Field(torch.cat([points, points]), torch.cat([labels, torch.full_like(labels, NULL)]), of_class.std)
+    width = field.points.shape[1]
+    channels = 3 if name.startswith("emoji") else 1
+    network = FieldTransformer2DModel(math.isqrt(width // channels), channels, len(labels.unique()), name)
+    network.field = field
+    network.convention = UCGMScheduler.from_config(scheduler.config).convention
+    return UCGMPipeline(transformer=network, vae=None, scheduler=scheduler)
+
+
+def measure(pipe: Any, guidance: float, refine: bool) -> dict[str, Any]:
+    """Median distances of the defaults, the best stock solver and the fit, by number of calls."""
+    call = {} if guidance == 1.0 else {"guidance_scale": guidance}
+    conditions = conditions_for(pipe, NUM_SEEDS, None)
+    seeds = list(range(FIRST_SEED, FIRST_SEED + NUM_SEEDS))
+    solutions = reference_solutions(pipe, conditions, seeds, num_calls=SOLUTION_CALLS, progress=False, call=call)
+
+    def distance(scheduler: Any, calls: int) -> float:
+        try:
+            with silence_stock():
+                steps = steps_within(scheduler, calls)
+                samples = generate(pipe, conditions, seeds, num_inference_steps=steps, scheduler=scheduler, call=call)
+        except CANNOT:
+            return math.inf
+        value = float(distances(samples, solutions).median()) if bool(samples.isfinite().all()) else math.inf
+        return value
+
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        fitted = fit_solver(
+            pipe,
+            CALLS,
+            folder,
+            refine=refine,
+            num_held_out=2,
+            num_solution_calls=SOLUTION_CALLS,
+            progress=False,
+            call=call,
+        ).fitted
+    seconds = time.perf_counter() - started
+    config = pipe.scheduler.config
+    stock = stock_solvers(config)
+    rows = {}
+    for calls in CALLS:
+        best, name = min((distance(solver, calls), name) for name, solver in stock.items())
+        rows[str(calls)] = {
+            "stock": best,
+            "solver": name,
+            "default": distance(UCGMScheduler.from_config(config), calls),
+            "fitted": distance(fitted, calls),
+        }
+    return {"seconds": seconds, "calls": rows}
+
+
+def table(results: dict[str, Any]) -> str:
+    """A Markdown table: fitted / best stock = ratio, by pipeline and number of calls."""
+    lines = [
+        f"| pipeline, guidance | {' | '.join(map(str, CALLS))} | seconds |",
+        "| --- |" + " ---: |" * (len(CALLS) + 1),
+    ]
+    for name, result in results.items():
+        cells = []
+        for calls in CALLS:
+            row = result["calls"][str(calls)]
+            ratio = row["fitted"] / row["stock"]
+            cells.append(f"{row['fitted']:.2g} / {row['stock']:.2g} = {ratio:.2f} (default {row['default']:.2g})")
+        lines.append(f"| {name} | {' | '.join(cells)} | {result['seconds']:.0f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("runs/fitted-solvers"))
+    parser.add_argument("--refine", action="store_true")
+    parser.add_argument("--fields", nargs="+", default=["bundled", "fashion-mnist-0.1", "gaussians"])
+    parser.add_argument("--configs", nargs="+", choices=[*CONFIGS], default=[*CONFIGS])
+    parser.add_argument("--guidance", nargs="+", type=float, default=[1.0, 4.0])
+    args = parser.parse_args()
+    pipes: dict[str, Callable[[], Any]] = {}
+    for field in args.fields:
+        if field == "bundled":
+            pipes["bundled model"] = lambda: load_pipeline("fashion-mnist")
+        else:
+            for config in args.configs:
+                pipes[f"{field}, {config}"] = lambda field=field, config=config: field_pipeline(
+                    field, CONFIGS[config]()
+                )
+    record = args.output.with_suffix(".json")
+    found = json.loads(record.read_text()) if record.is_file() else {}
+    for name, make in pipes.items():
+        for guidance in args.guidance:
+            key = f"{name}, {guidance:g}{', refined' if args.refine else ''}"
+            if key not in found:
+                found[key] = measure(make(), guidance, args.refine)
+                files.write_json(record, found)
+                print(table({key: found[key]}).splitlines()[-1], flush=True)
+    text = f"# Fitted solvers\n\n{(__doc__ or '').split(chr(10) * 2, 1)[1].strip()}\n\n{table(found)}\n"
+    files.write_text(args.output.with_suffix(".md"), text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
