@@ -1191,8 +1191,8 @@ MUTANTS = [
     ),
     Mutant(
         "end of a chain at its first step ignored",
-        "scheduler.py",
-        "if ends_early else None",
+        "sampling/runs.py",
+        'if config["ends_at_first_step"] else None',
         "if False else None",
         CONVENTION_TESTS,
     ),

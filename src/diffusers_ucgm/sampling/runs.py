@@ -22,7 +22,7 @@ from diffusers_ucgm.transports import Transport
 from .clipping import Clipping
 from .config import SchedulerConfig
 from .conventions import Convention
-from .fitted import DEPTH, fitted_solvers_of
+from .fitted import DEPTH, FittedSolver, fitted_solvers_of, weights_of
 from .solver import Call, SolverSettings, plan
 from .timesteps import Schedule
 from .weights import SAMPLE, GridPoint
@@ -80,6 +80,12 @@ def planned_run(
     settings, points = SolverSettings.of(config), schedule.points
     end = GridPoint.at(convention, convention.earliest) if config["ends_at_first_step"] else None
     calls, reach = plan(settings, points, begin_index, end), settings.reach
+    clipping = Clipping.of(config)
+    if settings.follows_grid and clipping is None and any(call.corrector_weight for call in calls):
+        # As a table, a corrector takes neither memory nor time of its own. Clipping is not linear in the sample.
+        rest = calls[begin_index:]
+        table = FittedSolver((), tuple(map(tuple, weights_of(rest))))
+        calls, reach = [*calls[:begin_index], *table.calls(rest, points[begin_index:])], DEPTH
     fitted = fitted_solvers_of(config["fitted_solvers"]).get(len(points))
     if fitted is not None and begin_index == 0 and fitted.serves(schedule.timesteps[: len(points)]):
         calls, reach = fitted.calls(calls, points), DEPTH
@@ -87,7 +93,7 @@ def planned_run(
         calls.append(Call(SAMPLE, SAMPLE))
     if settings.is_published:
         return PublishedRun(calls, settings, points, convention.transport, begin_index)
-    return Run(calls, reach, Clipping.of(config))
+    return Run(calls, reach, clipping)
 
 
 class Run:

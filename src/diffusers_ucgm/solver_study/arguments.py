@@ -1,6 +1,6 @@
 """The constraints on the arguments of comparisons and searches, as tables."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusers import SchedulerMixin
@@ -28,13 +28,16 @@ def _is_solvers(value: object) -> bool:
     )
 
 
-def _is_numbers_of_calls(value: Any) -> bool:
-    every = value if isinstance(value, list | tuple | range) else [value]
-    return len(every) > 0 and all(is_whole(each) and 1 <= each <= MOST_CALLS for each in every)
+def _every(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple | range) else [value]
+
+
+def _are_numbers(value: Any) -> bool:
+    return len(_every(value)) > 0 and all(map(is_whole, _every(value)))
 
 
 def _is_distinct(value: Any) -> bool:
-    return not isinstance(value, list | tuple) or len(set(value)) == len(value)
+    return len(set(_every(value))) == len(_every(value))
 
 
 COMPARE_ARGUMENTS: dict[str, Setting] = {
@@ -54,7 +57,9 @@ FIT_ARGUMENTS: dict[str, Setting] = {
     "pipe": PIPELINE,
     "num_inference_steps": Setting(
         (
-            (f"a whole number from 1 to {MOST_CALLS}, or a list of them", _is_numbers_of_calls),
+            ("a whole number, or a list of whole numbers", _are_numbers),
+            ("at least 1", lambda value: min(_every(value)) >= 1),
+            (f"at most {MOST_CALLS}", lambda value: max(_every(value)) <= MOST_CALLS),
             ("without repetition", _is_distinct),
         )
     ),

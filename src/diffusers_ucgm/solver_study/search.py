@@ -224,7 +224,8 @@ def _enqueue_start(study: "Study", starts: Mapping[str, JsonObject]) -> None:
 def _mend(journal: Path) -> None:
     """Take off the last line where a run was stopped while writing it, and the lock that it held."""
     # One process at a time has a search; optuna itself would wait for the lock, in early versions for ever.
-    journal.with_name(journal.name + ".lock").unlink(missing_ok=True)
+    for lock in journal.parent.glob(f"{journal.name}.lock*"):  # optuna renames a lock to give it up
+        lock.unlink(missing_ok=True)
     if journal.is_file() and not (lines := journal.read_bytes()).endswith(b"\n"):
         files.write_bytes(journal, lines[: lines.rfind(b"\n") + 1])
     for number, line in enumerate(journal.read_bytes().splitlines() if journal.is_file() else [], 1):
