@@ -93,10 +93,7 @@ TESTED_ELSEWHERE = {
     "sampling/tensors.py": "sampling/test_solver.py",
     "solver_study/defaults.py": "solver_study/test_commands.py",
     "training/reductions.py": "training/test_distributed.py",
-    # Every network runs the same tests, and so does every adapter of one.
-    "models/edm2_unet_2d.py": "models/test_transformer_2d.py",
-    "models/layers.py": "models/test_transformer_2d.py",
-    "models/image_classifier_2d.py": "image_metrics/test_features.py",
+    # Every adapter of a network runs the same tests.
     "training/adapters.py": "training/test_network_adapter.py",
     "training/image_adapters.py": "training/test_network_adapter.py",
     "training/video_adapters.py": "training/test_network_adapter.py",
