@@ -93,10 +93,6 @@ TESTED_ELSEWHERE = {
     "sampling/tensors.py": "sampling/test_solver.py",
     "solver_study/defaults.py": "solver_study/test_commands.py",
     "training/reductions.py": "training/test_distributed.py",
-    # Every adapter of a network runs the same tests.
-    "training/adapters.py": "training/test_network_adapter.py",
-    "training/image_adapters.py": "training/test_network_adapter.py",
-    "training/video_adapters.py": "training/test_network_adapter.py",
     # What is checked before anything is computed is tested for all commands together.
     "image_metrics/requirements.py": "test_early_checks.py",
     "training/requirements.py": "test_early_checks.py",
