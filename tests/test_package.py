@@ -82,12 +82,9 @@ ALLOWED = {
 }
 # Modules without a test file of their own: the file or folder that tests each, below `tests`.
 TESTED_ELSEWHERE = {
-    # Options and the checks of arguments are tables, which these tests walk.
+    # Options are tables, which these tests walk.
     **{f"{room}/options.py": "test_help.py" for room in ("conversion", "data", "generation", "image_metrics", "info")},
     "solver_study/options.py": "test_help.py",
-    **{f"{room}/arguments.py": "test_arguments.py" for room in ("conversion", "data", "training")},
-    "image_metrics/arguments.py": "solver_study/test_arguments.py",
-    "generation/arguments.py": "solver_study/test_arguments.py",
     # Types, constants and functions of a few lines are tested by what uses them.
     "sampling/config.py": "sampling/test_settings.py",
     "sampling/tensors.py": "sampling/test_solver.py",

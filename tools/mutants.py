@@ -1831,7 +1831,7 @@ MUTANTS = [
         "constraints.py",
         'return Setting((("True or False", lambda value: isinstance(value, bool)),))',
         'return Setting((("True or False", lambda value: True),))',
-        ("tests/test_constraints.py", "tests/test_arguments.py"),
+        ("tests/test_constraints.py", "tests/data/test_arguments.py"),
     ),
     Mutant(
         "settings of the loss are not checked",
@@ -1845,7 +1845,7 @@ MUTANTS = [
         "image_metrics/evaluate.py",
         "    check(EVALUATE_ARGUMENTS, locals())\n",
         "",
-        ("tests/solver_study/test_arguments.py",),
+        ("tests/image_metrics/test_arguments.py",),
     ),
     Mutant(
         "weights that are not there stay empty",
