@@ -82,13 +82,9 @@ ALLOWED = {
 }
 # Modules without a test file of their own: the file or folder that tests each, below `tests`.
 TESTED_ELSEWHERE = {
-    # Options are tables, which these tests walk.
-    **{f"{room}/options.py": "test_help.py" for room in ("conversion", "data", "generation", "image_metrics", "info")},
-    "solver_study/options.py": "test_help.py",
     # Types, constants and functions of a few lines are tested by what uses them.
     "sampling/config.py": "sampling/test_settings.py",
     "sampling/tensors.py": "sampling/test_solver.py",
-    "solver_study/defaults.py": "solver_study/test_commands.py",
     "training/reductions.py": "training/test_distributed.py",
     # What is checked before anything is computed is tested for all commands together.
     "image_metrics/requirements.py": "test_early_checks.py",
