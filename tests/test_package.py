@@ -90,10 +90,6 @@ TESTED_ELSEWHERE = {
     "image_metrics/requirements.py": "test_early_checks.py",
     "training/requirements.py": "test_early_checks.py",
     # Parts of a whole run.
-    "data/cache_index.py": "data/test_latent_cache.py",
-    "data/image_columns.py": "data/test_image_sources.py",
-    "data/image_folders.py": "data/test_image_sources.py",
-    "data/source_errors.py": "data/test_image_sources.py",
     "info/commands.py": "test_cli.py",
     "info/models.py": "test_cli.py",
     "plotting.py": "solver_study/test_plots.py",

@@ -1809,7 +1809,7 @@ MUTANTS = [
         "data/image_sources.py",
         "left_out=folder.passed_over(name for names in read.values() for name in names),",
         "left_out=(),",
-        ("tests/data/test_image_sources.py",),
+        ("tests/data/test_image_folders.py",),
     ),
     Mutant(
         "a gzipped IDX file read to its end, whatever its header says",
