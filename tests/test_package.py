@@ -83,17 +83,11 @@ ALLOWED = {
 # Modules without a test file of their own: the file or folder that tests each, below `tests`.
 TESTED_ELSEWHERE = {
     # Types, constants and functions of a few lines are tested by what uses them.
-    "sampling/config.py": "sampling/test_settings.py",
-    "sampling/tensors.py": "sampling/test_solver.py",
     "training/reductions.py": "training/test_distributed.py",
     # What is checked before anything is computed is tested for all commands together.
     "image_metrics/requirements.py": "test_early_checks.py",
     "training/requirements.py": "test_early_checks.py",
     # Parts of a whole run.
-    "info/commands.py": "test_cli.py",
-    "info/models.py": "test_cli.py",
-    "plotting.py": "solver_study/test_plots.py",
-    "solver_study/tuning_result.py": "solver_study/test_tune.py",
     "training/backends.py": "training/test_distributed.py",
     "training/findings.py": "training/test_doctor.py",
     "training/preparation.py": "training/test_trainer.py",
