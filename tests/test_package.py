@@ -82,16 +82,9 @@ ALLOWED = {
 }
 # Modules without a test file of their own: the file or folder that tests each, below `tests`.
 TESTED_ELSEWHERE = {
-    # Types, constants and functions of a few lines are tested by what uses them.
-    "training/reductions.py": "training/test_distributed.py",
-    # What is checked before anything is computed is tested for all commands together.
-    "image_metrics/requirements.py": "test_early_checks.py",
-    "training/requirements.py": "test_early_checks.py",
     # Parts of a whole run.
-    "training/backends.py": "training/test_distributed.py",
     "training/findings.py": "training/test_doctor.py",
     "training/preparation.py": "training/test_trainer.py",
-    "training/zero.py": "training/test_distributed.py",
 }
 
 
