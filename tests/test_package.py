@@ -80,12 +80,6 @@ ALLOWED = {
     ROOT / "benchmarks" / "conversion.py": {"torch.save"},
     ROOT / "benchmarks" / "attacks" / "artefacts.py": {"torch.save"},
 }
-# Modules without a test file of their own: the file or folder that tests each, below `tests`.
-TESTED_ELSEWHERE = {
-    # Parts of a whole run.
-    "training/findings.py": "training/test_doctor.py",
-    "training/preparation.py": "training/test_trainer.py",
-}
 
 
 def part(file):
@@ -193,22 +187,10 @@ def test_imports_point_one_way(file):
     assert layers_imported(file.read_text(), module_name(file)) <= inner | {part(file)}
 
 
-def find_tests(file):
-    """The test file of a module: its own, or the one that `TESTED_ELSEWHERE` names."""
-    path = file.relative_to(PACKAGE)
-    return TESTS / TESTED_ELSEWHERE.get(path.as_posix(), path.with_name(f"test_{path.name}"))
-
-
 @pytest.mark.parametrize("file", [file for file in SOURCES if file.stem != "__init__"], ids=module_name)
-def test_every_module_has_tests(file):
-    assert find_tests(file).is_file()
-
-
-def test_modules_that_are_tested_elsewhere_have_no_test_file_of_their_own():
-    for name in TESTED_ELSEWHERE:
-        path = Path(name)
-        assert (PACKAGE / path).is_file(), name
-        assert not (TESTS / path.with_name(f"test_{path.name}")).exists(), name
+def test_every_module_has_a_test_file_of_its_own(file):
+    path = file.relative_to(PACKAGE)
+    assert (TESTS / path.with_name(f"test_{path.name}")).is_file()
 
 
 def test_no_test_file_imports_from_another():
