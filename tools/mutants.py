@@ -1158,21 +1158,21 @@ MUTANTS = [
         "image_metrics/requirements.py",
         "        check_width(found.statistics, network)\n",
         "        pass\n",
-        EARLY_TESTS,
+        ("tests/image_metrics/test_requirements.py",),
     ),
     Mutant(
         "sizes that are no whole latents are cut",
         "training/requirements.py",
         "if any(side % factor for side in sides):",
         "if False:",
-        EARLY_TESTS,
+        ("tests/training/test_requirements.py",),
     ),
     Mutant(
         "latents of another size are trained",
         "training/requirements.py",
         "if shape != expected:",
         "if False:",
-        EARLY_TESTS,
+        ("tests/training/test_requirements.py",),
     ),
     # Conventions and stock configs
     Mutant(

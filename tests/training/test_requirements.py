@@ -51,6 +51,15 @@ def test_data_must_have_what_the_network_takes(pipe):
         check_data(text.unet, adapter_for_pipeline(text), data())
 
 
+@pytest.mark.parametrize("shape", [(4, 16, 16), (4, 8, 16), (3, 8, 8), (4, 1, 8, 8)])
+def test_a_network_of_classes_is_trained_in_the_one_shape_that_it_is_sampled_in(pipe, shape):
+    message = (
+        rf"`latents` must have shape \(4, 8, 8\), which DiT.* is sampled in, got \({', '.join(map(str, shape))}\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_data(pipe.transformer, adapter_for_pipeline(pipe), data(latents=torch.zeros(shape)))
+
+
 def test_sizes_follow_from_the_autoencoder_and_the_network(pipe):
     check_image_size(pipe, adapter_for_pipeline(pipe), 32)
     flux = stock_pipelines.flux().pipe  # an autoencoder of factor 2, patches of 2x2 latents
