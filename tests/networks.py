@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from diffusers_ucgm.conversion.autoencoders import DC_NAMES
 from diffusers_ucgm.conversion.key_maps import OPERATIONS
-from diffusers_ucgm.conversion.networks import ARCHITECTURES
+from diffusers_ucgm.conversion.networks import ARCHITECTURES, convert_network
+from diffusers_ucgm.conversion.sizes import published_settings
 from diffusers_ucgm.models.layers import rotary_table
 from diffusers_ucgm.models.transformer_2d import ROTARY_POSITIONS
 
@@ -63,6 +64,55 @@ def synthetic(architecture, config, seed=0):
         for key, shape in zip(entry.sources, sources, strict=True):
             state_dict[key] = torch.randn(shape, generator=generator) * 0.05
     return state_dict
+
+
+def model_of(name):
+    """A golden network as a model of diffusers, with its cases."""
+    case = golden(name)
+    return convert_network(case.weights, **SETTINGS[name]), case.cases
+
+
+def called(model, cases, dtype=torch.float32):
+    with torch.no_grad():
+        return model(cases["forward.x"].to(dtype), cases["forward.t"], cases["forward.y"]).sample
+
+
+def published_counts(label, channels, size):
+    """The number of parameters of a published network, of its keys, and of its keys without repetition."""
+    architecture = ARCHITECTURES[label.split("-")[0].lower()]
+    # Where the network is fixed but for its sizes, the configuration of the tiny one has the rest.
+    tiny = golden(architecture.name)
+    config = architecture.config(tiny.weights, SETTINGS[architecture.name])
+    config |= published_settings(label) | {"in_channels": channels, "out_channels": channels, "sample_size": size}
+    config |= {"num_classes": 1000}
+    if architecture.name == "edm2":
+        config |= {"layers_per_block": 3, "attention_levels": (2, 3), "attention_head_dim": 64}
+    else:
+        dim = config["num_attention_heads"] * config["attention_head_dim"]
+        config["ff_inner_dim"] = 4 * dim if architecture.name == "sit" else int(2 / 3 * 4 * dim)
+    if architecture.name == "ddt":
+        config["num_encoder_layers"] = 22
+    with torch.device("meta"):
+        model = architecture.model(**config)
+    table = getattr(model, "pos_embed", None)
+    count = sum(each.numel() for each in model.parameters()) + (0 if table is None else table.numel())
+    keys = [key for entry in architecture.entries(config) for key in entry.sources]
+    return count, len(keys), len(set(keys))
+
+
+def assert_starts_at_zero_and_learns(model):
+    """The output of a new model of latents `(4, 8, 8)` and 3 classes is 0, and a few steps bring it to its input."""
+    x = torch.randn(2, 4, 8, 8)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(20):
+        output = model(x, torch.tensor([0.2, 0.7]), torch.tensor([0, 2])).sample
+        losses.append((output - x).square().mean())
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[0] == x.square().mean()
+    assert losses[-1] < 0.8 * losses[0]
 
 
 TINY_DC = {

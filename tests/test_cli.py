@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import diffusers
 import pytest
 import torch
 from class_pipelines import autoencoder, pipeline
@@ -14,7 +13,6 @@ from diffusers import DiTTransformer2DModel
 from PIL import Image
 from safetensors.torch import save_file
 
-from diffusers_ucgm import PRESETS, UCGMScheduler, UCGMTrainer, UCGMTrainingConfig, get_preset
 from diffusers_ucgm.cli import main
 from diffusers_ucgm.pipeline import BUNDLED
 
@@ -129,51 +127,6 @@ def test_mistakes_are_told_without_a_traceback(model, tmp_path, capsys, words, m
     assert not output.exists()
 
 
-def test_info_tells_a_pipeline_and_its_schedule(model, capsys):
-    assert main(["info", model, "--steps", "3"]) == 0
-    printed = capsys.readouterr().out
-    weights = pipeline().transformer
-    assert f"parameters: {sum(p.numel() for p in weights.parameters()):,}" in printed
-    assert "classes: Bag, Coat, Dress, Shirt, Ankle boot" in printed
-    scheduler = UCGMScheduler()
-    scheduler.set_timesteps(3)
-    for t in scheduler.timesteps.tolist():
-        assert f"{t:.4f}" in printed
-
-
-def test_info_shows_how_a_stock_scheduler_would_be_run(tmp_path, capsys):
-    diffusers.DDIMScheduler(timestep_spacing="trailing").save_pretrained(tmp_path / "chain")
-    assert main(["info", str(tmp_path / "chain"), "--steps", "2"]) == 0
-    told = capsys.readouterr().out
-    assert "As UCGMScheduler runs it (discrete_beta)" in told
-    # Half of the way is step 504 of 999, at t = .505, with the data's weight that the chain has there.
-    row = next(line for line in told.splitlines() if line.strip().startswith("2 |")).split("|")
-    abar = float(diffusers.DDIMScheduler().alphas_cumprod[int(float(row[1]))])
-    assert float(row[5]) == pytest.approx(abar**0.5, abs=1e-4)
-    assert float(row[2]) == pytest.approx((float(row[1]) + 1) / 1000)
-    diffusers.DDPMWuerstchenScheduler().save_pretrained(tmp_path / "other")
-    assert main(["info", str(tmp_path / "other")]) == 0
-    assert "Not for UCGMScheduler" in capsys.readouterr().out
-
-
-def test_info_tells_transformers_schedulers_and_checkpoints(model, tmp_path, capsys):
-    assert main(["info", f"{model}/transformer"]) == 0
-    assert "DiTTransformer2DModel" in capsys.readouterr().out
-    assert main(["info", f"{model}/scheduler"]) == 0
-    assert "extrapolation_ratio: 0.5" in capsys.readouterr().out
-    data = [{"latents": torch.zeros(4, 8, 8), "class_labels": 1}] * 4
-    config = UCGMTrainingConfig(str(tmp_path), max_train_steps=2, checkpointing_steps=1, train_batch_size=2)
-    UCGMTrainer(config, pipeline().transformer, data).train()
-    capsys.readouterr()
-    assert main(["info", str(tmp_path / "checkpoint-1")]) == 0
-    assert "training checkpoint after 1 steps" in capsys.readouterr().out
-    assert main(["info", str(tmp_path)]) == 0
-    assert "training run" in capsys.readouterr().out
-    (tmp_path / "empty").mkdir()
-    assert main(["info", str(tmp_path / "empty")]) == 2
-    assert "must hold model_index.json" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("suffix", ["yaml", "json"])
 def test_train_trains_resumes_and_saves(model, tmp_path, capsys, suffix):
     latents, config = tmp_path / "latents.safetensors", tmp_path / f"config.{suffix}"
@@ -220,24 +173,3 @@ def test_a_text_to_image_pipeline_is_cached_and_tuned_by_lora(tmp_path, capsys):
     assert f"Weights: {run.resolve() / 'lora'}" in capsys.readouterr().out
     assert (run / "lora" / "pytorch_lora_weights.safetensors").is_file()
     assert (run / "validation" / "step-0000002.png").is_file()
-
-
-def test_presets_are_listed_and_all_are_legal(capsys):
-    assert main(["presets"]) == 0
-    printed = capsys.readouterr().out
-    for name, preset in PRESETS.items():
-        assert name in printed
-        scheduler = UCGMScheduler(**preset.scheduler)
-        scheduler.set_timesteps(preset.num_inference_steps)
-        assert len(scheduler.timesteps) == preset.num_inference_steps
-
-
-def test_presets_carry_the_published_figures():
-    best = get_preset("repa-e-256")
-    assert (best.fid, best.num_inference_steps, best.guidance_scale) == (1.06, 40, 2.5)
-    assert best.scheduler["extrapolation_ratio"] == 0.54
-    # The paper's [.125, 1] of a time-reversed model, in canonical time.
-    assert get_preset("lightningdit-256").guidance_interval == (0.0, 0.875)
-    assert get_preset("tit-256-2-step").scheduler["time_gaps"] == (0.001, 0.3)
-    with pytest.raises(ValueError, match="`preset` must be one of"):
-        get_preset("best")

@@ -6,7 +6,6 @@ import os
 
 import numpy as np
 import pytest
-import stock_pipelines
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -17,8 +16,6 @@ from diffusers_ucgm.image_metrics.evaluate import evaluate_pipeline
 from diffusers_ucgm.names import BUNDLED
 from diffusers_ucgm.solver_study.compare import compare_solvers
 from diffusers_ucgm.solver_study.tune import tune_sampler
-from diffusers_ucgm.training.adapters import adapter_for_pipeline
-from diffusers_ucgm.training.requirements import check_data, check_image_size, validation_conditions
 
 
 FEATURES = "fashion-mnist-classifier"
@@ -248,7 +245,7 @@ def test_a_folder_that_may_not_be_written_is_named(pipe, tmp_path, calls):
 
 
 def test_users_of_the_library_have_the_checks_too(pipe, place, calls):
-    before = left_in(place)
+    before, items = left_in(place), [{"latents": torch.zeros(4, 8, 8), "class_labels": 3}] * 4
     for output in (place / "plain", "/proc/x"):
         with pytest.raises(OSError, match="`output` must be a folder that can be written"):
             evaluate_pipeline(pipe, place / "photos", output, features=FEATURES)
@@ -257,61 +254,10 @@ def test_users_of_the_library_have_the_checks_too(pipe, place, calls):
         with pytest.raises(OSError, match="`output` must be a folder that can be written"):
             tune_sampler(pipe, 2, output)
         with pytest.raises(OSError, match="`output_dir` must be a folder that can be written"):
-            UCGMTrainer(UCGMTrainingConfig(str(output)), pipe.transformer, data())
+            UCGMTrainer(UCGMTrainingConfig(str(output)), pipe.transformer, items)
     with pytest.raises(ValueError, match="`call` must name arguments of UCGMPipeline"):
         compare_solvers(pipe, [0, 1], [0, 1], solvers={"own": pipe.scheduler}, calls=[2], call={"hieght": 3})
     with pytest.raises(ValueError, match="as `features` gives, got 3"):
         evaluate_pipeline(pipe, place / "narrow.npz", place / "out", features=FEATURES)
     assert calls == []
     assert left_in(place) == before
-
-
-def data(**changes):
-    item = {"latents": torch.zeros(4, 8, 8), "class_labels": 3, **changes}
-    return [{name: value for name, value in item.items() if value is not None}] * 4
-
-
-def test_data_must_have_what_the_network_takes(pipe):
-    adapter = adapter_for_pipeline(pipe)
-    check_data(pipe.transformer, adapter, data())
-    with pytest.raises(
-        ValueError, match="must have the `class_labels` that DiTTransformer2DModel takes, got latents al"
-    ):
-        check_data(pipe.transformer, adapter, data(class_labels=None))
-    with pytest.raises(ValueError, match=r"got \['encoder_hidden_states'\]"):
-        check_data(pipe.transformer, adapter, data(class_labels=None, encoder_hidden_states=torch.zeros(2, 3)))
-    with pytest.raises(ValueError, match=r"`class_labels` must be in \[0, 9\], .* got \[10\]"):
-        check_data(pipe.transformer, adapter, [*data(), *data(class_labels=10)])
-    with pytest.raises(ValueError, match=r"`dataset` must have items with `latents`, got \['class_labels'\]"):
-        check_data(pipe.transformer, adapter, data(latents=None))
-    for column, value in (("caption", "a bag"), ("caption", ["a bag"]), ("image", None), ("class_labels", "1")):
-        with pytest.raises(ValueError, match=f"`dataset` must .*`{column}`|`class_labels`"):
-            check_data(pipe.transformer, adapter, [{**each, column: value} for each in data()])
-    text = stock_pipelines.sd15().pipe
-    with pytest.raises(ValueError, match=r"must have the encoded prompts \['encoder_hidden_states'\]"):
-        check_data(text.unet, adapter_for_pipeline(text), data())
-
-
-def test_sizes_follow_from_the_autoencoder_and_the_network(pipe):
-    check_image_size(pipe, adapter_for_pipeline(pipe), 32)
-    flux = stock_pipelines.flux().pipe  # an autoencoder of factor 2, patches of 2x2 latents
-    for size in (16, 64, (32, 16)):
-        check_image_size(flux, adapter_for_pipeline(flux), size)
-    with pytest.raises(ValueError, match="`latents` must have sides in whole patches of 2"):
-        check_image_size(flux, adapter_for_pipeline(flux), 18)
-    with pytest.raises(ValueError, match="`size` must be a multiple of 2"):
-        check_image_size(flux, adapter_for_pipeline(flux), 17)
-    unet = stock_pipelines.sd15().pipe  # which takes any size
-    check_image_size(unet, adapter_for_pipeline(unet), 96)
-
-
-def test_what_grids_show_is_resolved_at_the_start(pipe):
-    assert validation_conditions(pipe, ["bag", 3, "ankle_boot"]) == ["bag", 3, "ankle_boot"]
-    dit = stock_pipelines.dit().pipe
-    assert validation_conditions(dit, ["1", 0]) == [1, 0]
-    with pytest.raises(ValueError, match="5 is no class|classes of the network"):
-        validation_conditions(dit, [5000])
-    text = stock_pipelines.sd15().pipe
-    assert validation_conditions(text, ["a cat"]) == ["a cat"]
-    with pytest.raises(ValueError, match=r"must be prompts for StableDiffusionPipeline, got \[3, ' '\]"):
-        validation_conditions(text, [3, "a cat", " "])

@@ -6,10 +6,6 @@ import sys
 import pytest
 
 from diffusers_ucgm.cli import COMMANDS
-from diffusers_ucgm.loading import DTYPES
-from diffusers_ucgm.names import DTYPE_NAMES
-from diffusers_ucgm.solver_study.defaults import OBJECTIVE_NAMES
-from diffusers_ucgm.solver_study.objectives import OBJECTIVES
 from diffusers_ucgm.training.settings_help import settings_help
 
 
@@ -53,12 +49,6 @@ def test_help_names_every_command():
     text, _ = help_of()
     for name in COMMANDS:
         assert f"\n    {name}" in text
-
-
-def test_options_show_the_choices_of_what_they_stand_for():
-    # The options are read without torch, so these names stand twice.
-    assert set(DTYPE_NAMES) == set(DTYPES)
-    assert set(OBJECTIVE_NAMES) == set(OBJECTIVES)
 
 
 def test_help_of_train_describes_every_setting():

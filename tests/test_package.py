@@ -80,43 +80,6 @@ ALLOWED = {
     ROOT / "benchmarks" / "conversion.py": {"torch.save"},
     ROOT / "benchmarks" / "attacks" / "artefacts.py": {"torch.save"},
 }
-# Modules without a test file of their own: the file or folder that tests each, below `tests`.
-TESTED_ELSEWHERE = {
-    # Options and the checks of arguments are tables, which these tests walk.
-    **{f"{room}/options.py": "test_help.py" for room in ("conversion", "data", "generation", "image_metrics", "info")},
-    "solver_study/options.py": "test_help.py",
-    **{f"{room}/arguments.py": "test_arguments.py" for room in ("conversion", "data", "training")},
-    "image_metrics/arguments.py": "solver_study/test_arguments.py",
-    "generation/arguments.py": "solver_study/test_arguments.py",
-    # Types, constants and functions of a few lines are tested by what uses them.
-    "sampling/config.py": "sampling/test_settings.py",
-    "sampling/tensors.py": "sampling/test_solver.py",
-    "solver_study/defaults.py": "solver_study/test_commands.py",
-    "training/reductions.py": "training/test_distributed.py",
-    # Every network runs the same tests, and so does every adapter of one.
-    "models/edm2_unet_2d.py": "models/test_transformer_2d.py",
-    "models/layers.py": "models/test_transformer_2d.py",
-    "models/image_classifier_2d.py": "image_metrics/test_features.py",
-    "training/adapters.py": "training/test_network_adapter.py",
-    "training/image_adapters.py": "training/test_network_adapter.py",
-    "training/video_adapters.py": "training/test_network_adapter.py",
-    # What is checked before anything is computed is tested for all commands together.
-    "image_metrics/requirements.py": "test_early_checks.py",
-    "training/requirements.py": "test_early_checks.py",
-    # Parts of a whole run.
-    "data/cache_index.py": "data/test_latent_cache.py",
-    "data/image_columns.py": "data/test_image_sources.py",
-    "data/image_folders.py": "data/test_image_sources.py",
-    "data/source_errors.py": "data/test_image_sources.py",
-    "info/commands.py": "test_cli.py",
-    "info/models.py": "test_cli.py",
-    "plotting.py": "solver_study/test_plots.py",
-    "solver_study/tuning_result.py": "solver_study/test_tune.py",
-    "training/backends.py": "training/test_distributed.py",
-    "training/findings.py": "training/test_doctor.py",
-    "training/preparation.py": "training/test_trainer.py",
-    "training/zero.py": "training/test_distributed.py",
-}
 
 
 def part(file):
@@ -224,22 +187,10 @@ def test_imports_point_one_way(file):
     assert layers_imported(file.read_text(), module_name(file)) <= inner | {part(file)}
 
 
-def find_tests(file):
-    """The test file of a module: its own, or the one that `TESTED_ELSEWHERE` names."""
-    path = file.relative_to(PACKAGE)
-    return TESTS / TESTED_ELSEWHERE.get(path.as_posix(), path.with_name(f"test_{path.name}"))
-
-
 @pytest.mark.parametrize("file", [file for file in SOURCES if file.stem != "__init__"], ids=module_name)
-def test_every_module_has_tests(file):
-    assert find_tests(file).is_file()
-
-
-def test_modules_that_are_tested_elsewhere_have_no_test_file_of_their_own():
-    for name in TESTED_ELSEWHERE:
-        path = Path(name)
-        assert (PACKAGE / path).is_file(), name
-        assert not (TESTS / path.with_name(f"test_{path.name}")).exists(), name
+def test_every_module_has_a_test_file_of_its_own(file):
+    path = file.relative_to(PACKAGE)
+    assert (TESTS / path.with_name(f"test_{path.name}")).is_file()
 
 
 def test_no_test_file_imports_from_another():

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from diffusers_ucgm import UCGMScheduler
+from diffusers_ucgm import UCGMScheduler, get_preset
 from diffusers_ucgm.presets import METHODS, SAMPLER_SETTINGS, SAMPLERS, SECOND_CALLS
 
 
@@ -25,3 +25,14 @@ def test_methods_take_a_second_call_where_the_table_says_so(name):
 def test_samplers_have_settings_of_the_sampler_alone(name):
     assert set(SAMPLERS[name]) <= set(SAMPLER_SETTINGS)
     UCGMScheduler(**SAMPLERS[name]).set_timesteps(5)
+
+
+def test_presets_carry_the_published_figures():
+    best = get_preset("repa-e-256")
+    assert (best.fid, best.num_inference_steps, best.guidance_scale) == (1.06, 40, 2.5)
+    assert best.scheduler["extrapolation_ratio"] == 0.54
+    # The paper's [.125, 1] of a time-reversed model, in canonical time.
+    assert get_preset("lightningdit-256").guidance_interval == (0.0, 0.875)
+    assert get_preset("tit-256-2-step").scheduler["time_gaps"] == (0.001, 0.3)
+    with pytest.raises(ValueError, match="`preset` must be one of"):
+        get_preset("best")

@@ -507,21 +507,21 @@ MUTANTS = [
         "training/image_adapters.py",
         "                module.dropout_prob = 0.0\n",
         "                pass\n",
-        ("tests/training/test_network_adapter.py",),
+        ("tests/training/test_image_adapters.py",),
     ),
     Mutant(
         "Z-Image's velocity with the flow's sign",
         "training/image_adapters.py",
         "return -torch.stack(output).squeeze(2)",
         "return torch.stack(output).squeeze(2)",
-        ("tests/training/test_network_adapter.py",),
+        ("tests/training/test_adapters.py",),
     ),
     Mutant(
         "Flux's patches with their channels last",
         "training/image_adapters.py",
         "patches.permute(0, 2, 4, 1, 3, 5).flatten(3)",
         "patches.permute(0, 2, 4, 3, 5, 1).flatten(3)",
-        ("tests/training/test_network_adapter.py",),
+        ("tests/training/test_image_adapters.py",),
     ),
     Mutant(
         "time in the weights' precision",
@@ -1158,21 +1158,21 @@ MUTANTS = [
         "image_metrics/requirements.py",
         "        check_width(found.statistics, network)\n",
         "        pass\n",
-        EARLY_TESTS,
+        ("tests/image_metrics/test_requirements.py",),
     ),
     Mutant(
         "sizes that are no whole latents are cut",
         "training/requirements.py",
         "if any(side % factor for side in sides):",
         "if False:",
-        EARLY_TESTS,
+        ("tests/training/test_requirements.py",),
     ),
     Mutant(
         "latents of another size are trained",
         "training/requirements.py",
         "if shape != expected:",
         "if False:",
-        EARLY_TESTS,
+        ("tests/training/test_requirements.py",),
     ),
     # Conventions and stock configs
     Mutant(
@@ -1809,7 +1809,7 @@ MUTANTS = [
         "data/image_sources.py",
         "left_out=folder.passed_over(name for names in read.values() for name in names),",
         "left_out=(),",
-        ("tests/data/test_image_sources.py",),
+        ("tests/data/test_image_folders.py",),
     ),
     Mutant(
         "a gzipped IDX file read to its end, whatever its header says",
@@ -1831,7 +1831,7 @@ MUTANTS = [
         "constraints.py",
         'return Setting((("True or False", lambda value: isinstance(value, bool)),))',
         'return Setting((("True or False", lambda value: True),))',
-        ("tests/test_constraints.py", "tests/test_arguments.py"),
+        ("tests/test_constraints.py", "tests/data/test_arguments.py"),
     ),
     Mutant(
         "settings of the loss are not checked",
@@ -1845,7 +1845,7 @@ MUTANTS = [
         "image_metrics/evaluate.py",
         "    check(EVALUATE_ARGUMENTS, locals())\n",
         "",
-        ("tests/solver_study/test_arguments.py",),
+        ("tests/image_metrics/test_arguments.py",),
     ),
     Mutant(
         "weights that are not there stay empty",

@@ -1,4 +1,4 @@
-"""Sources of images: what they hold and what `datasets` passes over, captions in files, IDX folders, hostile rows."""
+"""Sources of images: splits, captions, IDX folders, hostile rows and torn files."""
 
 import gzip
 import io
@@ -9,74 +9,13 @@ import tarfile
 import datasets
 import pytest
 import torch
+from image_source_files import TEXT, all_items, captions_of, encoded, save, saved, shard
 from PIL import Image
 
 from diffusers_ucgm.data.images import ImageItems, load_image_dataset
 
 
 pytestmark = pytest.mark.usefixtures("own_datasets_cache")
-
-
-def save(path, level=100):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (12, 10), (level, level, level)).save(path)
-    return path
-
-
-def encoded(level=100):
-    buffer = io.BytesIO()
-    Image.new("RGB", (12, 10), (level, level, level)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def all_items(items):
-    return [items.prepare(row, sample) for _, rows in items.blocks(4, lambda _: True) for row, sample in rows]
-
-
-def captions_of(source):
-    items = ImageItems(source, 8)
-    return [None if item is None else item["caption"] for item in all_items(items)], items.skipped
-
-
-# --- images that are in no row ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_images_that_the_metadata_does_not_list_are_named(tmp_path, streaming):
-    for i in range(4):
-        save(tmp_path / f"{i}.png")
-    save(tmp_path / "deeper" / "4.png")
-    lines = [json.dumps({"file_name": f"{i}.png", "text": "words"}) for i in (0, 2)]
-    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
-    source = load_image_dataset(tmp_path, streaming=streaming)
-    assert len(all_items(ImageItems(source, 8))) == 2
-    assert [each.rpartition(": ")[0] for each in source.left_out] == [
-        str(tmp_path / name) for name in ("1.png", "3.png", "deeper/4.png")
-    ]
-    assert all("not listed in the file of metadata" in each for each in source.left_out)
-
-
-def test_images_in_linked_folders_or_newer_formats_are_named(tmp_path):
-    folder, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
-    for name in ("cat", "dog"):
-        save(folder / name / "0.png")
-    save(elsewhere / "1.png")
-    (folder / "link").symlink_to(elsewhere)
-    (folder / "round").symlink_to(folder)
-    (folder / "cat" / "2.heic").write_bytes(b"")
-    (folder / "cat" / ".hidden.png").write_bytes(b"")
-    (folder / "cat" / "notes.md").write_text("no image")
-    source = load_image_dataset(folder)
-    assert sorted(each.partition(": ")[0] for each in source.left_out) == [
-        str(folder / name) for name in ("cat/2.heic", "link/1.png")
-    ]
-
-
-def test_a_name_that_makes_a_split_does_not_hide_the_others(tmp_path):
-    for name in ("a", "b", "train-c"):
-        save(tmp_path / f"{name}.png")
-    source = load_image_dataset(tmp_path)
-    assert len(source.dataset) + len(source.left_out) == 3
 
 
 def test_images_of_other_splits_are_not_left_out(tmp_path):
@@ -90,51 +29,7 @@ def test_images_of_other_splits_are_not_left_out(tmp_path):
         load_image_dataset(tmp_path, "validation")
 
 
-def test_why_folders_are_no_classes_is_said(tmp_path):
-    save(tmp_path / "uneven" / "cat" / "0.png")
-    save(tmp_path / "uneven" / "dogs" / "large" / "1.png")
-    uneven = load_image_dataset(tmp_path / "uneven")
-    assert uneven.label_column is None
-    assert "different depths, such as 'cat/0.png', 'dogs/large/1.png'" in uneven.no_classes
-    save(tmp_path / "flat" / "0.png")
-    assert "its images lie in one folder" in load_image_dataset(tmp_path / "flat").no_classes
-    for name in ("cat", "dog"):
-        save(tmp_path / "even" / name / "0.png")
-    assert load_image_dataset(tmp_path / "even").no_classes == ""
-
-
 # --- captions --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("suffix", [".txt", ".caption", ".TXT"])
-def test_captions_in_files_beside_the_images_are_read(tmp_path, suffix, streaming):
-    for i in range(5):
-        save(tmp_path / f"{i}.png")
-    (tmp_path / f"0{suffix}").write_text("a photo of sks dog\n")
-    (tmp_path / f"1{suffix}").write_bytes("\ufeffein Käse".encode())
-    (tmp_path / f"2{suffix}").write_text("")
-    (tmp_path / f"3{suffix}").write_bytes(b"\xff\xfe\xfa")
-    source = load_image_dataset(tmp_path, streaming=streaming)
-    assert source.caption_column == "txt"
-    captions, skipped = captions_of(source)
-    assert captions == ["a photo of sks dog", "ein Käse", "", None, None]
-    assert ["3.png: 'utf-8' codec" in skipped[0], skipped[1].endswith("4.png: no caption")] == [True, True]
-
-
-def test_metadata_wins_over_files_of_captions(tmp_path):
-    save(tmp_path / "0.png")
-    (tmp_path / "0.txt").write_text("from the file")
-    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "0.png", "text": "from metadata"}))
-    assert captions_of(load_image_dataset(tmp_path))[0] == ["from metadata"]
-
-
-def test_other_text_files_are_no_captions(tmp_path):
-    for name in ("cat", "dog"):
-        save(tmp_path / name / "0.png")
-    (tmp_path / "cat" / "readme.txt").write_text("all about cats")
-    source = load_image_dataset(tmp_path)
-    assert (source.caption_column, source.label_column) == (None, "label")
 
 
 def test_caption_files_are_read_inside_the_folder_only(tmp_path):
@@ -147,16 +42,6 @@ def test_caption_files_are_read_inside_the_folder_only(tmp_path):
     os.mkfifo(folder / "2.txt")
     assert captions_of(load_image_dataset(folder))[0] == [None, "words", None]
     assert captions_of(load_image_dataset(folder, allow_remote_files=True))[0] == ["secret", "words", None]
-
-
-def saved(path, captions, feature):
-    features = datasets.Features({"image": datasets.Image(), "text": feature})
-    rows = {"image": [encoded(10 * i) for i in range(len(captions))], "text": captions}
-    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(path))
-    return path
-
-
-TEXT = datasets.Value("string")
 
 
 def test_one_of_several_captions_is_chosen_by_the_row(tmp_path):
@@ -216,14 +101,6 @@ def test_captions_as_bytes_are_texts(tmp_path):
     captions, skipped = captions_of(load_image_dataset(path))
     assert captions == ["Käse", None]
     assert "row 1: 'utf-8' codec" in skipped[0]
-
-
-def test_a_caption_column_that_is_not_there_names_the_others(tmp_path):
-    path = saved(tmp_path / "saved", ["words"], TEXT)
-    message = r"`caption_column` must be one of the source's columns, \['image', 'text'\], got 'captoin'"
-    with pytest.raises(ValueError, match=message):
-        load_image_dataset(path, caption_column="captoin")
-    assert load_image_dataset(path).columns == ("image", "text")
 
 
 # --- IDX folders -----------------------------------------------------------------------------------------------------
@@ -316,16 +193,6 @@ def test_rows_of_a_saved_data_set_name_files_inside_it_only(tmp_path, feature):
     assert [item is not None for item in all_items(items)] == [True, True, True, True, False, True]
 
 
-def test_other_columns_are_not_decoded(tmp_path):
-    folder = tmp_path / "saved"
-    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
-    rows = {"image": [encoded()], "mask": [b"no image, and reading it would fail"]}
-    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(folder))
-    assert all_items(ImageItems(load_image_dataset(folder), 8))[0] is not None
-    with pytest.raises(ValueError, match="`label_column` must not hold images or sounds, got 'mask'"):
-        load_image_dataset(folder, label_column="mask")
-
-
 @pytest.mark.parametrize("name", ["../other.arrow", "/dev/zero", None, 3])
 def test_a_saved_data_set_lists_files_inside_it_only(tmp_path, name):
     folder = saved(tmp_path / "saved", ["words"], TEXT)
@@ -344,24 +211,6 @@ def test_a_torn_saved_data_set_is_named(tmp_path, content):
         load_image_dataset(folder)
 
 
-def test_a_torn_table_is_named(tmp_path):
-    folder = saved(tmp_path / "saved", ["words"], TEXT)
-    file = next(folder.glob("*.arrow"))
-    whole = file.read_bytes()
-    for number in range(0, len(whole) - 8, 97):
-        file.write_bytes(whole[:number])
-        with pytest.raises(ValueError, match=r"`source` must be a data set that can be read, got '.*saved': "):
-            all_items(ImageItems(load_image_dataset(folder), 8))
-
-
-@pytest.mark.parametrize("content", ["", "{", '{"text": "words"}', "[]", '"0.png"'])
-def test_broken_metadata_is_named(tmp_path, content):
-    save(tmp_path / "photos" / "0.png")
-    (tmp_path / "photos" / "metadata.jsonl").write_text(content)
-    with pytest.raises(ValueError, match=r"`source` must be a data set that can be read, got '.*photos': ."):
-        load_image_dataset(tmp_path / "photos")
-
-
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_folder_without_images_is_refused(tmp_path, streaming):
     (tmp_path / "notes.md").write_text("no image")
@@ -376,14 +225,6 @@ def test_a_listed_image_that_is_missing_is_left_out(tmp_path):
     captions, skipped = captions_of(load_image_dataset(tmp_path))
     assert captions == ["words", None]
     assert "1.png: [Errno 2] No such file" in skipped[0]
-
-
-def test_a_saved_format_does_not_hide_columns(tmp_path):
-    folder = tmp_path / "saved"
-    features = datasets.Features({"image": datasets.Image(), "text": TEXT})
-    rows = datasets.Dataset.from_dict({"image": [encoded()], "text": ["words"]}, features=features)
-    rows.with_format("numpy", columns=["image"]).save_to_disk(str(folder))
-    assert captions_of(load_image_dataset(folder))[0] == ["words"]
 
 
 @pytest.mark.parametrize("name", ["../../secret.png", "/etc/hostname", "file:///etc/hostname"])
@@ -412,26 +253,6 @@ def test_links_out_of_an_image_folder_are_left_out(tmp_path):
     assert "`--allow-remote-files` reads it" in items.skipped[0]
     items = ImageItems(load_image_dataset(folder, allow_remote_files=True), 8)
     assert all(item is not None for item in all_items(items))
-
-
-def shard(path, number=4):
-    with tarfile.open(path, "w") as archive:
-        for i in range(number):
-            for data, suffix in ((encoded(20 * i), "png"), (b"words", "txt")):
-                info = tarfile.TarInfo(f"{i:04d}.{suffix}")
-                info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
-    return path
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-def test_a_torn_shard_is_named(tmp_path, streaming):
-    for name in ("a", "b", "c"):
-        shard(tmp_path / f"{name}.tar")
-    whole = (tmp_path / "b.tar").read_bytes()
-    (tmp_path / "b.tar").write_bytes(whole[:1600])
-    with pytest.raises(ValueError, match=r"`source` must be a data set that can be read, got \['.*b\.tar'\]"):
-        all_items(ImageItems(load_image_dataset(tmp_path, streaming=streaming), 8))
 
 
 @pytest.mark.parametrize("streaming", [False, True])

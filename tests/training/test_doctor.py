@@ -1,7 +1,5 @@
 """The doctor finds what is planted, and nothing where nothing is wrong."""
 
-from dataclasses import replace as replaced
-
 import pytest
 import torch
 from distributed_run import data, network
@@ -182,24 +180,6 @@ def test_errors_come_first():
     levels = [finding.level for finding in findings]
     assert levels == sorted(levels)
     assert set(levels) == {"error", "warning"}
-
-
-def test_settings_that_go_together_badly_are_named():
-    names = {
-        finding.name
-        for finding in examine(
-            config(lr_warmup_steps=99, max_train_steps=50, learning_rate=0.01, train_batch_size=64),
-            Exact(),
-            samples(),
-            adapter=Calling(),
-            transport=LINEAR,
-        )
-    }
-    assert names == {"warm-up", "learning rate", "data set size"}
-    untrained = examine(config(), network(), data(), is_pretrained=False)
-    assert [finding.name for finding in untrained] == ["start"]
-    rising = replaced(config(), consistency_ratio=0.0, consistency_schedule=[[0, 0.0], [100, 1.0]])
-    assert examine(rising, network(), data(), is_pretrained=False) == []
 
 
 def test_a_list_of_samples_is_examined_like_any_data_set():
