@@ -43,6 +43,8 @@ CONVENTION_TESTS = (
     "tests/sampling/test_runs.py",
     "tests/sampling/test_stock_configs.py",
 )
+FITTED_TESTS = ("tests/sampling/test_fitted.py",)
+FIT_TESTS = ("tests/solver_study/test_least_squares.py",)
 LOADING_TESTS = ("tests/test_load_in_new_process.py",)
 SWAP_TESTS = ("tests/sampling/test_swap.py",)
 LOSS_TESTS = ("tests/test_loss.py", "tests/test_targets.py", "tests/test_loss_inputs.py")
@@ -1188,6 +1190,55 @@ MUTANTS = [
         "    if rescale_betas_zero_snr:\n",
         "    if False:\n",
         CONVENTION_TESTS,
+    ),
+    Mutant(
+        "fitted solver used at other times",
+        "sampling/fitted.py",
+        "return distance <= TOLERANCE * max(map(abs, self.timesteps))",
+        "return True",
+        FITTED_TESTS,
+    ),
+    Mutant(
+        "fitted solver used in the middle of a run",
+        "sampling/runs.py",
+        "if fitted is not None and begin_index == 0 and",
+        "if fitted is not None and",
+        FITTED_TESTS,
+    ),
+    Mutant(
+        "corrector left out of a plan's table",
+        "sampling/fitted.py",
+        "if i and call.corrector_weight:",
+        "if False:",
+        FITTED_TESTS,
+    ),
+    Mutant(
+        "fit decided by the seeds that end elsewhere",
+        "solver_study/least_squares.py",
+        "return 1.0 / (squares.quantile(QUANTILE) + squares).clamp(min=1e-30)",
+        "return torch.ones_like(squares)",
+        FIT_TESTS,
+    ),
+    Mutant(
+        "ridge chosen on the seeds of the fit",
+        "solver_study/least_squares.py",
+        "for rows in (is_fitted, ~is_fitted))",
+        "for rows in (is_fitted, is_fitted))",
+        FIT_TESTS,
+    ),
+    Mutant(
+        "points of a path taken from calls that are corrected afterwards",
+        "solver_study/solutions.py",
+        "if self._now is not None and t < self._now[0]:",
+        "if self._now is not None:",
+        ("tests/solver_study/test_solutions.py",),
+    ),
+    Mutant(
+        "refinement that is no better is kept",
+        "solver_study/refine.py",
+        "if error < min(fit.error, math.inf if best is None else best.error):",
+        "if best is None:",
+        ("tests/solver_study/test_refine.py",),
     ),
     Mutant(
         "end of a chain at its first step ignored",

@@ -153,3 +153,13 @@ def test_points_before_the_first_call_and_after_the_last_are_on_its_line():
     noise = torch.randn(1, 2, 2, 2, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(paths[:, 0], noise, rtol=0, atol=5e-2)
     torch.testing.assert_close(paths[:, 1], paths[:, 2], rtol=0, atol=1e-2)
+
+
+def test_points_at_the_times_of_calls_are_the_corrected_samples():
+    pipe, calls = exact_pipeline(), 10
+    scheduler, seen = solution_scheduler(pipe.scheduler.config), []
+    generate(pipe, [0], [1], num_inference_steps=calls, scheduler=scheduler, on_step=seen.append)
+    # The second call at a time goes on from the sample that the first one corrected.
+    times, corrected = scheduler.canonical_times[2::2], [step.before for step in seen[2::2]]
+    paths = solution_paths(pipe, [0], [1], times, num_calls=calls, progress=False)
+    torch.testing.assert_close(paths[:, :-1], torch.stack(corrected, dim=1), rtol=0, atol=1e-5)
