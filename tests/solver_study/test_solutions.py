@@ -155,11 +155,18 @@ def test_points_before_the_first_call_and_after_the_last_are_on_its_line():
     torch.testing.assert_close(paths[:, 1], paths[:, 2], rtol=0, atol=1e-2)
 
 
-def test_points_at_the_times_of_calls_are_the_corrected_samples():
+def test_points_lie_between_the_corrected_samples_of_the_calls_around_them():
     pipe, calls = exact_pipeline(), 10
     scheduler, seen = solution_scheduler(pipe.scheduler.config), []
     generate(pipe, [0], [1], num_inference_steps=calls, scheduler=scheduler, on_step=seen.append)
     # The second call at a time goes on from the sample that the first one corrected.
-    times, corrected = scheduler.canonical_times[2::2], [step.before for step in seen[2::2]]
-    paths = solution_paths(pipe, [0], [1], times, num_calls=calls, progress=False)
-    torch.testing.assert_close(paths[:, :-1], torch.stack(corrected, dim=1), rtol=0, atol=1e-5)
+    times, steps = scheduler.canonical_times[2::2], seen[2::2]
+    data = [step.estimate for step in steps]
+    noise = [(step.before - (1.0 - t) * step.estimate) / t for t, step in zip(times, steps, strict=True)]
+    between = [(t + s) / 2.0 for t, s in zip(times[:-1], times[1:], strict=True)]
+    expected = [
+        (1.0 - t) * (data[i] + data[i + 1]) / 2.0 + t * (noise[i] + noise[i + 1]) / 2.0 for i, t in enumerate(between)
+    ]
+    paths = solution_paths(pipe, [0], [1], [*times, *between], num_calls=calls, progress=False)
+    samples = torch.stack([*(step.before for step in steps), *expected, seen[-1].sample], dim=1)
+    torch.testing.assert_close(paths, samples, rtol=0, atol=1e-5)
