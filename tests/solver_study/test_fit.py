@@ -60,6 +60,12 @@ def test_refined_solvers_gain_more(tmp_path):
     assert refined.after < plain.after
 
 
+def test_depth_bounds_the_estimates_that_a_step_looks_back_at(tmp_path):
+    result = fitted(tmp_path, 6, depth=1)
+    assert [len(row) for row in result.fitted.config.fitted_solvers[0]["weights"]] == [2, 3, 3, 3, 3, 3]
+    assert result.gains[6].is_gain
+
+
 def test_a_fit_that_was_stopped_goes_on_with_what_it_has(tmp_path, monkeypatch):
     whole = fitted(tmp_path / "whole")
     made, fit_steps = [], fit.fit_steps
@@ -154,6 +160,7 @@ def test_few_step_models_have_no_fit(tmp_path):
         ({"numbers": [4, 4]}, "`num_inference_steps` must be without repetition"),
         ({"num_seeds": 3}, "`num_seeds` must be from 4 to `batch_size`"),
         ({"num_seeds": 8, "batch_size": 6}, "`num_seeds` must be from 4 to `batch_size`"),
+        ({"depth": 4}, "`depth` must be from 0 to 3"),
         ({"refine": "yes"}, "`refine` must be True or False"),
         ({"call": {"guidance": 3.0}}, "`call` must name arguments"),
     ],

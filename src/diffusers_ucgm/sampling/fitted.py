@@ -60,17 +60,14 @@ class FittedSolver:
             plan: The calls of the scheduler's settings, whose first order serves where a history is missing.
             points: The grid, from noise to data.
         """
-        return [
-            Call(
-                t.x_hat,
-                call.result,
-                sample * SAMPLE + own * t.x_hat,
-                tuple(past),
-                history=t.x_hat,
-                is_last=call.is_last,
-            )
-            for call, t, (sample, own, *past) in zip(plan, points, self.weights, strict=True)
-        ]
+        calls: list[Call] = []
+        for i, (call, t, (sample, own, *past)) in enumerate(zip(plan, points, self.weights, strict=True)):
+            later = self.weights[i + 1 : i + 1 + DEPTH]
+            is_used = any(len(row) - 2 > k for k, row in enumerate(later))
+            history = t.x_hat if is_used else None
+            ahead = sample * SAMPLE + own * t.x_hat
+            calls.append(Call(t.x_hat, call.result, ahead, tuple(past), history=history, is_last=call.is_last))
+        return calls
 
 
 def fitted_solvers_of(entries: Sequence[Mapping[str, Any]] | None) -> dict[int, FittedSolver]:

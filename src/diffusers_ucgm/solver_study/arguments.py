@@ -5,8 +5,20 @@ from typing import Any
 
 from diffusers import SchedulerMixin
 
-from diffusers_ucgm.constraints import KEYWORDS, PATH, SEED, Setting, flag, integer, is_whole, optional, whole
+from diffusers_ucgm.constraints import (
+    KEYWORDS,
+    PATH,
+    SEED,
+    Setting,
+    flag,
+    integer,
+    is_whole,
+    one_of_two,
+    optional,
+    whole,
+)
 from diffusers_ucgm.generation.arguments import CONDITIONS, MOST_CALLS, PIPELINE, SAMPLES
+from diffusers_ucgm.sampling.fitted import DEPTH
 
 
 __all__ = ["COMPARE_ARGUMENTS", "FIT_ARGUMENTS", "TUNE_ARGUMENTS"]
@@ -66,6 +78,7 @@ FIT_ARGUMENTS: dict[str, Setting] = {
     "output": PATH,
     "conditions": optional(CONDITIONS),
     "refine": flag(),
+    "depth": one_of_two("from 0 to 3", *range(DEPTH + 1)),
     "num_seeds": optional(SAMPLES),
     "num_held_out": SAMPLES,
     "seed": SEED,

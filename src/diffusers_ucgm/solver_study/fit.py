@@ -18,7 +18,7 @@ from diffusers_ucgm.image_metrics.requirements import check_call, check_outputs
 from diffusers_ucgm.presets import SAMPLERS
 from diffusers_ucgm.randomness import consecutive_seeds
 from diffusers_ucgm.run_folder import RunFolder
-from diffusers_ucgm.sampling.fitted import FittedSolver, fitted_solvers_of
+from diffusers_ucgm.sampling.fitted import DEPTH, FittedSolver, fitted_solvers_of
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 from .arguments import FIT_ARGUMENTS
@@ -47,6 +47,7 @@ def fit_solver(
     *,
     conditions: Sequence[int | str] | None = None,
     refine: bool = False,
+    depth: int = DEPTH,
     num_seeds: int | None = None,
     num_held_out: int = 128,
     seed: int = FIRST_SEED,
@@ -68,6 +69,8 @@ def fit_solver(
         output: The folder of the result and the solutions; made if it is missing.
         conditions: Classes or prompts, taken in turn; None is all classes.
         refine: Whether weights and times are refined through the whole run: see `refine.refine`.
+        depth: The number of earlier data estimates that a step looks back at, from 0 to 3. Each takes the memory of a
+            sample and a little time.
         num_seeds: The seeds of the fit, at most `batch_size`, from 4; None is 32 or `batch_size`.
         num_held_out: Seeds on which each solver is judged: those that follow.
         seed: The first of all seeds.
@@ -101,6 +104,7 @@ def fit_solver(
         "method": "fit",
         "num_inference_steps": numbers,
         "refine": refine,
+        "depth": depth,
         "num_seeds": num_seeds,
         "num_held_out": num_held_out,
         "first_seed": seed,
@@ -111,7 +115,7 @@ def fit_solver(
         run.begin(plan, overwrite=overwrite_output_dir)
         sample = FitSample(every[:num_seeds], seeds[:num_seeds], call)
         held_out = FitSample(every[num_seeds:], seeds[num_seeds:], call)
-        fitting = _Fitting(pipe, output, num_solution_calls, batch_size, refine, progress)
+        fitting = _Fitting(pipe, output, num_solution_calls, batch_size, refine, depth, progress)
         result = fitting.judge(fitting.fits(numbers, sample), held_out, started)
         with files.replacing_folder(output / "scheduler") as temporary:
             result.scheduler.save_pretrained(temporary)
@@ -128,6 +132,7 @@ class _Fitting:
     num_solution_calls: int
     batch_size: int
     refine: bool
+    depth: int
     progress: bool
 
     @property
@@ -172,7 +177,7 @@ class _Fitting:
     ) -> Fit:
         """The best fit of some schedulers, refined if that is wanted."""
         found = [
-            fit_steps(self.pipe, scheduler, number, sample, path)
+            fit_steps(self.pipe, scheduler, number, sample, path, self.depth)
             for scheduler, path in zip(schedulers, paths, strict=True)
         ]
         place = min(range(len(found)), key=lambda i: found[i].error)

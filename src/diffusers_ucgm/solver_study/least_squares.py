@@ -109,7 +109,12 @@ def call_times(pipe: Pipeline, scheduler: UCGMScheduler, num_inference_steps: in
 
 
 def fit_steps(
-    pipe: Pipeline, scheduler: UCGMScheduler, num_inference_steps: int, sample: FitSample, path: Tensor
+    pipe: Pipeline,
+    scheduler: UCGMScheduler,
+    num_inference_steps: int,
+    sample: FitSample,
+    path: Tensor,
+    depth: int = DEPTH,
 ) -> Fit:
     """Fit the weights of a scheduler's steps by least squares, with its times as they are.
 
@@ -119,6 +124,7 @@ def fit_steps(
         num_inference_steps: The number of network calls N.
         sample: The seeds.
         path: The points of `solution_paths` at the times after each call, with the end, shape `(B, N, ...)`.
+        depth: The number of earlier data estimates that a step looks back at, from 0 to `DEPTH`.
 
     Raises:
         ValueError: If the scheduler takes two calls a step, adds noise or extrapolates by a number.
@@ -132,7 +138,7 @@ def fit_steps(
             f"'auto' or 0, got {solver}."
         )
     fitting = _FittingScheduler.from_config(scheduler.config, fitted_solvers=None)
-    fitting.begin(path, sample.is_fitted)
+    fitting.begin(path, sample.is_fitted, depth)
     samples = sample.ends(pipe, fitting, num_inference_steps)
     if len(fitting.rows) != path.shape[1]:
         raise RuntimeError(
@@ -162,15 +168,15 @@ class _FittingScheduler(UCGMScheduler):
     rows: list[list[float]]
     _path: Tensor | None = None
 
-    def begin(self, path: Tensor, is_fitted: Tensor) -> None:
-        """Take the points that the steps are to meet, and which seeds are in the fit: see `fit_steps`."""
-        self._path, self._is_fitted, self.rows = path, is_fitted, []
+    def begin(self, path: Tensor, is_fitted: Tensor, depth: int) -> None:
+        """Take the points that the steps are to meet, which seeds are in the fit, and the depth: see `fit_steps`."""
+        self._path, self._is_fitted, self._depth, self.rows = path, is_fitted, depth, []
 
     def _set_run(self, schedule: Schedule | None, begin_index: int | None) -> None:
         super()._set_run(schedule, begin_index)
         if self._run is not None and self._path is not None:
             self.rows = []
-            self._run = _FittingRun(self._run, self._path, self._is_fitted, self.rows)
+            self._run = _FittingRun(self._run, self._path, self._is_fitted, self._depth, self.rows)
 
 
 class _FittingRun:
@@ -180,25 +186,27 @@ class _FittingRun:
         plan: The run of the settings.
         path: The points that the steps are to meet, shape `(B, N, ...)`.
         is_fitted: Whether each seed is in the fit, shape `(B,)`.
+        depth: The number of earlier data estimates that a step looks back at.
         rows: Where the weights of the steps are put.
     """
 
-    def __init__(self, plan: SamplerRun, path: Tensor, is_fitted: Tensor, rows: list[list[float]]) -> None:
+    def __init__(self, plan: SamplerRun, path: Tensor, is_fitted: Tensor, depth: int, rows: list[list[float]]) -> None:
         self.calls: list[Call] = plan.calls
         self._start, self._path, self._is_fitted, self._rows = weights_of(plan.calls), path, is_fitted, rows
+        self._depth = depth
         self._history: list[Tensor] = []
 
     def step(self, index: int, x: Tensor, output: Tensor, noise: Noise) -> Step:
         """Go on from the sample by one network call: see `SamplerRun`."""
         x_hat = self.calls[index].x_hat(x, output)
-        self._history = [x_hat, *self._history[:DEPTH]]
+        self._history = [x_hat, *self._history[: self._depth]]
         if index >= self._path.shape[1]:  # the call that some conventions make at the data
             return Step(x, lambda: x_hat)
         columns = [x, *self._history]
         # Some guided pipelines step every sample twice.
         times = len(x) // len(self._path)
         target, is_fitted = torch.cat([self._path[:, index]] * times).to(x), self._is_fitted.repeat(times)
-        row = least_squares(columns, target, self._start[index], is_fitted)
+        row = least_squares(columns, target, self._start[index][: len(columns)], is_fitted)
         self._rows.append(row)
         x_next = sum((weight * column for weight, column in zip(row, columns, strict=True)), torch.zeros_like(x))
         return Step(x_next, lambda: x_hat)
