@@ -1,6 +1,6 @@
 """Compare fitted solvers with the defaults and with every stock solver, on seeds that the fit did not see.
 
-    python benchmarks/fitted_solvers.py --output benchmarks/results/fitted-solvers [--refine]
+    python benchmarks/fitted_solvers.py --output benchmarks/results/fitted-solvers [--fields bundled] [--refine]
 
 The pipelines are a `UCGMPipeline` of the bundled model, and of exact denoisers of images (`ideal_data.py`), by class,
 with and without guidance. `fit_solver` fits a solver for each number of network calls; the figure is the median
@@ -13,7 +13,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 # The label of all points: the last one, as the null class of a pipeline.
 NULL = 1_000_000
 # Seeds of the judgement, far from those of fits.
-FIRST_SEED, NUM_SEEDS, SOLUTION_CALLS = 0, 64, 1000
+FIRST_SEED, NUM_SEEDS, SOLUTION_CALLS = 0, 128, 1000
 
 
 class FieldTransformer2DModel(ModelMixin, ConfigMixin):
@@ -91,7 +91,7 @@ def field_pipeline(name: str, scheduler: Any) -> UCGMPipeline:
     return UCGMPipeline(transformer=network, vae=None, scheduler=scheduler)
 
 
-def measure(pipe: Any, guidance: float, refine: bool) -> dict[str, Any]:
+def measure(pipe: Any, guidance: float, refine: bool, numbers: Sequence[int]) -> dict[str, Any]:
     """Median distances of the defaults, the best stock solver and the fit, by number of calls."""
     call = {} if guidance == 1.0 else {"guidance_scale": guidance}
     conditions = conditions_for(pipe, NUM_SEEDS, None)
@@ -112,7 +112,7 @@ def measure(pipe: Any, guidance: float, refine: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         fitted = fit_solver(
             pipe,
-            CALLS,
+            numbers,
             folder,
             refine=refine,
             num_held_out=2,
@@ -124,7 +124,7 @@ def measure(pipe: Any, guidance: float, refine: bool) -> dict[str, Any]:
     config = pipe.scheduler.config
     stock = stock_solvers(config)
     rows = {}
-    for calls in CALLS:
+    for calls in numbers:
         best, name = min((distance(solver, calls), name) for name, solver in stock.items())
         rows[str(calls)] = {
             "stock": best,
@@ -144,7 +144,9 @@ def table(results: dict[str, Any]) -> str:
     for name, result in results.items():
         cells = []
         for calls in CALLS:
-            row = result["calls"][str(calls)]
+            if (row := result["calls"].get(str(calls))) is None:
+                cells.append("")
+                continue
             ratio = row["fitted"] / row["stock"]
             cells.append(f"{row['fitted']:.2g} / {row['stock']:.2g} = {ratio:.2f} (default {row['default']:.2g})")
         lines.append(f"| {name} | {' | '.join(cells)} | {result['seconds']:.0f} |")
@@ -158,6 +160,7 @@ def main() -> None:
     parser.add_argument("--fields", nargs="+", default=["bundled", "fashion-mnist-0.1", "gaussians"])
     parser.add_argument("--configs", nargs="+", choices=[*CONFIGS], default=[*CONFIGS])
     parser.add_argument("--guidance", nargs="+", type=float, default=[1.0, 4.0])
+    parser.add_argument("--calls", nargs="+", type=int, choices=CALLS, default=list(CALLS))
     args = parser.parse_args()
     pipes: dict[str, Callable[[], Any]] = {}
     for field in args.fields:
@@ -174,7 +177,7 @@ def main() -> None:
         for guidance in args.guidance:
             key = f"{name}, {guidance:g}{', refined' if args.refine else ''}"
             if key not in found:
-                found[key] = measure(make(), guidance, args.refine)
+                found[key] = measure(make(), guidance, args.refine, args.calls)
                 files.write_json(record, found)
                 print(table({key: found[key]}).splitlines()[-1], flush=True)
     text = f"# Fitted solvers\n\n{(__doc__ or '').split(chr(10) * 2, 1)[1].strip()}\n\n{table(found)}\n"

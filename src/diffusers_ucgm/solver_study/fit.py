@@ -37,7 +37,13 @@ FITS, RESULT, SOLUTIONS = "fits.json", "fit.json", "solutions"
 NUM_SEEDS = 32
 # One seed in four chooses the ridge.
 LEAST_SEEDS = 4
-EVEN: dict[str, Any] = {"time_warp": (1.0, 1.0, 1.0), "time_gaps": (0.0, 0.0)}
+# Grids that a fit may begin with besides the pipeline's own: the automatic one, even steps, and a little more of them
+# near the noise, where strong guidance bends the path.
+GRIDS: tuple[dict[str, Any], ...] = (
+    {},
+    {"time_warp": (1.0, 1.0, 1.0), "time_gaps": (0.0, 0.0)},
+    {"time_warp": (1.0, 0.87, 1.0), "time_gaps": (0.0, 0.0)},
+)
 
 
 def fit_solver(
@@ -199,7 +205,7 @@ class _Fitting:
         own = {"time_warp": config.time_warp, "time_gaps": config.time_gaps}
         found: list[tuple[UCGMScheduler, list[float]]] = []
         # A grid that depends on the size of the image cannot be replaced by one list of times.
-        for grid in [own] if config.use_dynamic_shifting else [own, {}, EVEN]:
+        for grid in [own] if config.use_dynamic_shifting else [own, *GRIDS]:
             scheduler = _sampler(self.base, grid)
             times = call_times(self.pipe, scheduler, number, sample)
             if times not in [each for _, each in found]:
