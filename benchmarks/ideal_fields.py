@@ -7,9 +7,9 @@ The data are images, scaled to unit variance and smoothed by a Gaussian (`ideal_
 smoothed by 0.1; or a mixture of 8 Gaussians in 16 dimensions. The network is their exact posterior mean, by class,
 with and without guidance, so only the solver errs. The figure is the median distance to the solution of the same
 noise: the defaults, the stock solver that is closest at each number of sampler calls, and the ratio of both. The stock
-solvers are the pipeline's own scheduler as it is configured, all of `stock_solvers`, and iPNDM (`ipndm.py`). Guidance
-takes two evaluations of the network in a call. `fashion-mnist-0.1` is the field on which the defaults were chosen, the
-others are those on which they are judged.
+solvers are the pipeline's own scheduler as it is configured, all of `stock_solvers`, and iPNDM in two forms
+(`ipndm.py`). Guidance takes two evaluations of the network in a call. `fashion-mnist-0.1` is the field on which the
+defaults were chosen, the others are those on which they are judged.
 
 Every distance is kept in `<output>.json`, and a stopped run goes on after the last configuration; the comparisons with
 the best stock solver are in `<output>.csv`, the tables in `<output>.md`. After a change of the sampler, `--again UCGM`
