@@ -225,7 +225,7 @@ class Arena:
 
 @dataclass(frozen=True)
 class Cell:
-    """The defaults against the best stock solver, in one place of a table."""
+    """The defaults against the best stock solver, and against the best that diffusers has, without iPNDM."""
 
     field: str
     config: str
@@ -236,6 +236,7 @@ class Cell:
     best: float
     best_solver: str
     ratio: float
+    ratio_to_diffusers: float
 
 
 # By field, config, guidance and solver.
@@ -254,11 +255,23 @@ def cells(record: Record) -> Iterator[Cell]:
             for guidance, rows in by_guidance.items():
                 for i, calls in enumerate(CALLS):
                     stock = [(row[i], name) for name, row in rows.items() if name != OURS]
-                    best, solver = min((value, name) for value, name in stock if value is not None)
+                    ran = [(value, name) for value, name in stock if value is not None]
+                    best, solver = min(ran)
+                    best_of_diffusers = min(value for value, name in ran if "iPNDM" not in name)
                     ours = rows[OURS][i] or math.nan
                     scale = float(guidance)
-                    made = evaluations(calls, scale)
-                    yield Cell(field, config, scale, calls, made, ours, best, solver, round(ours / best, 3))
+                    yield Cell(
+                        field,
+                        config,
+                        scale,
+                        calls,
+                        evaluations(calls, scale),
+                        ours,
+                        best,
+                        solver,
+                        round(ours / best, 3),
+                        round(ours / best_of_diffusers, 3),
+                    )
 
 
 def as_csv(found: list[Cell]) -> str:
@@ -274,6 +287,12 @@ def markdown_table(corner: str, columns: list[str], rows: Mapping[str, list[str]
     return "\n".join([*lines, *(f"| {name} | {' | '.join(row)} |" for name, row in rows.items())])
 
 
+def spread(ratios: list[float]) -> list[str]:
+    """The median and the largest of ratios, and how many are above 1."""
+    above = sum(ratio > 1.0 for ratio in ratios)
+    return [f"{median(ratios):.2f}", f"{max(ratios):.2f}", f"{above} of {len(ratios)}"]
+
+
 def page(found: list[Cell]) -> str:
     """The tables of all comparisons, the summaries first."""
     kinds = list(dict.fromkeys((cell.field, cell.guidance) for cell in found))
@@ -282,10 +301,11 @@ def page(found: list[Cell]) -> str:
     sections: list[str] = []
     for kind in kinds:
         chosen = [cell for cell in found if (cell.field, cell.guidance) == kind]
-        ratios = [cell.ratio for cell in chosen]
-        above = sum(ratio > 1.0 for ratio in ratios)
         title = f"{kind[0]}, guidance {kind[1]:g}"
-        summary[title] = [f"{median(ratios):.2f}", f"{max(ratios):.2f}", f"{above} of {len(ratios)}"]
+        summary[title] = [
+            *spread([cell.ratio for cell in chosen]),
+            *spread([cell.ratio_to_diffusers for cell in chosen]),
+        ]
         columns = [f"{calls} ({evaluations(calls, kind[1])})" for calls in CALLS]
         rows = {
             config: [
@@ -307,7 +327,8 @@ def page(found: list[Cell]) -> str:
         [
             "# Defaults on ideal fields",
             (__doc__ or "").split("\n\n", 1)[1].strip(),
-            markdown_table("field", ["median ratio", "largest", "above 1"], summary),
+            "The ratios to the best solver of all, then to the best that diffusers has:",
+            markdown_table("field", ["median ratio", "largest", "above 1"] * 2, summary),
             "The largest ratio of all fields and guidances, by config and number of calls:",
             markdown_table("config", [*map(str, CALLS)], worst),
             *sections,
@@ -326,7 +347,10 @@ def main() -> None:
     parser.add_argument("--again", nargs="+", default=[], metavar="SOLVER", help="solvers that are measured anew")
     args = parser.parse_args()
     file = args.output.with_suffix(".json")
-    record: Record = json.loads(file.read_text()) if file.is_file() else {}
+    kept = json.loads(file.read_text()) if file.is_file() else {"seeds": args.seeds, "fields": {}}
+    if kept["seeds"] != args.seeds:
+        parser.error(f"`--seeds` must be {kept['seeds']}, as in {str(file)!r}, got {args.seeds}.")
+    record: Record = kept["fields"]
     for name in args.fields:
         try:
             field = data_field(name, args.data, args.cache)
@@ -337,7 +361,7 @@ def main() -> None:
         configs = record.setdefault(name, {})
         for config in args.configs:
             configs[config] = arena.compare(CONFIGS[config], configs.get(config, {}), args.again)
-            files.write_text(file, json.dumps(record) + "\n")
+            files.write_text(file, json.dumps(kept) + "\n")
             print(f"{name}: {config}", flush=True)
     found = list(cells(record))
     files.write_text(args.output.with_suffix(".csv"), as_csv(found))

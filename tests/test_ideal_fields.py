@@ -52,11 +52,13 @@ def test_no_row_is_measured_again_unless_it_is_asked_for(gaussian, tmp_path, mak
 
 def test_guided_calls_are_two_evaluations():
     rows = {OURS: [0.1] * len(CALLS), "Euler": [0.2] * len(CALLS), "Heun": [None] * len(CALLS)}
+    rows["iPNDM"] = [0.125] * len(CALLS)
     found = list(cells({"field": {"config": {"1": rows, "4": rows}}}))
     assert {(cell.guidance, cell.network_evaluations / cell.calls) for cell in found} == {(1.0, 1.0), (4.0, 2.0)}
-    assert {(cell.best_solver, cell.ratio) for cell in found} == {("Euler", 0.5)}
-    assert as_csv(found).splitlines()[1] == "field,config,1.0,5,5,0.1,0.2,Euler,0.5"
-    assert "| config | 0.1 / 0.2 = 0.50 (Euler) |" in page(found)
+    assert {(cell.best_solver, cell.ratio) for cell in found} == {("iPNDM", 0.8)}
+    assert as_csv(found).splitlines()[1] == "field,config,1.0,5,5,0.1,0.125,iPNDM,0.8,0.5"
+    assert "| config | 0.1 / 0.12 = 0.80 (iPNDM) |" in page(found)
+    assert "| field, guidance 4 | 0.80 | 0.80 | 0 of 9 | 0.50 | 0.50 | 0 of 9 |" in page(found)
     assert "| 5 (10) | 6 (12) |" in page(found)
 
 
