@@ -313,7 +313,7 @@ def page(found: list[Cell]) -> str:
                 for cell in chosen
                 if cell.config == config
             ]
-            for config in configs
+            for config in dict.fromkeys(cell.config for cell in chosen)
         }
         sections += [f"## {title}", markdown_table("config, at calls (network evaluations)", columns, rows)]
     worst = {
