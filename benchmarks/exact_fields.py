@@ -71,15 +71,22 @@ class ExactTransformer2DModel(ModelMixin, ConfigMixin):
         return Transformer2DModelOutput(prediction) if return_dict else (prediction,)
 
 
-def run_scheduler(scheduler: Any, sample: Tensor, network: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def run_scheduler(
+    scheduler: Any,
+    sample: Tensor,
+    network: Callable[[Tensor, Tensor], Tensor],
+    convention: Convention | None = None,
+) -> Tensor:
     """What a scheduler, whose schedule is set, makes of noise, computed in float64.
 
     Args:
         scheduler: Any scheduler of diffusers or `UCGMScheduler`.
         sample: Standard normal noise, float64, shape `(B, ...)`.
         network: From the network's input and canonical times, `()`, to its prediction.
+        convention: The convention of the network; None reads it from the scheduler's config.
     """
-    convention = UCGMScheduler.from_config(scheduler.config).convention
+    if convention is None:
+        convention = UCGMScheduler.from_config(scheduler.config).convention
     sample = sample * getattr(scheduler, "init_noise_sigma", 1.0)
     for timestep in scheduler.timesteps:
         scaled = scheduler.scale_model_input(sample, timestep) if hasattr(scheduler, "scale_model_input") else sample

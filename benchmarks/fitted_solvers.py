@@ -46,7 +46,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 # The label of all points: the last one, as the null class of a pipeline.
 NULL = 1_000_000
 # Seeds of the judgement, far from those of fits.
-FIRST_SEED, NUM_SEEDS, SOLUTION_CALLS = 0, 128, 1000
+FIRST_SEED, NUM_SEEDS, SOLUTION_CALLS = 0, 64, 1000
 
 
 class FieldTransformer2DModel(ModelMixin, ConfigMixin):

@@ -40,6 +40,7 @@ class Field:
 
     def __init__(self, points: Tensor, labels: Tensor, std: float) -> None:
         self.points, self.labels, self.std = points, labels, std
+        self.squares = points.square().sum(1)
 
     def data_estimate(self, x: Tensor, angle: float, labels: Tensor, guidance: Tensor) -> Tensor:
         """The guided data estimate for `x = sin(angle) noise + cos(angle) data`, shape `(B, D)`.
@@ -50,20 +51,13 @@ class Field:
             labels: The class of each sample, shape `(B,)`.
             guidance: The guidance of each sample, shape `(B,)`; 1 is none.
         """
-        estimate = torch.empty_like(x)
-        for label in labels.unique():
-            estimate[labels == label] = self._mean(x[labels == label], angle, self.points[self.labels == label])
-        guided = guidance != 1.0
-        if bool(guided.any()):
-            plain = self._mean(x[guided], angle, self.points)
-            estimate[guided] = plain + guidance[guided, None] * (estimate[guided] - plain)
-        return estimate
-
-    def _mean(self, x: Tensor, angle: float, points: Tensor) -> Tensor:
         alpha, gamma = math.sin(angle), math.cos(angle)
         variance = alpha**2 + (gamma * self.std) ** 2
-        logits = (2.0 * gamma * x @ points.T - gamma**2 * points.square().sum(1)) / (2.0 * variance)
-        mean = logits.softmax(1) @ points
+        logits = (2.0 * gamma * x @ self.points.T - gamma**2 * self.squares) / (2.0 * variance)
+        is_other = labels[:, None] != self.labels
+        # The estimate is affine in the points' mean, so guidance may act on the weights of the points.
+        scale, of_class = guidance[:, None], logits.masked_fill(is_other, -math.inf).softmax(1)
+        mean = (scale * of_class + (1.0 - scale) * logits.softmax(1)) @ self.points
         return mean + gamma * self.std**2 / variance * (x - gamma * mean)
 
 

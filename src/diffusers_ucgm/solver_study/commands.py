@@ -138,7 +138,9 @@ def compare(args: argparse.Namespace) -> int:
         check_reference("--reference", args.reference)
     pipe = load_model(args)
     config = pipe.scheduler.config
-    solvers = _choose({**ucgm_solvers(config), **stock_solvers(config)}, args.only)
+    # Solvers that add noise can only be judged by their images.
+    stock = stock_solvers(config, noisy=args.reference is not None)
+    solvers = _choose({**ucgm_solvers(config), **stock}, args.only)
     own = [name for name in solvers if name.startswith("UCGM")]
     for name, folder in map(named_folder, args.scheduler):
         if name in solvers:

@@ -1,14 +1,16 @@
 """The schedulers that people would pick instead, as diffusers has them, for the model of a pipeline.
 
-Each gets the settings with which it is usually at its best: steps that begin at pure noise ("trailing"), an end at the
-data, a last step of lower order. Where opinions or budgets differ, as with Karras sigmas, there is a row for each.
+Each gets the settings with which it is usually at its best: steps that begin at pure noise, an end at the data, a last
+step of lower order. Where opinions or budgets differ, as with the spacing of noise levels, there is a row for each.
+"Leading" times have none, because they begin below pure noise: their distance to a solution is that of another start.
+UniPC's `bh1` has none either, because it divides infinity by itself where a run ends at the data.
 """
 
 import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +18,7 @@ from typing import Any, cast
 import diffusers
 import numpy as np
 import torch
+from diffusers.schedulers import AysSchedules
 
 from diffusers_ucgm.contracts import Steppable
 from diffusers_ucgm.loading import load_scheduler
@@ -23,7 +26,16 @@ from diffusers_ucgm.presets import METHODS
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 
-__all__ = ["STOCK_SOLVERS", "Solver", "StockSolver", "load_solver", "silence_stock", "stock_solvers", "ucgm_solvers"]
+__all__ = [
+    "NOISY_SOLVERS",
+    "STOCK_SOLVERS",
+    "Solver",
+    "StockSolver",
+    "load_solver",
+    "silence_stock",
+    "stock_solvers",
+    "ucgm_solvers",
+]
 
 # A scheduler for every budget of network calls, or one for each budget.
 Solver = Steppable | Mapping[int, Steppable]
@@ -39,11 +51,13 @@ class StockSolver:
         scheduler: The name of the class, without "Scheduler".
         settings: Arguments beside those that describe the model's path.
         variant: The function that makes a subclass of the class, or None for the class itself.
+        only_path: The settings of the only model's path that it is for; an empty mapping is for all.
     """
 
     scheduler: str
     settings: Mapping[str, object] = field(default_factory=dict)
     variant: Variant | None = None
+    only_path: Mapping[str, object] = field(default_factory=dict)
 
 
 def _even_sigmas(stock: type) -> type:
@@ -78,62 +92,169 @@ def _exact_times(stock: type) -> type:
     return _renamed_like(ExactTimes, stock)
 
 
+def _without_noise(stock: type) -> type:
+    """A class of SA-Solver that adds no noise: it solves the equation of the probability flow (tau = 0)."""
+
+    class WithoutNoise(stock):
+        @wraps(stock.set_timesteps)
+        def set_timesteps(self, *args: object, **others: object) -> None:
+            super().set_timesteps(*args, **others)
+            self.tau_func = lambda _: 0.0
+
+    return _renamed_like(WithoutNoise, stock)
+
+
+def _align_your_steps(table: str) -> Variant:
+    """Variants with the noise levels of "Align Your Steps" (Sabour et al., 2024), of one of diffusers' tables.
+
+    For other numbers of steps than the table's ten, the logarithms are interpolated, as its authors say. They close
+    the table by the model's least noise level, for which diffusers has written zero.
+    """
+
+    def variant(stock: type) -> type:
+        class AlignYourSteps(stock):
+            @wraps(stock.set_timesteps)
+            def set_timesteps(
+                self,
+                num_inference_steps: int | None = None,
+                device: str | torch.device | None = None,
+                timesteps: Sequence[int] | None = None,
+                **others: object,
+            ) -> None:
+                if num_inference_steps is not None and timesteps is None:
+                    abar = self.alphas_cumprod.double().numpy()
+                    levels = np.log((1.0 - abar) / abar) / 2.0
+                    knots = [*np.log(AysSchedules[table][:-1]), levels[0]]
+                    places = np.linspace(0.0, len(knots) - 1.0, num_inference_steps + 1)[:-1]
+                    wanted = np.interp(places, np.arange(len(knots)), knots)
+                    timesteps = np.interp(wanted, levels, np.arange(len(levels))).round().astype(int).tolist()
+                super().set_timesteps(device=device, timesteps=timesteps, **others)
+
+        return _renamed_like(AlignYourSteps, stock)
+
+    return variant
+
+
 def _renamed_like(variant: type, stock: type) -> type:
     """The variant under the name of the stock class, which configs and records of comparisons hold."""
     variant.__name__ = stock.__name__
     return variant
 
 
-def _orders_and(
-    names: Mapping[str, Mapping[str, object]], variants: Mapping[str, tuple[Mapping[str, object], Variant | None]]
-) -> dict[str, StockSolver]:
-    """Every scheduler of `names` with orders 2 and 3 in every variant."""
+def _orders(names: Sequence[str], settings: Mapping[str, object]) -> dict[str, StockSolver]:
+    """Every scheduler of `names` with orders 2 and 3."""
     return {
-        f"{name}{' order 3' if order == 3 else ''}{suffix}": StockSolver(
-            name, {"solver_order": order, **settings, **changes}, variant
-        )
-        for name, settings in names.items()
+        f"{name}{' order 3' if order == 3 else ''}": StockSolver(name, {**settings, "solver_order": order})
+        for name in names
         for order in (2, 3)
-        for suffix, (changes, variant) in variants.items()
+    }
+
+
+def _spaced(
+    solvers: Mapping[str, StockSolver], spacings: Mapping[str, Mapping[str, object] | Variant]
+) -> dict[str, StockSolver]:
+    """Every solver with every spacing, which is settings or a variant, and whose words follow the solver's name."""
+    return {
+        f"{name}{words}": replace(solver, variant=spacing)
+        if callable(spacing)
+        else replace(solver, settings={**solver.settings, **spacing})
+        for name, solver in solvers.items()
+        for words, spacing in spacings.items()
     }
 
 
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
-TRAILING = {"timestep_spacing": "trailing"}
-KARRAS = {"use_karras_sigmas": True}
-MULTISTEP_SCHEDULERS = ("DPMSolverMultistep", "UniPCMultistep", "DEISMultistep")
-# By the kind of path, as `UCGMScheduler` calls it.
+LAST_LOWER = {"lower_order_final": True}
+SDE = {"algorithm_type": "sde-dpmsolver++"}
+SIGMA_SPACINGS: dict[str, Mapping[str, object]] = {
+    " Karras": {"use_karras_sigmas": True},
+    " exponential": {"use_exponential_sigmas": True},
+}
+BETA = {"use_beta_sigmas": True}
+# Euler and its kind take the ends of a sigma spacing from their times, which reach the least noise as "linspace" only.
+SPACINGS = {"": {"timestep_spacing": "trailing"}, " linspace": {"timestep_spacing": "linspace"}, **SIGMA_SPACINGS}
+STABLE_DIFFUSION = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "trained_betas": None,
+    "rescale_betas_zero_snr": False,
+}
+ALIGN_YOUR_STEPS: dict[str, Variant] = {
+    " AYS": _align_your_steps("StableDiffusionSigmas"),
+    " AYS of SDXL": _align_your_steps("StableDiffusionXLSigmas"),
+}
+# By the kind of path, as `UCGMScheduler` calls it. LMS is also iPNDM with weights for uneven steps ("iPNDM_v").
 STOCK_SOLVERS: dict[str, dict[str, StockSolver]] = {
     "linear": {
-        "FlowMatchEuler": StockSolver("FlowMatchEulerDiscrete"),
-        "FlowMatchEuler even sigmas": StockSolver("FlowMatchEulerDiscrete", {}, _even_sigmas),
-        "FlowMatchHeun": StockSolver("FlowMatchHeunDiscrete"),
-        **_orders_and(
-            dict.fromkeys(MULTISTEP_SCHEDULERS[:2], FLOW), {"": ({}, None), " exact times": ({}, _exact_times)}
+        **_spaced(
+            {"FlowMatchEuler": StockSolver("FlowMatchEulerDiscrete")},
+            {"": {}, " even sigmas": _even_sigmas, **SIGMA_SPACINGS, " beta": BETA},
         ),
+        "FlowMatchHeun": StockSolver("FlowMatchHeunDiscrete"),
+        **_spaced(_orders(("DPMSolverMultistep", "UniPCMultistep"), FLOW), {"": {}, " exact times": _exact_times}),
         "DEISMultistep": StockSolver("DEISMultistep", FLOW),
-        "DPMSolverSinglestep": StockSolver("DPMSolverSinglestep", {**FLOW, "lower_order_final": True}),
+        "DPMSolverSinglestep": StockSolver("DPMSolverSinglestep", {**FLOW, **LAST_LOWER}),
+        "SASolver without noise": StockSolver("SASolver", FLOW, _without_noise),
     },
     "discrete_beta": {
-        "DDIM": StockSolver("DDIM", TRAILING),
-        "Euler": StockSolver("EulerDiscrete", TRAILING),
-        "Euler Karras": StockSolver("EulerDiscrete", {**TRAILING, **KARRAS}),
-        "Heun": StockSolver("HeunDiscrete", TRAILING),
-        "Heun linspace": StockSolver("HeunDiscrete"),
-        **_orders_and(dict.fromkeys(MULTISTEP_SCHEDULERS, TRAILING), {"": ({}, None), " Karras": (KARRAS, None)}),
-        "DPMSolverMultistep exponential": StockSolver("DPMSolverMultistep", {"use_exponential_sigmas": True}),
-        "DPMSolverSinglestep": StockSolver("DPMSolverSinglestep", {"lower_order_final": True}),
-        "DPMSolverSinglestep Karras": StockSolver("DPMSolverSinglestep", {**KARRAS, "lower_order_final": True}),
-        "LMS": StockSolver("LMSDiscrete", TRAILING),
-        "PNDM": StockSolver("PNDM", {**TRAILING, "skip_prk_steps": True}),
-        # It adds fresh noise at every step, so that it does not end at the solution of the first.
+        "DDIM": StockSolver("DDIM", SPACINGS[""]),
+        "PNDM": StockSolver("PNDM", {**SPACINGS[""], "skip_prk_steps": True}),
+        **_spaced(
+            {
+                "Euler": StockSolver("EulerDiscrete"),
+                "Heun": StockSolver("HeunDiscrete"),
+                "LMS": StockSolver("LMSDiscrete"),
+                "KDPM2": StockSolver("KDPM2Discrete"),
+                **_orders(("DPMSolverMultistep", "UniPCMultistep", "DEISMultistep"), {}),
+                "SASolver without noise": StockSolver("SASolver", {}, _without_noise),
+            },
+            SPACINGS,
+        ),
+        # "Beta" spreads the levels themselves, which leaves few small ones on a chain: it is poor with any solver.
+        "Euler beta": StockSolver("EulerDiscrete", BETA),
+        **_spaced(_orders(("DPMSolverMultistep",), {}), {" Lu": {"use_lu_lambdas": True}, " beta": BETA}),
+        **_spaced({"DPMSolverSinglestep": StockSolver("DPMSolverSinglestep", LAST_LOWER)}, {"": {}, **SIGMA_SPACINGS}),
+        **_spaced(
+            {
+                "Euler": StockSolver("EulerDiscrete", only_path=STABLE_DIFFUSION),
+                "DPMSolverMultistep": StockSolver("DPMSolverMultistep", only_path=STABLE_DIFFUSION),
+            },
+            ALIGN_YOUR_STEPS,
+        ),
+    },
+    "sigma_space": _spaced(
+        {
+            "EDMEuler": StockSolver("EDMEuler"),
+            **_orders(("EDMDPMSolverMultistep",), {}),
+            "EDMDPMSolverMultistep heun": StockSolver("EDMDPMSolverMultistep", {"solver_type": "heun"}),
+        },
+        {"": {"sigma_schedule": "karras"}, " exponential": {"sigma_schedule": "exponential"}},
+    ),
+}
+# These add fresh noise, so that they do not end at the solution of the first: only their images can be judged.
+# `DPMSolverSDEScheduler` is left out because it needs torchsde, and ER-SDE because diffusers does not have it.
+NOISY_SOLVERS: dict[str, dict[str, StockSolver]] = {
+    "linear": {
+        "FlowMatchEuler stochastic": StockSolver("FlowMatchEulerDiscrete", {"stochastic_sampling": True}),
+        "DPMSolverMultistep SDE": StockSolver("DPMSolverMultistep", {**FLOW, **SDE}),
+        "SASolver": StockSolver("SASolver", FLOW),
+    },
+    "discrete_beta": {
         "LCM": StockSolver("LCM"),
+        "TCD": StockSolver("TCD"),
+        "Euler ancestral": StockSolver("EulerAncestralDiscrete", SPACINGS[""]),
+        "KDPM2 ancestral": StockSolver("KDPM2AncestralDiscrete", SPACINGS[""]),
+        **_spaced(
+            {
+                "DPMSolverMultistep SDE": StockSolver("DPMSolverMultistep", SDE),
+                "SASolver": StockSolver("SASolver"),
+            },
+            {word: SPACINGS[word] for word in ("", " Karras")},
+        ),
     },
-    "sigma_space": {
-        "EDMEuler": StockSolver("EDMEuler"),
-        **_orders_and({"EDMDPMSolverMultistep": {}}, {"": ({}, None)}),
-        "EDMDPMSolverMultistep exponential": StockSolver("EDMDPMSolverMultistep", {"sigma_schedule": "exponential"}),
-    },
+    "sigma_space": {"EDMDPMSolverMultistep SDE": StockSolver("EDMDPMSolverMultistep", SDE)},
 }
 # Pipelines read these from a flow's scheduler to work out `mu`.
 CARRIED = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
@@ -151,11 +272,12 @@ SHARED_OF_DISCRETE_BETA = (
 SHARED_OF_SIGMA_SPACE = ("sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "rho")
 
 
-def stock_solvers(config: Mapping[str, Any]) -> dict[str, Steppable]:
+def stock_solvers(config: Mapping[str, Any], *, noisy: bool = False) -> dict[str, Steppable]:
     """Schedulers of diffusers that solve a model's equation, by name.
 
     Args:
         config: The config of the pipeline's scheduler, stock or `UCGMScheduler`.
+        noisy: Whether those that add fresh noise follow, for comparisons by a distance between images.
 
     Returns:
         An empty dict for a path that diffusers has no solvers for, such as `trigflow` or the paper's times up to 1.
@@ -167,7 +289,8 @@ def stock_solvers(config: Mapping[str, Any]) -> dict[str, Steppable]:
     path = _path(own)
     if path is None:
         return {}
-    solvers = {name: _scheduler(solver, path) for name, solver in STOCK_SOLVERS[own["transport"]].items()}
+    rows = STOCK_SOLVERS[own["transport"]] | (NOISY_SOLVERS[own["transport"]] if noisy else {})
+    solvers = {name: _scheduler(solver, path) for name, solver in rows.items()}
     return {name: scheduler for name, scheduler in solvers.items() if scheduler is not None}
 
 
@@ -227,6 +350,8 @@ def _scheduler(solver: StockSolver, path: Mapping[str, Any]) -> Steppable | None
     """The scheduler on a model's path; None where its noise schedule would be another."""
     cls = getattr(diffusers, f"{solver.scheduler}Scheduler")
     known = inspect.signature(cls.__init__).parameters
+    if any(path.get(key) != value for key, value in solver.only_path.items()):
+        return None
     if path.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known:
         return None
     settings = {key: value for key, value in {**path, **solver.settings}.items() if key in known}
