@@ -1208,8 +1208,8 @@ MUTANTS = [
     Mutant(
         "corrector left out of a plan's table",
         "sampling/fitted.py",
-        "if i and call.corrector_weight:",
-        "if False:",
+        "if not index or not weight:",
+        "if True:",
         FITTED_TESTS,
     ),
     Mutant(

@@ -10,7 +10,7 @@ fit begins.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
@@ -88,36 +88,53 @@ def weights_of(calls: Sequence[Call]) -> list[list[float]]:
         Rows as in `FittedSolver.weights`, with as many past estimates as there are, at most `DEPTH`.
     """
     rows: list[list[float]] = []
-    # The last step's rows and the corrected sample that it left, by what they weight: "x" or an index of an estimate.
-    step, base = {"x": 1.0}, {"x": 1.0}
+    step, base = _Combination(1.0, {}), _Combination(1.0, {})
     for i, call in enumerate(calls):
-        corrected = {"x": 1.0}
-        if i and call.corrector_weight:
-            # The step before began at (x_i - its estimates) / its weight of the sample.
-            share = base["x"] / step["x"]
-            corrected = {"x": share, i: call.corrector_weight}
-            for key in {*base, *step} - {"x"}:
-                corrected[key] = base.get(key, 0.0) - share * step.get(key, 0.0)
-        is_ahead = call.extrapolation is not None and i >= len(call.history_weights)
-        step = _by_estimate(call.extrapolation if is_ahead else call.result, call.x_hat, i)
-        if is_ahead:
-            step |= {i - 1 - k: weight for k, weight in enumerate(call.history_weights)}
-        row = {key: step["x"] * weight for key, weight in corrected.items()}
-        for key in step.keys() - {"x"}:
-            row[key] = row.get(key, 0.0) + step[key]
-        rows.append([row["x"], *(row.get(i - k, 0.0) for k in range(min(i, DEPTH) + 1))])
-        base = {}
-        if call.base is not None:
-            base = _by_estimate(call.base, call.x_hat, i)
-            base |= {i - 1 - k: weight for k, weight in enumerate(call.base_history)}
+        corrected = _corrected(step, base, i, call.corrector_weight)
+        step, base = _step_of(call, i), _base_of(call, i)
+        row = _Combination(step.sample * corrected.sample, _sum(step.estimates, step.sample, corrected.estimates))
+        rows.append([row.sample, *(row.estimates.get(i - k, 0.0) for k in range(min(i, DEPTH) + 1))])
     return rows
 
 
-def _by_estimate(weights: Weights | None, x_hat: Weights, index: int) -> dict[Any, float]:
-    """Weights of sample and output as weights of the sample and of the call's data estimate."""
-    assert weights is not None
+class _Combination(NamedTuple):
+    """Weights of a sample, and of the data estimates by the index of their call."""
+
+    sample: float
+    estimates: dict[int, float]
+
+
+def _sum(first: dict[int, float], factor: float, second: dict[int, float]) -> dict[int, float]:
+    """`first + factor * second`."""
+    return {key: first.get(key, 0.0) + factor * second.get(key, 0.0) for key in first.keys() | second.keys()}
+
+
+def _corrected(step: _Combination, base: _Combination, index: int, weight: float) -> _Combination:
+    """The corrected sample at a call, by the sample as it is and the estimates."""
+    if not index or not weight:
+        return _Combination(1.0, {})
+    # The step before began at (x_i - its estimates) / its weight of the sample.
+    share = base.sample / step.sample
+    return _Combination(share, {**_sum(base.estimates, -share, step.estimates), index: weight})
+
+
+def _step_of(call: Call, index: int) -> _Combination:
+    """The next sample, by the corrected one and the estimates."""
+    if call.extrapolation is None or index < len(call.history_weights):
+        return _by_estimate(call.result, call.x_hat, index, ())
+    return _by_estimate(call.extrapolation, call.x_hat, index, call.history_weights)
+
+
+def _base_of(call: Call, index: int) -> _Combination:
+    """What the call leaves for the correction of its step."""
+    return _by_estimate(SAMPLE if call.base is None else call.base, call.x_hat, index, call.base_history)
+
+
+def _by_estimate(weights: Weights, x_hat: Weights, index: int, past: Sequence[float]) -> _Combination:
+    """Weights of sample and output as weights of the sample and of the call's data estimate, with past estimates."""
     share = weights.output / x_hat.output
-    return {"x": weights.sample - share * x_hat.sample, index: share}
+    estimates = {index - 1 - k: weight for k, weight in enumerate(past)}
+    return _Combination(weights.sample - share * x_hat.sample, {**estimates, index: share})
 
 
 def _is_table(entry: object) -> bool:

@@ -97,10 +97,10 @@ def read_swap(scheduler: type, config: Mapping[str, object], keywords: Mapping[s
     theirs, ours, unknown = _sort_keywords(keywords, known, defaults)
     if ours.get("clip_sample") or ours.get("thresholding"):
         ours.setdefault("clips_estimates", True)  # the caller asks for it: it was not left over in the config
-    if is_own and (theirs or ours) and config.get("fitted_solvers"):
-        ours = {"fitted_solvers": None, **ours}  # they were fitted with the settings as they are
     if is_own and theirs:
         ours = _changed_settings(config, {**defaults, **_translation(stock)}, defaults) | ours
+    if is_own and (theirs or ours):
+        ours["fitted_solvers"] = keywords.get("fitted_solvers")  # they were fitted with the settings as they were
     if theirs or not is_own:
         config = _translation({**stock, **theirs})
         _warn_of_settings_without_meaning(config)

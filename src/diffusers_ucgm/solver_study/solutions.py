@@ -163,34 +163,55 @@ def solution_paths(
     """
     if len(conditions) != len(seeds) or not seeds:
         raise ValueError(f"`seeds` must be one for each of {len(conditions)} conditions, got {len(seeds)}.")
-    scheduler, call = solution_scheduler(pipe.scheduler.config), call or {}
-    folder, model, at = None if cache is None else Path(cache), "", list(times)
-    if folder is not None:
-        model = fingerprint(pipe, scheduler=public_settings(scheduler.config), num_calls=num_calls, **call)
+    scheduler, call, folder = (
+        solution_scheduler(pipe.scheduler.config),
+        call or {},
+        None if cache is None else Path(cache),
+    )
+    model = (
+        ""
+        if folder is None
+        else fingerprint(pipe, scheduler=public_settings(scheduler.config), num_calls=num_calls, **call)
+    )
+    at = list(times)
     parts: list[Tensor] = []
     with tqdm(total=len(seeds), disable=not progress, unit="solution", desc=f"{num_calls}-call solutions") as bar:
         for start in range(0, len(seeds), batch_size):
-            batch = conditions[start : start + batch_size], seeds[start : start + batch_size]
-            name = digest_of(model, *map(list, batch), *([at] if at else []))
+            batch = list(conditions[start : start + batch_size]), list(seeds[start : start + batch_size])
+            name = digest_of(model, *batch, *([at] if at else []))
             file = None if folder is None else folder / f"solutions-{name}.safetensors"
-            paths = None if file is None else _read(file)
+            paths = _read(file)
             if paths is None:
-                recorder = PathRecorder(scheduler.convention, at)
-                solutions = generate(
-                    pipe,
-                    *batch,
-                    num_inference_steps=num_calls,
-                    scheduler=scheduler,
-                    batch_size=batch_size,
-                    call=call,
-                    on_step=recorder if at else None,
-                )
-                # A pipeline may give something else than the last step's sample, such as images.
-                paths = recorder.paths(len(solutions)) if at else solutions.unsqueeze(1)
+                paths = _solve(pipe, scheduler, *batch, at, num_calls, call)
                 _keep(paths, file, batch[1])
             parts.append(paths)
             bar.update(len(paths))
     return torch.cat(parts)
+
+
+def _solve(
+    pipe: Pipeline,
+    scheduler: UCGMScheduler,
+    conditions: list[int | str],
+    seeds: list[int],
+    times: list[float],
+    num_calls: int,
+    call: Mapping[str, object],
+) -> Tensor:
+    """The paths of one batch: see `solution_paths`."""
+    recorder = PathRecorder(scheduler.convention, times)
+    solutions = generate(
+        pipe,
+        conditions,
+        seeds,
+        num_inference_steps=num_calls,
+        scheduler=scheduler,
+        batch_size=len(seeds),
+        call=call,
+        on_step=recorder if times else None,
+    )
+    # A pipeline may give something else than the last step's sample, such as images.
+    return recorder.paths(len(seeds)) if times else solutions.unsqueeze(1)
 
 
 class PathRecorder:
@@ -259,8 +280,10 @@ def _keep(paths: Tensor, file: Path | None, seeds: Sequence[int]) -> None:
         files.write_tensors(file, {"paths": paths})
 
 
-def _read(file: Path) -> Tensor | None:
-    """The paths in a file; None where it is missing or truncated, or a value is not finite."""
+def _read(file: Path | None) -> Tensor | None:
+    """The paths in a file; None where there is none, it is truncated, or a value is not finite."""
+    if file is None:
+        return None
     try:
         found = load_file(file)["paths"]
         return found if bool(found.isfinite().all()) else None
