@@ -144,8 +144,11 @@ def _is_table(entry: object) -> bool:
     if set(fields) != {"timesteps", "weights"}:
         return False
     timesteps, rows = _items(fields["timesteps"]), _items(fields["weights"])
-    if not timesteps or not all(map(is_number, timesteps)) or len(rows) != len(timesteps):
-        return False
+    are_times = len(timesteps) > 0 and all(map(is_number, timesteps))
+    return are_times and len(rows) == len(timesteps) and _are_rows(rows)
+
+
+def _are_rows(rows: Sequence[object]) -> bool:
     return all(_is_row(_items(row), min(i, DEPTH)) for i, row in enumerate(rows))
 
 

@@ -151,10 +151,14 @@ def _network_grid(arguments: ScheduleArguments, spacing: Spacing, convention: Co
     if arguments.timesteps is not None or arguments.sigmas is not None or not budget:
         return arguments.timesteps
     if first is None:
-        # A fit has its times for one shift, and leads all the way from noise to data.
-        is_other_path = spacing.is_dynamic or arguments.strength is not None
-        return None if is_other_path else spacing.fitted_times.get(budget)
+        return _fitted_grid(arguments, spacing, budget)
     return scm_times(first, arguments.intermediate_timesteps, budget, convention)
+
+
+def _fitted_grid(arguments: ScheduleArguments, spacing: Spacing, budget: int) -> Numbers | None:
+    """The times of a fitted solver. It has them for one shift, and leads all the way from noise to data."""
+    is_other_path = spacing.is_dynamic or arguments.strength is not None
+    return None if is_other_path else spacing.fitted_times.get(budget)
 
 
 def given_times(

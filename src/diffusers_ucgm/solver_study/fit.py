@@ -218,10 +218,7 @@ class _Fitting:
         base: UCGMScheduler = self.base
         own: Any = self.pipe.scheduler
         fitted = _with_solvers(base, [each.solver for each in fits.values()])
-        gains: dict[int, Gain] = {}
-        for number in fits:
-            before, after = (self._distances(each, number, held_out, solutions) for each in (own, fitted))
-            gains[number] = gain_of(OBJECTIVES["median"], before, after, solutions)
+        gains = {number: self._gain(number, own, fitted, held_out, solutions) for number in fits}
         solvers = [fits[number].solver for number, gain in gains.items() if gain.is_gain]
         return FitResult(
             _with_solvers(base, solvers) if solvers else own,
@@ -231,6 +228,10 @@ class _Fitting:
             (list(held_out.conditions[:NUM_IMAGES]), list(held_out.seeds[:NUM_IMAGES])),
             time.perf_counter() - started,
         )
+
+    def _gain(self, number: int, own: Any, fitted: Any, held_out: FitSample, solutions: Tensor) -> Gain:
+        before, after = (self._distances(each, number, held_out, solutions) for each in (own, fitted))
+        return gain_of(OBJECTIVES["median"], before, after, solutions)
 
     def _distances(self, scheduler: Any, number: int, held_out: FitSample, solutions: Tensor) -> Tensor:
         samples = generate(

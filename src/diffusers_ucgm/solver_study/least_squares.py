@@ -130,13 +130,7 @@ def fit_steps(
         ValueError: If the scheduler takes two calls a step, adds noise or extrapolates by a number.
         RuntimeError: If the pipeline copies its scheduler, or a sample is not finite.
     """
-    solver = SolverSettings.of(cast("SchedulerConfig", scheduler.config))
-    extrapolates_by_number = not solver.follows_grid and solver.extrapolation_ratio != 0
-    if solver.repeats or solver.stochasticity != 0 or extrapolates_by_number:
-        raise ValueError(
-            "`scheduler` must take one call a step, with `stochasticity=0` and `extrapolation_ratio` 'adaptive', "
-            f"'auto' or 0, got {solver}."
-        )
+    _check_is_table(scheduler)
     fitting = _FittingScheduler.from_config(scheduler.config, fitted_solvers=None)
     fitting.begin(path, sample.is_fitted, depth)
     samples = sample.ends(pipe, fitting, num_inference_steps)
@@ -151,6 +145,17 @@ def fit_steps(
     error = geometric_mean(samples[rest].flatten(1) - path[rest, -1].flatten(1))
     timesteps = tuple(float(each) for each in fitting.timesteps[: len(fitting.rows)])
     return Fit(FittedSolver(timesteps, tuple(map(tuple, fitting.rows))), error)
+
+
+def _check_is_table(scheduler: UCGMScheduler) -> None:
+    """Refuse a scheduler whose steps are no table of weights."""
+    solver = SolverSettings.of(cast("SchedulerConfig", scheduler.config))
+    extrapolates_by_number = not solver.follows_grid and solver.extrapolation_ratio != 0
+    if solver.repeats or solver.stochasticity != 0 or extrapolates_by_number:
+        raise ValueError(
+            "`scheduler` must take one call a step, with `stochasticity=0` and `extrapolation_ratio` 'adaptive', "
+            f"'auto' or 0, got {solver}."
+        )
 
 
 def geometric_mean(residuals: Tensor) -> float:

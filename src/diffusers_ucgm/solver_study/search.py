@@ -223,9 +223,7 @@ def _enqueue_start(study: "Study", starts: Mapping[str, JsonObject]) -> None:
 
 def _mend(journal: Path) -> None:
     """Take off the last line where a run was stopped while writing it, and the lock that it held."""
-    # One process at a time has a search; optuna itself would wait for the lock, in early versions for ever.
-    for lock in journal.parent.glob(f"{journal.name}.lock*"):  # optuna renames a lock to give it up
-        lock.unlink(missing_ok=True)
+    _unlock(journal)
     if journal.is_file() and not (lines := journal.read_bytes()).endswith(b"\n"):
         files.write_bytes(journal, lines[: lines.rfind(b"\n") + 1])
     for number, line in enumerate(journal.read_bytes().splitlines() if journal.is_file() else [], 1):
@@ -236,6 +234,13 @@ def _mend(journal: Path) -> None:
                 f"{str(journal)!r} must hold an entry in JSON on each line, got a damaged line {number}. Delete the "
                 "file to search anew."
             ) from error
+
+
+def _unlock(journal: Path) -> None:
+    # One process at a time has a search; optuna itself would wait for the lock, in early versions for ever. It renames
+    # a lock to give it up.
+    for lock in journal.parent.glob(f"{journal.name}.lock*"):
+        lock.unlink(missing_ok=True)
 
 
 def _results(study: "Study") -> list[Any]:
