@@ -44,6 +44,8 @@ GRIDS: tuple[dict[str, Any], ...] = (
     {"time_warp": (1.0, 1.0, 1.0), "time_gaps": (0.0, 0.0)},
     {"time_warp": (1.0, 0.87, 1.0), "time_gaps": (0.0, 0.0)},
 )
+# Where noise levels have a spacing of their own, every grid is that spacing; so a fit also begins without it.
+SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 
 
 def fit_solver(
@@ -204,8 +206,7 @@ class _Fitting:
         config = self.base.config
         own = {"time_warp": config.time_warp, "time_gaps": config.time_gaps}
         found: list[tuple[UCGMScheduler, list[float]]] = []
-        # A grid that depends on the size of the image cannot be replaced by one list of times.
-        for grid in [own] if config.use_dynamic_shifting else [own, *GRIDS]:
+        for grid in [own, *_other_grids(config)]:
             scheduler = _sampler(self.base, grid)
             times = call_times(self.pipe, scheduler, number, sample)
             if times not in [each for _, each in found]:
@@ -244,6 +245,14 @@ class _Fitting:
             call=held_out.call,
         )
         return distances(samples, solutions)
+
+
+def _other_grids(config: Any) -> list[dict[str, Any]]:
+    """The grids besides a config's own that a fit may begin with."""
+    if config.use_dynamic_shifting:  # no list of times serves every size of the image
+        return []
+    spacing = {name: False for name in SPACINGS if config[name]}
+    return [*GRIDS, *({**grid, **spacing} for grid in GRIDS if spacing)]
 
 
 def _sampler(scheduler: UCGMScheduler, grid: Mapping[str, Any]) -> UCGMScheduler:
