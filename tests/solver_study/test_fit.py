@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from class_pipelines import autoencoder, pipeline
@@ -44,6 +45,10 @@ def test_saved_scheduler_gives_the_reported_value_on_seeds_that_the_fit_did_not_
     value = float(distances(generate(pipe, conditions, seeds, num_inference_steps=6), solutions).quantile(0.5))
     assert value == pytest.approx(result.gains[6].after, rel=1e-4)
     assert found["held_out"]["6"]["after"] == result.gains[6].after
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    assert list(fitted(tmp_path, np.int64(3), num_solution_calls=20).gains) == [3]
 
 
 def test_pipeline_is_left_as_it_was(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 from command_calls import arguments_of, default_of, parsed
 
 from diffusers_ucgm.solver_study.compare import compare_solvers
+from diffusers_ucgm.solver_study.fit import fit_solver
 from diffusers_ucgm.solver_study.options import named_folder
 from diffusers_ucgm.solver_study.tune import tune_sampler
 
@@ -14,6 +15,7 @@ COMPARE = ["compare", "--model", "fashion-mnist"]
 
 def test_each_option_reaches_the_search(tmp_path, monkeypatch):
     words = ["--output", tmp_path, "--labels", "3", "Bag", "--num-trials", "20", "--num-seeds", "5"]
+    words += ["--method", "search"]
     words += ["--num-held-out", "7", "--seed", "13", "--objective", "mean", "--solution-calls", "90"]
     words += ["--batch-size", "3", "--guidance-scale", "2.5", "--overwrite-output-dir"]
     found = arguments_of(monkeypatch, "solver_study.tune:tune_sampler", *TUNE, *words)
@@ -32,6 +34,31 @@ def test_each_option_reaches_the_search(tmp_path, monkeypatch):
         "call": {"guidance_scale": 2.5},
         "overwrite_output_dir": True,
     }
+
+
+def test_each_option_reaches_the_fit(tmp_path, monkeypatch):
+    words = ["8", "--output", tmp_path, "--labels", "3", "Bag", "--refine", "--num-seeds", "5", "--num-held-out", "7"]
+    words += ["--seed", "13", "--solution-calls", "90", "--batch-size", "9", "--guidance-scale", "2.5"]
+    found = arguments_of(monkeypatch, "solver_study.fit:fit_solver", *TUNE, *words, "--overwrite-output-dir")
+    del found["pipe"]
+    assert found == {
+        "num_inference_steps": [6, 8],
+        "output": str(tmp_path),
+        "conditions": [3, "Bag"],
+        "refine": True,
+        "num_seeds": 5,
+        "num_held_out": 7,
+        "seed": 13,
+        "num_solution_calls": 90,
+        "batch_size": 9,
+        "call": {"guidance_scale": 2.5},
+        "overwrite_output_dir": True,
+    }
+
+
+@pytest.mark.parametrize("name", ["refine", "num_seeds", "num_held_out", "seed", "batch_size"])
+def test_defaults_of_a_fit_are_those_of_the_function(name):
+    assert getattr(parsed(*TUNE), name) == default_of(fit_solver, name)
 
 
 def test_each_option_reaches_the_comparison(tmp_path, monkeypatch):

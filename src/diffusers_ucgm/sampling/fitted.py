@@ -93,7 +93,10 @@ def weights_of(calls: Sequence[Call]) -> list[list[float]]:
         corrected = _corrected(step, base, i, call.corrector_weight)
         step, base = _step_of(call, i), _base_of(call, i)
         row = _Combination(step.sample * corrected.sample, _sum(step.estimates, step.sample, corrected.estimates))
-        rows.append([row.sample, *(row.estimates.get(i - k, 0.0) for k in range(min(i, DEPTH) + 1))])
+        past = [row.estimates.get(i - k, 0.0) for k in range(1, min(i, DEPTH) + 1)]
+        while past and not past[-1]:
+            past.pop()
+        rows.append([row.sample, row.estimates.get(i, 0.0), *past])
     return rows
 
 

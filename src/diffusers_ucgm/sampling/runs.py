@@ -22,7 +22,7 @@ from diffusers_ucgm.transports import Transport
 from .clipping import Clipping
 from .config import SchedulerConfig
 from .conventions import Convention
-from .fitted import DEPTH, FittedSolver, fitted_solvers_of, weights_of
+from .fitted import FittedSolver, fitted_solvers_of, weights_of
 from .solver import Call, SolverSettings, plan
 from .timesteps import Schedule
 from .weights import SAMPLE, GridPoint
@@ -79,20 +79,21 @@ def planned_run(
     """
     settings, points = SolverSettings.of(config), schedule.points
     end = GridPoint.at(convention, convention.earliest) if config["ends_at_first_step"] else None
-    calls, reach = plan(settings, points, begin_index, end), settings.reach
+    calls = plan(settings, points, begin_index, end)
     clipping = Clipping.of(config)
     if settings.follows_grid and clipping is None and any(call.corrector_weight for call in calls):
         # As a table, a corrector takes neither memory nor time of its own. Clipping is not linear in the sample.
         rest = calls[begin_index:]
         table = FittedSolver((), tuple(map(tuple, weights_of(rest))))
-        calls, reach = [*calls[:begin_index], *table.calls(rest, points[begin_index:])], DEPTH
+        calls = [*calls[:begin_index], *table.calls(rest, points[begin_index:])]
     fitted = fitted_solvers_of(config["fitted_solvers"]).get(len(points))
     if fitted is not None and begin_index == 0 and fitted.serves(schedule.timesteps[: len(points)]):
-        calls, reach = fitted.calls(calls, points), DEPTH
+        calls = fitted.calls(calls, points)
     if convention.ends_at_data:
         calls.append(Call(SAMPLE, SAMPLE))
     if settings.is_published:
         return PublishedRun(calls, settings, points, convention.transport, begin_index)
+    reach = max([settings.reach, *(len(call.history_weights) for call in calls)])
     return Run(calls, reach, clipping)
 
 
@@ -120,7 +121,8 @@ class Run:
     def step(self, index: int, x: Tensor, output: Tensor, noise: Noise) -> Step:
         """Go on from the sample by one network call: see `SamplerRun`."""
         call = self.calls[index]
-        if index == self._last_index:
+        is_again = index == self._last_index
+        if is_again:
             # A call that is made again cannot look back: what came before it has given way to its first answer.
             self._history, self._base = self._history[1:], None
         change = self._change(call, x, output)
@@ -128,7 +130,7 @@ class Run:
             x_hat = call.x_hat(x, output, change)
             x, change = self._base.add(x_hat, alpha=call.corrector_weight), None
             output = call.x_hat.output_for(x, x_hat)
-        x_next = self._next(call, x, output, change)
+        x_next = call.result(x, output, change) if is_again else self._next(call, x, output, change)
         if call.noise:
             x_next.add_(noise(x_next), alpha=call.noise)
         self._base = self._base_of(call, x, output, change)

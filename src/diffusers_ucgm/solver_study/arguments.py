@@ -94,7 +94,7 @@ TUNE_ARGUMENTS: dict[str, Setting] = {
     "output": PATH,
     "conditions": optional(CONDITIONS),
     "num_trials": integer(1),
-    "num_seeds": SAMPLES,
+    "num_seeds": optional(SAMPLES),
     "num_held_out": SAMPLES,
     "seed": SEED,
     "num_solution_calls": whole(MOST_CALLS),

@@ -9,7 +9,7 @@ from diffusers_ucgm.generation.inputs import call_arguments, given_conditions, l
 from diffusers_ucgm.image_metrics.references import check_reference
 from diffusers_ucgm.randomness import consecutive_seeds
 
-from .defaults import NUM_SEEDS, OBJECTIVE_NAMES
+from .defaults import OBJECTIVE_NAMES
 from .options import named_folder
 
 
@@ -81,7 +81,7 @@ def _search(args: argparse.Namespace) -> int:
         args.output,
         conditions=conditions,
         num_trials=args.num_trials,
-        num_seeds=NUM_SEEDS if args.num_seeds is None else args.num_seeds,
+        num_seeds=args.num_seeds,
         num_held_out=args.num_held_out,
         seed=args.seed,
         objective=objective,

@@ -95,7 +95,8 @@ def fit_solver(
     """
     check(FIT_ARGUMENTS, locals())
     started, call, output = time.perf_counter(), call or {}, Path(output)
-    numbers = [num_inference_steps] if isinstance(num_inference_steps, int) else [*num_inference_steps]
+    several = num_inference_steps if isinstance(num_inference_steps, Sequence) else [num_inference_steps]
+    numbers = [int(number) for number in several]
     num_seeds = min(NUM_SEEDS, batch_size) if num_seeds is None else num_seeds
     if not LEAST_SEEDS <= num_seeds <= batch_size:
         raise ValueError(

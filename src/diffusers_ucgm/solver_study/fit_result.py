@@ -47,6 +47,11 @@ class FitResult:
         """The largest number of network calls with a gain, or of all where there is none."""
         return max([number for number, gain in self.gains.items() if gain.is_gain] or self.gains)
 
+    @property
+    def has_solutions(self) -> bool:
+        """Whether the samples follow from their noise, as those of every fit do."""
+        return True
+
     def schedulers(self, pipe: Pipeline) -> dict[str, tuple[Steppable, int]]:
         """The schedulers to show by title, each with its number of steps."""
         return {

@@ -211,7 +211,8 @@ class _FittingRun:
         # Some guided pipelines step every sample twice.
         times = len(x) // len(self._path)
         target, is_fitted = torch.cat([self._path[:, index]] * times).to(x), self._is_fitted.repeat(times)
-        row = least_squares(columns, target, self._start[index][: len(columns)], is_fitted)
+        start = [*self._start[index], *([0.0] * DEPTH)][: len(columns)]
+        row = least_squares(columns, target, start, is_fitted)
         self._rows.append(row)
         x_next = sum((weight * column for weight, column in zip(row, columns, strict=True)), torch.zeros_like(x))
         return Step(x_next, lambda: x_hat)

@@ -58,7 +58,7 @@ def tune_sampler(
     *,
     conditions: Sequence[int | str] | None = None,
     num_trials: int = 100,
-    num_seeds: int = NUM_SEEDS,
+    num_seeds: int | None = None,
     num_held_out: int = 128,
     seed: int = FIRST_SEED,
     objective: str | Objective = "median",
@@ -79,7 +79,7 @@ def tune_sampler(
         output: The folder of the result, the journal and the solutions; made if it is missing.
         conditions: Classes or prompts, taken in turn; None is all classes.
         num_trials: The number of settings that are tried, starting points included.
-        num_seeds: Seeds on which settings are tried.
+        num_seeds: Seeds on which settings are tried; None is 64.
         num_held_out: Seeds on which the best settings are judged: those that follow.
         seed: The first of all seeds.
         objective: A name in `OBJECTIVES`, for the median or mean distance to the solution; or an `Objective`, such
@@ -97,6 +97,7 @@ def tune_sampler(
     """
     check(TUNE_ARGUMENTS, locals())
     started, call, output = time.perf_counter(), call or {}, Path(output)
+    num_seeds = NUM_SEEDS if num_seeds is None else num_seeds
     goal = _objective(objective, pipe)
     starts = _starts(pipe.scheduler.config)
     _check_numbers(num_inference_steps=(num_inference_steps, 1), num_seeds=(num_seeds, 2))

@@ -65,6 +65,11 @@ class TuningResult:
         """The trial with the least value."""
         return best_of(self.trials)
 
+    @property
+    def has_solutions(self) -> bool:
+        """Whether the samples follow from their noise."""
+        return self.gain.elsewhere_before is not None
+
     def schedulers(self, pipe: Pipeline) -> dict[str, tuple[Steppable, int]]:
         """The schedulers to show by title, each with its number of steps."""
         steps, tuned = self.num_inference_steps, UCGMScheduler.from_config(pipe.scheduler.config, **self.settings)
@@ -155,6 +160,11 @@ class Result(Protocol):
         ...
 
     @property
+    def has_solutions(self) -> bool:
+        """Whether the samples follow from their noise."""
+        ...
+
+    @property
     def output(self) -> Path:
         """The folder of all results."""
         ...
@@ -179,7 +189,7 @@ def save_images(pipe: Pipeline, result: Result, call: Mapping[str, object] | Non
     """
     conditions, seeds = result.shown
     schedulers = result.schedulers(pipe)
-    if UCGMScheduler.from_config(pipe.scheduler.config).config.stochasticity == 0:
+    if result.has_solutions:
         schedulers[f"{IMAGE_CALLS} calls"] = (solution_scheduler(pipe.scheduler.config), IMAGE_CALLS)
     blocks: dict[str, list[list[Image.Image]]] = {}
     for title, (scheduler, calls) in schedulers.items():
