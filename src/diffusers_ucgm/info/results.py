@@ -194,8 +194,7 @@ def _describe_tuning(folder: Path) -> list[str]:
     gain = results["held_out"]
     lines = [
         f"tuned sampler in {folder}: {len(results['trials'])} trials in {results['seconds']:.0f} s",
-        f"held-out seeds: before {gain['before']:.5f}, after {gain['after']:.5f}, {gain['ratio']:.3f} times, "
-        f"95% interval {gain['low']:.3f} to {gain['high']:.3f}",
+        f"held-out seeds: {_gain_words(gain)}",
     ]
     if not results["is_gain"]:
         return [*lines, "Nothing was gained: the pipeline's own settings were kept."]
@@ -207,11 +206,15 @@ def _describe_fit(folder: Path) -> list[str]:
     lines = [f"fitted solvers in {folder}, by network calls:"]
     for number, gain in results["held_out"].items():
         kept = "" if gain["is_gain"] else "; nothing was gained, the pipeline's own settings were kept"
-        lines.append(
-            f"  {number} calls: held-out seeds before {gain['before']:.5f}, after {gain['after']:.5f}, "
-            f"{gain['ratio']:.3f} times, 95% interval {gain['low']:.3f} to {gain['high']:.3f}{kept}"
-        )
+        lines.append(f"  {number} calls: held-out seeds {_gain_words(gain)}{kept}")
     return lines
+
+
+def _gain_words(gain: JsonObject) -> str:
+    return (
+        f"before {gain['before']:.5f}, after {gain['after']:.5f}, {gain['ratio']:.3f} times, "
+        f"95% interval {gain['low']:.3f} to {gain['high']:.3f}"
+    )
 
 
 def _describe_unfinished_fit(folder: Path) -> list[str]:

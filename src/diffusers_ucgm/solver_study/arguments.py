@@ -65,8 +65,21 @@ COMPARE_ARGUMENTS: dict[str, Setting] = {
     "overwrite_output_dir": flag(),
     "call": optional(KEYWORDS),
 }
-FIT_ARGUMENTS: dict[str, Setting] = {
+# Of both ways to tune a sampler.
+_TUNING: dict[str, Setting] = {
     "pipe": PIPELINE,
+    "output": PATH,
+    "conditions": optional(CONDITIONS),
+    "num_seeds": optional(SAMPLES),
+    "num_held_out": SAMPLES,
+    "seed": SEED,
+    "num_solution_calls": whole(MOST_CALLS),
+    "batch_size": integer(1),
+    "overwrite_output_dir": flag(),
+    "call": optional(KEYWORDS),
+}
+FIT_ARGUMENTS: dict[str, Setting] = {
+    **_TUNING,
     "num_inference_steps": Setting(
         (
             ("a whole number, or a list of whole numbers", _are_numbers),
@@ -75,30 +88,12 @@ FIT_ARGUMENTS: dict[str, Setting] = {
             ("without repetition", _is_distinct),
         )
     ),
-    "output": PATH,
-    "conditions": optional(CONDITIONS),
     "refine": flag(),
     "depth": one_of_two("from 0 to 3", *range(DEPTH + 1)),
-    "num_seeds": optional(SAMPLES),
-    "num_held_out": SAMPLES,
-    "seed": SEED,
-    "num_solution_calls": whole(MOST_CALLS),
-    "batch_size": integer(1),
-    "overwrite_output_dir": flag(),
     "progress": flag(),
-    "call": optional(KEYWORDS),
 }
 TUNE_ARGUMENTS: dict[str, Setting] = {
-    "pipe": PIPELINE,
+    **_TUNING,
     "num_inference_steps": whole(MOST_CALLS),
-    "output": PATH,
-    "conditions": optional(CONDITIONS),
     "num_trials": integer(1),
-    "num_seeds": optional(SAMPLES),
-    "num_held_out": SAMPLES,
-    "seed": SEED,
-    "num_solution_calls": whole(MOST_CALLS),
-    "batch_size": integer(1),
-    "overwrite_output_dir": flag(),
-    "call": optional(KEYWORDS),
 }

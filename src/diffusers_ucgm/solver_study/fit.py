@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -18,7 +18,9 @@ from diffusers_ucgm.image_metrics.requirements import check_call, check_outputs
 from diffusers_ucgm.presets import SAMPLERS
 from diffusers_ucgm.randomness import consecutive_seeds
 from diffusers_ucgm.run_folder import RunFolder
+from diffusers_ucgm.sampling.config import SchedulerConfig
 from diffusers_ucgm.sampling.fitted import DEPTH, FittedSolver, fitted_solvers_of
+from diffusers_ucgm.sampling.solver import SolverSettings
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 from .arguments import FIT_ARGUMENTS
@@ -148,8 +150,8 @@ class _Fitting:
     def base(self) -> UCGMScheduler:
         """The pipeline's scheduler with its settings, or with the default sampler where a step takes two calls."""
         scheduler = UCGMScheduler.from_config(self.pipe.scheduler.config)
-        repeats = scheduler.config.solver_order == 2 and scheduler.config.solver_type != "multistep"
-        return _sampler(scheduler, {}) if repeats else scheduler
+        solver = SolverSettings.of(cast("SchedulerConfig", scheduler.config))
+        return _sampler(scheduler, {}) if solver.repeats else scheduler
 
     def paths(self, sample: FitSample, times: Sequence[float] = ()) -> Tensor:
         """The solutions of seeds, after their paths' points at some times: see `solution_paths`."""

@@ -214,8 +214,7 @@ class _FittingRun:
         start = [*self._start[index], *([0.0] * DEPTH)][: len(columns)]
         row = least_squares(columns, target, start, is_fitted)
         self._rows.append(row)
-        x_next = sum((weight * column for weight, column in zip(row, columns, strict=True)), torch.zeros_like(x))
-        return Step(x_next, lambda: x_hat)
+        return Step(_combination(columns, row), lambda: x_hat)
 
 
 def seed_weights(residuals: Tensor) -> Tensor:
@@ -249,7 +248,7 @@ def least_squares(columns: Sequence[Tensor], target: Tensor, start: Sequence[flo
     return (first + change).tolist()
 
 
-def _combination(columns: Sequence[Tensor], weights: Tensor) -> Tensor:
+def _combination(columns: Sequence[Tensor], weights: Sequence[float] | Tensor) -> Tensor:
     return sum((w * c for w, c in zip(weights, columns, strict=True)), torch.zeros_like(columns[0]))
 
 
