@@ -8,6 +8,7 @@ import torch
 from channel_networks import NULL, ChannelNetwork, batch
 from flow_maps import GaussianFlow
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_ucgm import UCGMLoss, get_transport
 from diffusers_ucgm.loss_settings import LOSS_PRESETS
@@ -232,6 +233,40 @@ def test_the_amplified_form_takes_one_call_fewer_than_the_difference_at_ratio_1(
     UCGMLoss(consistency_ratio=1.0, label_dropout=0.0)(published, x)
     UCGMLoss(second_time="any", equal_share=0.0, end_share=1.0, label_dropout=0.0)(ours, x)
     assert (len(published.calls), len(ours.calls)) == (3, 2)
+
+
+class NoReading(TorchDispatchMode):
+    """Fails where a value on the device is read: here `meta` stands for a device whose values nobody has yet."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._local_scalar_dense.default and args[0].device.type != "cpu":
+            raise AssertionError("a value of the device was read")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("settings", [settings for settings, _ in CALLS])
+@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize("place", ["cpu", "meta"])
+def test_no_value_is_read_from_the_device(settings, partial, place):
+    x, noise, t, labels = batch(5)
+    network = TwoTimes().to("meta")
+    loss = UCGMLoss(second_time="any", consistency_ratio=1.0, **settings, partial_calls=partial)
+    with NoReading():
+        output = loss(
+            network,
+            x.to("meta"),
+            {"y": labels.to("meta")},
+            {"y": NULL},
+            averaged=network if loss.chain_network == "ema" else None,
+            teacher=network,
+            t=t.to(place),
+            noise=noise.to(place),
+            generator=torch.Generator().manual_seed(0),
+        )
+        output.loss.backward()
+    assert output.loss.device.type == "meta"
+    rows = {len(call[1]) for call in network.calls[1:]}
+    assert rows == {5} if place == "meta" or not partial else 5 not in rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])

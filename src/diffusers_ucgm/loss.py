@@ -221,7 +221,7 @@ class UCGMLoss(SecondTime):
                 wider.
             condition: Keyword arguments of the denoiser; tensors have B rows.
             null_condition: The same keywords under no condition; values of one row or none are repeated. Needed for
-                `label_dropout` and for the enhanced target at consistency ratio 0.
+                `label_dropout` and, at consistency ratio 0 and with a second time, for the enhanced target.
             teacher: Where the enhanced target comes from, called as the denoiser is and without gradient; None is the
                 student itself, or the network of the chain.
             averaged: The student's average, for `chain_network="ema"` alone; called as the denoiser is.

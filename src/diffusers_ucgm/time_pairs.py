@@ -46,7 +46,7 @@ def draw_target_times(
         time_distribution: `(a, b, c)` of `beta_times`, for the second draw of sorted pairs.
         is_fixed: Whether `t` must stay. Sorted pairs then take the smaller of `t` and the second draw as `r`, dyadic
             ones start from `t`.
-        generator: Source of randomness, on the device of `t`.
+        generator: Source of randomness; None is torch's global one.
 
     Returns:
         `t` and `r`, shape `(B,)` each.
@@ -77,12 +77,14 @@ def _sorted(t: Tensor, other: Tensor, is_fixed: bool) -> tuple[Tensor, Tensor]:
 
 def _dyadic(t: Tensor, is_fixed: bool, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     """A step of `2^-j`, j from 0 to 7, that starts at the next point of its own grid."""
-    exponent = torch.randint(LARGEST_EXPONENT + 1, t.shape, generator=generator, device=t.device)
-    step = torch.exp2(-exponent.to(t))
+    exponent = torch.floor((LARGEST_EXPONENT + 1) * _uniform(t, generator))
+    step = torch.exp2(-exponent)
     start = t if is_fixed else step * torch.ceil(t / step).clamp(min=1.0)
     return start, (start - step).clamp(min=0.0)
 
 
 def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    device = like.device if generator is None else generator.device
     # float32 for every dtype: one seed gives the same draws.
-    return torch.rand(like.shape, generator=generator, device=like.device, dtype=torch.float32).to(like)
+    drawn = torch.rand(like.shape, generator=generator, device=device, dtype=torch.float32)
+    return drawn.to(like, non_blocking=True)
