@@ -13,7 +13,7 @@ DROPPED = torch.tensor([False, False, True, False, True])
 
 def rows(r, is_free_guidance):
     drawn = Drawn(T, r, torch.zeros(5, 1), DROPPED)
-    found = used_rows(drawn, (0.0, 0.75), is_free_guidance, CPU)
+    found = used_rows(drawn, (0.0, 0.75), is_free_guidance, 1.0, CPU)[:2]
     return [list(range(5)) if each.index is None else each.index.tolist() for each in found]
 
 
@@ -54,5 +54,5 @@ def test_missing_and_unused_networks_are_refused(teacher, averaged, name, messag
 
 def test_what_is_drawn_moves_to_a_device_together():
     moved = Drawn(T, T, torch.zeros(5, 1), DROPPED).to(torch.device("meta"))
-    assert {each.device.type for each in moved} == {"meta"}
+    assert {each.device.type for each in moved[:4]} == {"meta"}
     assert Drawn(T, None, torch.zeros(5, 1), DROPPED).to(CPU).r is None

@@ -38,6 +38,8 @@ def test_no_setting_of_two_times_is_ignored_by_a_loss_of_one(name):
         "equal_share": 0.5,
         "first_step": 0.5,
         "adaptive_power": 0.5,
+        "twin_share": 0.5,
+        "rectification": 0.5,
     }
     with pytest.raises(ValueError, match=f"`{name}` must be left at .* with `second_time='none'`, got .* Set"):
         UCGMLoss(**{name: other[name]})
@@ -56,6 +58,8 @@ def test_no_setting_of_two_times_is_ignored_by_a_loss_of_one(name):
         ({"form": "integral", "clamp": None, "first_step": 0.0}, "`chain_order` must be at least 2 in the integral"),
         ({"normalisation": "norm", "huber_c": 0.5}, "`huber_c` must be 0 where `normalisation` is not 'huber', got"),
         ({"adaptive_power": 0.5}, "`adaptive_power` must be left at 1 where `normalisation` is not 'adaptive'"),
+        ({"twin_share": 1.0}, r"`twin_share` must be below 1: .* got 1\.0"),
+        ({"twin_share": 0.2, "rectification": 0.5}, "`rectification` must be 0 unless `twin_share` and `end_share`"),
         ({"clamp": 0.0}, "`clamp` must be positive, or None, got 0.0"),
         ({"chain_order": 0}, "`chain_order` must be at least 1, got 0"),
         ({"time_pairs": "log"}, r"`time_pairs` must be one of \['dyadic', 'sorted', 'uniform'\], got 'log'"),

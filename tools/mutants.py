@@ -49,6 +49,7 @@ LOADING_TESTS = ("tests/test_load_in_new_process.py",)
 SWAP_TESTS = ("tests/sampling/test_swap.py",)
 LOSS_TESTS = ("tests/test_loss.py", "tests/test_targets.py", "tests/test_loss_inputs.py")
 ANY_STEP_TESTS = ("tests/test_any_step.py", "tests/test_any_step_loss.py")
+TWIN_TESTS = ("tests/test_twin.py",)
 METRIC_TESTS = ("tests/image_metrics/test_statistics.py",)
 HELP_TESTS = ("tests/test_help.py",)
 CONVERSION_TESTS = ("tests/conversion",)
@@ -326,10 +327,11 @@ MUTANTS = [
     # Loss and teacher
     Mutant(
         "labels dropped in the last round(0.1 B) rows, all of them for B < 5",
-        "loss.py",
-        "dropped = torch.rand(len(x), generator=generator, device=source) < self.label_dropout",
-        "dropped = torch.zeros(len(x), dtype=torch.bool)\n"
-        "            dropped[-round(self.label_dropout * len(x)) :] = True",
+        "loss_batch.py",
+        "    return torch.rand(len(x), generator=generator, device=device) < share\n",
+        "    chosen = torch.zeros(len(x), dtype=torch.bool)\n"
+        "    chosen[-round(share * len(x)) :] = True\n"
+        "    return chosen\n",
         LOSS_TESTS,
     ),
     Mutant(
@@ -546,8 +548,8 @@ MUTANTS = [
     Mutant(
         "guidance for the way to the data alone",
         "loss.py",
-        "guided = is_guided(t, dropped, self.enhancement_range)",
-        "guided = is_guided(t, dropped, self.enhancement_range) & (batch.drawn.r == 0.0)",
+        "guided = is_guided(t, batch.drawn.unguided, self.enhancement_range)",
+        "guided = is_guided(t, batch.drawn.unguided, self.enhancement_range) & (batch.drawn.r == 0.0)",
         ANY_STEP_TESTS,
     ),
     Mutant(
@@ -570,6 +572,41 @@ MUTANTS = [
         "        if value != field.default:",
         "        if False:",
         ("tests/test_loss_settings.py",),
+    ),
+    Mutant(
+        "fakes told as if they were data",
+        "twin.py",
+        "sign = 1.0 - 2.0 * is_fake.to(t)",
+        "sign = torch.ones_like(t)",
+        TWIN_TESTS,
+    ),
+    Mutant(
+        "fakes guided as data are",
+        "loss_batch.py",
+        "return self.dropped if self.fake is None else self.dropped | self.fake.to(self.dropped.device)",
+        "return self.dropped",
+        TWIN_TESTS,
+    ),
+    Mutant(
+        "fakes weigh as velocities do",
+        "loss.py",
+        "torch.where(drawn.fake, torch.ones_like(by_gap), by_gap)",
+        "by_gap",
+        TWIN_TESTS,
+    ),
+    Mutant(
+        "one-step samples moved away from the data",
+        "twin.py",
+        "(of_data - of_fakes)",
+        "(of_fakes - of_data)",
+        TWIN_TESTS,
+    ),
+    Mutant(
+        "fakes at the times of one-step samples",
+        "loss.py",
+        "return torch.where(fake, t, start), torch.where(fake, t, r.to(t)), fake",
+        "return start, torch.where(fake, start, r.to(t)), fake",
+        TWIN_TESTS,
     ),
     # Trainer
     Mutant(

@@ -23,6 +23,7 @@ target time r, and the student is asked where the path leads from t to r. Calls 
     form                       amplified or integral    by forward differentiation
     plain                      1 + N                    1 and a differentiated one
     guided                     3 + N                    3 and a differentiated one
+    with fakes                 one more, and two more with rectification (`twin`)
 
 With `partial_calls` they are made for the rows whose answers are used: those of the chain where `r < t`, those of
 guidance where a sample is guided. The amplified form with N = 1 reuses the student's own answer: it takes one call
@@ -38,10 +39,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .any_step import Interval, any_step_target
-from .constraints import check, choice, flag, fraction, integer, number, numbers, of_type, optional
+from .constraints import check
 from .distances import distance, gap_weight
 from .guided_targets import Guide, guided_ends, is_guided
-from .loss_batch import Batch, Drawn, Networks, used_rows
+from .loss_batch import Batch, Drawn, Networks, UCGMLossOutput, UsedRows, draw_chosen, draw_noise, used_rows
 from .loss_inputs import (
     LOSS_ARGUMENTS,
     check_null_condition,
@@ -50,67 +51,19 @@ from .loss_inputs import (
     repeat_rows,
     select_rows,
 )
-from .loss_settings import SECOND_TIME_SETTINGS, SecondTime, check_together
-from .partial_calls import ALL_ROWS
+from .loss_settings import LOSS_SETTINGS, SecondTime, check_together
 from .student_path import Denoiser, Predictor, StudentPath, central_slope, draw_seed, forward_slope, slope_to_past
 from .targets import MIN_TIME, consistency_target, enhance, mean_rows
 from .time_pairs import draw_target_times, within_reach
 from .training_times import beta_times
 from .transports import QUARTER_TURN, Transport, get_transport
+from .twin import rectified_target, signed, with_fakes
 
 
 __all__ = ["UCGMLoss", "UCGMLossOutput"]
 
-DERIVATIVES = ("difference", "forward")
-LOSS_SETTINGS = {
-    "transport": of_type("a name, such as 'linear', or a Transport", str, Transport),
-    "prediction_type": optional(of_type("a name, such as 'v_prediction'", str)),
-    "consistency_ratio": fraction(),
-    "enhancement_ratio": number("finite", lambda value: True, (-1e4, 1e4)),
-    "enhancement_range": numbers("two rising times", lambda values: values[0] <= values[1], 2),
-    "huber_c": number("a number from 0 up", lambda value: value >= 0, (0.0, 1e6)),
-    "cosine_term": flag(),
-    "cosine_weighting": flag(),
-    "label_dropout": fraction(),
-    "time_distribution": numbers("three positive numbers", lambda values: min(values) > 0, 3),
-    "channel_dim": integer(),
-    "batched_calls": flag(),
-    "derivative": choice(DERIVATIVES),
-    "partial_calls": flag(),
-    **SECOND_TIME_SETTINGS,
-}
 # A determinant below this is 0: the prediction does not tell data from noise there.
 SINGULAR = 1e-6
-
-
-@dataclass(frozen=True)
-class UCGMLossOutput:
-    """What one evaluation of the loss used and gave; all without gradient but `loss`.
-
-    Attributes:
-        loss: Scalar, the weighted mean over the batch.
-        per_sample_loss: Before the time weighting, shape `(B,)`.
-        prediction: The student's F, shape `(B, C, ...)`.
-        target: The target F*, same shape, before the distance normalises: `prediction - target` is the raw residual.
-        t: Canonical times, shape `(B,)`.
-        noise: The noise z, shape `(B, C, ...)`.
-        dropped: Which samples were trained under the null condition, shape `(B,)`, boolean.
-        slope: The clamped derivative of the data estimate, shape `(B, C, ...)`, or None at consistency ratio 0 and
-            with a second time.
-        target_time: The canonical times that the calls lead to, shape `(B,)`, or None without a second time.
-        correction: The clamped correction of the amplified form, shape `(B, C, ...)`, or None in other forms.
-    """
-
-    loss: Tensor
-    per_sample_loss: Tensor
-    prediction: Tensor
-    target: Tensor
-    t: Tensor
-    noise: Tensor
-    dropped: Tensor
-    slope: Tensor | None = None
-    target_time: Tensor | None = None
-    correction: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -240,21 +193,43 @@ class UCGMLoss(SecondTime):
         networks = Networks(denoiser, teacher, averaged)
         networks.check(self.chain_network)
         batch = self._batch(x, condition, null_condition, t, target_time, noise, dropped, generator)
-        t, r, z, dropped = batch.drawn
         predict = Predictor(self._transport, x.dtype, batch.x.dtype, draw_seed(generator))
-        prediction = predict(denoiser, batch.x_t, t, batch.condition, r)
+        network = denoiser
+        if batch.drawn.fake is not None:
+            network = signed(denoiser, batch.drawn.fake)
+            noise = draw_noise(batch.x, generator).to(batch.x, non_blocking=True)
+            batch = with_fakes(batch, predict, denoiser, noise, self._regular_times[1])
+        t, r, z, dropped, fake = batch.drawn
+        prediction = predict(network, batch.x_t, t, batch.condition, r)
         student = prediction.detach()
         with torch.no_grad():
             target, change = self._target(batch, predict, student, networks)
         per_sample = distance(prediction, target, self.normalisation, self.huber_c, self.adaptive_power)
         if self.cosine_term:
             per_sample = per_sample + mean_rows(1.0 - F.cosine_similarity(prediction, target, dim=self.channel_dim))
-        weight = torch.cos(QUARTER_TURN * t) if self.cosine_weighting else 1.0
-        if r is not None and self.time_weight == "gap":
-            weight = weight * gap_weight(t, r)
-        loss = (per_sample * weight).mean()
-        output = UCGMLossOutput(loss, per_sample.detach(), student, target, t, z, dropped, target_time=r)
+        loss = (per_sample * self._weight(batch.drawn)).mean()
+        output = UCGMLossOutput(loss, per_sample.detach(), student, target, t, z, dropped, target_time=r, fake=fake)
+        if self.rectification > 0.0:
+            renoising, start = self._renoising(batch, generator), self._regular_times[1]
+            goal = rectified_target(batch, predict, denoiser, student, renoising, start)
+            found = distance(prediction, goal, self.normalisation, self.huber_c, self.adaptive_power)
+            # The mean over the expected number of rectified samples, which a split batch shares.
+            loss = loss + self.rectification * found.mean() / ((1.0 - self.twin_share) * self.end_share)
+            output = replace(output, loss=loss, rectification=found.detach())
         return replace(output, correction=change) if self._is_any_step else replace(output, slope=change)
+
+    def _weight(self, drawn: Drawn) -> Tensor | float:
+        """The weight of every sample, shape `(B,)`, or of all."""
+        weight = torch.cos(QUARTER_TURN * drawn.t) if self.cosine_weighting else 1.0
+        if drawn.r is None or self.time_weight == "none":
+            return weight
+        by_gap = gap_weight(drawn.t, drawn.r)
+        return weight * (by_gap if drawn.fake is None else torch.where(drawn.fake, torch.ones_like(by_gap), by_gap))
+
+    def _renoising(self, batch: Batch, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Times and noise at which TwinFlow's velocities are compared."""
+        time = beta_times(len(batch.x), generator=generator).to(batch.x, non_blocking=True)
+        return time.clamp(*self._regular_times), draw_noise(batch.x, generator).to(batch.x, non_blocking=True)
 
     def _batch(
         self,
@@ -276,13 +251,14 @@ class UCGMLoss(SecondTime):
         check_null_condition(condition, null_condition, self._needs_null_condition(dropped))
         clean = x.to(torch.promote_types(x.dtype, torch.float32))
         drawn = self._draw(clean, t, target_time, noise, dropped, generator)
-        rows = ALL_ROWS, ALL_ROWS
+        rows = UsedRows()
         if self.partial_calls:
-            rows = used_rows(drawn, self.enhancement_range, self._is_free_guidance, x.device)
+            start = self._regular_times[1]
+            rows = used_rows(drawn, self.enhancement_range, self._is_free_guidance, start, x.device)
         drawn = drawn.to(x.device)
         null = {name: repeat_rows(value, condition[name]) for name, value in (null_condition or {}).items()}
         mixed = {name: select_rows(drawn.dropped, null.get(name), value) for name, value in condition.items()}
-        return Batch(clean, drawn, self._transport.sample(clean, drawn.noise, drawn.t), mixed, null, *rows)
+        return Batch(clean, drawn, self._transport.sample(clean, drawn.noise, drawn.t), mixed, null, rows)
 
     def _needs_null_condition(self, dropped: Tensor | None) -> bool:
         """Whether a sample may be dropped, or guidance compares with the null condition."""
@@ -314,7 +290,7 @@ class UCGMLoss(SecondTime):
         ends = batch.x, batch.drawn.noise
 
         def taught(network: Denoiser, condition: Mapping[str, object]) -> tuple[Tensor, Tensor]:
-            rows = batch.guided
+            rows = batch.rows.guided
             output = predict(network, rows.take(x_t), rows.take(t), rows.take_condition(condition))
             return transport.estimate(rows.put(output, len(x_t)), x_t, t)
 
@@ -335,7 +311,8 @@ class UCGMLoss(SecondTime):
         self, batch: Batch, r: Tensor, predict: Predictor, student: Tensor, networks: Networks
     ) -> tuple[Tensor, Tensor | None]:
         """The target F* of a network of two times and, in the amplified form, its clamped correction."""
-        network, condition = networks.chain(self.chain_network), batch.chained.take_condition(batch.condition)
+        network, rows = networks.chain(self.chain_network), batch.rows.chained
+        condition = rows.take_condition(batch.condition)
 
         def ask(point: Tensor, start: Tensor, stop: Tensor) -> Tensor:
             return predict(network, point, start, condition, stop)
@@ -344,14 +321,14 @@ class UCGMLoss(SecondTime):
         if self.enhancement_ratio != 0.0:
             ends = self._guided_ends(batch, predict, networks.teacher or network)
         interval = Interval(predict.transport, batch.x_t, batch.drawn.t, r, ends, student, ask)
-        return any_step_target(interval, self, self.derivative == "forward", batch.chained)
+        return any_step_target(interval, self, self.derivative == "forward", rows)
 
     def _guided_ends(self, batch: Batch, predict: Predictor, network: Denoiser) -> tuple[Tensor, Tensor]:
         """Data and noise, moved by guidance at `r = t`."""
-        t, _, noise, dropped = batch.drawn
+        t, noise = batch.drawn.t, batch.drawn.noise
         guide = Guide(network, predict, batch.condition, batch.null_condition, self.batched_calls)
-        difference = guide.difference(batch.x_t, t, batch.guided)
-        guided = is_guided(t, dropped, self.enhancement_range)
+        difference = guide.difference(batch.x_t, t, batch.rows.guided)
+        guided = is_guided(t, batch.drawn.unguided, self.enhancement_range)
         ratio = self.effective_enhancement_ratio
         return guided_ends(predict.transport, (batch.x, noise), t, difference, ratio, guided)
 
@@ -365,28 +342,39 @@ class UCGMLoss(SecondTime):
         generator: torch.Generator | None,
     ) -> Drawn:
         """Times, noise, dropped samples and target times, drawn in this order where they are not given."""
-        source = x.device if generator is None else generator.device
-        is_given = t is not None
+        is_given, fake = t is not None, None
         if t is None:
             t = beta_times(len(x), self.time_distribution, generator)
         if noise is None:
-            noise = torch.randn(x.shape, generator=generator, device=source, dtype=x.dtype)
+            noise = draw_noise(x, generator)
         if dropped is None:
-            dropped = torch.rand(len(x), generator=generator, device=source) < self.label_dropout
-        if r is None and self._is_any_step:
-            t, r = draw_target_times(
+            dropped = draw_chosen(x, self.label_dropout, generator)
+        if self._is_any_step:
+            t, r, fake = self._draw_pairs(x, t, r, is_given, generator)
+        t = t.to(x.dtype).clamp(*self._regular_times)
+        return Drawn(t, None if r is None else within_reach(t, r.to(t)), noise.to(x.dtype), dropped, fake)
+
+    def _draw_pairs(
+        self, x: Tensor, t: Tensor, r: Tensor | None, is_given: bool, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Times, target times and fakes; `t` and `r` stay where they are given."""
+        start = t
+        if r is None:
+            start, r = draw_target_times(
                 t,
                 self.time_pairs,
                 equal_share=self.equal_share,
                 end_share=self.end_share,
                 gap_ratio=self.consistency_ratio,
                 time_distribution=self.time_distribution,
+                is_from_noise=self.rectification > 0.0,
                 is_fixed=is_given,
                 generator=generator,
             )
-        t = t.to(x.dtype).clamp(*self._regular_times)
-        r = r if r is None else within_reach(t, r.to(t))
-        return Drawn(t, r, noise.to(x.dtype), dropped)
+        if self.twin_share == 0.0:
+            return start, r, None
+        fake = draw_chosen(x, self.twin_share, generator).to(t.device)
+        return torch.where(fake, t, start), torch.where(fake, t, r.to(t)), fake
 
     @cached_property
     def _regular_times(self) -> tuple[float, float]:

@@ -12,7 +12,41 @@ from .partial_calls import ALL_ROWS, Rows, rows_where
 from .student_path import Denoiser
 
 
-__all__ = ["Batch", "Drawn", "Networks", "used_rows"]
+__all__ = ["Batch", "Drawn", "Networks", "UCGMLossOutput", "UsedRows", "draw_chosen", "draw_noise", "used_rows"]
+
+
+@dataclass(frozen=True)
+class UCGMLossOutput:
+    """What one evaluation of the loss used and gave; all without gradient but `loss`.
+
+    Attributes:
+        loss: Scalar, the weighted mean over the batch.
+        per_sample_loss: Before the time weighting, shape `(B,)`.
+        prediction: The student's F, shape `(B, C, ...)`.
+        target: The target F*, same shape, before the distance normalises: `prediction - target` is the raw residual.
+        t: Canonical times, shape `(B,)`.
+        noise: The noise z, shape `(B, C, ...)`.
+        dropped: Which samples were trained under the null condition, shape `(B,)`, boolean.
+        slope: The clamped derivative of the data estimate, shape `(B, C, ...)`, or None at consistency ratio 0 and
+            with a second time.
+        target_time: The canonical times that the calls lead to, shape `(B,)`, or None without a second time.
+        correction: The clamped correction of the amplified form, shape `(B, C, ...)`, or None in other forms.
+        fake: Which samples are TwinFlow's fakes, shape `(B,)`, boolean, or None without them.
+        rectification: The distances of its rectified samples, shape `(B,)`, 0 for the others, or None without them.
+    """
+
+    loss: Tensor
+    per_sample_loss: Tensor
+    prediction: Tensor
+    target: Tensor
+    t: Tensor
+    noise: Tensor
+    dropped: Tensor
+    slope: Tensor | None = None
+    target_time: Tensor | None = None
+    correction: Tensor | None = None
+    fake: Tensor | None = None
+    rectification: Tensor | None = None
 
 
 class Drawn(NamedTuple):
@@ -23,17 +57,51 @@ class Drawn(NamedTuple):
         r: Target times, same shape, or None for networks of one time.
         noise: The noise z, shape `(B, C, ...)`.
         dropped: Which samples have no condition, boolean, shape `(B,)`.
+        fake: Which samples are TwinFlow's fakes, likewise, or None without them.
     """
 
     t: Tensor
     r: Tensor | None
     noise: Tensor
     dropped: Tensor
+    fake: Tensor | None = None
 
     def to(self, device: torch.device) -> "Drawn":
         """The same on a device, which is not waited for."""
         t, noise, dropped = (value.to(device, non_blocking=True) for value in (self.t, self.noise, self.dropped))
-        return Drawn(t, None if self.r is None else self.r.to(device, non_blocking=True), noise, dropped)
+        r, fake = (each if each is None else each.to(device, non_blocking=True) for each in (self.r, self.fake))
+        return Drawn(t, r, noise, dropped, fake)
+
+    @property
+    def unguided(self) -> Tensor:
+        """Which samples are never guided: those without a condition, and fakes; boolean, shape `(B,)`."""
+        return self.dropped if self.fake is None else self.dropped | self.fake.to(self.dropped.device)
+
+    def rectified(self, start: float) -> Tensor:
+        """Which samples are the network's own, from noise to data in one step; boolean, shape `(B,)`.
+
+        Args:
+            start: The canonical time of noise.
+        """
+        assert self.r is not None
+        assert self.fake is not None
+        return (self.t >= start) & (self.r == 0.0) & ~self.fake
+
+
+class UsedRows(NamedTuple):
+    """The rows of a batch that calls are made for.
+
+    Attributes:
+        guided: Those of the enhanced target.
+        chained: Those of the chain.
+        faked: Those of TwinFlow's fakes.
+        rectified: Those of its one-step samples.
+    """
+
+    guided: Rows = ALL_ROWS
+    chained: Rows = ALL_ROWS
+    faked: Rows = ALL_ROWS
+    rectified: Rows = ALL_ROWS
 
 
 @dataclass(frozen=True)
@@ -46,8 +114,7 @@ class Batch:
         x_t: The points of the path at t, same shape.
         condition: The network's keywords, in which dropped samples have the null condition.
         null_condition: The keywords without a condition.
-        guided: The rows that the enhanced target asks for.
-        chained: The rows that the chain asks for.
+        rows: The rows that calls are made for.
     """
 
     x: Tensor
@@ -55,8 +122,7 @@ class Batch:
     x_t: Tensor
     condition: dict[str, object]
     null_condition: dict[str, object]
-    guided: Rows
-    chained: Rows
+    rows: UsedRows
 
 
 @dataclass(frozen=True)
@@ -96,22 +162,37 @@ class Networks:
         return named[chain_network] or self.student
 
 
+def draw_noise(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Noise of the shape and dtype of `x`, on the generator's device, or that of `x` where there is none."""
+    device = x.device if generator is None else generator.device
+    return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype)
+
+
+def draw_chosen(x: Tensor, share: float, generator: torch.Generator | None) -> Tensor:
+    """Which samples of a batch are chosen, each with the probability `share`: boolean, where `draw_noise` draws."""
+    device = x.device if generator is None else generator.device
+    return torch.rand(len(x), generator=generator, device=device) < share
+
+
 def used_rows(
-    drawn: Drawn, interval: Sequence[float], is_free_guidance: bool, device: torch.device
-) -> tuple[Rows, Rows]:
-    """The rows whose answers are used: those of the enhanced target's calls, and those of the chain's.
+    drawn: Drawn, interval: Sequence[float], is_free_guidance: bool, start: float, device: torch.device
+) -> UsedRows:
+    """The rows whose answers are used.
 
     Args:
         drawn: What is drawn.
         interval: The two times strictly between which a sample is enhanced.
         is_free_guidance: Whether the enhanced target compares with the null condition.
+        start: The canonical time of noise.
         device: The device of the batch.
     """
-    t, r, _, dropped = drawn
-    dropped = dropped.to(t.device)
-    inside = is_guided(t, dropped, interval)
-    if r is not None:
-        return rows_where(inside, device), rows_where(r < t, device)
-    # For one time a sample without a condition moves half-way to the unconditional estimate, and others outside of
-    # the interval half-way to the teacher's conditional one.
-    return rows_where(inside | dropped if is_free_guidance else ~dropped, device), ALL_ROWS
+    t, r, dropped = drawn.t, drawn.r, drawn.dropped.to(drawn.t.device)
+    inside = is_guided(t, drawn.unguided.to(t.device), interval)
+    if r is None:
+        # A sample without a condition moves half-way to the unconditional estimate, and others outside of the interval
+        # half-way to the teacher's conditional one.
+        return UsedRows(rows_where(inside | dropped if is_free_guidance else ~dropped, device))
+    rows = UsedRows(rows_where(inside, device), rows_where(r < t, device))
+    if drawn.fake is None:
+        return rows
+    return rows._replace(faked=rows_where(drawn.fake, device), rectified=rows_where(drawn.rectified(start), device))

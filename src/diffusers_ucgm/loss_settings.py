@@ -1,19 +1,22 @@
-"""The settings of a loss of two times, what they demand of each other, and the published methods as a table."""
+"""The settings of the loss, what those of two times demand of each other, and the published methods as a table."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .constraints import Setting, choice, fraction, number, optional, whole
+from .constraints import Setting, choice, flag, fraction, integer, number, numbers, of_type, optional, whole
 from .distances import NORMALISATIONS
 from .time_pairs import TIME_PAIRS
+from .transports import Transport
 
 
 __all__ = [
     "CHAIN_NETWORKS",
+    "DERIVATIVES",
     "FIRST_STEP_UNITS",
     "FORMS",
     "LOSS_PRESETS",
+    "LOSS_SETTINGS",
     "SECOND_TIMES",
     "SECOND_TIME_SETTINGS",
     "TIME_WEIGHTS",
@@ -21,6 +24,7 @@ __all__ = [
     "check_together",
 ]
 
+DERIVATIVES = ("difference", "forward")
 SECOND_TIMES = ("none", "any")
 FORMS = ("amplified", "integral")
 FIRST_STEP_UNITS = ("time", "gap")
@@ -40,6 +44,26 @@ SECOND_TIME_SETTINGS: dict[str, Setting] = {
     "adaptive_power": number("a number from 0 up", lambda value: value >= 0, (0.0, 4.0)),
     "chain_network": choice(CHAIN_NETWORKS),
     "time_weight": choice(TIME_WEIGHTS),
+    "twin_share": fraction(),
+    "rectification": number("a number from 0 up", lambda value: value >= 0, (0.0, 1e3)),
+}
+
+LOSS_SETTINGS: dict[str, Setting] = {
+    "transport": of_type("a name, such as 'linear', or a Transport", str, Transport),
+    "prediction_type": optional(of_type("a name, such as 'v_prediction'", str)),
+    "consistency_ratio": fraction(),
+    "enhancement_ratio": number("finite", lambda value: True, (-1e4, 1e4)),
+    "enhancement_range": numbers("two rising times", lambda values: values[0] <= values[1], 2),
+    "huber_c": number("a number from 0 up", lambda value: value >= 0, (0.0, 1e6)),
+    "cosine_term": flag(),
+    "cosine_weighting": flag(),
+    "label_dropout": fraction(),
+    "time_distribution": numbers("three positive numbers", lambda values: min(values) > 0, 3),
+    "channel_dim": integer(),
+    "batched_calls": flag(),
+    "derivative": choice(DERIVATIVES),
+    "partial_calls": flag(),
+    **SECOND_TIME_SETTINGS,
 }
 
 
@@ -63,6 +87,10 @@ class SecondTime:
         adaptive_power: The power p of the "adaptive" distance.
         chain_network: The network of the chain: the "student", its average ("ema") or the "teacher".
         time_weight: "gap" weighs a sample by `gap_weight`, "none" does not.
+        twin_share: The probability that a sample is one of TwinFlow's fakes (`twin`), which the network is told by
+            negative times; the other shares are of the rest.
+        rectification: The weight of TwinFlow's rectification, which samples of `end_share` have; these then begin at
+            `t = 1`. TwinFlow uses 0.5.
     """
 
     second_time: str = "none"
@@ -78,6 +106,8 @@ class SecondTime:
     adaptive_power: float = 1.0
     chain_network: str = "student"
     time_weight: str = "none"
+    twin_share: float = 0.0
+    rectification: float = 0.0
 
 
 def check_together(settings: Mapping[str, Any]) -> None:
@@ -158,6 +188,16 @@ _RULES: tuple[tuple[str, Callable[[Mapping[str, Any]], bool], str], ...] = (
         "adaptive_power",
         lambda of: of["normalisation"] != "adaptive" and of["adaptive_power"] != 1.0,
         "left at 1 where `normalisation` is not 'adaptive'",
+    ),
+    (
+        "twin_share",
+        lambda of: of["twin_share"] == 1.0,
+        "below 1: the network learns from data too",
+    ),
+    (
+        "rectification",
+        lambda of: of["rectification"] > 0.0 and min(of["twin_share"], of["end_share"]) == 0.0,
+        "0 unless `twin_share` and `end_share` are above 0",
     ),
 )
 

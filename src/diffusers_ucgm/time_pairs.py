@@ -32,6 +32,7 @@ def draw_target_times(
     end_share: float = 0.0,
     gap_ratio: float = 1.0,
     time_distribution: Sequence[float] = (1.0, 1.0, 1.0),
+    is_from_noise: bool = False,
     is_fixed: bool = False,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -44,6 +45,7 @@ def draw_target_times(
         end_share: The probability of `r = 0`.
         gap_ratio: The part of each gap that is kept, in [0, 1]: `r` moves to `t - ratio (t - r)`.
         time_distribution: `(a, b, c)` of `beta_times`, for the second draw of sorted pairs.
+        is_from_noise: Whether pairs that end at 0 begin at 1, unless `t` must stay.
         is_fixed: Whether `t` must stay. Sorted pairs then take the smaller of `t` and the second draw as `r`, dyadic
             ones start from `t`.
         generator: Source of randomness; None is torch's global one.
@@ -61,6 +63,8 @@ def draw_target_times(
     is_equal, is_end = kind < equal_share, kind >= 1.0 - end_share
     if pairs == "dyadic":
         start = torch.where(is_equal, t, start)  # the velocity is learnt between the points of the grid too
+    if is_from_noise and not is_fixed:
+        start = torch.where(is_end, torch.ones_like(start), start)
     stop = torch.where(is_end, torch.zeros_like(stop), stop)
     stop = torch.where(is_equal, start, stop)
     return start, torch.lerp(start, stop, gap_ratio)
@@ -68,7 +72,7 @@ def draw_target_times(
 
 def within_reach(t: Tensor, r: Tensor) -> Tensor:
     """The target times `r`, moved to `t` where they lie after it or closer than a difference can be taken."""
-    return torch.where(t - r < MIN_TIME, t, r)
+    return torch.where(t - r <= MIN_TIME, t, r)
 
 
 def _sorted(t: Tensor, other: Tensor, is_fixed: bool) -> tuple[Tensor, Tensor]:

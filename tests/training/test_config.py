@@ -6,8 +6,8 @@ from dataclasses import fields
 import pytest
 from diffusers.optimization import SchedulerType
 
-from diffusers_ucgm.loss import DERIVATIVES, UCGMLoss
-from diffusers_ucgm.loss_settings import SECOND_TIME_SETTINGS
+from diffusers_ucgm.loss import UCGMLoss
+from diffusers_ucgm.loss_settings import DERIVATIVES, SECOND_TIME_SETTINGS
 from diffusers_ucgm.training.config import FREE_ON_RESUME, SETTING_TYPES, UCGMTrainingConfig
 from diffusers_ucgm.training.optimizers import OPTIMIZERS
 from diffusers_ucgm.transports import PREDICTIONS
