@@ -38,7 +38,7 @@ def residual(interval, settings):
 
 
 def settings(**given):
-    return UCGMLoss(**{"second_time": "any", "clamp": None, **given})
+    return UCGMLoss(**{"second_time": "any", **given})
 
 
 # --- the affine map --------------------------------------------------------------------------------------------------
@@ -226,6 +226,15 @@ def test_the_correction_alone_is_clamped():
     assert ((velocity - plain).abs() > 0.3).any()
     torch.testing.assert_close(correction, (velocity - plain).clamp(-0.3, 0.3))
     assert torch.equal(clamped, velocity - correction)
+
+
+def test_a_clamp_below_the_deviation_of_the_data_keeps_one_jump_from_getting_there():
+    # At t = 1 the exact velocity leads to the mean, 0, and the flow to x_t std = 2.
+    t = torch.ones(1, dtype=torch.float64)
+    interval = exact("linear", t, 0.0 * t, value=4.0)
+    for clamp, reached in ((None, 2.0), (3.0, 2.0), (1.0, 1.0)):
+        target, _ = any_step_target(interval, settings(first_step=0.001, clamp=clamp), False, ALL_ROWS)
+        assert (interval.x_t - target).item() == pytest.approx(reached, abs=0.01)
 
 
 def test_the_mean_stays_the_solution_where_the_velocity_is_noisy():

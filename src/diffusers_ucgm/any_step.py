@@ -14,8 +14,9 @@ follow the data, `x_m = alpha(m) z* + gamma(m) x*`, and leaves the rest to the n
     amplified    F* = v* - clamp(c),    c = (G(x_t, F; t, r) - G(x_t, F; t, m) - (y - x_m)) / B(t, m)
 
 They share their solution. The second makes the residual larger by `B(t, r) / B(t, m)`, and its correction c compares
-the student's way from m to r with the chain's. Only c is clamped: v* is noisy, and clamping `F - v*` would move the
-solution away from the mean. As m comes to t, c becomes a derivative, `(t - r) dF/dt` on the linear path.
+the student's way from m to r with the chain's. A clamp, where there is one, bounds c alone: v* is noisy, and clamping
+`F - v*` would move the solution away from the mean. As m comes to t, c becomes a derivative, `(t - r) dF/dt` on the
+linear path.
 
 Where r = t both are v*, as in flow matching.
 """
