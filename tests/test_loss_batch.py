@@ -27,6 +27,15 @@ def test_one_time_asks_for_what_the_enhanced_target_uses():
     assert rows(None, False) == [[0, 1, 3], [0, 1, 2, 3, 4]]
 
 
+@pytest.mark.parametrize("field", ["t", "dropped"])
+def test_masks_on_a_device_are_not_waited_for(field):
+    drawn = Drawn(T, 0.5 * T, torch.zeros(5, 1), DROPPED)
+    moved = drawn._replace(
+        **{field: getattr(drawn, field).to("meta")}, r=drawn.r.to("meta" if field == "t" else "cpu")
+    )
+    assert used_rows(moved, (0.0, 0.75), True, 1.0, torch.device("meta")).guided.index is None
+
+
 def test_a_chain_has_the_network_of_its_name():
     student, teacher, averaged = (lambda: 0), (lambda: 1), (lambda: 2)
     networks = Networks(student, teacher, averaged)

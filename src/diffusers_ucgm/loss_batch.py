@@ -186,8 +186,11 @@ def used_rows(
         start: The canonical time of noise.
         device: The device of the batch.
     """
-    t, r, dropped = drawn.t, drawn.r, drawn.dropped.to(drawn.t.device)
-    inside = is_guided(t, drawn.unguided.to(t.device), interval)
+    t, r = drawn.t, drawn.r
+    # On a device where one of them is there: it is not waited for, and all rows are asked for.
+    place = t.device if drawn.dropped.device.type == "cpu" else drawn.dropped.device
+    dropped = drawn.dropped.to(place, non_blocking=True)
+    inside = is_guided(t.to(place, non_blocking=True), drawn.unguided.to(place, non_blocking=True), interval)
     if r is None:
         # A sample without a condition moves half-way to the unconditional estimate, and others outside of the interval
         # half-way to the teacher's conditional one.

@@ -205,7 +205,7 @@ _RULES: tuple[tuple[str, Callable[[Mapping[str, Any]], bool], str], ...] = (
 
 # Published methods as settings of `UCGMLoss`. Where a paper draws times from a logit-normal distribution, the Beta
 # distribution here has its mean and deviation.
-LOSS_PRESETS: dict[str, dict[str, object]] = {
+LOSS_PRESETS: dict[str, dict[str, Any]] = {
     # UCGM, section 3.2, for few steps: the target time is the data's, of which the network is not told.
     "ucgm": {"consistency_ratio": 1.0, "huber_c": 5.0, "cosine_weighting": True},
     # RCGM of order 2, as TwinFlow's code has it, but for its clamp of the whole residual to 1, whose solution is not
