@@ -25,7 +25,7 @@ SCRIPTS = sorted(file for folder in ("benchmarks", "examples", "tools") for file
 LAYERS = [
     {"contracts"},
     {"autoencoders", "checks", "constraints", "deferred", "files", "interruptions", "names", "network_caches"},
-    {"command_parser", "console", "processes", "randomness", "training_times"},
+    {"command_parser", "console", "partial_calls", "processes", "randomness", "training_times"},
     {
         "labels",
         "locks",
@@ -38,7 +38,10 @@ LAYERS = [
         "transports",
     },
     {"fingerprint", "network_calls", "oracles", "pipeline_arguments", "run_folder", "sampling", "targets"},
-    {"data", "hub", "loss_inputs", "scheduler", "student_path"},
+    {"data", "distances", "hub", "loss_inputs", "scheduler", "student_path", "time_pairs"},
+    {"guided_targets", "loss_settings"},
+    {"any_step", "loss_batch"},
+    {"twin"},
     {"loss"},
     {"pipeline"},
     {"loading"},
@@ -52,8 +55,16 @@ LAYERS = [
 THIRD_PARTY = {
     "transports": {"torch"},
     "sampling": {"numpy", "scipy", "torch"},  # scipy on demand
+    "any_step": {"torch"},
+    "distances": {"torch"},
+    "guided_targets": {"torch"},
     "loss": {"torch"},
+    "loss_batch": {"torch"},
     "loss_inputs": {"torch"},
+    "loss_settings": set(),
+    "partial_calls": {"torch"},
+    "time_pairs": {"torch"},
+    "twin": {"torch"},
     "student_path": {"torch"},
     "targets": {"torch"},
     "oracles": {"torch"},

@@ -48,6 +48,8 @@ FIT_TESTS = ("tests/solver_study/test_least_squares.py",)
 LOADING_TESTS = ("tests/test_load_in_new_process.py",)
 SWAP_TESTS = ("tests/sampling/test_swap.py",)
 LOSS_TESTS = ("tests/test_loss.py", "tests/test_targets.py", "tests/test_loss_inputs.py")
+ANY_STEP_TESTS = ("tests/test_any_step.py", "tests/test_any_step_loss.py")
+TWIN_TESTS = ("tests/test_twin.py",)
 METRIC_TESTS = ("tests/image_metrics/test_statistics.py",)
 HELP_TESTS = ("tests/test_help.py",)
 CONVERSION_TESTS = ("tests/conversion",)
@@ -325,10 +327,11 @@ MUTANTS = [
     # Loss and teacher
     Mutant(
         "labels dropped in the last round(0.1 B) rows, all of them for B < 5",
-        "loss.py",
-        "dropped = torch.rand(len(x), generator=generator, device=source) < self.label_dropout",
-        "dropped = torch.zeros(len(x), dtype=torch.bool)\n"
-        "            dropped[-round(self.label_dropout * len(x)) :] = True",
+        "loss_batch.py",
+        "    return torch.rand(len(x), generator=generator, device=device) < share\n",
+        "    chosen = torch.zeros(len(x), dtype=torch.bool)\n"
+        "    chosen[-round(share * len(x)) :] = True\n"
+        "    return chosen\n",
         LOSS_TESTS,
     ),
     Mutant(
@@ -369,15 +372,15 @@ MUTANTS = [
     Mutant(
         "enhancement ratio of 1 and more not mapped",
         "loss.py",
-        "return (ratio - 1.0) / ratio if self.consistency_ratio == 0.0 and ratio >= 1.0 else ratio",
+        "return (ratio - 1.0) / ratio if self._is_free_guidance and ratio >= 1.0 else ratio",
         "return ratio",
         LOSS_TESTS,
     ),
     Mutant(
         "derivative not clamped",
         "loss.py",
-        "student, batch.t).clamp(-1.0, 1.0)",
-        "student, batch.t)",
+        "student, t).clamp(-1.0, 1.0)",
+        "student, t)",
         LOSS_TESTS,
     ),
     Mutant(
@@ -390,8 +393,8 @@ MUTANTS = [
     Mutant(
         "teacher ignored by the enhanced target",
         "loss.py",
-        "guide = student if teacher is None else predict(teacher, x_t, t, batch.condition)",
-        "guide = student",
+        "            conditional = taught(teacher, batch.condition)\n",
+        "            pass\n",
         LOSS_TESTS,
     ),
     Mutant(
@@ -414,6 +417,196 @@ MUTANTS = [
         "            mine.copy_(theirs)\n",
         "            pass\n",
         ("tests/test_teacher.py",),
+    ),
+    # Any-step losses
+    Mutant(
+        "an any-step target divides 0 by 0 where both times are one",
+        "any_step.py",
+        "torch.where(divisor == 0.0, torch.ones_like(divisor), divisor)",
+        "divisor",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "kinds of samples in contiguous parts of the batch",
+        "time_pairs.py",
+        "kind = _uniform(t, generator)",
+        "kind = torch.arange(len(t)) / len(t)",
+        ("tests/test_time_pairs.py",),
+    ),
+    Mutant(
+        "target times changed in place",
+        "loss.py",
+        "within_reach(t, r.to(t))",
+        "within_reach(t, r.to(t).mul_(0.999))",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "all of the residual clamped, the noise of the velocity too",
+        "any_step.py",
+        "return velocity - correction, correction",
+        "own = interval.student\n    return own - (own - velocity + correction).clamp(-1.0, 1.0), correction",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "samples without a condition guided",
+        "guided_targets.py",
+        "(t > start) & (t < stop) & ~dropped",
+        "(t > start) & (t < stop)",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "target time moves with the time under the derivative",
+        "any_step.py",
+        "interval.ask(point, time, r)",
+        "interval.ask(point, time, r + time - t)",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "target times in the dtype of the latents",
+        "student_path.py",
+        "self.transport.model_time(target_time).float()",
+        "self.transport.model_time(target_time).to(self.network_dtype)",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "target times of a reversed transport in canonical time",
+        "student_path.py",
+        "self.transport.model_time(target_time).float()",
+        "target_time.float()",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "calls of a chain under different dropout",
+        "student_path.py",
+        "with _dropout_seed(self.seed, x_t.device):",
+        "with _dropout_seed(self.seed + torch.is_grad_enabled(), x_t.device):",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "chain of the student where its average is asked for",
+        "loss_batch.py",
+        '"ema": self.averaged',
+        '"ema": self.student',
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "chain of order 1 whatever the order",
+        "any_step.py",
+        "torch.lerp(start, interval.r, number / order) for number in range(order + 1)",
+        "torch.lerp(start, interval.r, 1.0 * number) for number in range(2)",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "amplified by the gap, not by the first step",
+        "any_step.py",
+        "reach(transport, t, stop))",
+        "reach(transport, t, r))",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "jumps of a chain are told its end, not their own",
+        "any_step.py",
+        "interval.ask(point, s, after)",
+        "interval.ask(point, s, interval.r)",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "first step goes past the target time",
+        "any_step.py",
+        "torch.maximum(t - step.clamp(min=MIN_TIME), r)",
+        "t - step.clamp(min=MIN_TIME)",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "adaptive distance of the mean, not of the sum",
+        "distances.py",
+        "total = (prediction - target).square().flatten(1).sum(1)",
+        "total = (prediction - target).square().flatten(1).mean(1)",
+        ("tests/test_distances.py",),
+    ),
+    Mutant(
+        "adaptive divisor with a gradient",
+        "distances.py",
+        "(total.detach() + ADAPTIVE_OFFSET)",
+        "(total + ADAPTIVE_OFFSET)",
+        ("tests/test_distances.py",),
+    ),
+    Mutant(
+        "log sees the normalised residual",
+        "loss.py",
+        "output = UCGMLossOutput(loss, per_sample.detach(), student, target,",
+        "output = UCGMLossOutput(loss, per_sample.detach(), student, student - (student - target).sign(),",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "the whole way weighs more than the velocity",
+        "distances.py",
+        "((1.0 - (t - r)) * (math.pi / 2.5)).tan()",
+        "((t - r) * (math.pi / 2.5)).tan()",
+        ("tests/test_distances.py",),
+    ),
+    Mutant(
+        "guidance for the way to the data alone",
+        "loss.py",
+        "guided = is_guided(t, batch.drawn.unguided, self.enhancement_range)",
+        "guided = is_guided(t, batch.drawn.unguided, self.enhancement_range) & (batch.drawn.r == 0.0)",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "targets carry a gradient",
+        "loss.py",
+        "with torch.no_grad():",
+        "with torch.enable_grad():",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "no call where no row needs it, which stops the other processes",
+        "partial_calls.py",
+        "    if not len(index):\n        index = torch.zeros(1, dtype=torch.long)\n",
+        "",
+        ("tests/test_partial_calls.py",),
+    ),
+    Mutant(
+        "settings of two times ignored by a loss of one",
+        "loss_settings.py",
+        "        if value != field.default:",
+        "        if False:",
+        ("tests/test_loss_settings.py",),
+    ),
+    Mutant(
+        "fakes told as if they were data",
+        "twin.py",
+        "sign = 1.0 - 2.0 * is_fake.to(t)",
+        "sign = torch.ones_like(t)",
+        TWIN_TESTS,
+    ),
+    Mutant(
+        "fakes guided as data are",
+        "loss_batch.py",
+        "return self.dropped if self.fake is None else self.dropped | self.fake.to(self.dropped.device)",
+        "return self.dropped",
+        TWIN_TESTS,
+    ),
+    Mutant(
+        "fakes weigh as velocities do",
+        "loss.py",
+        "torch.where(drawn.fake, torch.ones_like(by_gap), by_gap)",
+        "by_gap",
+        TWIN_TESTS,
+    ),
+    Mutant(
+        "one-step samples moved away from the data",
+        "twin.py",
+        "(of_data - of_fakes)",
+        "(of_fakes - of_data)",
+        TWIN_TESTS,
+    ),
+    Mutant(
+        "fakes at the times of one-step samples",
+        "loss.py",
+        "return torch.where(fake, t, start), torch.where(fake, t, r.to(t)), fake",
+        "return start, torch.where(fake, start, r.to(t)), fake",
+        TWIN_TESTS,
     ),
     # Trainer
     Mutant(

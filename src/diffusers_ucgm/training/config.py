@@ -272,7 +272,9 @@ class UCGMTrainingConfig:
         """
         from diffusers_ucgm.loss import UCGMLoss
 
-        settings = {field.name: getattr(self, field.name) for field in fields(UCGMLoss)}
+        # The settings of a second time are not the trainer's.
+        names = [field.name for field in fields(UCGMLoss) if hasattr(self, field.name)]
+        settings = {name: getattr(self, name) for name in names}
         settings["consistency_ratio"] = self.ratio_at(step)
         settings["transport"] = self.transport or transport or "linear"
         return UCGMLoss(**settings)
