@@ -35,6 +35,7 @@ class Mutant:
 
 
 SCHEDULER_TESTS = ("tests/test_scheduler.py", "tests/test_scheduler_contract.py")
+ESTIMATE_TESTS = ("tests/sampling/test_estimate_weights.py",)
 MULTISTEP_TESTS = ("tests/sampling/test_solver.py",)
 CONVENTION_TESTS = (
     "tests/sampling/test_conventions.py",
@@ -932,10 +933,31 @@ MUTANTS = [
     ),
     Mutant(
         "long steps extrapolated in full",
-        "sampling/solver.py",
-        "share = FULL_STEP / span if span > FULL_STEP else 1.0",
+        "sampling/estimate_weights.py",
+        "share = FULL_STEPS[order - 1] / max(span, FULL_STEPS[order - 1])",
         "share = 1.0",
+        ESTIMATE_TESTS,
+    ),
+    Mutant(
+        "fresh noise without its rate",
+        "sampling/estimate_weights.py",
+        "return 1.0 - math.log1p(-rho) / (2.0 * span) if",
+        "return 1.0 if",
+        ESTIMATE_TESTS,
+    ),
+    Mutant(
+        "corrector takes fresh noise out",
+        "sampling/runs.py",
+        "base.add_(fresh, alpha=call.noise)",
+        "base",
         MULTISTEP_TESTS,
+    ),
+    Mutant(
+        "steps of one length",
+        "sampling/log_snr_grid.py",
+        "LENGTHENING = 0.2",
+        "LENGTHENING = 0.0",
+        ("tests/sampling/test_log_snr_grid.py",),
     ),
     Mutant(
         "end of an adaptive run not continued",
@@ -967,17 +989,17 @@ MUTANTS = [
     ),
     Mutant(
         "automatic ratio from the previous step alone",
-        "sampling/solver.py",
+        "sampling/estimate_weights.py",
         "integrals = (rise, span - rise,",
         "integrals = (rise, span / 2.0,",
-        MULTISTEP_TESTS,
+        ESTIMATE_TESTS,
     ),
     Mutant(
         "third order with the second's weights",
-        "sampling/solver.py",
+        "sampling/estimate_weights.py",
         "span**2 - 2.0 * (span - rise))",
         "span**2 - (span - rise))",
-        MULTISTEP_TESTS,
+        ESTIMATE_TESTS,
     ),
     Mutant(
         "pure noise taken for an estimate like others",
@@ -994,10 +1016,10 @@ MUTANTS = [
         MULTISTEP_TESTS,
     ),
     Mutant(
-        "steps with fresh noise corrected",
+        "corrector without the rate of fresh noise",
         "sampling/solver.py",
-        "if settings.solver_order == 1 or settings.rho(t, s):",
-        "if settings.solver_order == 1:",
+        "new = s.gamma - rise / (rate * span) if span else 0.0",
+        "new = s.gamma - rise / span if span else 0.0",
         MULTISTEP_TESTS,
     ),
     Mutant(
