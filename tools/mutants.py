@@ -50,6 +50,7 @@ LOADING_TESTS = ("tests/test_load_in_new_process.py",)
 SWAP_TESTS = ("tests/sampling/test_swap.py",)
 LOSS_TESTS = ("tests/test_loss.py", "tests/test_targets.py", "tests/test_loss_inputs.py")
 ANY_STEP_TESTS = ("tests/test_any_step.py", "tests/test_any_step_loss.py")
+SECOND_TIME_TESTS = ("tests/test_second_time.py", "tests/test_two_time_calls.py", "tests/test_time_embedders.py")
 TWIN_TESTS = ("tests/test_twin.py",)
 METRIC_TESTS = ("tests/image_metrics/test_statistics.py",)
 HELP_TESTS = ("tests/test_help.py",)
@@ -915,6 +916,70 @@ MUTANTS = [
         "number % num_processes == process_index and not _is_whole(_shard(folder, number))",
         "number % num_processes == process_index",
         ("tests/data/test_latent_cache.py",),
+    ),
+    # Second time
+    Mutant(
+        "gap of two times in the network's units",
+        "two_time_calls.py",
+        "(t - r).abs()[:, None] / embedding.span",
+        "(t - r).abs()[:, None]",
+        SECOND_TIME_TESTS,
+    ),
+    Mutant(
+        "second embedder starts with an effect",
+        "two_time_calls.py",
+        "        nn.init.zeros_(parameter)\n",
+        "        pass\n",
+        SECOND_TIME_TESTS,
+    ),
+    Mutant(
+        "blocks computed again do not know the second time",
+        "second_time.py",
+        "run(Continued(block, call), *args, **kwargs)",
+        "run(block, *args, **kwargs)",
+        SECOND_TIME_TESTS,
+    ),
+    Mutant(
+        "second time in the network's precision",
+        "two_time_calls.py",
+        "torch.as_tensor(each, dtype=torch.float32, device=device)",
+        "torch.as_tensor(each, dtype=network.dtype, device=device).float()",
+        SECOND_TIME_TESTS,
+    ),
+    Mutant(
+        "second time shared by threads",
+        "two_time_calls.py",
+        "class _Current(threading.local):",
+        "class _Current:",
+        SECOND_TIME_TESTS,
+    ),
+    Mutant(
+        "features of the second time without the forward's factor",
+        "time_embedders.py",
+        '"time_text_embed", 1.0, 1000.0, LateBlocks(',
+        '"time_text_embed", 1.0, 1.0, LateBlocks(',
+        SECOND_TIME_TESTS,
+    ),
+    Mutant(
+        "first blocks get the second time",
+        "second_time.py",
+        "(*blocks[depth:], *_modules(",
+        "(*blocks[:depth], *_modules(",
+        SECOND_TIME_TESTS,
+    ),
+    Mutant(
+        "target time in the scheduler's units",
+        "training/network_adapter.py",
+        "= self.network_time(self.timestep(target_time))",
+        "= self.timestep(target_time)",
+        ("tests/training/test_network_adapter.py",),
+    ),
+    Mutant(
+        "saved pipeline names the network's class of one time",
+        "pipeline.py",
+        "        self.register_modules(transformer=self.transformer)\n",
+        "",
+        SECOND_TIME_TESTS,
     ),
     # Sampler
     Mutant(
