@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from diffusers_ucgm.files import JsonObject
 
+from .any_step_settings import AnyStepSettings
 from .ratios import check_schedule, ratio_at
 from .setting_ranges import check_ranges, check_tracker
 from .setting_types import setting_types
@@ -45,8 +46,8 @@ ENDLESS_SCHEDULES = ("constant", "constant_with_warmup")
 
 
 @dataclass
-class UCGMTrainingConfig:
-    """All settings of a `UCGMTrainer`; `ucgm train --help` shows these texts.
+class UCGMTrainingConfig(AnyStepSettings):
+    """All settings of a `UCGMTrainer`; `ucgm train --help` shows these texts and those of `SecondTime`.
 
     Attributes:
         output_dir: The run's folder: checkpoints, log and the trained weights.
@@ -197,6 +198,7 @@ class UCGMTrainingConfig:
         check_ranges(vars(self))
         self._check_optimizer()
         self._check_teacher()
+        self.check_chain(self.teacher_decay)
         self._check_ratios()
         self._check_expert()
 
@@ -272,9 +274,7 @@ class UCGMTrainingConfig:
         """
         from diffusers_ucgm.loss import UCGMLoss
 
-        # The settings of a second time are not the trainer's.
-        names = [field.name for field in fields(UCGMLoss) if hasattr(self, field.name)]
-        settings = {name: getattr(self, name) for name in names}
+        settings = {field.name: getattr(self, field.name) for field in fields(UCGMLoss)}
         settings["consistency_ratio"] = self.ratio_at(step)
         settings["transport"] = self.transport or transport or "linear"
         return UCGMLoss(**settings)
