@@ -980,6 +980,20 @@ MUTANTS = [
         "",
         SECOND_TIME_TESTS,
     ),
+    Mutant(
+        "adapter without the second embedder",
+        "lora.py",
+        "modules_to_save=[EMBEDDER] if hasattr(network, EMBEDDER) else None",
+        "modules_to_save=None",
+        ("tests/test_lora.py",),
+    ),
+    Mutant(
+        "second time of an adapter stays when that is removed",
+        "lora.py",
+        "if vars(network).pop(GIVEN, False):",
+        "if False:",
+        ("tests/test_lora.py",),
+    ),
     # Sampler
     Mutant(
         "result of the last step is extrapolated",
