@@ -994,6 +994,20 @@ MUTANTS = [
         "if False:",
         ("tests/test_lora.py",),
     ),
+    Mutant(
+        "last call of an any-step run does not lead to the data",
+        "sampling/target_times.py",
+        "t = torch.tensor([*canonical_times, 0.0], dtype=torch.float64)",
+        "t = torch.tensor([*canonical_times, canonical_times[-1]], dtype=torch.float64)",
+        ("tests/sampling/test_target_times.py",),
+    ),
+    Mutant(
+        "jumps are extrapolated",
+        "sampling/target_times.py",
+        '        "extrapolation_ratio": (config["extrapolation_ratio"], 0),\n',
+        "",
+        ("tests/sampling/test_target_times.py",),
+    ),
     # Sampler
     Mutant(
         "result of the last step is extrapolated",
