@@ -981,6 +981,34 @@ MUTANTS = [
         "",
         SECOND_TIME_TESTS,
     ),
+    Mutant(
+        "adapter without the second embedder",
+        "lora.py",
+        "modules_to_save=[EMBEDDER] if hasattr(network, EMBEDDER) else None",
+        "modules_to_save=None",
+        ("tests/test_lora.py",),
+    ),
+    Mutant(
+        "second time of an adapter stays when that is removed",
+        "lora.py",
+        "if vars(network).pop(GIVEN, False):",
+        "if False:",
+        ("tests/test_lora.py",),
+    ),
+    Mutant(
+        "last call of an any-step run does not lead to the data",
+        "sampling/target_times.py",
+        "t = torch.tensor([*canonical_times, 0.0], dtype=torch.float64)",
+        "t = torch.tensor([*canonical_times, canonical_times[-1]], dtype=torch.float64)",
+        ("tests/sampling/test_target_times.py",),
+    ),
+    Mutant(
+        "jumps are extrapolated",
+        "sampling/target_times.py",
+        '        "extrapolation_ratio": (config["extrapolation_ratio"], 0),\n',
+        "",
+        ("tests/sampling/test_target_times.py",),
+    ),
     # Sampler
     Mutant(
         "result of the last step is extrapolated",

@@ -44,6 +44,7 @@ from .two_time_calls import (
 
 
 __all__ = [
+    "EMBEDDER",
     "SECOND_TIME_CLASSES",
     "SecondTimeMixin",
     "add_second_time",
@@ -52,12 +53,17 @@ __all__ = [
     "has_second_time",
     "remove_second_time",
     "second_time_class",
+    "second_time_settings",
 ]
 
 # Before the name of the network's class.
 PREFIX = "SecondTime"
 METHODS = ("sum", "depth")
 SETTINGS = {"method": choice(METHODS), "depth": optional(integer(0))}
+# The arguments of `add_second_time` by their names in the config.
+CONFIG = {"method": "second_time", "depth": "second_time_depth"}
+# The name of the new weights.
+EMBEDDER = "second_time_embedder"
 OWN: dict[str, Any] = {each.__name__: each for each in (EDM2UNet2DModel, UCGMTransformer2DModel)}
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -115,9 +121,8 @@ def remove_second_time(network: Network) -> Network:
         return network
     run = vars(network).pop("_checkpointing", None)
     take_hooks_off(network)
-    network._modules.pop("second_time_embedder", None)
-    settings = ("second_time", "second_time_depth")
-    kept = {name: value for name, value in network.config.items() if name not in settings}  # pyright: ignore
+    network._modules.pop(EMBEDDER, None)
+    kept = {name: value for name, value in network.config.items() if name not in CONFIG.values()}  # pyright: ignore
     network.__class__ = type(network).__mro__[2]  # pyright: ignore[reportAttributeAccessIssue]
     network._internal_dict = diffusers.configuration_utils.FrozenDict(kept)  # pyright: ignore
     if run is not None:
@@ -128,6 +133,11 @@ def remove_second_time(network: Network) -> Network:
 def has_second_time(network: object) -> bool:
     """Whether a network was given a second time by this module."""
     return isinstance(network, SecondTimeMixin)
+
+
+def second_time_settings(network: Any) -> dict[str, Any]:
+    """The arguments of `add_second_time` that made a network's second time."""
+    return {argument: network.config[name] for argument, name in CONFIG.items() if name in network.config}
 
 
 class SecondTimeMixin:
@@ -152,7 +162,7 @@ def _attach(network: Any, method: str, depth: int | None) -> None:
     layers = embedder_layers(network, embedding)
     if method == "sum":
         network.register_to_config(second_time=method)
-        network.second_time_embedder = SecondTimeEmbedder(layers)
+        setattr(network, EMBEDDER, SecondTimeEmbedder(layers))
         for place, each in enumerate(layers):
             each.register_forward_hook(partial(add_second, place))
         return
