@@ -1221,6 +1221,20 @@ MUTANTS = [
         FIT_TESTS,
     ),
     Mutant(
+        "sigmas of a flow that a stock scheduler shifts once more",
+        "sampling/stock_sigmas.py",
+        "static_shift(t, 1.0 / spacing.shift_of(mu))",
+        "static_shift(t, 1.0)",
+        ("tests/sampling/test_stock_sigmas.py",),
+    ),
+    Mutant(
+        "sigmas of a chain without the level of the end",
+        "sampling/stock_sigmas.py",
+        "return convention.sigma(torch.cat([t, end]))",
+        "return convention.sigma(t)",
+        ("tests/sampling/test_stock_sigmas.py",),
+    ),
+    Mutant(
         "cost of a jump without what its error comes to at the data",
         "solver_study/times.py",
         "return variances[-1] / variances",

@@ -128,6 +128,7 @@ def fit_solver(
         with files.replacing_folder(output / "scheduler") as temporary:
             result.scheduler.save_pretrained(temporary)
         files.write_json(output / RESULT, {**plan, **result.to_dict()})
+        result.save_sigmas()
         return result
 
 
