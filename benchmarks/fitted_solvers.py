@@ -13,7 +13,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,25 @@ def field_pipeline(name: str, scheduler: Any) -> UCGMPipeline:
     return UCGMPipeline(transformer=network, vae=None, scheduler=scheduler)
 
 
+def median_distance(
+    pipe: Any,
+    conditions: Sequence[Any],
+    seeds: Sequence[int],
+    solutions: Tensor,
+    scheduler: Any,
+    calls: int,
+    call: Mapping[str, Any],
+) -> float:
+    """The median distance of a scheduler's samples to the solutions of their seeds; infinite where it cannot run."""
+    try:
+        with silence_stock():
+            steps = steps_within(scheduler, calls)
+            samples = generate(pipe, conditions, seeds, num_inference_steps=steps, scheduler=scheduler, call=call)
+    except CANNOT:
+        return math.inf
+    return float(distances(samples, solutions).median()) if bool(samples.isfinite().all()) else math.inf
+
+
 def measure(pipe: Any, guidance: float, refine: bool, numbers: Sequence[int]) -> dict[str, Any]:
     """Median distances of the defaults, the best stock solver and the fit, by number of calls."""
     call = {} if guidance == 1.0 else {"guidance_scale": guidance}
@@ -99,14 +118,7 @@ def measure(pipe: Any, guidance: float, refine: bool, numbers: Sequence[int]) ->
     solutions = reference_solutions(pipe, conditions, seeds, num_calls=SOLUTION_CALLS, progress=False, call=call)
 
     def distance(scheduler: Any, calls: int) -> float:
-        try:
-            with silence_stock():
-                steps = steps_within(scheduler, calls)
-                samples = generate(pipe, conditions, seeds, num_inference_steps=steps, scheduler=scheduler, call=call)
-        except CANNOT:
-            return math.inf
-        value = float(distances(samples, solutions).median()) if bool(samples.isfinite().all()) else math.inf
-        return value
+        return median_distance(pipe, conditions, seeds, solutions, scheduler, calls, call)
 
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

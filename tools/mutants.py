@@ -46,6 +46,7 @@ CONVENTION_TESTS = (
 )
 FITTED_TESTS = ("tests/sampling/test_fitted.py",)
 FIT_TESTS = ("tests/solver_study/test_least_squares.py",)
+TIMES_TESTS = ("tests/solver_study/test_times.py",)
 LOADING_TESTS = ("tests/test_load_in_new_process.py",)
 SWAP_TESTS = ("tests/sampling/test_swap.py",)
 LOSS_TESTS = ("tests/test_loss.py", "tests/test_targets.py", "tests/test_loss_inputs.py")
@@ -1523,9 +1524,58 @@ MUTANTS = [
     Mutant(
         "fit decided by the seeds that end elsewhere",
         "solver_study/least_squares.py",
-        "return 1.0 / (squares.quantile(QUANTILE) + squares).clamp(min=1e-30)",
+        "return 1.0 / (squares.quantile(QUANTILE, dim=0) + squares).clamp(min=1e-30)",
         "return torch.ones_like(squares)",
         FIT_TESTS,
+    ),
+    Mutant(
+        "sigmas of a flow that a stock scheduler shifts once more",
+        "sampling/stock_sigmas.py",
+        "static_shift(t, 1.0 / spacing.shift_of(mu))",
+        "static_shift(t, 1.0)",
+        ("tests/sampling/test_stock_sigmas.py",),
+    ),
+    Mutant(
+        "sigmas of a chain without the level of the end",
+        "sampling/stock_sigmas.py",
+        "return convention.sigma(torch.cat([t, end]))",
+        "return convention.sigma(t)",
+        ("tests/sampling/test_stock_sigmas.py",),
+    ),
+    Mutant(
+        "cost of a jump without what its error comes to at the data",
+        "solver_study/times.py",
+        "return variances[-1] / variances",
+        "return torch.ones_like(variances)",
+        TIMES_TESTS,
+    ),
+    Mutant(
+        "last step counted as one that is corrected",
+        "solver_study/times.py",
+        "torch.where(is_last, 1.0, PREDICTION)",
+        "PREDICTION",
+        TIMES_TESTS,
+    ),
+    Mutant(
+        "times found backwards with the wrong call before",
+        "solver_study/times.py",
+        "places.append(int(table[places[-1], places[-2]]))",
+        "places.append(int(table[places[-2], places[-1]]))",
+        TIMES_TESTS,
+    ),
+    Mutant(
+        "data estimates of a path at the ends of its intervals",
+        "solver_study/times.py",
+        "return stop - 1.0 + (0.0 if math.isinf(span) else span / math.expm1(span))",
+        "return stop",
+        TIMES_TESTS,
+    ),
+    Mutant(
+        "times chosen on the seeds that judge them",
+        "solver_study/fit.py",
+        "own = paths[sample.is_fitted][",
+        "own = paths[~sample.is_fitted][",
+        ("tests/solver_study/test_fit.py",),
     ),
     Mutant(
         "ridge chosen on the seeds of the fit",

@@ -30,6 +30,7 @@ from .sampling.settings import SCHEDULER_SETTINGS, check_settings
 from .sampling.solver import SolverSettings
 from .sampling.step_arguments import check_step, without_variance
 from .sampling.stock_configs import STOCK_SCHEDULERS
+from .sampling.stock_sigmas import stock_sigmas
 from .sampling.swap import OWN_SETTINGS, read_swap
 from .sampling.target_times import target_times
 from .sampling.timesteps import Schedule, ScheduleArguments, check_timestep, first_place, place_of
@@ -294,6 +295,25 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         if self.config.target_time == "same":
             return self.timesteps[: len(self.canonical_times)]
         return self.convention.timestep(target_times(self._settings, self.canonical_times)).to(self.timesteps)
+
+    def stock_sigmas(self, num_inference_steps: int, mu: float | None = None) -> list[float]:
+        """The times of a run as the `sigmas` that stock schedulers of the same model and their pipelines take.
+
+        Stock flow-matching schedulers shift `sigmas`, so these are the times before the shift; see
+        `sampling.stock_sigmas.stock_sigmas` for other models. The run in progress is not changed.
+
+        Args:
+            num_inference_steps: The budget of network calls, for which a fitted solver may have its own times.
+            mu: The shift under `use_dynamic_shifting`.
+
+        Raises:
+            ValueError: If an argument is out of its range, or no stock scheduler can be given these times.
+        """
+        arguments = ScheduleArguments(num_inference_steps, mu=mu)
+        spacing, repeats = Spacing.of(self._settings), SolverSettings.of(self._settings).repeats
+        points = Schedule.of(arguments, spacing, self.convention, repeats).points
+        t = torch.tensor([point.t for point in points], dtype=torch.float64)
+        return stock_sigmas(self._settings, self.convention, t, mu)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Start in the middle of the schedule, as image-to-image pipelines do.

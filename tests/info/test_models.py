@@ -1,5 +1,6 @@
 """`ucgm info` on models: pipelines, networks, schedulers and checkpoints, from their files alone."""
 
+import json
 from pathlib import Path
 
 import diffusers
@@ -46,6 +47,23 @@ def test_info_shows_how_a_stock_scheduler_would_be_run(tmp_path, capsys):
     diffusers.DDPMWuerstchenScheduler().save_pretrained(tmp_path / "other")
     assert main(["info", str(tmp_path / "other")]) == 0
     assert "Not for UCGMScheduler" in capsys.readouterr().out
+
+
+def test_info_prints_a_schedule_as_sigmas_of_a_stock_scheduler(tmp_path, capsys):
+    stock = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    stock.save_pretrained(tmp_path / "scheduler")
+    for target in (tmp_path, tmp_path / "scheduler"):
+        assert main(["info", str(target), "--steps", "4", "--sigmas"]) == 0
+        sigmas = json.loads(capsys.readouterr().out)
+        assert sigmas == UCGMScheduler.from_config(stock.config).stock_sigmas(4)
+    # Without the shift that a pipeline will give.
+    dynamic = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    dynamic.save_pretrained(tmp_path / "dynamic")
+    assert main(["info", str(tmp_path / "dynamic"), "--steps", "4", "--sigmas"]) == 0
+    assert json.loads(capsys.readouterr().out) == UCGMScheduler.from_config(dynamic.config).stock_sigmas(4, mu=0.0)
+    (tmp_path / "empty").mkdir()
+    assert main(["info", str(tmp_path / "empty"), "--sigmas"]) == 2
+    assert "`--sigmas` needs a scheduler" in capsys.readouterr().err
 
 
 def test_info_tells_transformers_schedulers_and_checkpoints(model, tmp_path, capsys):

@@ -95,9 +95,20 @@ def test_command_fits_several_numbers_of_calls_shows_and_saves(tmp_path, capsys)
     assert "3 calls" in capsys.readouterr().out
 
 
+def test_command_chooses_times_alone(tmp_path, capsys):
+    model, output = tmp_path / "model", tmp_path / "tuned"
+    pipeline(autoencoder("kl", channels=1)).save_pretrained(model)
+    words = ["tune-sampler", "--model", str(model), "--output", str(output), "--device", "cpu", "--method", "times"]
+    words += ["--num-seeds", "4", "--num-held-out", "6", "--solution-calls", "20", "--steps", "3"]
+    assert main(words) == 0
+    assert "3 network calls" in capsys.readouterr().out
+    assert (output / "scheduler" / "scheduler_config.json").is_file()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--steps", "4", "--method", "times", "--refine"], "`refine=True` must go with `method='fit'`"),
         (["--steps", "4", "--objective", "frechet"], "`--objective` and `--reference` must go with `--method search`"),
         (["--steps", "4", "--method", "search", "--refine"], "`--refine` and several `--steps` must go with"),
         (["--steps", "4", "8", "--method", "search"], "`--refine` and several `--steps` must go with"),

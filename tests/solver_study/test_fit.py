@@ -12,8 +12,10 @@ from stock_pipelines import dit, flux
 
 from diffusers_ucgm import UCGMScheduler
 from diffusers_ucgm.generation.generate import generate
+from diffusers_ucgm.presets import SAMPLERS
 from diffusers_ucgm.solver_study import fit, fit_result
 from diffusers_ucgm.solver_study.solutions import distances, reference_solutions
+from diffusers_ucgm.solver_study.times import PathProducts, solver_at
 
 
 QUICK = {"num_seeds": 12, "num_held_out": 24, "num_solution_calls": 200, "progress": False}
@@ -69,6 +71,37 @@ def test_depth_bounds_the_estimates_that_a_step_looks_back_at(tmp_path):
     result = fitted(tmp_path, 6, depth=1)
     assert [len(row) for row in result.fitted.config.fitted_solvers[0]["weights"]] == [2, 3, 3, 3, 3, 3]
     assert result.gains[6].is_gain
+
+
+def test_times_alone_gain_with_the_weights_of_the_theory(tmp_path):
+    pipe = exact_pipeline()
+    result = fitted(tmp_path, (5, 9), pipe, method="times")
+    assert json.loads((tmp_path / "fit.json").read_text())["method"] == "times"
+    for number, gain in result.gains.items():
+        assert gain.is_gain
+        entry = next(each for each in result.fitted.config.fitted_solvers if len(each["timesteps"]) == number)
+        scheduler = UCGMScheduler.from_config(pipe.scheduler.config, **SAMPLERS["multistep"])
+        solver = solver_at(scheduler, entry["timesteps"])
+        assert entry["weights"] == solver.weights
+    assert fitted(tmp_path / "weights", (5, 9), pipe).gains[9].after < result.gains[9].after
+
+
+def test_times_are_chosen_on_the_seeds_of_the_fit_alone(tmp_path, monkeypatch):
+    given = []
+    made = PathProducts.of.__func__
+
+    def of(cls, points, paths, data_std=1.0):
+        given.append(len(paths))
+        return made(cls, points, paths, data_std)
+
+    monkeypatch.setattr(PathProducts, "of", classmethod(of))
+    fitted(tmp_path, 4, num_seeds=12, num_solution_calls=60)
+    assert given == [9]
+
+
+def test_times_alone_need_a_pipeline_that_takes_them(tmp_path):
+    with pytest.raises(ValueError, match="`method='times'` must go with 2 to 40 calls of a pipeline that takes"):
+        fitted(tmp_path, 1, method="times")
 
 
 def test_a_fit_that_was_stopped_goes_on_with_what_it_has(tmp_path, monkeypatch):
@@ -166,6 +199,8 @@ def test_few_step_models_have_no_fit(tmp_path):
         ({"num_seeds": 3}, "`num_seeds` must be from 4 to `batch_size`"),
         ({"num_seeds": 8, "batch_size": 6}, "`num_seeds` must be from 4 to `batch_size`"),
         ({"depth": 4}, "`depth` must be from 0 to 3"),
+        ({"method": "time"}, "`method` must be 'fit' or 'times'"),
+        ({"method": "times", "refine": True}, "`refine=True` must go with `method='fit'`"),
         ({"refine": "yes"}, "`refine` must be True or False"),
         ({"call": {"guidance": 3.0}}, "`call` must name arguments"),
     ],

@@ -55,3 +55,12 @@ def test_schedulers_to_show_are_those_before_and_after(tmp_path):
     assert list(titles) == ["before, 2 calls", "after, 2 calls", "before, 5 calls", "after, 5 calls"]
     assert titles["before, 2 calls"] == (pipe.scheduler, 2)
     assert titles["after, 5 calls"] == (shown.fitted, 5)
+
+
+def test_sigmas_are_saved_where_stock_schedulers_take_them(tmp_path):
+    result(tmp_path, n2=GOOD).save_sigmas()
+    assert json.loads((tmp_path / "sigmas.json").read_text()) == {"2": pytest.approx([1.0, 0.5])}
+    scheduler = UCGMScheduler(transport="trigflow")
+    other = FitResult(scheduler, scheduler, {2: GOOD}, tmp_path / "other", ([0], [1]), 3)
+    other.save_sigmas()
+    assert not (tmp_path / "other").exists()

@@ -44,6 +44,7 @@ def test_each_option_reaches_the_fit(tmp_path, monkeypatch):
     assert found == {
         "num_inference_steps": [6, 8],
         "output": str(tmp_path),
+        "method": "fit",
         "conditions": [3, "Bag"],
         "refine": True,
         "num_seeds": 5,

@@ -9,7 +9,7 @@ from diffusers_ucgm.presets import PRESETS, Preset
 from diffusers_ucgm.training.recipes import RECIPES, get_recipe
 from diffusers_ucgm.training.settings import recipe_settings
 
-from .models import MODEL_FILES, describe_model, plot_schedule
+from .models import MODEL_FILES, describe_model, plot_schedule, sigmas_of
 from .results import describe_results
 
 
@@ -17,10 +17,13 @@ __all__ = ["COMMANDS"]
 
 
 def info(args: argparse.Namespace) -> int:
-    """Describe a folder, and plot its scheduler's times where `--plot` asks for it."""
+    """Describe a folder, or print its scheduler's `--sigmas`; plot its times where `--plot` asks for it."""
     if args.steps < 1:
         raise ValueError(f"`--steps` must be at least 1, got {args.steps}.")
     folder = _target_folder(args.target)
+    if args.sigmas:
+        print(json.dumps(sigmas_of(folder, args.steps)))
+        return 0
     lines = describe_model(folder, args.steps)
     if lines is None:
         lines = describe_results(folder)

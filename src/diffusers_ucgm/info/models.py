@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffusers_ucgm.files import check_tensors, read_json
+from diffusers_ucgm.files import JsonObject, check_tensors, read_json
 
 
 if TYPE_CHECKING:
     from diffusers_ucgm.scheduler import UCGMScheduler
 
-__all__ = ["MODEL_FILES", "describe_model", "plot_schedule"]
+__all__ = ["MODEL_FILES", "describe_model", "plot_schedule", "sigmas_of"]
 
 
 def describe_model(folder: Path, steps: int) -> list[str] | None:
@@ -49,11 +49,30 @@ def plot_schedule(folder: Path, steps: int, path: str) -> Path:
     """
     from diffusers_ucgm.solver_study.plots import plot_time_grid
 
+    config = _scheduler_config(folder, "--plot")
+    return plot_time_grid({str(config["_class_name"]): _scheduler_with_times(config, steps)}, path)
+
+
+def sigmas_of(folder: Path, steps: int) -> list[float]:
+    """The `sigmas` of a scheduler's schedule for stock schedulers, before any shift that the pipeline gives.
+
+    Args:
+        folder: A folder of a scheduler, or of a pipeline or result with one.
+        steps: The steps of the schedule.
+
+    Raises:
+        ValueError: If there is no scheduler, or stock schedulers cannot be given its times.
+    """
+    scheduler = _scheduler_with_times(_scheduler_config(folder, "--sigmas"), steps)
+    return scheduler.stock_sigmas(steps, _no_shift(scheduler))
+
+
+def _scheduler_config(folder: Path, option: str) -> JsonObject:
+    """The config of a folder's scheduler, which an option needs."""
     file = next((each for each in (folder, folder / "scheduler") if (each / "scheduler_config.json").is_file()), None)
     if file is None:
-        raise ValueError(f"`--plot` needs a scheduler, got {str(folder)!r} without any.")
-    config = read_json(file / "scheduler_config.json")
-    return plot_time_grid({config["_class_name"]: _scheduler_with_times(config, steps)}, path)
+        raise ValueError(f"`{option}` needs a scheduler, got {str(folder)!r} without any.")
+    return read_json(file / "scheduler_config.json")
 
 
 def _scheduler_with_times(config: dict[str, object], steps: int) -> "UCGMScheduler":
@@ -61,8 +80,13 @@ def _scheduler_with_times(config: dict[str, object], steps: int) -> "UCGMSchedul
     from diffusers_ucgm.scheduler import UCGMScheduler
 
     scheduler: UCGMScheduler = UCGMScheduler.from_config(config)
-    scheduler.set_timesteps(steps, mu=1.0 if scheduler.config.time_shift_type == "linear" else 0.0)
+    scheduler.set_timesteps(steps, mu=_no_shift(scheduler))
     return scheduler
+
+
+def _no_shift(scheduler: "UCGMScheduler") -> float:
+    """The `mu` that shifts no time."""
+    return 1.0 if scheduler.config.time_shift_type == "linear" else 0.0
 
 
 def _describe_pipeline(folder: Path, steps: int) -> list[str]:

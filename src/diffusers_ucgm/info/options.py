@@ -13,6 +13,11 @@ def add_info_options(parser: argparse.ArgumentParser) -> None:
         help="bundled name, or folder of a pipeline, network, scheduler, checkpoint, or of the results of a command",
     )
     parser.add_argument("--steps", type=int, default=10, help="steps of the schedule that is printed (%(default)s)")
+    parser.add_argument(
+        "--sigmas",
+        action="store_true",
+        help="print the schedule alone, as the sigmas that a stock scheduler and its pipeline take",
+    )
     parser.add_argument("--plot", metavar="FILE", help="plot the schedule into an image: times and signal to noise")
 
 

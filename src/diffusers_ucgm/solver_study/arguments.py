@@ -10,6 +10,7 @@ from diffusers_ucgm.constraints import (
     PATH,
     SEED,
     Setting,
+    choice,
     flag,
     integer,
     is_whole,
@@ -88,6 +89,7 @@ FIT_ARGUMENTS: dict[str, Setting] = {
             ("without repetition", _is_distinct),
         )
     ),
+    "method": choice(("fit", "times")),
     "refine": flag(),
     "depth": one_of_two("from 0 to 3", *range(DEPTH + 1)),
     "progress": flag(),

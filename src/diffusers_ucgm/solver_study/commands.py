@@ -41,6 +41,7 @@ def _fit(args: argparse.Namespace) -> int:
         pipe,
         args.steps,
         args.output,
+        method=args.method,
         conditions=conditions,
         refine=args.refine,
         num_seeds=args.num_seeds,
@@ -180,5 +181,5 @@ def _choose(solvers: "dict[str, Solver]", names: list[str] | None) -> "dict[str,
     return {name: solver for name, solver in solvers.items() if name in names}
 
 
-METHODS = {"fit": _fit, "search": _search}
+METHODS = {"fit": _fit, "times": _fit, "search": _search}
 COMMANDS = {"compare": compare, "tune-sampler": tune}

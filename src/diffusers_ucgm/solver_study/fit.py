@@ -15,7 +15,6 @@ from diffusers_ucgm.fingerprint import fingerprint, public_settings
 from diffusers_ucgm.generation.conditions import conditions_for
 from diffusers_ucgm.generation.generate import generate
 from diffusers_ucgm.image_metrics.requirements import check_call, check_outputs
-from diffusers_ucgm.presets import SAMPLERS
 from diffusers_ucgm.randomness import consecutive_seeds
 from diffusers_ucgm.run_folder import RunFolder
 from diffusers_ucgm.sampling.config import SchedulerConfig
@@ -26,10 +25,12 @@ from diffusers_ucgm.scheduler import UCGMScheduler
 from .arguments import FIT_ARGUMENTS
 from .defaults import FIRST_SEED
 from .fit_result import NUM_IMAGES, FitResult
-from .least_squares import Fit, FitSample, call_times, fit_steps
+from .least_squares import Fit, FitSample, fit_steps
 from .objectives import OBJECTIVES, Gain, check_has_solutions, gain_of
 from .refine import refine as refine_fit
 from .solutions import distances, solution_paths
+from .starts import candidates_of, default_sampler, grid_starts, kept_weights
+from .times import MOST_CALLS
 
 
 __all__ = ["fit_solver"]
@@ -39,15 +40,6 @@ FITS, RESULT, SOLUTIONS = "fits.json", "fit.json", "solutions"
 NUM_SEEDS = 32
 # One seed in four chooses the ridge.
 LEAST_SEEDS = 4
-# Grids that a fit may begin with besides the pipeline's own: the automatic one, even steps, and a little more of them
-# near the noise, where strong guidance bends the path.
-GRIDS: tuple[dict[str, Any], ...] = (
-    {},
-    {"time_warp": (1.0, 1.0, 1.0), "time_gaps": (0.0, 0.0)},
-    {"time_warp": (1.0, 0.87, 1.0), "time_gaps": (0.0, 0.0)},
-)
-# Where noise levels have a spacing of their own, every grid is that spacing; so a fit also begins without it.
-SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 
 
 def fit_solver(
@@ -55,6 +47,7 @@ def fit_solver(
     num_inference_steps: int | Sequence[int],
     output: str | Path,
     *,
+    method: str = "fit",
     conditions: Sequence[int | str] | None = None,
     refine: bool = False,
     depth: int = DEPTH,
@@ -69,14 +62,16 @@ def fit_solver(
 ) -> FitResult:
     """Fit the solver's weights to a pipeline, for each of some numbers of network calls.
 
-    The fit begins with the weights of the default sampler on several grids, and keeps the grid that is best on seeds
-    which are not in the fit. A run that was stopped goes on when it is started again with the same arguments.
-    `output/scheduler` is then a saved scheduler, and `output/fit.json` holds the gains.
+    The fit begins with the weights of the default sampler on several grids and at times found by dynamic programming
+    (`times.jump_costs`), and keeps the times that are best on seeds which are not in the fit. A run that was stopped
+    goes on when it is started again with the same arguments. `output/scheduler` is then a saved scheduler, and
+    `output/fit.json` holds the gains.
 
     Args:
         pipe: A `UCGMPipeline`, or a stock pipeline that takes a `prompt` or `class_labels`. It is left as it was.
         num_inference_steps: The numbers of network calls, one or several.
         output: The folder of the result and the solutions; made if it is missing.
+        method: "fit", or "times" for the best times alone, with the weights of the default sampler.
         conditions: Classes or prompts, taken in turn; None is all classes.
         refine: Whether weights and times are refined through the whole run: see `refine.refine`.
         depth: The number of earlier data estimates that a step looks back at, from 0 to 3. Each takes the memory of a
@@ -91,11 +86,13 @@ def fit_solver(
         call: Further arguments of the pipeline's call, such as `guidance_scale`. The fit is for these.
 
     Raises:
-        ValueError: If an argument is out of its range, the folder is of another run, or the pipeline's model is a
-            few-step model, which has no solutions.
+        ValueError: If an argument is out of its range, the folder is of another run, the pipeline's model is a
+            few-step model, which has no solutions, or there are no times to choose.
         RuntimeError: If the pipeline's steps cannot be followed, or a sample is not finite.
     """
     check(FIT_ARGUMENTS, locals())
+    if refine and method != "fit":
+        raise ValueError(f"`refine=True` must go with `method='fit'`, got {method!r}: refinement changes the weights.")
     started, call, output = time.perf_counter(), call or {}, Path(output)
     several = num_inference_steps if isinstance(num_inference_steps, Sequence) else [num_inference_steps]
     numbers = [int(number) for number in several]
@@ -112,7 +109,7 @@ def fit_solver(
     total = num_seeds + num_held_out
     every, seeds = conditions_for(pipe, total, conditions), list(consecutive_seeds(seed, total))
     plan = {
-        "method": "fit",
+        "method": method,
         "num_inference_steps": numbers,
         "refine": refine,
         "depth": depth,
@@ -126,11 +123,12 @@ def fit_solver(
         run.begin(plan, overwrite=overwrite_output_dir)
         sample = FitSample(every[:num_seeds], seeds[:num_seeds], call)
         held_out = FitSample(every[num_seeds:], seeds[num_seeds:], call)
-        fitting = _Fitting(pipe, output, num_solution_calls, batch_size, refine, depth, progress)
+        fitting = _Fitting(pipe, output, num_solution_calls, batch_size, method == "times", refine, depth, progress)
         result = fitting.judge(fitting.fits(numbers, sample), held_out, started)
         with files.replacing_folder(output / "scheduler") as temporary:
             result.scheduler.save_pretrained(temporary)
         files.write_json(output / RESULT, {**plan, **result.to_dict()})
+        result.save_sigmas()
         return result
 
 
@@ -142,6 +140,7 @@ class _Fitting:
     output: Path
     num_solution_calls: int
     batch_size: int
+    keeps_weights: bool
     refine: bool
     depth: int
     progress: bool
@@ -151,7 +150,7 @@ class _Fitting:
         """The pipeline's scheduler with its settings, or with the default sampler where a step takes two calls."""
         scheduler = UCGMScheduler.from_config(self.pipe.scheduler.config)
         solver = SolverSettings.of(cast("SchedulerConfig", scheduler.config))
-        return _sampler(scheduler, {}) if solver.repeats else scheduler
+        return default_sampler(scheduler, {}) if solver.repeats else scheduler
 
     def paths(self, sample: FitSample, times: Sequence[float] = ()) -> Tensor:
         """The solutions of seeds, after their paths' points at some times: see `solution_paths`."""
@@ -171,16 +170,27 @@ class _Fitting:
         """The fit of each number of calls, those in the journal of a stopped run included."""
         journal = self.output / FITS
         fits = _read_fits(journal)
-        starts = {number: self._starts(number, sample) for number in numbers}
+        starts = {number: grid_starts(self.pipe, self.base, number, sample) for number in numbers}
+        candidates = candidates_of(self.base, starts)
+        if self.keeps_weights and candidates is None:
+            raise ValueError(
+                f"`method='times'` must go with 2 to {MOST_CALLS} calls of a pipeline that takes the times of its "
+                f"scheduler, got {list(numbers)} of {type(self.pipe).__name__}. Use `method='fit'`."
+            )
         # One solution of each seed serves all numbers.
-        times = sorted({t for each in starts.values() for _, times in each for t in times[1:]})
+        chosen = [] if candidates is None else candidates.times
+        times = sorted({*chosen, *(t for each in starts.values() for start in each for t in start.times[1:])})
         paths = self.paths(sample, times)
-        for number, candidates in starts.items():
+        if candidates is not None:
+            own = paths[sample.is_fitted][:, [*map(times.index, chosen), len(times)]]
+            for number, more in candidates.starts(own, fits_weights=not self.keeps_weights).items():
+                starts[number] += more
+        for number, each in starts.items():
             if number in fits:
                 continue
-            of_starts = [paths[:, [*map(times.index, own[1:]), len(times)]] for _, own in candidates]
-            fits[number] = self._fit(number, [scheduler for scheduler, _ in candidates], of_starts, sample)
-            files.write_json(journal, {str(key): asdict(each) for key, each in fits.items()})
+            of_starts = [paths[:, [*map(times.index, start.times[1:]), len(times)]] for start in each]
+            fits[number] = self._fit(number, [start.scheduler for start in each], of_starts, sample)
+            files.write_json(journal, {str(key): asdict(fit) for key, fit in fits.items()})
         return fits
 
     def _fit(
@@ -188,8 +198,7 @@ class _Fitting:
     ) -> Fit:
         """The best fit of some schedulers, refined if that is wanted."""
         found = [
-            fit_steps(self.pipe, scheduler, number, sample, path, self.depth)
-            for scheduler, path in zip(schedulers, paths, strict=True)
+            self._fit_of(number, scheduler, sample, path) for scheduler, path in zip(schedulers, paths, strict=True)
         ]
         place = min(range(len(found)), key=lambda i: found[i].error)
         if not self.refine:
@@ -204,17 +213,11 @@ class _Fitting:
             progress=self.progress,
         )
 
-    def _starts(self, number: int, sample: FitSample) -> list[tuple[UCGMScheduler, list[float]]]:
-        """Schedulers on different grids, with the times of each; one alone where the pipeline gives the times."""
-        config = self.base.config
-        own = {"time_warp": config.time_warp, "time_gaps": config.time_gaps}
-        found: list[tuple[UCGMScheduler, list[float]]] = []
-        for grid in [own, *_other_grids(config)]:
-            scheduler = _sampler(self.base, grid)
-            times = call_times(self.pipe, scheduler, number, sample)
-            if times not in [each for _, each in found]:
-                found.append((scheduler, times))
-        return found
+    def _fit_of(self, number: int, scheduler: UCGMScheduler, sample: FitSample, path: Tensor) -> Fit:
+        """The fit of a scheduler, or its own weights where they are kept."""
+        if self.keeps_weights:
+            return kept_weights(self.pipe, scheduler, number, sample, path[:, -1])
+        return fit_steps(self.pipe, scheduler, number, sample, path, self.depth)
 
     def judge(self, fits: Mapping[int, Fit], held_out: FitSample, started: float) -> FitResult:
         """The gain of each fit on seeds that no fit saw."""
@@ -248,19 +251,6 @@ class _Fitting:
             call=held_out.call,
         )
         return distances(samples, solutions)
-
-
-def _other_grids(config: Any) -> list[dict[str, Any]]:
-    """The grids besides a config's own that a fit may begin with."""
-    if config.use_dynamic_shifting:  # no list of times serves every size of the image
-        return []
-    spacing = {name: False for name in SPACINGS if config[name]}
-    return [*GRIDS, *({**grid, **spacing} for grid in GRIDS if spacing)]
-
-
-def _sampler(scheduler: UCGMScheduler, grid: Mapping[str, Any]) -> UCGMScheduler:
-    """A scheduler of the same model with the default sampler, whose weights a fit begins with."""
-    return UCGMScheduler.from_config(scheduler.config, **{**SAMPLERS["multistep"], **grid})
 
 
 def _with_solvers(scheduler: UCGMScheduler, solvers: Sequence[FittedSolver]) -> UCGMScheduler:

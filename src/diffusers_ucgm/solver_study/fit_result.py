@@ -1,11 +1,13 @@
 """The result of a fit of solvers: a report, and what is shown of it."""
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from diffusers import SchedulerMixin
 
+from diffusers_ucgm import files
 from diffusers_ucgm.contracts import Pipeline, Steppable
 from diffusers_ucgm.files import JsonObject
 from diffusers_ucgm.sampling.fitted import fitted_solvers_of
@@ -18,7 +20,7 @@ from .tuning_result import NUM_IMAGES, held_out_lines
 
 __all__ = ["NUM_IMAGES", "FitResult", "report_fit"]
 
-PLOT = "tuning.png"
+PLOT, SIGMAS = "tuning.png", "sigmas.json"
 PACKAGES = ("diffusers-ucgm", "diffusers", "torch")
 
 
@@ -72,6 +74,12 @@ class FitResult:
             "after": (numbers, [self.gains[number].after for number in numbers]),
         }
         return plot_quality(curves, self.output / PLOT, measure="median distance to the solution")
+
+    def save_sigmas(self) -> None:
+        """Save the times of every solver as `sigmas` of stock schedulers, unless these cannot be given them."""
+        with suppress(ValueError):
+            sigmas = {str(number): self.fitted.stock_sigmas(number) for number in self.gains}
+            files.write_json(self.output / SIGMAS, sigmas)
 
     def to_dict(self) -> JsonObject:
         """The contents of the result's file."""

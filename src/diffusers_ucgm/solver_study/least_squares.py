@@ -30,7 +30,16 @@ from diffusers_ucgm.sampling.timesteps import Schedule
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 
-__all__ = ["Fit", "FitSample", "call_times", "fit_steps", "geometric_mean", "least_squares", "seed_weights"]
+__all__ = [
+    "Fit",
+    "FitSample",
+    "call_times",
+    "fit_steps",
+    "geometric_mean",
+    "least_squares",
+    "seed_weights",
+    "weights_of_squares",
+]
 
 # The ridges that are tried, as fractions of the columns' mean squares. Without gain the start is kept.
 RIDGES = (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -118,6 +127,8 @@ def fit_steps(
 ) -> Fit:
     """Fit the weights of a scheduler's steps by least squares, with its times as they are.
 
+    The fit begins with the weights of the scheduler's settings, or of its fitted solver for N calls.
+
     Args:
         pipe: The pipeline. It is left as it was.
         scheduler: The scheduler that the fit begins with, of one call a step and without fresh noise.
@@ -131,7 +142,7 @@ def fit_steps(
         RuntimeError: If the pipeline copies its scheduler, or a sample is not finite.
     """
     _check_is_table(scheduler)
-    fitting = _FittingScheduler.from_config(scheduler.config, fitted_solvers=None)
+    fitting = _FittingScheduler.from_config(scheduler.config)
     fitting.begin(path, sample.is_fitted, depth)
     samples = sample.ends(pipe, fitting, num_inference_steps)
     if len(fitting.rows) != path.shape[1]:
@@ -226,8 +237,12 @@ def seed_weights(residuals: Tensor) -> Tensor:
     Returns:
         `1 / (q + |r|^2)` with a low quantile q of `|r|^2`, shape `(B,)`.
     """
-    squares = residuals.square().mean(1)
-    return 1.0 / (squares.quantile(QUANTILE) + squares).clamp(min=1e-30)
+    return weights_of_squares(residuals.square().mean(1))
+
+
+def weights_of_squares(squares: Tensor) -> Tensor:
+    """`seed_weights` of mean squares of residuals, shape `(B, ...)`, of which the first axis are the seeds."""
+    return 1.0 / (squares.quantile(QUANTILE, dim=0) + squares).clamp(min=1e-30)
 
 
 def least_squares(columns: Sequence[Tensor], target: Tensor, start: Sequence[float], is_fitted: Tensor) -> list[float]:

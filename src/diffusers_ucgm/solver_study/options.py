@@ -16,13 +16,18 @@ def add_tune_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser, "ucgm-tuned")
     parser.set_defaults(seed=FIRST_SEED)
     parser.add_argument(
-        "--steps", type=int, nargs="+", required=True, help="network calls; a fit takes several numbers of them"
+        "--steps",
+        type=int,
+        nargs="+",
+        required=True,
+        help="network calls; a search takes one number of them",
     )
     parser.add_argument(
         "--method",
-        choices=("fit", "search"),
+        choices=("fit", "times", "search"),
         default="fit",
-        help="fit the solver's weights by least squares, or search its settings by trials (%(default)s)",
+        help="fit the solver's weights by least squares, choose its times alone by dynamic programming, or search its "
+        "settings by trials (%(default)s)",
     )
     parser.add_argument(
         "--refine", action="store_true", help="fit: refine weights and times through the whole run; takes minutes"
