@@ -1,10 +1,10 @@
-"""Tune the bundled multi-step model by objectives of one and of two times, at equal compute, and measure 1 to 40 calls.
+"""Tune the bundled model by objectives of one and of two times, at equal compute, and measure 1 to 40 calls.
 
     python benchmarks/any_step_tuning.py --data /usr/share/datasets/fashion-mnist
 
 Every row tunes all weights of the bundled model on the 60,000 real training images. The budget is a number of forward
 passes of a sample, a call with a gradient counted as three; a row makes as many steps as its objective's calls allow.
-The figure is the Frechet distance of `bundled_model.py` in the features of the bundled classifier, from the same noise.
+The figure is the Frechet distance of `bundled_model.py` in the features of the bundled classifier, all from one noise.
 Models of one time add fresh noise in every step, as the bundled few-step model does; models of two times are told
 where each call leads, on an even grid.
 """
@@ -49,6 +49,19 @@ RUNS: dict[str, tuple[dict[str, Any], tuple[float, int], dict[str, Any]]] = {
             "end_share": 0.25,
         },
         (0.75, 1),
+        ANY_STEP,
+    ),
+    "rcgm, N = 1, a quarter to the data, teacher's velocity": (
+        {
+            **LOSS_PRESETS["rcgm"],
+            **PLAIN,
+            "chain_order": 1,
+            "chain_network": "student",
+            "velocity": "teacher",
+            "teacher_decay": 1.0,
+            "end_share": 0.25,
+        },
+        (1.75, 1),
         ANY_STEP,
     ),
     "rcgm, N = 2": ({**LOSS_PRESETS["rcgm"], **PLAIN, "teacher_decay": 0.99}, (1.5, 1), ANY_STEP),

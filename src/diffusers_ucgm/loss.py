@@ -191,7 +191,7 @@ class UCGMLoss(SecondTime):
                 and missing.
         """
         networks = Networks(denoiser, teacher, averaged)
-        networks.check(self.chain_network)
+        networks.check(self.chain_network, self.velocity)
         batch = self._batch(x, condition, null_condition, t, target_time, noise, dropped, generator)
         predict = Predictor(self._transport, x.dtype, batch.x.dtype, draw_seed(generator))
         network = denoiser
@@ -317,20 +317,30 @@ class UCGMLoss(SecondTime):
         def ask(point: Tensor, start: Tensor, stop: Tensor) -> Tensor:
             return predict(network, point, start, condition, stop)
 
-        ends = batch.x, batch.drawn.noise
+        ends = self._velocity_ends(batch, predict, networks)
         if self.enhancement_ratio != 0.0:
-            ends = self._guided_ends(batch, predict, networks.teacher or network)
+            ends = self._guided_ends(ends, batch, predict, networks.teacher or network)
         interval = Interval(predict.transport, batch.x_t, batch.drawn.t, r, ends, student, ask)
         return any_step_target(interval, self, self.derivative == "forward", rows)
 
-    def _guided_ends(self, batch: Batch, predict: Predictor, network: Denoiser) -> tuple[Tensor, Tensor]:
+    def _velocity_ends(self, batch: Batch, predict: Predictor, networks: Networks) -> tuple[Tensor, Tensor]:
+        """Data and noise whose velocity the target has: the sample's own, or the teacher's at `r = t`."""
+        t = batch.drawn.t
+        if self.velocity == "data" or networks.teacher is None:
+            return batch.x, batch.drawn.noise
+        output = predict(networks.teacher, batch.x_t, t, batch.condition, t)
+        return predict.transport.estimate(output, batch.x_t, t)
+
+    def _guided_ends(
+        self, ends: tuple[Tensor, Tensor], batch: Batch, predict: Predictor, network: Denoiser
+    ) -> tuple[Tensor, Tensor]:
         """Data and noise, moved by guidance at `r = t`."""
-        t, noise = batch.drawn.t, batch.drawn.noise
+        t = batch.drawn.t
         guide = Guide(network, predict, batch.condition, batch.null_condition, self.batched_calls)
         difference = guide.difference(batch.x_t, t, batch.rows.guided)
         guided = is_guided(t, batch.drawn.unguided, self.enhancement_range)
         ratio = self.effective_enhancement_ratio
-        return guided_ends(predict.transport, (batch.x, noise), t, difference, ratio, guided)
+        return guided_ends(predict.transport, ends, t, difference, ratio, guided)
 
     def _draw(
         self,

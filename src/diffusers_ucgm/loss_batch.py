@@ -139,11 +139,12 @@ class Networks:
     teacher: Denoiser | None
     averaged: Denoiser | None
 
-    def check(self, chain_network: str) -> None:
-        """Refuse an average without a use, and a chain without its network.
+    def check(self, chain_network: str, velocity: str) -> None:
+        """Refuse an average without a use, and a chain or a velocity without its network.
 
         Args:
             chain_network: The setting.
+            velocity: The setting.
 
         Raises:
             ValueError: If a network is missing, or `averaged` would be ignored.
@@ -153,8 +154,9 @@ class Networks:
                 f"`averaged` must be given with `chain_network='ema'` and only then, got {self.averaged!r} with "
                 f"{chain_network!r}."
             )
-        if chain_network == "teacher" and self.teacher is None:
-            raise ValueError("`teacher` must be given with `chain_network='teacher'`, got None.")
+        for name, value in (("chain_network", chain_network), ("velocity", velocity)):
+            if value == "teacher" and self.teacher is None:
+                raise ValueError(f"`teacher` must be given with `{name}='teacher'`, got None.")
 
     def chain(self, chain_network: str) -> Denoiser:
         """The network of a chain, by its name in the settings."""

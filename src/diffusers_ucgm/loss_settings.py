@@ -20,6 +20,7 @@ __all__ = [
     "SECOND_TIMES",
     "SECOND_TIME_SETTINGS",
     "TIME_WEIGHTS",
+    "VELOCITIES",
     "SecondTime",
     "check_together",
 ]
@@ -29,6 +30,7 @@ SECOND_TIMES = ("none", "any")
 FORMS = ("amplified", "integral")
 FIRST_STEP_UNITS = ("time", "gap")
 CHAIN_NETWORKS = ("student", "ema", "teacher")
+VELOCITIES = ("data", "teacher")
 TIME_WEIGHTS = ("none", "gap")
 SECOND_TIME_SETTINGS: dict[str, Setting] = {
     "second_time": choice(SECOND_TIMES),
@@ -43,6 +45,7 @@ SECOND_TIME_SETTINGS: dict[str, Setting] = {
     "normalisation": choice(NORMALISATIONS),
     "adaptive_power": number("a number from 0 up", lambda value: value >= 0, (0.0, 4.0)),
     "chain_network": choice(CHAIN_NETWORKS),
+    "velocity": choice(VELOCITIES),
     "time_weight": choice(TIME_WEIGHTS),
     "twin_share": fraction(),
     "rectification": number("a number from 0 up", lambda value: value >= 0, (0.0, 1e3)),
@@ -88,6 +91,8 @@ class SecondTime:
         normalisation: One of `NORMALISATIONS`: the distance between prediction and target.
         adaptive_power: The power p of the "adaptive" distance.
         chain_network: The network of the chain: the "student", its average ("ema") or the "teacher".
+        velocity: Where the velocity at t comes from: the "data" and noise, or the "teacher", a pretrained network, in
+            whose velocity the noise of a single sample has averaged out (align your flow, arXiv 2506.14603).
         time_weight: "gap" weighs a sample by `gap_weight`, "none" does not.
         twin_share: The probability that a sample is one of TwinFlow's fakes (`twin`), which the network is told by
             negative times; the other shares are of the rest.
@@ -107,6 +112,7 @@ class SecondTime:
     normalisation: str = "huber"
     adaptive_power: float = 1.0
     chain_network: str = "student"
+    velocity: str = "data"
     time_weight: str = "none"
     twin_share: float = 0.0
     rectification: float = 0.0
@@ -195,6 +201,11 @@ _RULES: tuple[tuple[str, Callable[[Mapping[str, Any]], bool], str], ...] = (
         "twin_share",
         lambda of: of["twin_share"] == 1.0,
         "below 1: the network learns from data too",
+    ),
+    (
+        "velocity",
+        lambda of: of["velocity"] != "data" and of["twin_share"] > 0.0,
+        "'data' with `twin_share` above 0, whose samples the teacher does not know",
     ),
     (
         "rectification",

@@ -70,6 +70,9 @@ SAMPLERS: dict[str, Settings] = {
     "multistep": METHODS["multistep-adaptive"] | {"time_warp": "auto", "time_gaps": (0.0, 0.0)},
     "consistency": _FIRST_ORDER
     | {"extrapolation_ratio": 0.0, "stochasticity": 1.0, "time_warp": UNIFORM, "time_gaps": (0.0, 0.0)},
+    # Every call of a model that is told the next time jumps to it.
+    "any-step": _FIRST_ORDER
+    | {"extrapolation_ratio": 0.0, "stochasticity": 0.0, "time_warp": UNIFORM, "time_gaps": (0.0, 0.0)},
     "even-heun": METHODS["velocity"] | {"stochasticity": 0.0, "time_warp": UNIFORM, "time_gaps": (0.0, 0.0)},
 }
 
@@ -174,6 +177,7 @@ def _tuned(settings: Settings, model: str, fid: float, network: _Network) -> Pre
 
 PRESETS: dict[str, Preset] = {
     "multi-step": Preset(_general(_multi_step("linear", 0.5)), 40, "any multi-step model"),
+    "any-step": Preset(_general(SAMPLERS["any-step"]), 4, "any model of two times, for every number of steps"),
     "few-step": Preset(_general(_few_step(0.001, 0.5)), 2, "any few-step model (consistency ratio 1)"),
     "repa-e-256": Preset(
         _multi_step("linear", 0.54, (1.2, 0.72, 1.2), 0.002),

@@ -50,6 +50,19 @@ FEW_STEP = {
 }
 
 
+ANY_STEP = {
+    "consistency_ratio": 1.0,
+    "second_time": "any",
+    "time_pairs": "sorted",
+    "end_share": 0.25,
+    "chain_order": 2,
+    "chain_network": "ema",
+    "teacher_decay": 0.99,
+    "huber_c": 1e-3,
+    "optimizer": "adamw",
+}
+
+
 def settings(folder, **options):
     return UCGMTrainingConfig(
         str(folder),
@@ -96,7 +109,7 @@ def log(folder):
 # --- what a run does -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", [MULTI_STEP, FEW_STEP], ids=["multi-step", "few-step"])
+@pytest.mark.parametrize("recipe", [MULTI_STEP, FEW_STEP, ANY_STEP], ids=["multi-step", "few-step", "any-step"])
 def test_every_parameter_changes_and_the_loss_is_logged(tmp_path, recipe):
     # The first step of a warm-up has a learning rate of 0, and AdaLN-Zero opens its gates one step later.
     model = dit()
@@ -117,7 +130,7 @@ def test_every_parameter_changes_and_the_loss_is_logged(tmp_path, recipe):
     assert lines[-1]["learning_rate"] == pytest.approx(0.0, abs=1e-9)
 
 
-@pytest.mark.parametrize("recipe", [MULTI_STEP, FEW_STEP], ids=["multi-step", "few-step"])
+@pytest.mark.parametrize("recipe", [MULTI_STEP, FEW_STEP, ANY_STEP], ids=["multi-step", "few-step", "any-step"])
 def test_two_runs_are_bitwise_equal_whatever_the_global_seed(tmp_path, recipe):
     results = []
     for run in range(2):
@@ -134,7 +147,7 @@ def test_two_runs_are_bitwise_equal_whatever_the_global_seed(tmp_path, recipe):
     assert first == second
 
 
-@pytest.mark.parametrize("recipe", [MULTI_STEP, FEW_STEP], ids=["multi-step", "few-step"])
+@pytest.mark.parametrize("recipe", [MULTI_STEP, FEW_STEP, ANY_STEP], ids=["multi-step", "few-step", "any-step"])
 def test_the_loop_gives_the_losses_and_weights_of_the_loss_function_to_the_bit(tmp_path, recipe):
     config = settings(tmp_path, max_train_steps=3, ema_decay=0.0, lr_scheduler="constant", lr_warmup_steps=0, **recipe)
     trainer = UCGMTrainer(config, dit(dropout=0.0), mixture())
@@ -396,7 +409,7 @@ def test_averaged_weights_are_the_recursive_mean_of_the_student(tmp_path):
 # --- steps -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", [MULTI_STEP, FEW_STEP], ids=["multi-step", "few-step"])
+@pytest.mark.parametrize("recipe", [MULTI_STEP, FEW_STEP, ANY_STEP], ids=["multi-step", "few-step", "any-step"])
 @pytest.mark.parametrize(("batch_size", "calls"), [(4, 2), (2, 4), (1, 8)])
 def test_accumulation_equals_one_batch_with_the_same_noise(tmp_path, recipe, batch_size, calls):
     def run(batch_size, calls):

@@ -38,6 +38,7 @@ class AnyStepSettings:
     normalisation: Literal["none", "huber", "norm", "adaptive"] = "huber"
     adaptive_power: float = SecondTime.adaptive_power
     chain_network: Literal["student", "ema", "teacher"] = "student"
+    velocity: Literal["data", "teacher"] = "data"
     time_weight: Literal["none", "gap"] = "none"
     twin_share: float = SecondTime.twin_share
     rectification: float = SecondTime.rectification
@@ -62,11 +63,11 @@ class AnyStepSettings:
                 "`teacher_decay` must be above 0 and below 1 with `chain_network='ema'`, the averaged teacher, got "
                 f"{teacher_decay}. Use `chain_network='student'`, as with LoRA."
             )
-        if self.chain_network == "teacher" and teacher_decay != 1.0:
-            raise ValueError(
-                "`teacher_decay` must be 1 with `chain_network='teacher'`, whose network is the frozen teacher, got "
-                f"{teacher_decay}."
-            )
+        for name, value in (("chain_network", self.chain_network), ("velocity", self.velocity)):
+            if value == "teacher" and teacher_decay != 1.0:
+                raise ValueError(
+                    f"`teacher_decay` must be 1 with `{name}='teacher'`, the frozen network, got {teacher_decay}."
+                )
 
     def pair_draw(self, time_distribution: tuple[float, float, float]) -> PairDraw | None:
         """How a sample's pair of times is drawn; None for networks of one time.

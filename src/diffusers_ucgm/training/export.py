@@ -27,7 +27,7 @@ from .log import read_log
 from .log_plots import plot_by_time, plot_loss
 from .model_card import CardModel, ModelKind, save_model_card
 from .requirements import validation_conditions
-from .validation import FEW_STEP_SAMPLER, validation_grid
+from .validation import ANY_STEP_SAMPLER, FEW_STEP_SAMPLER, validation_grid
 
 
 if TYPE_CHECKING:
@@ -69,6 +69,13 @@ class TrainingRun(Protocol):
 def is_few_step(config: UCGMTrainingConfig) -> bool:
     """Whether a run with these settings ends in a model for few steps."""
     return config.ratio_at(config.max_train_steps) >= FEW_STEP_RATIO
+
+
+def _sampler_of(config: UCGMTrainingConfig) -> JsonObject:
+    """The settings with which the model of a run is sampled; none for a multi-step model's own scheduler."""
+    if not is_few_step(config):
+        return {}
+    return ANY_STEP_SAMPLER if config.is_any_step else FEW_STEP_SAMPLER
 
 
 def component_of(run: TrainingRun) -> str:
@@ -132,7 +139,7 @@ def _write_pipeline(
     folder: Path,
     grid: "Image | None",
 ) -> None:
-    sampler = FEW_STEP_SAMPLER if is_few_step(run.config) else {}
+    sampler = _sampler_of(run.config)
     stock: Steppable = pipeline.scheduler  # pyright: ignore[reportAttributeAccessIssue]
     parts = {
         component_of(run): _with_weights(run.transformer, whole),
@@ -240,10 +247,11 @@ def _lora_prefix(run: TrainingRun) -> str:
 
 
 def _lora_notes(run: TrainingRun) -> JsonObject:
-    """The notes in a LoRA's file: the sampler of a few-step model, and the second network."""
+    """The notes in a LoRA's file: the sampler of a few-step or any-step model, and the second network."""
     component = component_of(run)
     second = {"network": component} if component != _lora_prefix(run) else {}
-    return {**second, **({"sampler": FEW_STEP_SAMPLER} if is_few_step(run.config) else {})}
+    sampler = _sampler_of(run.config)
+    return {**second, **({"sampler": sampler} if sampler else {})}
 
 
 def _write_card(run: TrainingRun, folder: Path, kind: ModelKind, grid: "Image | None", name: str) -> None:
@@ -254,6 +262,7 @@ def _write_card(run: TrainingRun, folder: Path, kind: ModelKind, grid: "Image | 
         base_model=source.config.get("_name_or_path") or None,
         pipeline_class=None if run.pipeline is None else type(run.pipeline).__name__,
         expert=run.config.expert,
+        any_step=run.config.is_any_step,
     )
     save_model_card(folder, run.config.to_dict(), model, steps_done=run.step, name=name, grid=grid)
 

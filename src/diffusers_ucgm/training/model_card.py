@@ -3,7 +3,7 @@
 import inspect
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -66,6 +66,7 @@ class CardModel:
     Attributes:
         kind: "pipeline", "network" or "lora".
         few_step: Whether the model is sampled in few steps.
+        any_step: Whether it is told where each call leads, and is sampled in any number of steps.
         base_model: The model that was tuned, a repository of the Hub or a folder, whose place the card does not show;
             None where training started anew.
         pipeline_class: The class of the pipeline that was trained; None without one.
@@ -74,6 +75,7 @@ class CardModel:
 
     kind: ModelKind
     few_step: bool
+    any_step: bool = field(default=False, kw_only=True)
     base_model: str | None = None
     pipeline_class: str | None = None
     expert: str | None = None
@@ -184,15 +186,18 @@ def _example(folder: Path, model: CardModel) -> str:
     if model.kind == "pipeline":
         return f'{_imports(model)}\n\npipe = {owner}.from_pretrained("this/repository")\n{call}'
     base = f'pipe = {owner}.from_pretrained("{model.base_name or UNNAMED}"'
-    preset = ', preset="few-step"' if model.few_step else ""
+    preset = f', preset="{"any" if model.any_step else "few"}-step"' if model.few_step else ""
     swap = f"pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config{preset})"
     if model.kind == "lora":
         second = ", load_into_transformer_2=True" if model.expert == "transformer_2" else ""
         load = f'pipe.load_lora_weights("this/repository"{second})'
         return f"{_imports(model)}\n\n{base})\n{load}\n{swap}\n{call}"
     name = model.expert or _component(folder / "config.json")
-    network = f'{name} = AutoModel.from_pretrained("this/repository")'
-    imports = f"from diffusers import AutoModel\n{_imports(model)}"
+    loader, source = ("AutoModel", "diffusers")
+    if model.any_step:
+        loader, source = files.read_json(folder / "config.json")["_class_name"], "diffusers_ucgm.second_time"
+    network = f'{name} = {loader}.from_pretrained("this/repository")'
+    imports = f"from {source} import {loader}\n{_imports(model)}"
     return f"{imports}\n\n{network}\n{base}, {name}={name})\n{swap}\n{call}"
 
 

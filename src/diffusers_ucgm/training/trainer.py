@@ -496,11 +496,6 @@ def _add_target_time(config: UCGMTrainingConfig, network: ModelMixin) -> None:
     """Give the network a second time where the settings ask for it and it has none."""
     if not config.is_any_step or target_time_name(network) is not None:
         return
-    if config.lora_rank:
-        raise ValueError(
-            f"`second_time` must be 'none' with `lora_rank` above 0 for {type(network).__name__}, which has no second "
-            "time, got 'any'. Train all weights, or a network that has one."
-        )
     add_second_time(network)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from PIL import Image
 from torch import Tensor
 
-from diffusers_ucgm.contracts import Pipeline, Steppable, takes_classes
+from diffusers_ucgm.contracts import Pipeline, Steppable, networks_of, takes_classes, target_time_name
 from diffusers_ucgm.generation.generate import generate
 from diffusers_ucgm.generation.image_grid import image_grid
 from diffusers_ucgm.generation.images import to_image
@@ -14,11 +14,13 @@ from diffusers_ucgm.randomness import consecutive_seeds
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 
-__all__ = ["FEW_STEP_SAMPLER", "validation_grid"]
+__all__ = ["ANY_STEP_SAMPLER", "FEW_STEP_SAMPLER", "validation_grid"]
 
 # A few-step model is sampled with fresh noise at every step and without extrapolation (UCGM, section 3.3), and its
 # last step starts half-way: with a multi-step model's gap the second of two starts next to the data and does nothing.
 FEW_STEP_SAMPLER = get_preset("few-step").sampler
+# A model that is told the next time jumps to it, at every number of steps.
+ANY_STEP_SAMPLER = get_preset("any-step").sampler
 # The least number of steps that is sampled with a multi-step model's settings.
 MULTI_STEPS = 5
 # Grids are enlarged to images of this width, in pixels.
@@ -30,7 +32,8 @@ def validation_grid(
 ) -> Image.Image:
     """Every input at each number of steps, from the same noise.
 
-    Up to four steps are sampled as a few-step model is, more as a multi-step model. The pipeline is left as it was.
+    Up to four steps are sampled as a few-step model is, more as a multi-step model; where the network is told the next
+    time, any number as an any-step model. The pipeline is left as it was.
 
     Args:
         pipe: A `UCGMPipeline`, or a stock pipeline that takes a `prompt` or `class_labels`.
@@ -71,7 +74,7 @@ def _column(
         conditions,
         seeds,
         num_inference_steps=number,
-        scheduler=_scheduler_for(pipe.scheduler, number),
+        scheduler=_scheduler_for(pipe, number),
         output_type="pt",
         batch_size=1,
         call=call,
@@ -79,8 +82,11 @@ def _column(
     return [[_first_image(sample)] for sample in samples]
 
 
-def _scheduler_for(stock: Steppable, number: int) -> UCGMScheduler:
-    """The model's scheduler with a few-step or a multi-step model's settings."""
+def _scheduler_for(pipe: Pipeline, number: int) -> UCGMScheduler:
+    """The model's scheduler with an any-step, a few-step or a multi-step model's settings."""
+    stock: Steppable = pipe.scheduler
+    if any(target_time_name(network) for network in networks_of(pipe).values()):
+        return UCGMScheduler.from_config(stock.config, **ANY_STEP_SAMPLER)
     if number < MULTI_STEPS:
         return UCGMScheduler.from_config(stock.config, **FEW_STEP_SAMPLER)
     own = UCGMScheduler.from_config(stock.config)
