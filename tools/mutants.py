@@ -920,7 +920,7 @@ MUTANTS = [
     Mutant(
         "gap of two times in the network's units",
         "two_time_calls.py",
-        "(t - r).abs()[:, None] / embedding.span",
+        "(t - r).abs()[:, None] / abs(embedding.span)",
         "(t - r).abs()[:, None]",
         SECOND_TIME_TESTS,
     ),
@@ -1007,6 +1007,20 @@ MUTANTS = [
         '        "extrapolation_ratio": (config["extrapolation_ratio"], 0),\n',
         "",
         ("tests/sampling/test_target_times.py",),
+    ),
+    Mutant(
+        "prediction of an untold network is taken for a jump",
+        "scheduler.py",
+        "        check_told(self.config.target_time)\n",
+        "",
+        ("tests/test_told_times.py",),
+    ),
+    Mutant(
+        "stock pipelines tell reversed networks a later time",
+        "told_times.py",
+        "target - place) * embedding.span / scale",
+        "target - place) * abs(embedding.span) / scale",
+        ("tests/test_told_times.py",),
     ),
     # Sampler
     Mutant(
