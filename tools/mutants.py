@@ -1022,6 +1022,13 @@ MUTANTS = [
         "target - place) * abs(embedding.span) / scale",
         ("tests/test_told_times.py",),
     ),
+    Mutant(
+        "fakes are told positive times",
+        "training/adapters.py",
+        "return torch.where(t < 0, -found, found)",
+        "return found",
+        ("tests/training/test_network_adapter.py",),
+    ),
     # Sampler
     Mutant(
         "result of the last step is extrapolated",
