@@ -100,6 +100,9 @@ def test_parameters_are_those_of_the_call():
     ],
 )
 def test_networks_name_the_time_that_a_call_leads_to(name, config, expected):
+    if not hasattr(diffusers, name):
+        pytest.skip("another version of diffusers")
+
     class Network(nn.Module):
         forward = getattr(diffusers, name).forward
 

@@ -687,3 +687,18 @@ def test_unknown_settings_and_changes_are_refused():
         UCGMLoss(consistc_ratio=1.0)
     with pytest.raises(FrozenInstanceError):
         UCGMLoss().huber_c = 1.0
+
+
+def test_the_velocity_is_the_teachers_where_the_settings_say_so():
+    """At equal times the target is what the teacher says of the point, without the noise of the sample."""
+    loss = UCGMLoss(second_time="any", equal_share=1.0, label_dropout=0.0, velocity="teacher", first_step=0.01)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 2, 3, 3, generator=generator)
+
+    def teacher(x_t, t, target_time):
+        assert torch.equal(t, target_time)
+        return 0.3 * x_t + t.reshape(-1, 1, 1, 1)
+
+    output = loss(lambda x_t, t, target_time: torch.zeros_like(x_t), x, teacher=teacher, generator=generator)
+    t = output.t.reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(output.target, 0.3 * (t * output.noise + (1.0 - t) * x) + t, rtol=1e-4, atol=1e-5)

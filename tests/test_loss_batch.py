@@ -40,25 +40,33 @@ def test_a_chain_has_the_network_of_its_name():
     student, teacher, averaged = (lambda: 0), (lambda: 1), (lambda: 2)
     networks = Networks(student, teacher, averaged)
     assert [networks.chain(name) for name in ("student", "teacher", "ema")] == [student, teacher, averaged]
-    networks.check("ema")
+    networks.check("ema", "teacher")
 
 
 @pytest.mark.parametrize(
-    ("teacher", "averaged", "name", "message"),
+    ("teacher", "averaged", "name", "velocity", "message"),
     [
-        (None, None, "ema", "`averaged` must be given with `chain_network='ema'` and only then, got None with 'ema'"),
+        (
+            None,
+            None,
+            "ema",
+            "data",
+            "`averaged` must be given with `chain_network='ema'` and only then, got None with 'ema'",
+        ),
         (
             None,
             print,
             "student",
+            "data",
             "`averaged` must be given with `chain_network='ema'` and only then, got <.*'student'",
         ),
-        (None, None, "teacher", "`teacher` must be given with `chain_network='teacher'`, got None"),
+        (None, None, "teacher", "data", "`teacher` must be given with `chain_network='teacher'`, got None"),
+        (None, None, "student", "teacher", "`teacher` must be given with `velocity='teacher'`, got None"),
     ],
 )
-def test_missing_and_unused_networks_are_refused(teacher, averaged, name, message):
+def test_missing_and_unused_networks_are_refused(teacher, averaged, name, velocity, message):
     with pytest.raises(ValueError, match=message):
-        Networks(print, teacher, averaged).check(name)
+        Networks(print, teacher, averaged).check(name, velocity)
 
 
 def test_what_is_drawn_moves_to_a_device_together():

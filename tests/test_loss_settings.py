@@ -32,6 +32,7 @@ def test_no_setting_of_two_times_is_ignored_by_a_loss_of_one(name):
         "clamp": 1.0,
         "normalisation": "none",
         "chain_network": "ema",
+        "velocity": "teacher",
         "time_weight": "gap",
         "chain_order": 2,
         "end_share": 0.5,

@@ -39,7 +39,7 @@ LAYERS = [
     {"network_calls", "oracles", "pipeline_arguments", "run_folder", "sampling", "targets", "time_embedders"},
     {"two_time_calls"},
     {"second_time"},
-    {"lora"},
+    {"lora", "told_times"},
     {"fingerprint"},
     {"data", "distances", "hub", "loss_inputs", "scheduler", "student_path", "time_pairs"},
     {"guided_targets", "loss_settings"},

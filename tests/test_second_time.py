@@ -12,7 +12,7 @@ from class_pipelines import pipeline, transformer
 import diffusers_ucgm.second_time as second_time
 from diffusers_ucgm import UCGMLoss, UCGMPipeline, add_second_time
 from diffusers_ucgm.contracts import target_time_name
-from diffusers_ucgm.loading import load_network, load_pipeline
+from diffusers_ucgm.loading import DTYPE, load_network, load_pipeline
 from diffusers_ucgm.loss_settings import LOSS_PRESETS
 from diffusers_ucgm.second_time import has_second_time, remove_second_time, second_time_class
 
@@ -183,6 +183,15 @@ def test_this_package_loads_networks_and_pipelines_by_their_folders(tmp_path):
         assert has_second_time(network)
         for key, value in pipe.transformer.state_dict().items():
             assert torch.equal(network.state_dict()[key], value)
+
+
+def test_the_new_weights_stay_in_float32_where_the_networks_embedder_does(tmp_path):
+    network = add_second_time(two_time.called("wan").network)
+    network.save_pretrained(tmp_path)
+    loaded = type(network).from_pretrained(tmp_path, **{DTYPE: torch.float16})
+    assert {each.dtype for each in loaded.second_time_embedder.parameters()} == {torch.float32}
+    assert loaded.condition_embedder.time_embedder.linear_1.weight.dtype == torch.float32
+    assert loaded.proj_out.weight.dtype == torch.float16
 
 
 def test_an_index_that_names_the_former_class_is_refused(tmp_path):

@@ -922,7 +922,7 @@ MUTANTS = [
     Mutant(
         "gap of two times in the network's units",
         "two_time_calls.py",
-        "(t - r).abs()[:, None] / embedding.span",
+        "(t - r).abs()[:, None] / abs(embedding.span)",
         "(t - r).abs()[:, None]",
         SECOND_TIME_TESTS,
     ),
@@ -1010,6 +1010,27 @@ MUTANTS = [
         "",
         ("tests/sampling/test_target_times.py",),
     ),
+    Mutant(
+        "prediction of an untold network is taken for a jump",
+        "scheduler.py",
+        "        check_told(self.config.target_time)\n",
+        "",
+        ("tests/test_told_times.py",),
+    ),
+    Mutant(
+        "stock pipelines tell reversed networks a later time",
+        "told_times.py",
+        "target - place) * embedding.span / scale",
+        "target - place) * abs(embedding.span) / scale",
+        ("tests/test_told_times.py",),
+    ),
+    Mutant(
+        "fakes are told positive times",
+        "training/adapters.py",
+        "return torch.where(t < 0, -found, found)",
+        "return found",
+        ("tests/training/test_network_adapter.py",),
+    ),
     # Sampler
     Mutant(
         "result of the last step is extrapolated",
@@ -1024,6 +1045,27 @@ MUTANTS = [
         "isinstance(ratio, str) or steps_made < 2 else ratio",
         "isinstance(ratio, str) or steps_made < 1 else ratio",
         SCHEDULER_TESTS,
+    ),
+    Mutant(
+        "velocity of the data in place of the teacher's",
+        "loss.py",
+        'if self.velocity == "data" or networks.teacher is None:',
+        "if True:",
+        ("tests/test_loss.py",),
+    ),
+    Mutant(
+        "any-step runs draw no pairs",
+        "training/any_step_settings.py",
+        "return partial(_draw_pair, self, time_distribution) if self.is_any_step else None",
+        "return None",
+        ("tests/training/test_any_step_settings.py",),
+    ),
+    Mutant(
+        "any-step models saved with a few-step sampler",
+        "training/export.py",
+        "return ANY_STEP_SAMPLER if config.is_any_step else FEW_STEP_SAMPLER",
+        "return FEW_STEP_SAMPLER",
+        ("tests/training/test_any_step_settings.py",),
     ),
     Mutant(
         "long steps extrapolated in full",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .scheduler import UCGMScheduler, UCGMSchedulerOutput
     from .second_time import add_second_time
     from .teacher import Teacher
+    from .told_times import tell_target_times
     from .training.config import UCGMTrainingConfig
     from .training.trainer import UCGMTrainer
     from .transports import TRANSPORTS, Transport, get_transport, register_transport
@@ -47,6 +48,7 @@ __all__ = [
     "get_preset",
     "get_transport",
     "register_transport",
+    "tell_target_times",
 ]
 
 # The same table as the imports above, which only type checkers read.
@@ -70,6 +72,7 @@ _MODULES = {
     "get_preset": "presets",
     "get_transport": "transports",
     "register_transport": "transports",
+    "tell_target_times": "told_times",
 }
 
 # The modules that stand in the `model_index.json` of saved pipelines.

@@ -21,6 +21,7 @@ from .names import BUNDLED, did_you_mean, expanded, local_or_hub, local_path
 from .pipeline import UCGMPipeline
 from .scheduler import UCGMScheduler
 from .second_time import SECOND_TIME_CLASSES, check_class
+from .told_times import tell_target_times
 
 
 __all__ = ["DTYPE", "DTYPES", "load_network", "load_pipeline", "load_pipeline_lora", "load_scheduler"]
@@ -63,6 +64,7 @@ def load_pipeline(
             check_class(module, folder / part)
             _check_complete(module, folder / part)
     keep_class_names(pipe)
+    tell_target_times(pipe)
     return pipe
 
 

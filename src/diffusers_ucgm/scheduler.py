@@ -32,7 +32,7 @@ from .sampling.step_arguments import check_step, without_variance
 from .sampling.stock_configs import STOCK_SCHEDULERS
 from .sampling.stock_sigmas import stock_sigmas
 from .sampling.swap import OWN_SETTINGS, read_swap
-from .sampling.target_times import target_times
+from .sampling.target_times import check_told, note_call, target_times
 from .sampling.timesteps import Schedule, ScheduleArguments, check_timestep, first_place, place_of
 from .transports import Transport
 
@@ -376,6 +376,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         self._spacing, self._solver = Spacing.of(self._settings), SolverSettings.of(self._settings)
         schedule = Schedule.of(arguments, self._spacing, self.convention, self._solver.repeats)
         self._set_run(schedule, None)
+        note_call(None)
         self.timesteps, self.sigmas = schedule.timesteps.to(device), schedule.sigmas.to(device)
         self.num_inference_steps = len(schedule.t) if num_inference_steps is None else num_inference_steps
 
@@ -439,6 +440,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         """
         if self._schedule is None or self._run is None:
             raise RuntimeError("`step` was called before `set_timesteps`.")
+        check_told(self.config.target_time)
         check_step(model_output, sample, generator, return_dict, eta, per_token_timesteps, pred_original_sample)
         model_output = without_variance(model_output, sample, self.config.get("variance_type"))
         check_timestep(timestep, self._schedule.whole_times)

@@ -27,6 +27,7 @@ from .contracts import TIME_ARGUMENTS, target_time_name
 from .files import read_json
 from .models.edm2_unet_2d import EDM2UNet2DModel
 from .models.transformer_2d import UCGMTransformer2DModel
+from .sampling.target_times import note_call
 from .time_embedders import TIME_EMBEDDINGS, LateBlocks, TimeEmbedding, time_embedding_of
 from .two_time_calls import (
     SECOND_TIME,
@@ -54,6 +55,7 @@ __all__ = [
     "remove_second_time",
     "second_time_class",
     "second_time_settings",
+    "time_argument",
 ]
 
 # Before the name of the network's class.
@@ -135,6 +137,20 @@ def has_second_time(network: object) -> bool:
     return isinstance(network, SecondTimeMixin)
 
 
+def time_argument(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The first time among the arguments of a network's forward."""
+    name, place = _time_place(type(network))
+    return kwargs[name] if name in kwargs else args[place]
+
+
+@cache
+def _time_place(cls: type[nn.Module]) -> tuple[str, int]:
+    """The name of a forward's time, and its place among the arguments."""
+    names = list(inspect.signature(cls.forward).parameters)
+    name = next(name for name in TIME_ARGUMENTS if name in names)
+    return name, names.index(name) - 1
+
+
 def second_time_settings(network: Any) -> dict[str, Any]:
     """The arguments of `add_second_time` that made a network's second time."""
     return {argument: network.config[name] for argument, name in CONFIG.items() if name in network.config}
@@ -209,9 +225,6 @@ def second_time_class(base: type[nn.Module]) -> type[nn.Module]:
     """
     made = inspect.signature(base.__init__)
     called = inspect.signature(base.forward)
-    names = list(called.parameters)
-    time = next(name for name in TIME_ARGUMENTS if name in names)
-    place = names.index(time) - 1
 
     def __init__(  # noqa: N807
         self: Any, *args: Any, second_time: str = "sum", second_time_depth: int | None = None, **settings: Any
@@ -222,7 +235,8 @@ def second_time_class(base: type[nn.Module]) -> type[nn.Module]:
     def forward(self: Any, *args: Any, r_timestep: Tensor | float | None = None, **kwargs: Any) -> Any:
         call = None
         if r_timestep is not None:
-            call = two_time_call(self, kwargs[time] if time in kwargs else args[place], r_timestep)
+            call = two_time_call(self, time_argument(self, args, kwargs), r_timestep)
+        note_call(type(self).__name__ if call is None else None)
         with within(call):
             return base.forward(self, *args, **kwargs)
 
@@ -230,6 +244,10 @@ def second_time_class(base: type[nn.Module]) -> type[nn.Module]:
     _tell_signature(__init__, made, settings)
     _tell_signature(forward, called, ((SECOND_TIME, None),))
     body = {"__init__": __init__, "forward": forward, "__module__": __name__, "__doc__": base.__doc__}
+    for name in ("_keep_in_fp32_modules", "_skip_layerwise_casting_patterns"):
+        # Where the network's own embedder may be kept from a cast, the new one is.
+        if known := getattr(base, name, None):
+            body[name] = [*known, EMBEDDER]
     return type(PREFIX + base.__name__, (SecondTimeMixin, base), body)
 
 

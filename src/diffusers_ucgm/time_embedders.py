@@ -43,7 +43,8 @@ class TimeEmbedding:
         layers: The name of the module that takes the features; one "*" stands for the number of every block.
         features: The features of times as the forward takes them: `features(network, t)`, shape `(M, F)`, float32, for
             times of shape `(M,)`, float32.
-        span: The time of pure noise less that of clean data, in the units of the forward; without its sign.
+        span: The time of pure noise less that of clean data, in the units of the forward: below 0 where the stock
+            pipeline tells the network times from noise to data.
         late: Where the embedding goes, or None where it changes on the way.
     """
 
@@ -89,7 +90,7 @@ def _z_image(config: Mapping[str, Any]) -> TimeEmbedding:
         return embedder.timestep_embedding(t * config["t_scale"], embedder.frequency_embedding_size)
 
     late = LateBlocks("t_embedder", ("noise_refiner", "layers"), "all_final_layer")
-    return TimeEmbedding("t_embedder.mlp", features, late=late)
+    return TimeEmbedding("t_embedder.mlp", features, -1.0, late)
 
 
 def _edm2_features(network: Any, t: Tensor) -> Tensor:
@@ -127,7 +128,7 @@ TIME_EMBEDDINGS: dict[str, Callable[[Mapping[str, Any]], TimeEmbedding]] = {
     ),
     "LTXVideoTransformer3DModel": lambda config: _embedder("time_embed.emb", 1000.0),
     "Lumina2Transformer2DModel": lambda config: _embedder(
-        "time_caption_embed", 1.0, late=LateBlocks("time_caption_embed", ("noise_refiner", "layers"))
+        "time_caption_embed", -1.0, late=LateBlocks("time_caption_embed", ("noise_refiner", "layers"))
     ),
     "PixArtTransformer2DModel": lambda config: _embedder("adaln_single.emb", 1000.0),
     "QwenImageTransformer2DModel": lambda config: _embedder(

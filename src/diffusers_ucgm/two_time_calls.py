@@ -140,7 +140,7 @@ def two_time_call(network: Any, timestep: Tensor | float, target: Tensor | float
             f"`{SECOND_TIME}` must be one number or have the shape of the time, {tuple(t.shape)}, got "
             f"{tuple(r.shape)}."
         ) from error
-    return TwoTimeCall(network, embedding.features(network, r), (t - r).abs()[:, None] / embedding.span)
+    return TwoTimeCall(network, embedding.features(network, r), (t - r).abs()[:, None] / abs(embedding.span))
 
 
 def add_second(place: int, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:

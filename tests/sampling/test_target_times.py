@@ -1,10 +1,13 @@
 """The target times of a run: what a network of two times is told, what is refused, and the steps of diffusers."""
 
+import threading
+
 import diffusers
 import pytest
 import torch
 
 from diffusers_ucgm import UCGMScheduler
+from diffusers_ucgm.sampling.target_times import check_told, note_call
 
 
 EVEN = {"extrapolation_ratio": 0.0, "time_warp": (1.0, 1.0, 1.0), "time_gaps": (0.0, 0.0)}
@@ -68,6 +71,7 @@ def test_unknown_rules_are_refused():
         UCGMScheduler(target_time="last")
 
 
+@pytest.mark.skipif(not hasattr(diffusers, "FlowMapEulerDiscreteScheduler"), reason="it came with diffusers 0.39")
 @pytest.mark.parametrize("shift", [1.0, 5.0])
 @pytest.mark.parametrize("steps", [1, 2, 4, 9])
 def test_even_steps_are_those_of_diffusers_flow_map_scheduler(steps, shift):
@@ -125,3 +129,20 @@ def _mean_prediction(transport, sample, s, r):
     without = (alpha_r * gamma_hat - gamma_r * alpha_hat) / det * sample
     slope = (gamma_r * alpha - alpha_r * gamma) / det
     return (sample * _deviation(transport, r) / _deviation(transport, s) - without) / slope
+
+
+def test_predictions_of_untold_networks_are_refused_once_and_by_thread():
+    note_call("Network")
+    with pytest.raises(RuntimeError, match=r"`target_time='next'` must be told .* a prediction of Network without it"):
+        check_told("next")
+    check_told("next")
+    note_call("Network")
+    check_told("same")
+    check_told("end")
+    other = threading.Thread(target=note_call, args=("Other",))
+    other.start()
+    other.join()
+    check_told("end")
+    note_call("Network")
+    note_call(None)
+    check_told("end")

@@ -41,6 +41,16 @@ def test_target_times_are_told_in_the_units_of_the_times(name):
     assert not torch.equal(seen[1]["r_timestep"], seen[1][time])
 
 
+@pytest.mark.parametrize("name", ["flux", "z_image", "sana", "wan", "sit"])
+def test_negative_times_of_fakes_are_told_apart(name):
+    adapter = two_time.called(name).adapter
+    t = torch.tensor([-0.7, -0.2, 0.2, 0.7])
+    told = adapter.network_time(adapter.timestep(t))
+    assert len(set(told.tolist())) == 4
+    gaps = told.diff().abs()
+    torch.testing.assert_close(gaps[0], gaps[2])
+
+
 def test_a_target_time_of_a_network_of_one_time_is_refused():
     case = two_time.called("sd3")
     with pytest.raises(ValueError, match=r"`network` must take .* got SD3Transformer2DModel, .*add_second_time"):

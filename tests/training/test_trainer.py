@@ -16,6 +16,7 @@ from tiny_dit import dit, mixture
 from torch import nn
 
 from diffusers_ucgm import Teacher
+from diffusers_ucgm.second_time import add_second_time
 from diffusers_ucgm.training.adapters import adapter_for
 from diffusers_ucgm.training.config import UCGMTrainingConfig
 from diffusers_ucgm.training.trainer import MAX_BAD_STEPS, UCGMTrainer
@@ -118,6 +119,8 @@ def test_every_parameter_changes_and_the_loss_is_logged(tmp_path, recipe):
     frozen = {"pos_embed.proj.weight"}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
+    if "second_time" in recipe:
+        add_second_time(model)
     before = weights(model)
     UCGMTrainer(settings(tmp_path, label_dropout=0.3, **recipe), model, mixture()).train()
     for name, parameter in model.named_parameters():
@@ -157,6 +160,8 @@ def test_the_loop_gives_the_losses_and_weights_of_the_loss_function_to_the_bit(t
     losses = [trainer.training_step(batches) for batches in steps]
     # The same by hand, from the loss and torch alone.
     model = dit(dropout=0.0).train()
+    if config.is_any_step:
+        add_second_time(model)
     adapter = adapter_for(model)
     teacher = Teacher(model, config.teacher_decay)
     settings_of = {"lr": 1e-3, "betas": (0.9, 0.95)}
@@ -177,7 +182,9 @@ def test_the_loop_gives_the_losses_and_weights_of_the_loss_function_to_the_bit(t
                 batch["condition"],
                 adapter.null_condition,
                 teacher=partial(adapter, teacher.model),
+                averaged=partial(adapter, teacher.model) if config.chain_network == "ema" else None,
                 t=batch["t"],
+                target_time=batch.get("target_time"),
                 noise=batch["noise"],
                 dropped=batch["dropped"],
             )

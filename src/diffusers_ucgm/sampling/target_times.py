@@ -7,6 +7,7 @@ One any-step model is sampled in three ways. With F the prediction, x_hat and z_
     "same"    r = t                                     F is the path's velocity: as any multi-step model
 """
 
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -15,10 +16,43 @@ from torch import Tensor
 from .config import SchedulerConfig
 
 
-__all__ = ["TARGET_TIMES", "check_target_time", "target_times"]
+__all__ = ["TARGET_TIMES", "check_target_time", "check_told", "note_call", "target_times"]
 
 # "auto" is "next" without noise, and "end" with it: noise is then added to the data estimate.
 TARGET_TIMES = ("auto", "next", "end", "same")
+
+
+class _Calls(threading.local):
+    """The class of a network that was called without its second time since this thread's last step."""
+
+    untold: str | None = None
+
+
+_CALLS = _Calls()
+
+
+def note_call(untold: str | None) -> None:
+    """Note a call of a network of two times in this thread.
+
+    Args:
+        untold: The network's class where it was not told where the call leads; None where it was.
+    """
+    _CALLS.untold = untold
+
+
+def check_told(target_time: str) -> None:
+    """See that the network whose prediction a step takes was told where its call leads, and forget the call.
+
+    Raises:
+        RuntimeError: If it was not, and the scheduler takes the prediction for a jump.
+    """
+    untold, _CALLS.untold = _CALLS.untold, None
+    if untold is not None and target_time in ("next", "end"):
+        raise RuntimeError(
+            f"`target_time={target_time!r}` must be told to the network, got a prediction of {untold} without it: the "
+            "pipeline gives its network one time. Call `diffusers_ucgm.tell_target_times(pipe)` once, or use "
+            "`target_time='same'`."
+        )
 
 
 def target_times(config: SchedulerConfig, canonical_times: Sequence[float]) -> Tensor:

@@ -13,8 +13,9 @@ an adapter of their own to the table:
 
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
-from torch import nn
+from torch import Tensor, nn
 
 from diffusers_ucgm.contracts import network_of
 from diffusers_ucgm.sampling.conventions import Convention
@@ -71,8 +72,16 @@ def _class_for(network: nn.Module) -> type[NetworkAdapter]:
 
 
 def _timestep_of(convention: Convention) -> TimestepFunction:
-    # A discrete noise schedule has no times below its first one.
-    return lambda t: convention.timestep(convention.transport.model_time(t).clamp(min=convention.earliest))
+    def timestep(t: Tensor) -> Tensor:
+        # A discrete noise schedule has no times below its first one.
+        return convention.timestep(convention.transport.model_time(t).clamp(min=convention.earliest))
+
+    def signed(t: Tensor) -> Tensor:
+        # Negative times tell TwinFlow's fakes apart.
+        found = timestep(t.abs())
+        return torch.where(t < 0, -found, found)
+
+    return signed if convention.is_flow else timestep
 
 
 ADAPTERS: dict[str, type[NetworkAdapter]] = {

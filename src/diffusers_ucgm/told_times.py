@@ -1,0 +1,84 @@
+"""Stock pipelines of one time tell networks of two times where each call leads.
+
+Their loop knows `scheduler.timesteps` alone, and gives the network one time. A hook of the network finds the call in
+the scheduler's run and adds the second time, in the units in which the pipeline gave the first:
+
+    r = t + (target - timestep) span / num_train_timesteps
+"""
+
+import weakref
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .second_time import has_second_time, time_argument
+from .time_embedders import time_embedding_of
+from .two_time_calls import SECOND_TIME
+
+
+__all__ = ["tell_target_times"]
+
+# How far a pipeline's time may be from the scheduler's, as a part of all times: some pipelines round it to bfloat16.
+TOLERANCE = 0.01
+
+
+def tell_target_times(pipe: Any) -> None:
+    """Have the networks of a stock pipeline told where each call leads, as its `UCGMScheduler` says.
+
+    It counts for the rules "next" and "end" of the scheduler's `target_time`. By the others, and by the schedulers of
+    diffusers, the networks are sampled at equal times, as any flow model is. A pipeline that tells its network the
+    second time itself, as `UCGMPipeline` does, is left to that. Calling it again changes nothing.
+
+    Args:
+        pipe: A pipeline whose networks have a second time of `add_second_time`; others are left alone.
+    """
+    for network in pipe.components.values():
+        if not isinstance(network, nn.Module) or not has_second_time(network):
+            continue
+        hooks = network._forward_pre_hooks.values()
+        if not any(getattr(hook, "func", None) is _tell and hook.args[0]() is pipe for hook in hooks):  # pyright: ignore
+            network.register_forward_pre_hook(partial(_tell, weakref.ref(pipe)), with_kwargs=True)
+
+
+def _tell(
+    owner: weakref.ref[Any], network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Add the second time to the arguments of a call that is part of a pipeline's run."""
+    pipe = owner()
+    scheduler = None if pipe is None else pipe.scheduler
+    if kwargs.get(SECOND_TIME) is not None or not _is_telling(scheduler):
+        return args, kwargs
+    time = time_argument(network, args, kwargs)
+    return args, {**kwargs, SECOND_TIME: _second_time(network, scheduler, time)}
+
+
+def _is_telling(scheduler: Any) -> bool:
+    """Whether a scheduler is in a run in which networks are told where calls lead."""
+    if getattr(scheduler, "config", {}).get("target_time") not in ("next", "end") or torch.is_grad_enabled():
+        return False
+    return (scheduler.step_index or 0) < len(scheduler.target_timesteps)
+
+
+def _second_time(network: nn.Module, scheduler: Any, time: Tensor | float) -> Tensor:
+    """The target of the scheduler's next call in the units of a network's time, float32, shape of the time.
+
+    Raises:
+        RuntimeError: If the time is not that of the scheduler's next call.
+    """
+    embedding, scale = time_embedding_of(network), scheduler.config.num_train_timesteps
+    t = torch.as_tensor(time, dtype=torch.float32)
+    timesteps = scheduler.timesteps[: len(scheduler.target_timesteps)].to(t)
+    # The network's time at the scheduler's timesteps, which are 0 at the data.
+    known = timesteps / scale * embedding.span - min(embedding.span, 0.0)
+    index = scheduler.step_index
+    if index is None:
+        index = scheduler.begin_index or int((known - t.flatten()[0]).abs().argmin())
+    if bool((t - known[index]).abs().max() > TOLERANCE * abs(embedding.span)):
+        raise RuntimeError(
+            f"The time of {type(network).__name__} must be that of the scheduler's call, {float(known[index]):.6g}, "
+            f"got {float(t.flatten()[0]):.6g}. Call the network with `{SECOND_TIME}`."
+        )
+    target, place = scheduler.target_timesteps[index].to(t), timesteps[index]
+    return t + (target - place) * embedding.span / scale
