@@ -17,6 +17,7 @@ from diffusers_ucgm.contracts import (
     network_of,
     networks_of,
     takes_classes,
+    target_time_name,
 )
 
 
@@ -87,3 +88,21 @@ def test_conditions_are_classes_or_prompts():
 
 def test_parameters_are_those_of_the_call():
     assert call_parameters(exact_pipeline()) == inspect.signature(UCGMPipeline.__call__).parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "expected"),
+    [
+        ("AnyFlowTransformer3DModel", {}, "r_timestep"),
+        ("HunyuanImageTransformer2DModel", {"use_meanflow": True}, "timestep_r"),
+        ("HunyuanImageTransformer2DModel", {"use_meanflow": False}, None),
+        ("FluxTransformer2DModel", {}, None),
+    ],
+)
+def test_networks_name_the_time_that_a_call_leads_to(name, config, expected):
+    class Network(nn.Module):
+        forward = getattr(diffusers, name).forward
+
+    network = Network()
+    network.config = config
+    assert target_time_name(network) == expected

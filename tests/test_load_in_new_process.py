@@ -11,6 +11,7 @@ from stock_pipelines import sd15
 import diffusers_ucgm
 from diffusers_ucgm import UCGMScheduler
 from diffusers_ucgm.sampling.swap import STOCK_CLASS
+from diffusers_ucgm.second_time import second_time_class
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -103,5 +104,6 @@ def test_the_line_is_enough(tmp_path):
 
 
 def test_every_component_that_is_saved_is_of_a_module_that_loads_itself():
-    components = {UCGMScheduler, diffusers_ucgm.EDM2UNet2DModel, diffusers_ucgm.UCGMTransformer2DModel}
+    networks = {diffusers_ucgm.EDM2UNet2DModel, diffusers_ucgm.UCGMTransformer2DModel}
+    components = {UCGMScheduler, *networks, second_time_class(diffusers_ucgm.UCGMTransformer2DModel)}
     assert {each.__module__ for each in components} == set(diffusers_ucgm._COMPONENTS)

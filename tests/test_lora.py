@@ -5,14 +5,17 @@ import pytest
 import stock_pipelines
 import tiny_transformers
 import torch
+import two_time_networks as two_time
 from diffusers import FluxTransformer2DModel
 from lora_runs import PIPELINES, POOLED, Texts, settings
+from safetensors.torch import load_file
 from torch import nn
 
-from diffusers_ucgm import Teacher, UCGMPipeline
+from diffusers_ucgm import Teacher, UCGMPipeline, add_second_time
 from diffusers_ucgm.contracts import network_of
 from diffusers_ucgm.data.datasets import LatentDataset
-from diffusers_ucgm.lora import add_lora, load_lora, save_lora, without_lora
+from diffusers_ucgm.lora import add_lora, insert_lora, load_lora, remove_lora, save_lora, without_lora
+from diffusers_ucgm.second_time import second_time_settings
 from diffusers_ucgm.training.config import UCGMTrainingConfig
 from diffusers_ucgm.training.trainer import UCGMTrainer
 
@@ -260,3 +263,82 @@ def test_a_copy_in_half_precision_takes_half_the_memory(tmp_path):
     assert {value.dtype for value in trainer.transformer.parameters()} == {torch.float32}
     student, teacher = unique_bytes(trainer.transformer), unique_bytes(trainer.teacher.model)
     assert teacher == pytest.approx(student / 2, rel=0.01)
+
+
+def two_time_lora(name, method="sum"):
+    """A network with a trained adapter and second time, and its class."""
+    case = two_time.called(name)
+    case.base = type(case.network)
+    case.expected = case(case.latents, two_time.T).detach()
+    add_second_time(case.network, method)
+    add_lora(case.network, 2, target_modules=["to_q", "to_k", "attn.qkv"] if name == "edm2" else ["to_q", "to_k"])
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for each in case.network.parameters():
+            if each.requires_grad:
+                each.add_(0.1 * torch.randn_like(each))
+    return case.adapt()
+
+
+@pytest.mark.parametrize(("name", "method"), two_time.METHODS)
+@torch.no_grad()
+def test_adapters_carry_the_second_time(tmp_path, name, method):
+    case = two_time_lora(name, method)
+    trainable = {key for key, each in case.network.named_parameters() if each.requires_grad}
+    assert any("second_time_embedder" in key for key in trainable) == (method == "sum")
+    expected = case(case.latents, two_time.T, target_time=two_time.R)
+    file = save_lora(case.network, tmp_path)
+    names = load_file(file)
+    assert any("second_time_embedder" in key for key in names) == (method == "sum")
+    fresh = two_time.called(name)
+    load_lora(fresh.network, tmp_path)
+    fresh.adapt()
+    torch.testing.assert_close(
+        fresh(fresh.latents, two_time.T, target_time=two_time.R), expected, rtol=1e-5, atol=1e-5
+    )
+    with without_lora(fresh.network):
+        torch.testing.assert_close(fresh(fresh.latents, two_time.T), case.expected, rtol=1e-5, atol=1e-5)
+        if method == "sum":
+            found = fresh(fresh.latents, two_time.T, target_time=two_time.R)
+            torch.testing.assert_close(found, case.expected, rtol=1e-5, atol=1e-5)
+    remove_lora(fresh.network)
+    assert type(fresh.network) is case.base
+    fresh.adapt()
+    torch.testing.assert_close(fresh(fresh.latents, two_time.T), case.expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_an_adapter_gives_back_the_second_time_that_the_network_had(tmp_path):
+    save_lora(two_time_lora("flux").network, tmp_path)
+    case = two_time.called("flux")
+    two_time.trained(add_second_time(case.network))
+    case.adapt()
+    expected = case(case.latents, two_time.T, target_time=two_time.R)
+    load_lora(case.network, tmp_path)
+    assert not torch.allclose(case(case.latents, two_time.T, target_time=two_time.R), expected)
+    remove_lora(case.network)
+    torch.testing.assert_close(case(case.latents, two_time.T, target_time=two_time.R), expected, rtol=0, atol=0)
+
+
+def test_an_adapter_of_another_second_time_is_refused(tmp_path):
+    save_lora(two_time_lora("flux").network, tmp_path)
+    network = add_second_time(two_time.called("flux").network, "depth")
+    with pytest.raises(ValueError, match=r"its second time is \{'method': 'sum'\}, that of the network .*'depth'"):
+        load_lora(network, tmp_path)
+    assert second_time_settings(network)["method"] == "depth"
+
+
+@torch.no_grad()
+def test_pipelines_get_the_second_time_of_an_adapter(tmp_path):
+    case = two_time_lora("flux")
+    file = save_lora(case.network, tmp_path)
+    expected = case(case.latents, two_time.T, target_time=two_time.R)
+    fresh = two_time.called("flux")
+    with pytest.raises(TypeError, match="`LoraConfig` class could not be instantiated"):
+        fresh.pipe.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors")
+    insert_lora(fresh.pipe, file, None, 1.0)
+    fresh.adapt()
+    torch.testing.assert_close(
+        fresh(fresh.latents, two_time.T, target_time=two_time.R), expected, rtol=1e-5, atol=1e-5
+    )
+    assert fresh.pipe.config["transformer"] == ("diffusers_ucgm.second_time", "SecondTimeFluxTransformer2DModel")

@@ -35,6 +35,7 @@ class Mutant:
 
 
 SCHEDULER_TESTS = ("tests/test_scheduler.py", "tests/test_scheduler_contract.py")
+ESTIMATE_TESTS = ("tests/sampling/test_estimate_weights.py",)
 MULTISTEP_TESTS = ("tests/sampling/test_solver.py",)
 CONVENTION_TESTS = (
     "tests/sampling/test_conventions.py",
@@ -49,6 +50,9 @@ TIMES_TESTS = ("tests/solver_study/test_times.py",)
 LOADING_TESTS = ("tests/test_load_in_new_process.py",)
 SWAP_TESTS = ("tests/sampling/test_swap.py",)
 LOSS_TESTS = ("tests/test_loss.py", "tests/test_targets.py", "tests/test_loss_inputs.py")
+ANY_STEP_TESTS = ("tests/test_any_step.py", "tests/test_any_step_loss.py")
+SECOND_TIME_TESTS = ("tests/test_second_time.py", "tests/test_two_time_calls.py", "tests/test_time_embedders.py")
+TWIN_TESTS = ("tests/test_twin.py",)
 METRIC_TESTS = ("tests/image_metrics/test_statistics.py",)
 HELP_TESTS = ("tests/test_help.py",)
 CONVERSION_TESTS = ("tests/conversion",)
@@ -326,10 +330,11 @@ MUTANTS = [
     # Loss and teacher
     Mutant(
         "labels dropped in the last round(0.1 B) rows, all of them for B < 5",
-        "loss.py",
-        "dropped = torch.rand(len(x), generator=generator, device=source) < self.label_dropout",
-        "dropped = torch.zeros(len(x), dtype=torch.bool)\n"
-        "            dropped[-round(self.label_dropout * len(x)) :] = True",
+        "loss_batch.py",
+        "    return torch.rand(len(x), generator=generator, device=device) < share\n",
+        "    chosen = torch.zeros(len(x), dtype=torch.bool)\n"
+        "    chosen[-round(share * len(x)) :] = True\n"
+        "    return chosen\n",
         LOSS_TESTS,
     ),
     Mutant(
@@ -370,15 +375,15 @@ MUTANTS = [
     Mutant(
         "enhancement ratio of 1 and more not mapped",
         "loss.py",
-        "return (ratio - 1.0) / ratio if self.consistency_ratio == 0.0 and ratio >= 1.0 else ratio",
+        "return (ratio - 1.0) / ratio if self._is_free_guidance and ratio >= 1.0 else ratio",
         "return ratio",
         LOSS_TESTS,
     ),
     Mutant(
         "derivative not clamped",
         "loss.py",
-        "student, batch.t).clamp(-1.0, 1.0)",
-        "student, batch.t)",
+        "student, t).clamp(-1.0, 1.0)",
+        "student, t)",
         LOSS_TESTS,
     ),
     Mutant(
@@ -391,8 +396,8 @@ MUTANTS = [
     Mutant(
         "teacher ignored by the enhanced target",
         "loss.py",
-        "guide = student if teacher is None else predict(teacher, x_t, t, batch.condition)",
-        "guide = student",
+        "            conditional = taught(teacher, batch.condition)\n",
+        "            pass\n",
         LOSS_TESTS,
     ),
     Mutant(
@@ -415,6 +420,196 @@ MUTANTS = [
         "            mine.copy_(theirs)\n",
         "            pass\n",
         ("tests/test_teacher.py",),
+    ),
+    # Any-step losses
+    Mutant(
+        "an any-step target divides 0 by 0 where both times are one",
+        "any_step.py",
+        "torch.where(divisor == 0.0, torch.ones_like(divisor), divisor)",
+        "divisor",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "kinds of samples in contiguous parts of the batch",
+        "time_pairs.py",
+        "kind = _uniform(t, generator)",
+        "kind = torch.arange(len(t)) / len(t)",
+        ("tests/test_time_pairs.py",),
+    ),
+    Mutant(
+        "target times changed in place",
+        "loss.py",
+        "within_reach(t, r.to(t))",
+        "within_reach(t, r.to(t).mul_(0.999))",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "all of the residual clamped, the noise of the velocity too",
+        "any_step.py",
+        "return velocity - correction, correction",
+        "own = interval.student\n    return own - (own - velocity + correction).clamp(-1.0, 1.0), correction",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "samples without a condition guided",
+        "guided_targets.py",
+        "(t > start) & (t < stop) & ~dropped",
+        "(t > start) & (t < stop)",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "target time moves with the time under the derivative",
+        "any_step.py",
+        "interval.ask(point, time, r)",
+        "interval.ask(point, time, r + time - t)",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "target times in the dtype of the latents",
+        "student_path.py",
+        "self.transport.model_time(target_time).float()",
+        "self.transport.model_time(target_time).to(self.network_dtype)",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "target times of a reversed transport in canonical time",
+        "student_path.py",
+        "self.transport.model_time(target_time).float()",
+        "target_time.float()",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "calls of a chain under different dropout",
+        "student_path.py",
+        "with _dropout_seed(self.seed, x_t.device):",
+        "with _dropout_seed(self.seed + torch.is_grad_enabled(), x_t.device):",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "chain of the student where its average is asked for",
+        "loss_batch.py",
+        '"ema": self.averaged',
+        '"ema": self.student',
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "chain of order 1 whatever the order",
+        "any_step.py",
+        "torch.lerp(start, interval.r, number / order) for number in range(order + 1)",
+        "torch.lerp(start, interval.r, 1.0 * number) for number in range(2)",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "amplified by the gap, not by the first step",
+        "any_step.py",
+        "reach(transport, t, stop))",
+        "reach(transport, t, r))",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "jumps of a chain are told its end, not their own",
+        "any_step.py",
+        "interval.ask(point, s, after)",
+        "interval.ask(point, s, interval.r)",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "first step goes past the target time",
+        "any_step.py",
+        "torch.maximum(t - step.clamp(min=MIN_TIME), r)",
+        "t - step.clamp(min=MIN_TIME)",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "adaptive distance of the mean, not of the sum",
+        "distances.py",
+        "total = (prediction - target).square().flatten(1).sum(1)",
+        "total = (prediction - target).square().flatten(1).mean(1)",
+        ("tests/test_distances.py",),
+    ),
+    Mutant(
+        "adaptive divisor with a gradient",
+        "distances.py",
+        "(total.detach() + ADAPTIVE_OFFSET)",
+        "(total + ADAPTIVE_OFFSET)",
+        ("tests/test_distances.py",),
+    ),
+    Mutant(
+        "log sees the normalised residual",
+        "loss.py",
+        "output = UCGMLossOutput(loss, per_sample.detach(), student, target,",
+        "output = UCGMLossOutput(loss, per_sample.detach(), student, student - (student - target).sign(),",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "the whole way weighs more than the velocity",
+        "distances.py",
+        "((1.0 - (t - r)) * (math.pi / 2.5)).tan()",
+        "((t - r) * (math.pi / 2.5)).tan()",
+        ("tests/test_distances.py",),
+    ),
+    Mutant(
+        "guidance for the way to the data alone",
+        "loss.py",
+        "guided = is_guided(t, batch.drawn.unguided, self.enhancement_range)",
+        "guided = is_guided(t, batch.drawn.unguided, self.enhancement_range) & (batch.drawn.r == 0.0)",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "targets carry a gradient",
+        "loss.py",
+        "with torch.no_grad():",
+        "with torch.enable_grad():",
+        ANY_STEP_TESTS,
+    ),
+    Mutant(
+        "no call where no row needs it, which stops the other processes",
+        "partial_calls.py",
+        "    if not len(index):\n        index = torch.zeros(1, dtype=torch.long)\n",
+        "",
+        ("tests/test_partial_calls.py",),
+    ),
+    Mutant(
+        "settings of two times ignored by a loss of one",
+        "loss_settings.py",
+        "        if value != field.default:",
+        "        if False:",
+        ("tests/test_loss_settings.py",),
+    ),
+    Mutant(
+        "fakes told as if they were data",
+        "twin.py",
+        "sign = 1.0 - 2.0 * is_fake.to(t)",
+        "sign = torch.ones_like(t)",
+        TWIN_TESTS,
+    ),
+    Mutant(
+        "fakes guided as data are",
+        "loss_batch.py",
+        "return self.dropped if self.fake is None else self.dropped | self.fake.to(self.dropped.device)",
+        "return self.dropped",
+        TWIN_TESTS,
+    ),
+    Mutant(
+        "fakes weigh as velocities do",
+        "loss.py",
+        "torch.where(drawn.fake, torch.ones_like(by_gap), by_gap)",
+        "by_gap",
+        TWIN_TESTS,
+    ),
+    Mutant(
+        "one-step samples moved away from the data",
+        "twin.py",
+        "(of_data - of_fakes)",
+        "(of_fakes - of_data)",
+        TWIN_TESTS,
+    ),
+    Mutant(
+        "fakes at the times of one-step samples",
+        "loss.py",
+        "return torch.where(fake, t, start), torch.where(fake, t, r.to(t)), fake",
+        "return start, torch.where(fake, start, r.to(t)), fake",
+        TWIN_TESTS,
     ),
     # Trainer
     Mutant(
@@ -723,6 +918,98 @@ MUTANTS = [
         "number % num_processes == process_index",
         ("tests/data/test_latent_cache.py",),
     ),
+    # Second time
+    Mutant(
+        "gap of two times in the network's units",
+        "two_time_calls.py",
+        "(t - r).abs()[:, None] / embedding.span",
+        "(t - r).abs()[:, None]",
+        SECOND_TIME_TESTS,
+    ),
+    Mutant(
+        "second embedder starts with an effect",
+        "two_time_calls.py",
+        "        nn.init.zeros_(parameter)\n",
+        "        pass\n",
+        SECOND_TIME_TESTS,
+    ),
+    Mutant(
+        "blocks computed again do not know the second time",
+        "second_time.py",
+        "run(Continued(block, call), *args, **kwargs)",
+        "run(block, *args, **kwargs)",
+        SECOND_TIME_TESTS,
+    ),
+    Mutant(
+        "second time in the network's precision",
+        "two_time_calls.py",
+        "torch.as_tensor(each, dtype=torch.float32, device=device)",
+        "torch.as_tensor(each, dtype=network.dtype, device=device).float()",
+        SECOND_TIME_TESTS,
+    ),
+    Mutant(
+        "second time shared by threads",
+        "two_time_calls.py",
+        "class _Current(threading.local):",
+        "class _Current:",
+        SECOND_TIME_TESTS,
+    ),
+    Mutant(
+        "features of the second time without the forward's factor",
+        "time_embedders.py",
+        '"time_text_embed", 1.0, 1000.0, LateBlocks(',
+        '"time_text_embed", 1.0, 1.0, LateBlocks(',
+        SECOND_TIME_TESTS,
+    ),
+    Mutant(
+        "first blocks get the second time",
+        "second_time.py",
+        "(*blocks[depth:], *_modules(",
+        "(*blocks[:depth], *_modules(",
+        SECOND_TIME_TESTS,
+    ),
+    Mutant(
+        "target time in the scheduler's units",
+        "training/network_adapter.py",
+        "= self.network_time(self.timestep(target_time))",
+        "= self.timestep(target_time)",
+        ("tests/training/test_network_adapter.py",),
+    ),
+    Mutant(
+        "saved pipeline names the network's class of one time",
+        "pipeline.py",
+        "        self.register_modules(transformer=self.transformer)\n",
+        "",
+        SECOND_TIME_TESTS,
+    ),
+    Mutant(
+        "adapter without the second embedder",
+        "lora.py",
+        "modules_to_save=[EMBEDDER] if hasattr(network, EMBEDDER) else None",
+        "modules_to_save=None",
+        ("tests/test_lora.py",),
+    ),
+    Mutant(
+        "second time of an adapter stays when that is removed",
+        "lora.py",
+        "if vars(network).pop(GIVEN, False):",
+        "if False:",
+        ("tests/test_lora.py",),
+    ),
+    Mutant(
+        "last call of an any-step run does not lead to the data",
+        "sampling/target_times.py",
+        "t = torch.tensor([*canonical_times, 0.0], dtype=torch.float64)",
+        "t = torch.tensor([*canonical_times, canonical_times[-1]], dtype=torch.float64)",
+        ("tests/sampling/test_target_times.py",),
+    ),
+    Mutant(
+        "jumps are extrapolated",
+        "sampling/target_times.py",
+        '        "extrapolation_ratio": (config["extrapolation_ratio"], 0),\n',
+        "",
+        ("tests/sampling/test_target_times.py",),
+    ),
     # Sampler
     Mutant(
         "result of the last step is extrapolated",
@@ -740,10 +1027,31 @@ MUTANTS = [
     ),
     Mutant(
         "long steps extrapolated in full",
-        "sampling/solver.py",
-        "share = FULL_STEP / span if span > FULL_STEP else 1.0",
+        "sampling/estimate_weights.py",
+        "share = FULL_STEPS[order - 1] / max(span, FULL_STEPS[order - 1])",
         "share = 1.0",
+        ESTIMATE_TESTS,
+    ),
+    Mutant(
+        "fresh noise without its rate",
+        "sampling/estimate_weights.py",
+        "return 1.0 - math.log1p(-rho) / (2.0 * span) if",
+        "return 1.0 if",
+        ESTIMATE_TESTS,
+    ),
+    Mutant(
+        "corrector takes fresh noise out",
+        "sampling/runs.py",
+        "base.add_(fresh, alpha=call.noise)",
+        "base",
         MULTISTEP_TESTS,
+    ),
+    Mutant(
+        "steps of one length",
+        "sampling/log_snr_grid.py",
+        "LENGTHENING = 0.2",
+        "LENGTHENING = 0.0",
+        ("tests/sampling/test_log_snr_grid.py",),
     ),
     Mutant(
         "end of an adaptive run not continued",
@@ -775,17 +1083,17 @@ MUTANTS = [
     ),
     Mutant(
         "automatic ratio from the previous step alone",
-        "sampling/solver.py",
+        "sampling/estimate_weights.py",
         "integrals = (rise, span - rise,",
         "integrals = (rise, span / 2.0,",
-        MULTISTEP_TESTS,
+        ESTIMATE_TESTS,
     ),
     Mutant(
         "third order with the second's weights",
-        "sampling/solver.py",
+        "sampling/estimate_weights.py",
         "span**2 - 2.0 * (span - rise))",
         "span**2 - (span - rise))",
-        MULTISTEP_TESTS,
+        ESTIMATE_TESTS,
     ),
     Mutant(
         "pure noise taken for an estimate like others",
@@ -802,10 +1110,10 @@ MUTANTS = [
         MULTISTEP_TESTS,
     ),
     Mutant(
-        "steps with fresh noise corrected",
+        "corrector without the rate of fresh noise",
         "sampling/solver.py",
-        "if settings.solver_order == 1 or settings.rho(t, s):",
-        "if settings.solver_order == 1:",
+        "new = s.gamma - rise / (rate * span) if span else 0.0",
+        "new = s.gamma - rise / span if span else 0.0",
         MULTISTEP_TESTS,
     ),
     Mutant(

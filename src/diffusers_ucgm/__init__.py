@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .pipeline import UCGMPipeline, UCGMPipelineOutput
     from .presets import PRESETS, get_preset
     from .scheduler import UCGMScheduler, UCGMSchedulerOutput
+    from .second_time import add_second_time
     from .teacher import Teacher
     from .training.config import UCGMTrainingConfig
     from .training.trainer import UCGMTrainer
@@ -42,6 +43,7 @@ __all__ = [
     "UCGMTrainer",
     "UCGMTrainingConfig",
     "UCGMTransformer2DModel",
+    "add_second_time",
     "get_preset",
     "get_transport",
     "register_transport",
@@ -64,13 +66,16 @@ _MODULES = {
     "UCGMTrainer": "training.trainer",
     "UCGMTrainingConfig": "training.config",
     "UCGMTransformer2DModel": "models.transformer_2d",
+    "add_second_time": "second_time",
     "get_preset": "presets",
     "get_transport": "transports",
     "register_transport": "transports",
 }
 
 # The modules that stand in the `model_index.json` of saved pipelines.
-_COMPONENTS = tuple(f"{__name__}.{each}" for each in ("scheduler", "models.edm2_unet_2d", "models.transformer_2d"))
+_COMPONENTS = tuple(
+    f"{__name__}.{each}" for each in ("scheduler", "second_time", "models.edm2_unet_2d", "models.transformer_2d")
+)
 
 for _component in _COMPONENTS:
     defer(_component)

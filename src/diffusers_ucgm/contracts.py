@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 
 __all__ = [
+    "TARGET_TIMES",
+    "TIME_ARGUMENTS",
     "Denoiser",
     "Pipeline",
     "Steppable",
@@ -21,11 +23,16 @@ __all__ = [
     "network_of",
     "networks_of",
     "takes_classes",
+    "target_time_name",
 ]
 
 # The names that pipelines of diffusers have for the networks whose predictions their scheduler takes. A second network
 # has a part of the times for itself.
 NETWORK_NAMES = ("transformer", "unet", "prior", "transformer_2", "unet_2")
+# The names that networks of diffusers have for the time of the noisy sample.
+TIME_ARGUMENTS = ("timestep", "timesteps", "t")
+# The names that they have for the time that a call leads to.
+TARGET_TIMES = ("r_timestep", "target_timestep", "timestep_r")
 # The names that pipelines of diffusers have for their conditions.
 CONDITION_NAMES = ("class_labels", "prompt")
 
@@ -112,6 +119,17 @@ def network_of(pipe: object) -> nn.Module:
         ValueError: If the pipeline has none under a name of diffusers.
     """
     return next(iter(networks_of(pipe).values()))
+
+
+def target_time_name(network: nn.Module) -> str | None:
+    """The name that a network's forward has for the time that a call leads to; None for a network of one time.
+
+    HunyuanImage's and HunyuanVideo's forward has the name also where the network was made without layers for it.
+    """
+    if getattr(network, "config", {}).get("use_meanflow", True) is False:
+        return None
+    accepted = inspect.signature(network.forward).parameters
+    return next((name for name in TARGET_TIMES if name in accepted), None)
 
 
 def call_parameters(pipe: object) -> Mapping[str, inspect.Parameter]:

@@ -20,6 +20,7 @@ from .models.transformer_2d import UCGMTransformer2DModel
 from .names import BUNDLED, did_you_mean, expanded, local_or_hub, local_path
 from .pipeline import UCGMPipeline
 from .scheduler import UCGMScheduler
+from .second_time import SECOND_TIME_CLASSES, check_class
 
 
 __all__ = ["DTYPE", "DTYPES", "load_network", "load_pipeline", "load_pipeline_lora", "load_scheduler"]
@@ -59,6 +60,7 @@ def load_pipeline(
         pipe = _load_parts(found, folder, dtype)
     for part, module in pipe.components.items():
         if isinstance(module, diffusers.ModelMixin):
+            check_class(module, folder / part)
             _check_complete(module, folder / part)
     keep_class_names(pipe)
     return pipe
@@ -156,7 +158,9 @@ def _check_complete(network: diffusers.ModelMixin, folder: Path) -> None:
 
 def _class_of_name(name: object, file: Path, own: dict[str, Any]) -> Any:
     """A class of this package or of diffusers."""
-    cls = own.get(name) or getattr(diffusers, name, None) if isinstance(name, str) else None
+    cls = None
+    if isinstance(name, str):
+        cls = own.get(name) or SECOND_TIME_CLASSES.get(name) or getattr(diffusers, name, None)
     if not isinstance(cls, type):
         raise ValueError(
             f"{str(file)!r} must name a class of diffusers or of {sorted(own)} as '_class_name', got {name!r}."

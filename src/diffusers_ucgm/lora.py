@@ -1,4 +1,9 @@
-"""LoRA adapters of peft for any network, saved in the form that the stock pipelines load."""
+"""LoRA adapters of peft for any network, saved in the form that the stock pipelines load.
+
+The adapter of a network with two times (`second_time`) has the whole embedder of the second time beside its matrices,
+and its file tells how the network was given it: `load_lora` gives it to a network of one time. The stock pipelines
+refuse such a file.
+"""
 
 import json
 import re
@@ -11,7 +16,7 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.utils import recurse_remove_peft_layers
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -19,6 +24,13 @@ from torch import Tensor, nn
 from diffusers_ucgm.files import JsonObject
 
 from . import files
+from .second_time import (
+    EMBEDDER,
+    add_second_time,
+    has_second_time,
+    remove_second_time,
+    second_time_settings,
+)
 
 
 __all__ = [
@@ -41,6 +53,10 @@ LORA_WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 NOTES = "diffusers_ucgm"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 ADAPTER = "default"
+# The settings of `add_second_time`, among those of peft: a loader that does not know them fails.
+SECOND_TIME_SETTING = "second_time"
+# Of a network whose second time came with its adapter, and goes with it.
+GIVEN = "_has_second_time_of_lora"
 # The first of a LoRA's two matrices, in the forms of peft, kohya's tools and older diffusers.
 _DOWN = re.compile(r"[._](lora_A|lora_down|lora\.down|lora_linear_layer\.down|lora\.linear\.down|lokr_w1)(\.|$)")
 
@@ -53,6 +69,8 @@ def add_lora(
     target_modules: Sequence[str] | None = None,
 ) -> None:
     """Freeze a network and give it an adapter that starts without effect and is in training.
+
+    An embedder of a second time is in training as a whole.
 
     Args:
         network: Any module, changed in place.
@@ -72,6 +90,7 @@ def add_lora(
         lora_alpha=alpha or rank,  # pyright: ignore[reportArgumentType]
         lora_dropout=dropout,
         target_modules=targets,
+        modules_to_save=[EMBEDDER] if hasattr(network, EMBEDDER) else None,
     )
     inject_adapter_in_model(config, network, ADAPTER)
     for parameter in network.parameters():
@@ -92,7 +111,7 @@ def _check_targets(network: nn.Module, targets: list[str]) -> None:
 @contextmanager
 def without_lora(network: nn.Module) -> Iterator[None]:
     """Switch the adapters of a network off while entered; which weights are trainable stays as it was."""
-    layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+    layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper)]
     before = [layer.disable_adapters for layer in layers]
     # `enable_adapters` would also switch gradients, which a graph that waits for its backward pass needs.
     for layer in layers:
@@ -129,7 +148,8 @@ def save_lora(
         f"{prefix}.{name}": value.detach().cpu().contiguous()
         for name, value in get_peft_model_state_dict(network, state_dict, ADAPTER).items()
     }
-    settings = {f"{prefix}.{name}": _plain(value) for name, value in config.to_dict().items()}
+    second_time = {SECOND_TIME_SETTING: second_time_settings(network)} if has_second_time(network) else {}
+    settings = {f"{prefix}.{name}": _plain(value) for name, value in {**config.to_dict(), **second_time}.items()}
     metadata = {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(settings, sort_keys=True)}
     if notes:
         metadata[NOTES] = json.dumps(dict(notes), sort_keys=True)
@@ -140,7 +160,8 @@ def load_lora(network: nn.Module, folder: str | Path, prefix: str = "transformer
     """Give a network the adapter that `save_lora` wrote; stock pipelines do the same by `load_lora_weights`.
 
     Args:
-        network: The network, which is changed in place unless the adapter is refused.
+        network: The network, which is changed in place unless the adapter is refused. It gets the second time of the
+            network that the adapter was trained with.
         folder: A folder with the file that `save_lora` wrote, or a file of that form.
         prefix: The prefix that `save_lora` was given.
 
@@ -158,6 +179,7 @@ def load_lora(network: nn.Module, folder: str | Path, prefix: str = "transformer
     if not settings:
         raise ValueError(f"`folder` must hold an adapter for {prefix!r} with its settings, got {str(file)!r}.")
     try:
+        _give_second_time(network, settings.pop(SECOND_TIME_SETTING, None))
         inject_adapter_in_model(LoraConfig(**settings), network, ADAPTER)
         wanted = get_peft_model_state_dict(network, adapter_name=ADAPTER)
         if differing := sorted({*wanted} ^ {*tensors}):
@@ -168,6 +190,21 @@ def load_lora(network: nn.Module, folder: str | Path, prefix: str = "transformer
         raise ValueError(
             f"`folder` must hold an adapter for this {type(network).__name__}, got {str(file)!r}: {error}."
         ) from error
+
+
+def _give_second_time(network: nn.Module, settings: JsonObject | None) -> None:
+    """Give a network the second time that an adapter was trained with.
+
+    Raises:
+        ValueError: If the network has another one.
+    """
+    if settings is None:
+        return
+    if not has_second_time(network):
+        add_second_time(network, **settings)
+        vars(network)[GIVEN] = True
+    elif (found := second_time_settings(network)) != settings:
+        raise ValueError(f"its second time is {settings}, that of the network {found}")
 
 
 def insert_lora(pipe: Any, file: Path, component: str | None, scale: float, *, argument: str = "source") -> None:
@@ -203,13 +240,16 @@ def insert_lora(pipe: Any, file: Path, component: str | None, scale: float, *, a
 def _load_into_pipeline(pipe: Any, file: Path, component: str | None) -> None:
     if component is not None and not hasattr(pipe, component):
         raise ValueError(f"it is for `{component}`, which the pipeline does not have")
-    if hasattr(pipe, "load_lora_weights"):
+    name = component or ("unet" if hasattr(pipe, "unet") else "transformer")
+    prefix = name.removesuffix("_2")
+    if hasattr(pipe, "load_lora_weights") and SECOND_TIME_SETTING not in _read_lora(file, f"{prefix}.")[0]:
         # The stock pipelines with two networks load the second's LoRA under the first's name.
         second = {"load_into_transformer_2": True} if component == "transformer_2" else {}
         pipe.load_lora_weights(file.parent, weight_name=file.name, **second)
         return
-    name = "unet" if hasattr(pipe, "unet") else "transformer"
-    load_lora(getattr(pipe, name), file, name)
+    load_lora(getattr(pipe, name), file, prefix)
+    # The second time made it a network of another class.
+    pipe.register_modules(**{name: getattr(pipe, name)})
 
 
 def _count_adapted_modules(tensors: dict[str, Tensor]) -> int:
@@ -266,13 +306,21 @@ def remove_lora(network: nn.Module) -> None:
     """Take every adapter off again."""
     if has_lora(network):
         recurse_remove_peft_layers(network)
+    embedder = getattr(network, EMBEDDER, None)
+    if isinstance(embedder, ModulesToSaveWrapper):
+        setattr(network, EMBEDDER, embedder.original_module)
+    if vars(network).pop(GIVEN, False):
+        remove_second_time(network)
     vars(network).pop("peft_config", None)
     # diffusers keeps its own note of it.
     vars(network).pop("_hf_peft_config_loaded", None)
 
 
 def set_lora_scale(network: nn.Module, scale: float) -> int:
-    """Scale the active adapters of a network and count their layers; 1 is the scale of the training."""
+    """Scale the active adapters of a network and count their layers; 1 is the scale of the training.
+
+    An embedder of a second time is not scaled.
+    """
     layers: list[Any] = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
     for layer in layers:
         for adapter in layer.active_adapters:

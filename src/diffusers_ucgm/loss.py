@@ -16,74 +16,61 @@ Calls of a network in one evaluation, the one with a gradient included; each is 
     enhanced by the student    2    2          3                  1 and a differentiated one
 
 With `batched_calls` the two of a difference are one call of a doubled batch.
+
+Networks of two times learn any step (`any_step`, which has the formulas): with `second_time="any"` a sample also has a
+target time r, and the student is asked where the path leads from t to r. Calls for a chain of N jumps:
+
+    form                       amplified or integral    by forward differentiation
+    plain                      1 + N                    1 and a differentiated one
+    guided                     3 + N                    3 and a differentiated one
+    with fakes                 one more, and two more with rectification (`twin`)
+
+With `partial_calls` they are made for the rows whose answers are used: those of the chain where `r < t`, those of
+guidance where a sample is guided. The amplified form with N = 1 reuses the student's own answer: it takes one call
+fewer than the difference at consistency ratio 1.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .constraints import check, choice, flag, fraction, integer, number, numbers, of_type, optional
-from .loss_inputs import LOSS_ARGUMENTS, check_null_condition, check_shapes, repeat_rows, select_rows
+from .any_step import Interval, any_step_target
+from .constraints import check
+from .distances import distance, gap_weight
+from .guided_targets import Guide, guided_ends, is_guided
+from .loss_batch import Batch, Drawn, Networks, UCGMLossOutput, UsedRows, draw_chosen, draw_noise, used_rows
+from .loss_inputs import (
+    LOSS_ARGUMENTS,
+    check_null_condition,
+    check_shapes,
+    check_target_time,
+    repeat_rows,
+    select_rows,
+)
+from .loss_settings import LOSS_SETTINGS, SecondTime, check_together
 from .student_path import Denoiser, Predictor, StudentPath, central_slope, draw_seed, forward_slope, slope_to_past
-from .targets import MIN_TIME, consistency_target, enhance, mean_rows, pseudo_huber
+from .targets import MIN_TIME, consistency_target, enhance, mean_rows
+from .time_pairs import draw_target_times, within_reach
 from .training_times import beta_times
 from .transports import QUARTER_TURN, Transport, get_transport
+from .twin import rectified_target, signed, with_fakes
 
 
 __all__ = ["UCGMLoss", "UCGMLossOutput"]
 
-DERIVATIVES = ("difference", "forward")
-LOSS_SETTINGS = {
-    "transport": of_type("a name, such as 'linear', or a Transport", str, Transport),
-    "prediction_type": optional(of_type("a name, such as 'v_prediction'", str)),
-    "consistency_ratio": fraction(),
-    "enhancement_ratio": number("finite", lambda value: True, (-1e4, 1e4)),
-    "enhancement_range": numbers("two rising times", lambda values: values[0] <= values[1], 2),
-    "huber_c": number("a number from 0 up", lambda value: value >= 0, (0.0, 1e6)),
-    "cosine_term": flag(),
-    "cosine_weighting": flag(),
-    "label_dropout": fraction(),
-    "time_distribution": numbers("three positive numbers", lambda values: min(values) > 0, 3),
-    "channel_dim": integer(),
-    "batched_calls": flag(),
-    "derivative": choice(DERIVATIVES),
-}
 # A determinant below this is 0: the prediction does not tell data from noise there.
 SINGULAR = 1e-6
 
 
 @dataclass(frozen=True)
-class UCGMLossOutput:
-    """What one evaluation of the loss used and gave; all without gradient but `loss`.
-
-    Attributes:
-        loss: Scalar, the weighted mean over the batch.
-        per_sample_loss: Before the time weighting, shape `(B,)`.
-        prediction: The student's F, shape `(B, C, ...)`.
-        target: The target F*, same shape.
-        t: Canonical times, shape `(B,)`.
-        noise: The noise z, shape `(B, C, ...)`.
-        dropped: Which samples were trained under the null condition, shape `(B,)`, boolean.
-        slope: The clamped derivative of the data estimate, shape `(B, C, ...)`, or None at consistency ratio 0.
-    """
-
-    loss: Tensor
-    per_sample_loss: Tensor
-    prediction: Tensor
-    target: Tensor
-    t: Tensor
-    noise: Tensor
-    dropped: Tensor
-    slope: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class UCGMLoss:
+class UCGMLoss(SecondTime):
     """The UCGM-T objective of a denoiser (UCGM, section 3.2); settings only, so one object serves any model.
+
+    The settings of any-step models are those of `SecondTime`, by keyword. `LOSS_PRESETS` has the published methods.
 
     Example:
         >>> import torch
@@ -96,10 +83,11 @@ class UCGMLoss:
     Attributes:
         transport: A name of `TRANSPORTS` or a `Transport`: what the network sees and predicts.
         prediction_type: Replaces the transport's own prediction by one of `PREDICTIONS`.
-        consistency_ratio: In [0, 1]; 0 trains a multi-step model, 1 a few-step model.
+        consistency_ratio: In [0, 1]; 0 trains a multi-step model, 1 a few-step model. With a second time it is the
+            part of every gap between the two times that is kept (RCGM's kappa): 1 trains an any-step model.
         enhancement_ratio: Strength of the enhanced target, which takes the place of classifier-free guidance; 0 is
-            off. The paper uses 0.57 to 0.67 at consistency ratio 0 and 1.3 to 2 at 1. From 1 upwards and at
-            consistency ratio 0 it means a guidance scale, and `(ratio - 1) / ratio` is used.
+            off. The paper uses 0.57 to 0.67 at consistency ratio 0 and 1.3 to 2 at 1. From 1 upwards, at consistency
+            ratio 0 and with a second time, it means a guidance scale, and `(ratio - 1) / ratio` is used.
         enhancement_range: Canonical times strictly between which the target is enhanced.
         huber_c: Constant of the pseudo-Huber distance; 0 for multi-step, 5 to 9 for few-step models.
         cosine_term: Whether the cosine distance over the channels is added; for multi-step models.
@@ -110,10 +98,13 @@ class UCGMLoss:
         batched_calls: Whether the two calls of a difference are one of a doubled batch, which is faster where memory
             allows. Under a network's own dropout its two halves then draw different masks.
         derivative: "difference", as published, or at consistency ratio 1 "forward": the exact derivative by
-            forward-mode differentiation, which every operation of the network must support.
+            forward-mode differentiation, which every operation of the network must support. With a second time it
+            is the limit of the amplified form, at any ratio.
+        partial_calls: Whether calls without gradient leave out the rows whose answers are not used. Under a network's
+            own dropout their masks then differ from the student's.
 
     Raises:
-        ValueError: If a setting is out of its range or the transport is unknown.
+        ValueError: If a setting is out of its range, does not go with another, or the transport is unknown.
     """
 
     transport: str | Transport = "linear"
@@ -129,9 +120,11 @@ class UCGMLoss:
     channel_dim: int = 1
     batched_calls: bool = False
     derivative: str = "difference"
+    partial_calls: bool = False
 
     def __post_init__(self) -> None:
         check(LOSS_SETTINGS, vars(self))
+        check_together(vars(self))
         beta_times(1, self.time_distribution, torch.Generator())
         self._transport.validate()
 
@@ -145,7 +138,16 @@ class UCGMLoss:
     def effective_enhancement_ratio(self) -> float:
         """The ratio that enters the target: a guidance scale is mapped to `(ratio - 1) / ratio`."""
         ratio = self.enhancement_ratio
-        return (ratio - 1.0) / ratio if self.consistency_ratio == 0.0 and ratio >= 1.0 else ratio
+        return (ratio - 1.0) / ratio if self._is_free_guidance and ratio >= 1.0 else ratio
+
+    @property
+    def _is_any_step(self) -> bool:
+        return self.second_time != "none"
+
+    @property
+    def _is_free_guidance(self) -> bool:
+        """Whether the enhanced target compares with the null condition, as classifier-free guidance does."""
+        return self.consistency_ratio == 0.0 or self._is_any_step
 
     def __call__(
         self,
@@ -155,7 +157,9 @@ class UCGMLoss:
         null_condition: Mapping[str, object] | None = None,
         *,
         teacher: Denoiser | None = None,
+        averaged: Denoiser | None = None,
         t: Tensor | None = None,
+        target_time: Tensor | None = None,
         noise: Tensor | None = None,
         dropped: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -164,35 +168,68 @@ class UCGMLoss:
 
         Args:
             denoiser: The student, `denoiser(x_t, t, **condition) -> F`: `x_t` has the shape and dtype of `x`, `t` has
-                shape `(B,)`, is float32 and the network's own time in [0, 1], F has the shape of `x`.
+                shape `(B,)`, is float32 and the network's own time in [0, 1], F has the shape of `x`. With a second
+                time it is `denoiser(x_t, t, target_time=..., **condition)`, a time like `t`.
             x: Clean data or latents, shape `(B, C, ...)`, any floating dtype; the loss is computed in float32 or
                 wider.
             condition: Keyword arguments of the denoiser; tensors have B rows.
             null_condition: The same keywords under no condition; values of one row or none are repeated. Needed for
-                `label_dropout` and for the enhanced target at consistency ratio 0.
+                `label_dropout` and, at consistency ratio 0 and with a second time, for the enhanced target.
             teacher: Where the enhanced target comes from, called as the denoiser is and without gradient; None is the
-                student itself.
+                student itself, or the network of the chain.
+            averaged: The student's average, for `chain_network="ema"` alone; called as the denoiser is.
             t: Canonical times, shape `(B,)`, values in [0, 1]; None draws them.
+            target_time: Canonical times r of `second_time="any"`, not after `t`, which is then given too; None draws
+                them.
             noise: z, shape of `x`; None draws it.
             dropped: Which samples get the null condition, shape `(B,)`, boolean; None draws it.
             generator: Source of all that is drawn, the network's own dropout included. One on the CPU spares waiting
                 for the device.
 
         Raises:
-            ValueError: If a shape does not fit, a time is outside [0, 1], or the null condition is needed and missing.
+            ValueError: If a shape does not fit, a time is outside [0, 1], or the null condition or a network is needed
+                and missing.
         """
-        batch = self._batch(x, condition, null_condition, t, noise, dropped, generator)
+        networks = Networks(denoiser, teacher, averaged)
+        networks.check(self.chain_network)
+        batch = self._batch(x, condition, null_condition, t, target_time, noise, dropped, generator)
         predict = Predictor(self._transport, x.dtype, batch.x.dtype, draw_seed(generator))
-        prediction = predict(denoiser, batch.x_t, batch.t, batch.condition)
+        network = denoiser
+        if batch.drawn.fake is not None:
+            network = signed(denoiser, batch.drawn.fake)
+            noise = draw_noise(batch.x, generator).to(batch.x, non_blocking=True)
+            batch = with_fakes(batch, predict, denoiser, noise, self._regular_times[1])
+        t, r, z, dropped, fake = batch.drawn
+        prediction = predict(network, batch.x_t, t, batch.condition, r)
         student = prediction.detach()
         with torch.no_grad():
-            target, slope = self._target(batch, predict, student, denoiser, teacher)
-        per_sample = pseudo_huber(prediction, target, self.huber_c)
+            target, change = self._target(batch, predict, student, networks)
+        per_sample = distance(prediction, target, self.normalisation, self.huber_c, self.adaptive_power)
         if self.cosine_term:
             per_sample = per_sample + mean_rows(1.0 - F.cosine_similarity(prediction, target, dim=self.channel_dim))
-        weight = torch.cos(QUARTER_TURN * batch.t) if self.cosine_weighting else 1.0
-        loss = (per_sample * weight).mean()
-        return UCGMLossOutput(loss, per_sample.detach(), student, target, batch.t, batch.z, batch.dropped, slope)
+        loss = (per_sample * self._weight(batch.drawn)).mean()
+        output = UCGMLossOutput(loss, per_sample.detach(), student, target, t, z, dropped, target_time=r, fake=fake)
+        if self.rectification > 0.0:
+            renoising, start = self._renoising(batch, generator), self._regular_times[1]
+            goal = rectified_target(batch, predict, denoiser, student, renoising, start)
+            found = distance(prediction, goal, self.normalisation, self.huber_c, self.adaptive_power)
+            # The mean over the expected number of rectified samples, which a split batch shares.
+            loss = loss + self.rectification * found.mean() / ((1.0 - self.twin_share) * self.end_share)
+            output = replace(output, loss=loss, rectification=found.detach())
+        return replace(output, correction=change) if self._is_any_step else replace(output, slope=change)
+
+    def _weight(self, drawn: Drawn) -> Tensor | float:
+        """The weight of every sample, shape `(B,)`, or of all."""
+        weight = torch.cos(QUARTER_TURN * drawn.t) if self.cosine_weighting else 1.0
+        if drawn.r is None or self.time_weight == "none":
+            return weight
+        by_gap = gap_weight(drawn.t, drawn.r)
+        return weight * (by_gap if drawn.fake is None else torch.where(drawn.fake, torch.ones_like(by_gap), by_gap))
+
+    def _renoising(self, batch: Batch, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Times and noise at which TwinFlow's velocities are compared."""
+        time = beta_times(len(batch.x), generator=generator).to(batch.x, non_blocking=True)
+        return time.clamp(*self._regular_times), draw_noise(batch.x, generator).to(batch.x, non_blocking=True)
 
     def _batch(
         self,
@@ -200,80 +237,144 @@ class UCGMLoss:
         condition: Mapping[str, object] | None,
         null_condition: Mapping[str, object] | None,
         t: Tensor | None,
+        target_time: Tensor | None,
         noise: Tensor | None,
         dropped: Tensor | None,
         generator: torch.Generator | None,
-    ) -> "_Batch":
+    ) -> Batch:
         """The checked inputs with what is drawn, in the dtype of the computation."""
-        values = (x, condition, null_condition, t, noise, dropped, generator)
+        values = (x, condition, null_condition, t, target_time, noise, dropped, generator)
         check(LOSS_ARGUMENTS, dict(zip(LOSS_ARGUMENTS, values, strict=True)))
         check_shapes(x, t, noise, dropped)
+        check_target_time(target_time, t, self._is_any_step)
         condition = condition or {}
         check_null_condition(condition, null_condition, self._needs_null_condition(dropped))
         clean = x.to(torch.promote_types(x.dtype, torch.float32))
-        t, z, dropped = self._draw(clean, t, noise, dropped, generator)
+        drawn = self._draw(clean, t, target_time, noise, dropped, generator)
+        rows = UsedRows()
+        if self.partial_calls:
+            start = self._regular_times[1]
+            rows = used_rows(drawn, self.enhancement_range, self._is_free_guidance, start, x.device)
+        drawn = drawn.to(x.device)
         null = {name: repeat_rows(value, condition[name]) for name, value in (null_condition or {}).items()}
-        mixed = {name: select_rows(dropped, null.get(name), value) for name, value in condition.items()}
-        return _Batch(clean, z, t, self._transport.sample(clean, z, t), dropped, mixed, null)
+        mixed = {name: select_rows(drawn.dropped, null.get(name), value) for name, value in condition.items()}
+        return Batch(clean, drawn, self._transport.sample(clean, drawn.noise, drawn.t), mixed, null, rows)
 
     def _needs_null_condition(self, dropped: Tensor | None) -> bool:
         """Whether a sample may be dropped, or guidance compares with the null condition."""
         is_dropping = dropped is not None and dropped.device.type == "cpu" and bool(dropped.any())
-        is_guided = self.enhancement_ratio != 0.0 and self.consistency_ratio == 0.0
+        is_guided = self.enhancement_ratio != 0.0 and self._is_free_guidance
         return is_dropping or is_guided or self.label_dropout > 0.0
 
     def _target(
-        self, batch: "_Batch", predict: Predictor, student: Tensor, denoiser: Denoiser, teacher: Denoiser | None
+        self, batch: Batch, predict: Predictor, student: Tensor, networks: Networks
     ) -> tuple[Tensor, Tensor | None]:
-        """The target F* and, at a positive consistency ratio, the clamped slope that it holds."""
-        transport = predict.transport
-        x_star, z_star = batch.x, batch.z
+        """The target F* and the clamped slope, or correction, that it holds, if any."""
+        if batch.drawn.r is not None:
+            return self._any_step_target(batch, batch.drawn.r, predict, student, networks)
+        transport, t = predict.transport, batch.drawn.t
+        ends = batch.x, batch.drawn.noise
         if self.enhancement_ratio != 0.0:
-            x_star, z_star = self._enhanced_ends(batch, predict, student, denoiser, teacher)
+            ends = self._enhanced_ends(batch, predict, student, networks)
         if self.consistency_ratio == 0.0:
-            return transport.target(x_star, z_star, batch.t), None
-        path = StudentPath(x_star, z_star, batch.condition, predict, denoiser, self.batched_calls)
-        slope = self._slope(path, student, batch.t).clamp(-1.0, 1.0)
-        return consistency_target(transport, student, slope, batch.t), slope
+            return transport.target(*ends, t), None
+        path = StudentPath(*ends, batch.condition, predict, networks.student, self.batched_calls)
+        slope = self._slope(path, student, t).clamp(-1.0, 1.0)
+        return consistency_target(transport, student, slope, t), slope
 
     def _enhanced_ends(
-        self, batch: "_Batch", predict: Predictor, student: Tensor, denoiser: Denoiser, teacher: Denoiser | None
-    ) -> tuple[Tensor, ...]:
+        self, batch: Batch, predict: Predictor, student: Tensor, networks: Networks
+    ) -> tuple[Tensor, Tensor]:
         """Data and noise, moved by the enhanced target: by guidance, or at a positive ratio towards the teacher."""
-        transport, x_t, t = predict.transport, batch.x_t, batch.t
+        transport, x_t, t, teacher = predict.transport, batch.x_t, batch.drawn.t, networks.teacher
+        ends = batch.x, batch.drawn.noise
+
+        def taught(network: Denoiser, condition: Mapping[str, object]) -> tuple[Tensor, Tensor]:
+            rows = batch.rows.guided
+            output = predict(network, rows.take(x_t), rows.take(t), rows.take_condition(condition))
+            return transport.estimate(rows.put(output, len(x_t)), x_t, t)
+
+        # The student itself has answered already.
+        conditional, reference = transport.estimate(student, x_t, t), ends
         if self.consistency_ratio == 0.0:
-            teacher = denoiser if teacher is None else teacher
-            conditional = transport.estimate(student, x_t, t)
-            reference = transport.estimate(predict(teacher, x_t, t, batch.null_condition), x_t, t)
-        else:
-            # The student itself has answered already.
-            guide = student if teacher is None else predict(teacher, x_t, t, batch.condition)
-            conditional = transport.estimate(guide, x_t, t)
-            reference = batch.x, batch.z
+            reference = taught(teacher or networks.student, batch.null_condition)
+        elif teacher is not None:
+            conditional = taught(teacher, batch.condition)
         ratio, interval = self.effective_enhancement_ratio, self.enhancement_range
-        return tuple(
-            enhance(value, given, without, t, batch.dropped, ratio, interval)
-            for value, given, without in zip((batch.x, batch.z), conditional, reference, strict=True)
+        x_star, z_star = (
+            enhance(value, given, without, t, batch.drawn.dropped, ratio, interval)
+            for value, given, without in zip(ends, conditional, reference, strict=True)
         )
+        return x_star, z_star
+
+    def _any_step_target(
+        self, batch: Batch, r: Tensor, predict: Predictor, student: Tensor, networks: Networks
+    ) -> tuple[Tensor, Tensor | None]:
+        """The target F* of a network of two times and, in the amplified form, its clamped correction."""
+        network, rows = networks.chain(self.chain_network), batch.rows.chained
+        condition = rows.take_condition(batch.condition)
+
+        def ask(point: Tensor, start: Tensor, stop: Tensor) -> Tensor:
+            return predict(network, point, start, condition, stop)
+
+        ends = batch.x, batch.drawn.noise
+        if self.enhancement_ratio != 0.0:
+            ends = self._guided_ends(batch, predict, networks.teacher or network)
+        interval = Interval(predict.transport, batch.x_t, batch.drawn.t, r, ends, student, ask)
+        return any_step_target(interval, self, self.derivative == "forward", rows)
+
+    def _guided_ends(self, batch: Batch, predict: Predictor, network: Denoiser) -> tuple[Tensor, Tensor]:
+        """Data and noise, moved by guidance at `r = t`."""
+        t, noise = batch.drawn.t, batch.drawn.noise
+        guide = Guide(network, predict, batch.condition, batch.null_condition, self.batched_calls)
+        difference = guide.difference(batch.x_t, t, batch.rows.guided)
+        guided = is_guided(t, batch.drawn.unguided, self.enhancement_range)
+        ratio = self.effective_enhancement_ratio
+        return guided_ends(predict.transport, (batch.x, noise), t, difference, ratio, guided)
 
     def _draw(
         self,
         x: Tensor,
         t: Tensor | None,
+        r: Tensor | None,
         noise: Tensor | None,
         dropped: Tensor | None,
         generator: torch.Generator | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Times, noise and dropped samples, drawn in this order where they are not given."""
-        source = x.device if generator is None else generator.device
+    ) -> Drawn:
+        """Times, noise, dropped samples and target times, drawn in this order where they are not given."""
+        is_given, fake = t is not None, None
         if t is None:
             t = beta_times(len(x), self.time_distribution, generator)
         if noise is None:
-            noise = torch.randn(x.shape, generator=generator, device=source, dtype=x.dtype)
+            noise = draw_noise(x, generator)
         if dropped is None:
-            dropped = torch.rand(len(x), generator=generator, device=source) < self.label_dropout
-        t = t.to(x, non_blocking=True).clamp(*self._regular_times)
-        return t, noise.to(x, non_blocking=True), dropped.to(x.device, non_blocking=True)
+            dropped = draw_chosen(x, self.label_dropout, generator)
+        if self._is_any_step:
+            t, r, fake = self._draw_pairs(x, t, r, is_given, generator)
+        t = t.to(x.dtype).clamp(*self._regular_times)
+        return Drawn(t, None if r is None else within_reach(t, r.to(t)), noise.to(x.dtype), dropped, fake)
+
+    def _draw_pairs(
+        self, x: Tensor, t: Tensor, r: Tensor | None, is_given: bool, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Times, target times and fakes; `t` and `r` stay where they are given."""
+        start = t
+        if r is None:
+            start, r = draw_target_times(
+                t,
+                self.time_pairs,
+                equal_share=self.equal_share,
+                end_share=self.end_share,
+                gap_ratio=self.consistency_ratio,
+                time_distribution=self.time_distribution,
+                is_from_noise=self.rectification > 0.0,
+                is_fixed=is_given,
+                generator=generator,
+            )
+        if self.twin_share == 0.0:
+            return start, r, None
+        fake = draw_chosen(x, self.twin_share, generator).to(t.device)
+        return torch.where(fake, t, start), torch.where(fake, t, r.to(t)), fake
 
     @cached_property
     def _regular_times(self) -> tuple[float, float]:
@@ -288,16 +389,3 @@ class UCGMLoss:
         if self.derivative == "forward":
             return forward_slope(path, t)
         return central_slope(path, t)
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """What one evaluation works on: data `x`, noise `z`, times, the point `x_t` of the path, and conditions."""
-
-    x: Tensor
-    z: Tensor
-    t: Tensor
-    x_t: Tensor
-    dropped: Tensor
-    condition: dict[str, object]
-    null_condition: dict[str, object]

@@ -9,7 +9,14 @@ from .constraints import of_type, optional
 from .targets import column
 
 
-__all__ = ["LOSS_ARGUMENTS", "check_null_condition", "check_shapes", "repeat_rows", "select_rows"]
+__all__ = [
+    "LOSS_ARGUMENTS",
+    "check_null_condition",
+    "check_shapes",
+    "check_target_time",
+    "repeat_rows",
+    "select_rows",
+]
 
 _TENSOR = of_type("a tensor", Tensor)
 _MAPPING = optional(of_type("a mapping of the network's keywords", Mapping))
@@ -18,6 +25,7 @@ LOSS_ARGUMENTS = {
     "condition": _MAPPING,
     "null_condition": _MAPPING,
     "t": optional(_TENSOR),
+    "target_time": optional(_TENSOR),
     "noise": optional(_TENSOR),
     "dropped": optional(_TENSOR),
     "generator": optional(of_type("a torch.Generator", torch.Generator)),
@@ -46,6 +54,31 @@ def check_shapes(x: Tensor, t: Tensor | None, noise: Tensor | None, dropped: Ten
     if dropped is not None and (dropped.shape != x.shape[:1] or dropped.dtype != torch.bool):
         raise ValueError(
             f"`dropped` must be boolean of shape ({len(x)},), got {dropped.dtype} {tuple(dropped.shape)}."
+        )
+
+
+def check_target_time(target_time: Tensor | None, t: Tensor | None, is_any_step: bool) -> None:
+    """Refuse target times that a loss does not take, or that do not belong to the times.
+
+    Args:
+        target_time: Canonical times, shape `(B,)`, or None.
+        t: Canonical times of the batch, checked already, or None.
+        is_any_step: Whether the network is told the target time.
+
+    Raises:
+        ValueError: If there is no use for them, `t` is missing, or a target time is not in [0, t].
+    """
+    if target_time is None:
+        return
+    if not is_any_step or t is None:
+        raise ValueError(
+            "`target_time` must be given with `t` and `second_time='any'`, got "
+            f"{'no `t`' if is_any_step else repr('none')}."
+        )
+    if target_time.shape != t.shape or not _is_true_on_host((target_time >= 0) & (target_time.to(t) <= t)):
+        raise ValueError(
+            f"`target_time` must have the shape of `t`, {tuple(t.shape)}, and values from 0 to `t`, got shape "
+            f"{tuple(target_time.shape)} and values from {target_time.min():.4g} to {target_time.max():.4g}."
         )
 
 

@@ -3,21 +3,17 @@
 A guided call has the conditions and the null conditions in one batch, so that it counts as one network call.
 """
 
-import inspect
 from dataclasses import dataclass
 
 import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
-from .contracts import Steppable
+from .contracts import Steppable, target_time_name
 from .network_caches import CacheRun
 
 
 __all__ = ["Guidance", "NetworkCalls", "guide"]
-
-# The names that transformers of diffusers have for the time that a call leads to.
-TARGET_TIMES = ("r_timestep", "target_timestep", "timestep_r")
 
 
 def guide(conditional: Tensor, unconditional: Tensor, scale: float, channels: int | None = None) -> Tensor:
@@ -139,12 +135,12 @@ class NetworkCalls:
 
 def _target_times(network: ModelMixin, scheduler: Steppable, number: int) -> list[dict[str, Tensor]]:
     """The time that each call leads to, by the name that a network of the any-step kind has for it."""
-    names = set(TARGET_TIMES) & set(inspect.signature(network.forward).parameters)
-    if not names:
+    name = target_time_name(network)
+    if name is None:
         return [{}] * number
     if not hasattr(scheduler, "target_timesteps"):
         raise ValueError(
-            f"{type(network).__name__} takes `{min(names)}`, the time that a call leads to, which "
+            f"{type(network).__name__} takes `{name}`, the time that a call leads to, which "
             f"{scheduler.__class__.__name__} does not tell. Use `UCGMScheduler`."
         )
-    return [dict.fromkeys(names, target) for target in scheduler.target_timesteps]
+    return [{name: target} for target in scheduler.target_timesteps]

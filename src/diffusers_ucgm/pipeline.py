@@ -175,6 +175,8 @@ class UCGMPipeline(DiffusionPipeline):
         """
         files.write_text(Path(save_directory) / "pipeline.py", HUB_MODULE)
         save_readme(save_directory, type(self).__name__, OWN_EXAMPLE)
+        # A network that was given a second time is of another class than it was when the pipeline was made.
+        self.register_modules(transformer=self.transformer)
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def load_lora_weights(

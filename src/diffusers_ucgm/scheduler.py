@@ -32,6 +32,7 @@ from .sampling.step_arguments import check_step, without_variance
 from .sampling.stock_configs import STOCK_SCHEDULERS
 from .sampling.stock_sigmas import stock_sigmas
 from .sampling.swap import OWN_SETTINGS, read_swap
+from .sampling.target_times import target_times
 from .sampling.timesteps import Schedule, ScheduleArguments, check_timestep, first_place, place_of
 from .transports import Transport
 
@@ -117,6 +118,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         round_timesteps: bool = False,
         extrapolation_order: int = 2,
         fitted_solvers: Sequence[Mapping[str, Any]] | None = None,
+        target_time: str = "auto",
     ) -> None:
         """Check the settings.
 
@@ -168,6 +170,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             round_timesteps: Whether the sampler's own grid is moved to whole times of the network.
             extrapolation_order: Order of the extrapolation "auto" or "adaptive", 2 or 3; without effect on a number.
             fitted_solvers: The solvers of `fit_solver`, one for each number of network calls that was fitted.
+            target_time: What networks of two times are told: "next", "end" or "same", see `sampling.target_times`.
 
         Raises:
             ValueError: If a setting is of the wrong type or out of its range, or settings contradict each other.
@@ -288,14 +291,10 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def target_timesteps(self) -> Tensor:
-        """The time to which every call leads, for networks that take it as an input: the network's, shape `(N,)`.
-
-        It is the next time without stochasticity, and the data's with it: noise is then added to the data estimate.
-        """
-        t = torch.tensor([*self.canonical_times[1:], 0.0], dtype=torch.float64)
-        if self.config.stochasticity != 0:
-            t = torch.zeros_like(t)
-        return self.convention.timestep(t).to(self.timesteps)
+        """The time to which every call leads, for networks that take it as an input: the network's, shape `(N,)`."""
+        if self.config.target_time == "same":
+            return self.timesteps[: len(self.canonical_times)]
+        return self.convention.timestep(target_times(self._settings, self.canonical_times)).to(self.timesteps)
 
     def stock_sigmas(self, num_inference_steps: int, mu: float | None = None) -> list[float]:
         """The times of a run as the `sigmas` that stock schedulers of the same model and their pipelines take.

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,9 +19,21 @@ from .targets import MIN_TIME, column
 from .transports import Transport
 
 
-__all__ = ["Denoiser", "Predictor", "StudentPath", "central_slope", "draw_seed", "forward_slope", "slope_to_past"]
+__all__ = [
+    "Denoiser",
+    "Predictor",
+    "StudentPath",
+    "central_slope",
+    "draw_seed",
+    "forward_derivative",
+    "forward_slope",
+    "slope_to_past",
+]
 
-# A network as the loss calls it: `denoiser(x_t, t, **condition) -> F`, with the network's own time in [0, 1].
+Derivative = TypeVar("Derivative")
+
+# A network as the loss calls it: `denoiser(x_t, t, **condition) -> F`, with the network's own time in [0, 1]. Networks
+# of two times get the second as `target_time`, in the same units: the time that the call leads to.
 Denoiser = Callable[..., Tensor]
 
 # Half the width of the central difference (UCGM, appendix on few-step training).
@@ -43,14 +56,30 @@ class Predictor:
     dtype: torch.dtype
     seed: int
 
-    def __call__(self, network: Denoiser, x_t: Tensor, t: Tensor, condition: Mapping[str, object]) -> Tensor:
-        """The network's prediction F at the point `x_t`, shape `(B, C, ...)`, for canonical times `t`, shape `(B,)`.
+    def __call__(
+        self,
+        network: Denoiser,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Mapping[str, object],
+        target_time: Tensor | None = None,
+    ) -> Tensor:
+        """The network's prediction F at the point `x_t`, in the dtype of the computation.
+
+        Args:
+            network: The network to ask.
+            x_t: Points, shape `(B, C, ...)`.
+            t: Canonical times, shape `(B,)`.
+            condition: The network's keywords; tensors have B rows.
+            target_time: The canonical times that the call leads to, shape `(B,)`; None for a network of one time,
+                which is then called without the keyword.
 
         Raises:
             ValueError: If the network returns another shape.
         """
+        times = {} if target_time is None else {"target_time": self.transport.model_time(target_time).float()}
         with _dropout_seed(self.seed, x_t.device):
-            output = network(x_t.to(self.network_dtype), self.transport.model_time(t).float(), **condition)
+            output = network(x_t.to(self.network_dtype), self.transport.model_time(t).float(), **times, **condition)
         if output.shape != x_t.shape:
             raise ValueError(f"The denoiser must return shape {tuple(x_t.shape)}, got {tuple(output.shape)}.")
         return output.to(self.dtype)
@@ -118,7 +147,7 @@ def forward_slope(path: StudentPath, t: Tensor) -> Tensor:
         RuntimeError: If an operation of the network has no forward derivative.
     """
     t = t.clamp(MIN_TIME, 1.0 - MIN_TIME)
-    return _forward_derivative(lambda time: path.data_estimate(path.outputs(time)[0], time), t)
+    return forward_derivative(lambda time: path.data_estimate(path.outputs(time)[0], time), t)
 
 
 def draw_seed(generator: torch.Generator | None) -> int:
@@ -131,8 +160,20 @@ def _repeat(value: object, number: int) -> object:
     return torch.cat([value] * number) if isinstance(value, Tensor) else value
 
 
-def _forward_derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    """The derivative of every row of a function by its own time, in one pass."""
+def forward_derivative(function: Callable[[Tensor], Derivative], t: Tensor) -> Derivative:
+    """The derivative of every row of a function by its own time, in one pass.
+
+    Args:
+        function: Maps times of shape `(B,)` to a tensor of B rows or to a tuple of them; a row depends on its own
+            time only.
+        t: Times, shape `(B,)`.
+
+    Returns:
+        The derivatives, in the form that the function returns.
+
+    Raises:
+        RuntimeError: If an operation of the function has no forward derivative.
+    """
     # The fused kernels of attention have no forward derivative. torch warns of its own modules at the first use.
     with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler, EDMEulerScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
 from diffusers_ucgm import UCGMScheduler
-from diffusers_ucgm.sampling.log_snr_grid import LONGEST_STEP, log_snr_grid
+from diffusers_ucgm.sampling.log_snr_grid import LENGTHENING, LONGEST_STEP, log_snr_grid
 from diffusers_ucgm.solver_study.stock_solvers import silence_stock
 
 
@@ -23,22 +23,24 @@ def log_ratios(scheduler, steps, **arguments):
 
 
 @pytest.mark.parametrize("steps", [3, 10, 40])
-def test_from_pure_noise_the_second_call_is_at_a_noise_level_of_n_and_the_last_at_a_third_of_its_inverse(steps):
+def test_from_pure_noise_the_second_call_is_at_a_level_of_one_and_a_half_n_and_the_last_at_a_third_of_its_inverse(
+    steps,
+):
     ratios = log_snr_grid(steps, NOISE, math.inf)
     assert ratios[0] == NOISE
-    assert math.exp(-ratios[1]) == pytest.approx(steps)
+    assert math.exp(-ratios[1]) == pytest.approx(1.5 * steps)
     if steps >= 10:
         assert math.exp(-ratios[-1]) == pytest.approx(1 / (3 * steps))
 
 
 @pytest.mark.parametrize("start", [NOISE, -2.7, -5.0])
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 8, 20, 50])
-def test_steps_rise_and_none_is_longer_than_second_order_allows(start, steps):
+def test_steps_rise_and_are_on_average_no_longer_than_second_order_allows(start, steps):
     ratios = log_snr_grid(steps, start, 3.5)
     assert (len(ratios), ratios[0]) == (steps, start)
     assert (np.diff(ratios) > 0).all()
     # The first step may be one from nearly pure noise.
-    assert (np.diff(ratios[1:]) <= LONGEST_STEP + 1e-9).all()
+    assert len(ratios) < 3 or np.diff(ratios[1:]).mean() <= LONGEST_STEP * (1 + LENGTHENING) + 1e-9
     assert ratios[-1] <= 3.5 + 1e-9
 
 
@@ -48,10 +50,11 @@ def test_shift_moves_the_noise_end_and_leaves_the_data_end():
     assert plain[-1] == pytest.approx(shifted[-1])
 
 
-def test_steps_are_shorter_where_signal_and_noise_are_of_one_size():
-    ratios = np.array(log_snr_grid(40, NOISE, math.inf)[1:])
-    distances = np.diff(ratios)
-    assert distances.argmin() == pytest.approx(np.abs((ratios[1:] + ratios[:-1]) / 2).argmin(), abs=1)
+@pytest.mark.parametrize("start", [NOISE, -2.7])
+def test_steps_lengthen_evenly_from_noise_to_data(start):
+    distances = np.diff(log_snr_grid(40, start, math.inf)[1:])
+    assert distances[-1] / distances[0] == pytest.approx(1.5, rel=0.05)
+    assert np.diff(distances) == pytest.approx(np.full(len(distances) - 1, np.diff(distances).mean()))
 
 
 def test_a_run_that_ends_early_has_its_end_one_step_after_the_last_call():

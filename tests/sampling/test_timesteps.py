@@ -79,12 +79,3 @@ def test_whole_timesteps_are_distinct_and_are_what_the_path_is_taken_at():
     torch.testing.assert_close(ours.sigmas[:-1], expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="`num_inference_steps` must be at most"):
         ours.set_timesteps(1001)
-
-
-def test_target_times_are_the_next_ones_or_the_data():
-    scheduler = UCGMScheduler(extrapolation_ratio=0.0)
-    scheduler.set_timesteps(sigmas=[1.0, 0.6, 0.2])
-    torch.testing.assert_close(scheduler.target_timesteps, torch.tensor([600.0, 200.0, 0.0]))
-    scheduler = UCGMScheduler(extrapolation_ratio=0.0, stochasticity=1.0)
-    scheduler.set_timesteps(sigmas=[1.0, 0.6, 0.2])
-    assert scheduler.target_timesteps.tolist() == [0.0, 0.0, 0.0]

@@ -55,3 +55,4 @@ class SchedulerConfig(TypedDict):
     round_timesteps: bool
     extrapolation_order: int
     fitted_solvers: Sequence[Mapping[str, Any]] | None
+    target_time: str

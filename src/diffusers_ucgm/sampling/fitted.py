@@ -66,7 +66,8 @@ class FittedSolver:
             is_used = any(len(row) - 2 > k for k, row in enumerate(later))
             history = t.x_hat if is_used else None
             ahead = sample * SAMPLE + own * t.x_hat
-            calls.append(Call(t.x_hat, call.result, ahead, tuple(past), history=history, is_last=call.is_last))
+            new = Call(t.x_hat, call.result, ahead, tuple(past), noise=call.noise, history=history)
+            calls.append(new._replace(is_last=call.is_last))
         return calls
 
 
@@ -79,7 +80,7 @@ def fitted_solvers_of(entries: Sequence[Mapping[str, Any]] | None) -> dict[int, 
 
 
 def weights_of(calls: Sequence[Call]) -> list[list[float]]:
-    """The table of a plan without fresh noise in which a step takes one call.
+    """The table of a plan in which a step takes one call; fresh noise is added to what it gives.
 
     Args:
         calls: The plan, from its first call on.

@@ -131,9 +131,13 @@ class Run:
             x, change = self._base.add(x_hat, alpha=call.corrector_weight), None
             output = call.x_hat.output_for(x, x_hat)
         x_next = call.result(x, output, change) if is_again else self._next(call, x, output, change)
+        base = self._base_of(call, x, output, change)
         if call.noise:
-            x_next.add_(noise(x_next), alpha=call.noise)
-        self._base = self._base_of(call, x, output, change)
+            fresh = noise(x_next)
+            x_next.add_(fresh, alpha=call.noise)
+            # The correction of a step keeps its noise.
+            base = base if base is None else base.add_(fresh, alpha=call.noise)
+        self._base = base
         self._remember(call, x, output, change)
         self._last_index = index
         return Step(x_next, lambda: x_next if call.is_last else call.x_hat(x, output, change))

@@ -30,6 +30,7 @@ from .config import SchedulerConfig
 from .conventions import EMBEDDINGS, PREDICTION_TYPES
 from .fitted import FITTED_SOLVERS
 from .solver import SOLVER_SETTINGS, SolverSettings
+from .target_times import TARGET_TIMES, check_target_time
 
 
 __all__ = [
@@ -98,6 +99,7 @@ SCHEDULER_SETTINGS: dict[str, Setting] = {
     "round_timesteps": flag(),
     "extrapolation_order": SOLVER_SETTINGS["extrapolation_order"],
     "fitted_solvers": FITTED_SOLVERS,
+    "target_time": choice(TARGET_TIMES),
 }
 
 _TIME = number("a positive number", lambda value: value > 0, (1e-12, 1e12))
@@ -161,6 +163,7 @@ def _check_relations(config: SchedulerConfig) -> None:
         if config["beta_schedule"] in ("linear", "scaled_linear", "sigmoid") and start > end:
             raise ValueError(f"`beta_start` must be at most `beta_end`, got {start!r} and {end!r}.")
     _check_fitted(config)
+    check_target_time(config)
     if SolverSettings.of(config).is_published:
         _check_published_order(config)
 

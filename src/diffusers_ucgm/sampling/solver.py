@@ -11,10 +11,13 @@ equation is solved for it, as exponential integrators do (DPM-Solver, arXiv 2206
 
     x_s = alpha(s) / alpha(t) x_t + alpha(s) int_t^s x_hat(l) d(gamma / alpha)
 
-The ratio "adaptive" is "auto" for steps of any length. A polynomial says little of the far end of a long step, so
-each order counts by `d = min(1, 1/2 / (l(s) - l(t)))`: the estimate is `(1 - d) X_1 + d ((1 - d) X_2 + d X_3)` for the
-polynomials X_p through p estimates. At the end, where a smooth density's estimate is a line in the squared noise
-level, the last two estimates are continued to the data.
+Fresh noise leaves this its order: the equation is then that of the path with noise (`estimate_weights`).
+
+The ratio "adaptive" is "auto" for steps of any length. A polynomial says little of the far end of a long step, and the
+less, the higher its order. The estimate is `(1 - d_2) X_1 + d_2 ((1 - d_3) X_2 + d_3 X_3)` for the polynomials X_p
+through p estimates, with `d_2 = min(1, 0.5 / h)` and `d_3 = min(1, 0.2 / h)`, where h is the length of the step in
+`l`. At the end, where a smooth density's estimate is a line in the squared noise level, the last two estimates are
+continued to the data.
 
 Second order corrects `x_s`, by a second call at `x_s` or, as "multistep", by the call that begins the next step:
 `x_hat` is then known at both ends of the step, and the same equation is solved for the line between them before the
@@ -28,17 +31,17 @@ In the code as in the formulas, a step leads from the point t to the point s.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import NamedTuple
 
 from diffusers_ucgm.constraints import Setting, check, choice, number, one_of_two
 from diffusers_ucgm.presets import METHODS
 
 from .config import Auto, RatioRule, SchedulerConfig, SolverType
+from .estimate_weights import LEAST_DISTANCE, adaptive_weights, estimate_weights, noise_rate
 from .weights import SAMPLE, GridPoint, Weights
 
 
-__all__ = ["SOLVER_SETTINGS", "Call", "SolverSettings", "estimate_weights", "plan"]
+__all__ = ["SOLVER_SETTINGS", "Call", "SolverSettings", "plan"]
 
 SOLVER_SETTINGS: dict[str, Setting] = {
     "solver_order": one_of_two("1 or 2", 1, 2),
@@ -49,10 +52,6 @@ SOLVER_SETTINGS: dict[str, Setting] = {
     "stochasticity": number("a number in [0, 1] or 'auto'", lambda value: 0 <= value <= 1, (0.0, 1.0), "auto"),
     "extrapolation_order": one_of_two("2 or 3", 2, 3),
 }
-# Two log ratios that are closer than this are one to the polynomial of the ratio "auto".
-LEAST_DISTANCE = 1e-9
-# The longest step in `l` over which the ratio "adaptive" extrapolates in full.
-FULL_STEP = 0.5
 
 
 @dataclass(frozen=True)
@@ -138,6 +137,10 @@ class SolverSettings:
             alpha, alpha_s = t.alpha * t.scale, s.alpha * s.scale
             return min(abs(s.t - t.t) * 2.0 * alpha / alpha_s**2, 1.0)
         return self.stochasticity
+
+    def rate(self, t: GridPoint, s: GridPoint) -> float:
+        """The rate k of `estimate_weights`; 1 where fresh noise comes after a second call's correction."""
+        return 1.0 if self.repeats else noise_rate(self.rho(t, s), s.log_ratio - t.log_ratio)
 
     def noise_weight(self, t: GridPoint, s: GridPoint) -> float:
         """`alpha(s) sqrt(1 - rho)`, the weight of old noise after a step; before a correction it is `alpha(s)`."""
@@ -281,10 +284,12 @@ def _extrapolation(
     distances = [a - b for a, b in zip(ratios[:-1], ratios[1:], strict=True)]
     if not s.alpha or not distances or min(distances) <= LEAST_DISTANCE:
         return None, ()
+    rate = settings.rate(t, s)
+    if math.isinf(rate):
+        return None, ()
     weights = adaptive_weights if settings.is_adaptive else estimate_weights
-    own, *past = weights(ratios, s.log_ratio, s.gamma)
-    ahead = (s.alpha / t.alpha) * SAMPLE + own * t.x_hat + (settings.noise_weight(t, s) - s.alpha) * t.z_hat
-    return ahead, tuple(past)
+    own, *past = weights(ratios, s.log_ratio, s.gamma, rate)
+    return (settings.noise_weight(t, s) / t.alpha) * SAMPLE + own * t.x_hat, tuple(past)
 
 
 def _finite_ratios(points: Sequence[GridPoint]) -> list[float]:
@@ -341,67 +346,19 @@ def _multistep_corrector(settings: SolverSettings, points: Sequence[GridPoint], 
     """The correction of the step from `points[i]` by the call that begins the next step.
 
     The data estimate is a line in `l` between both ends of the step, or a parabola that also goes through the estimate
-    before. A correction would take fresh noise out again.
+    before. The fresh noise of the step stays as it is.
     """
     t, s = points[i], points[i + 1]
-    if settings.solver_order == 1 or settings.rho(t, s):
+    rate = settings.rate(t, s)
+    if settings.solver_order == 1 or math.isinf(rate):
         return _Corrector()
-    ratio = s.alpha / t.alpha
+    ratio = settings.noise_weight(t, s) / t.alpha
     rise = s.gamma - ratio * t.gamma
     span = s.log_ratio - t.log_ratio
     before = _finite_ratios(points[max(first, i - 1) : i])
     if settings.is_adaptive and settings.extrapolation_order == 3 and before and LEAST_DISTANCE < span < math.inf:
-        own, new, past = estimate_weights([t.log_ratio, s.log_ratio, *before], s.log_ratio, s.gamma)
+        own, new, past = estimate_weights([t.log_ratio, s.log_ratio, *before], s.log_ratio, s.gamma, rate)
         return _Corrector(ratio * SAMPLE + own * t.x_hat, (past,), new)
     # The integral of a line from 0 to 1; from pure noise on, the whole weight is at the line's end.
-    new = s.gamma - rise / span if span else 0.0
+    new = s.gamma - rise / (rate * span) if span else 0.0
     return _Corrector(ratio * SAMPLE + (rise - new) * t.x_hat, (), new)
-
-
-def adaptive_weights(ratios: Sequence[float], ratio: float, gamma: float) -> list[float]:
-    """The weights of `estimate_weights`, of which each order counts the less, the longer the step is.
-
-    Args:
-        ratios: Where the estimates were made, as for `estimate_weights`.
-        ratio: `l` after the step.
-        gamma: The data's weight after the step.
-
-    Returns:
-        One weight for each estimate; their sum is that of `estimate_weights`.
-    """
-    span = ratio - ratios[0]
-    share = FULL_STEP / span if span > FULL_STEP else 1.0
-    weights = estimate_weights(ratios, ratio, gamma)
-    for order in range(len(ratios) - 1, 0, -1):
-        lower = estimate_weights(ratios[:order], ratio, gamma)
-        weights = [
-            share * weight + (1.0 - share) * each for weight, each in zip_longest(weights, lower, fillvalue=0.0)
-        ]
-    return weights
-
-
-def estimate_weights(ratios: Sequence[float], ratio: float, gamma: float) -> list[float]:
-    """Weights of data estimates in a step, exact where `x_hat` is a polynomial in `l = log(gamma / alpha)`.
-
-    Args:
-        ratios: Where the estimates were made, the present one first: one to three different finite values.
-        ratio: `l` after the step.
-        gamma: The data's weight after the step.
-
-    Returns:
-        One weight for each estimate. The present sample is kept by `alpha(s) / alpha(t)`.
-    """
-    span = ratio - ratios[0]
-    rise = -math.expm1(-span)
-    # The integrals of 1, l - l_0 and its square with the weight exp(l - ratio), which is d(gamma / alpha).
-    integrals = (rise, span - rise, span**2 - 2.0 * (span - rise))
-    places = [value - ratios[0] for value in ratios]
-    weights: list[float] = []
-    for i, place in enumerate(places):
-        others = [other for j, other in enumerate(places) if j != i]
-        # Coefficients of Lagrange's polynomial, which is 1 at this place and 0 at the others.
-        coefficients = [1.0, -sum(others), math.prod(others)][: len(places)]
-        scale = math.prod(place - other for other in others)
-        powers = zip(reversed(coefficients), integrals, strict=False)
-        weights.append(gamma * sum(coefficient * integral for coefficient, integral in powers) / scale)
-    return weights

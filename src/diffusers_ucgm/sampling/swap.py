@@ -31,6 +31,7 @@ OWN_SETTINGS = (
     "ends_at_first_step",
     "round_timesteps",
     "fitted_solvers",
+    "target_time",
 )
 # The key under which a config of `UCGMScheduler` keeps the class of the config that it was made from.
 STOCK_CLASS = "_stock_class_name"

@@ -4,7 +4,7 @@ All of it follows from the seed, the step and a sample's place in the step's glo
 depend on how a batch is split into network calls and processes, and a resumed run repeats an uninterrupted one.
 """
 
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from typing import TypedDict, cast
 
 import torch
@@ -14,6 +14,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from diffusers_ucgm.checks import check_finite
 from diffusers_ucgm.randomness import epoch_generator, training_generator
 from diffusers_ucgm.training_times import beta_times
+
+from .any_step_settings import PairDraw
 
 
 __all__ = [
@@ -47,7 +49,17 @@ def sample_order(num_samples: int, start: int, seed: int) -> Iterator[int]:
         epoch, position = epoch + 1, 0
 
 
-class _Noised(TypedDict):
+class _Told(TypedDict, total=False):
+    """What networks of two times have in addition.
+
+    Attributes:
+        target_time: The times that the calls lead to, shape `(B,)`.
+    """
+
+    target_time: Tensor
+
+
+class _Noised(_Told):
     """What samples and batches have in common; a sample has the shapes without B.
 
     Attributes:
@@ -85,6 +97,8 @@ class DrawnSamples(Dataset[TrainingSample]):
         time_distribution: Sequence[float],
         label_dropout: float,
         time_range: tuple[float, float] = (0.0, 1.0),
+        pair_draw: PairDraw | None = None,
+        ratio_at: Callable[[int], float] = lambda step: 1.0,
     ) -> None:
         """Draw as these settings of the loss say.
 
@@ -94,12 +108,15 @@ class DrawnSamples(Dataset[TrainingSample]):
             time_distribution: See `beta_times`.
             label_dropout: The fraction of samples under the null condition.
             time_range: The part of the times onto which the distribution is moved.
+            pair_draw: How a time becomes a pair of times, for networks that are told where a call leads.
+            ratio_at: The consistency ratio of a step.
         """
         self.dataset = dataset
         self.seed = seed
         self.time_distribution = time_distribution
         self.label_dropout = label_dropout
         self.time_range = time_range
+        self.pair_draw, self.ratio_at = pair_draw, ratio_at
 
     def __getitem__(self, place: Place) -> TrainingSample:
         index, step, position = place
@@ -116,7 +133,7 @@ class DrawnSamples(Dataset[TrainingSample]):
                 check_finite(name, value, f"item {index} of the data set", "Encode it again, in float32 or bfloat16.")
         first, last = self.time_range
         t = first + (last - first) * beta_times(1, self.time_distribution, generator)[0]
-        return {
+        sample: TrainingSample = {
             "latents": latents,
             "condition": condition,
             # The sum may be rounded to the other side.
@@ -124,6 +141,10 @@ class DrawnSamples(Dataset[TrainingSample]):
             "noise": torch.randn(latents.shape, generator=generator),
             "dropped": torch.rand((), generator=generator) < self.label_dropout,
         }
+        if self.pair_draw is not None:
+            t, target = self.pair_draw(sample["t"].reshape(1), self.ratio_at(step), generator)
+            sample["t"], sample["target_time"] = t[0], target[0]
+        return sample
 
 
 class StepSampler(Sampler[list[Place]]):

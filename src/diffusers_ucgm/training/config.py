@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from diffusers_ucgm.files import JsonObject
 
+from .any_step_settings import AnyStepSettings
 from .ratios import check_schedule, ratio_at
 from .setting_ranges import check_ranges, check_tracker
 from .setting_types import setting_types
@@ -45,8 +46,8 @@ ENDLESS_SCHEDULES = ("constant", "constant_with_warmup")
 
 
 @dataclass
-class UCGMTrainingConfig:
-    """All settings of a `UCGMTrainer`; `ucgm train --help` shows these texts.
+class UCGMTrainingConfig(AnyStepSettings):
+    """All settings of a `UCGMTrainer`; `ucgm train --help` shows these texts and those of `SecondTime`.
 
     Attributes:
         output_dir: The run's folder: checkpoints, log and the trained weights.
@@ -197,6 +198,7 @@ class UCGMTrainingConfig:
         check_ranges(vars(self))
         self._check_optimizer()
         self._check_teacher()
+        self.check_chain(self.teacher_decay)
         self._check_ratios()
         self._check_expert()
 

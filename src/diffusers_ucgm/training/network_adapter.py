@@ -14,6 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from diffusers_ucgm.contracts import TIME_ARGUMENTS, target_time_name
 from diffusers_ucgm.files import JsonObject
 from diffusers_ucgm.sampling.conventions import Convention
 from diffusers_ucgm.scheduler import UCGMScheduler
@@ -29,7 +30,6 @@ __all__ = [
 ]
 
 SAMPLE_ARGUMENTS = ("hidden_states", "sample", "x")
-TIME_ARGUMENTS = ("timestep", "timesteps", "t")
 # What `encode_prompt` of most pipelines returns: embeddings, and those of the negative prompt.
 EMBEDDINGS = {"encoder_hidden_states": (0, 1)}
 # The same with the masks of both.
@@ -57,6 +57,7 @@ class NetworkAdapter:
     Attributes:
         sample_argument: The forward's name for the noisy sample.
         time_argument: The forward's name for the time.
+        target_argument: The forward's name for the time that a call leads to, or None for a network of one time.
         prompt_outputs: For each keyword of the condition, the places of its values in the result of the pipeline's
             `encode_prompt`: for the prompt, and for the negative prompt or None.
         max_text_tokens: The length to which a prompt's embeddings are filled up where their lengths differ in the
@@ -94,6 +95,7 @@ class NetworkAdapter:
             self.sample_argument = _argument(names, SAMPLE_ARGUMENTS, network)
         if self.time_argument not in names:
             self.time_argument = _argument(names, TIME_ARGUMENTS, network)
+        self.target_argument = target_time_name(network)
         self.adapt(network)
 
     def adapt(self, network: nn.Module) -> None:
@@ -120,10 +122,22 @@ class NetworkAdapter:
         """The keyword arguments of the forward: the condition, and what follows from the sample's shape."""
         return condition
 
-    def __call__(self, network: nn.Module, x_t: Tensor, t: Tensor, **condition: Any) -> Tensor:
+    def __call__(
+        self, network: nn.Module, x_t: Tensor, t: Tensor, *, target_time: Tensor | None = None, **condition: Any
+    ) -> Tensor:
         """The prediction, shape of `x_t`, at the network's own times, shape `(B,)`, float32, in [0, 1].
 
-        The sample and the condition take the dtype of the network's weights; the time stays float32.
+        The sample and the condition take the dtype of the network's weights; times stay float32.
+
+        Args:
+            network: The network, or a copy of it.
+            x_t: Noisy samples, shape `(B, C, H, W)` or `(B, C, frames, H, W)`.
+            t: Their times.
+            target_time: The times that the call leads to, like `t`; None for a network of one time.
+            condition: The condition; tensors have B rows.
+
+        Raises:
+            ValueError: If there is a target time, and the adapter was made for a network of one time.
         """
         dtype = _weights_dtype(network) or x_t.dtype
         condition = {
@@ -132,9 +146,19 @@ class NetworkAdapter:
         }
         x_t = x_t.to(dtype)
         inputs = {self.sample_argument: self.pack(x_t), self.time_argument: self.network_time(self.timestep(t))}
+        if target_time is not None:
+            inputs[self._target_argument(network)] = self.network_time(self.timestep(target_time))
         output = network(**inputs, **self.keywords(x_t, condition), return_dict=False)
         # Some networks of diffusers give the tensor itself where others give a tuple.
         return self.unpack(output[0] if isinstance(output, tuple | list) else output, x_t)
+
+    def _target_argument(self, network: nn.Module) -> str:
+        if self.target_argument is None:
+            raise ValueError(
+                f"`network` must take the time that a call leads to, got {type(network).__name__}, which takes one "
+                "time. Give it a second one by `diffusers_ucgm.add_second_time(network)`, before its adapter is made."
+            )
+        return self.target_argument
 
 
 def convention_of_scheduler(scheduler: object) -> Convention:

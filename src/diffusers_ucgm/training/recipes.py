@@ -83,6 +83,18 @@ RISING = ((0.0, 0.5), (0.5, 1.0))
 # The best at 4 steps of the runs of that length, 13.43 beside 14.92 of the rising ratio, which fails less often.
 FULL = ((0.0, 1.0),)
 
+# A quarter of the samples learns the velocity, a quarter the way to the data at once, the others any step between.
+ANY_STEP: dict[str, object] = {
+    "second_time": "any",
+    "equal_share": 0.25,
+    "end_share": 0.25,
+    "huber_c": 1e-3,
+    "partial_calls": True,
+    "enhancement_ratio": 0.0,
+    "cosine_weighting": False,
+    "time_distribution": (1.0, 1.0, 1.0),
+}
+
 RECIPES = {
     "two-step": Recipe("Tune all weights of a class-conditional pipeline to 1 or 2 steps.", TUNED, RISING),
     "four-step": Recipe("Tune all weights of a class-conditional pipeline to 4 steps.", TUNED, FULL),
@@ -101,6 +113,11 @@ RECIPES = {
             "max_train_steps": 2000,
         },
         RISING,
+    ),
+    "any-step": Recipe(
+        "Tune all weights of a class-conditional pipeline to any number of steps (not measured here).",
+        TUNED | ANY_STEP,
+        FULL,
     ),
     "from-scratch": Recipe(
         "Train a class-conditional network from random weights, for many steps.",

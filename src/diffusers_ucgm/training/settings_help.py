@@ -4,6 +4,9 @@ import re
 from dataclasses import MISSING, fields
 from typing import NamedTuple
 
+from diffusers_ucgm.loss_settings import SecondTime
+
+from .any_step_settings import ANY_STEP_SETTINGS, AnyStepSettings
 from .config import SETTING_TYPES, UCGMTrainingConfig
 
 
@@ -29,6 +32,7 @@ GROUPS = {
         "batched_calls",
         "derivative",
     ),
+    "any-step objective": ANY_STEP_SETTINGS,
     "teacher": ("teacher_decay", "teacher_dtype", "teacher_offload"),
     "LoRA": ("lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules"),
     "optimization": (
@@ -88,10 +92,11 @@ class SettingHelp(NamedTuple):
 
 
 def settings_help() -> dict[str, list[SettingHelp]]:
-    """The help of all settings by group, with the descriptions of `UCGMTrainingConfig`'s docstring."""
+    """The help of all settings by group, with the descriptions of the docstrings of their classes."""
     # Python drops docstrings under -OO.
-    text = (UCGMTrainingConfig.__doc__ or "").partition("Attributes:")[2]
-    found = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", text, re.MULTILINE)
+    classes = (SecondTime, AnyStepSettings, UCGMTrainingConfig)
+    texts = [(each.__doc__ or "").partition("Attributes:")[2] for each in classes]
+    found = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", "\n".join(texts), re.MULTILINE)
     descriptions = {name: " ".join(description.split()) for name, description in found}
     defaults = {field.name: field.default for field in fields(UCGMTrainingConfig)}
     return {

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from diffusers_ucgm.constraints import check
+from diffusers_ucgm.contracts import target_time_name
 from diffusers_ucgm.data.latent_cache import CachedLatents
 from diffusers_ucgm.network_caches import check_no_cache
 from diffusers_ucgm.randomness import training_generator
 from diffusers_ucgm.run_folder import RunFolder
+from diffusers_ucgm.second_time import add_second_time
 
 from . import checkpoints, export
 from .adapters import adapter_for, adapter_for_pipeline
@@ -107,6 +109,7 @@ class UCGMTrainer:
         check(TRAINER_ARGUMENTS, locals())
         length_of(dataset)
         check_no_cache(transformer, "transformer")
+        _add_target_time(config, transformer)
         _check_pipeline(config, pipeline)
         self.config = config
         self.dataset = dataset
@@ -157,6 +160,7 @@ class UCGMTrainer:
         from .encoding import encode_null
 
         network = cast(ModelMixin, expert_of(pipeline, config.expert).network)
+        _add_target_time(config, network)
         adapter = adapter_for_pipeline(pipeline)
         if null_condition is None and adapter.null_condition is None and _encodes_prompts(pipeline):
             null_condition = encode_null(pipeline, adapter)
@@ -359,13 +363,16 @@ class UCGMTrainer:
         condition = {name: value.to(device, non_blocking=True) for name, value in batch["condition"].items()}
         if self.config.ratio_at(self.step) != self.loss.consistency_ratio:
             self.loss = self.config.loss(self.step, self.transport)
+        teacher = self.teacher.denoiser(self.adapter) if self.config.teacher_decay else None
         output = self.loss(
             partial(self.adapter, self.model),
             batch["latents"].to(device, non_blocking=True).float(),
             condition,
             self.adapter.null_condition if condition else None,
-            teacher=self.teacher.denoiser(self.adapter) if self.config.teacher_decay else None,
+            teacher=teacher,
+            averaged=teacher if self.config.chain_network == "ema" else None,
             t=batch["t"],
+            target_time=batch.get("target_time"),
             noise=batch["noise"],
             dropped=batch["dropped"],
             generator=training_generator(
@@ -435,6 +442,8 @@ class UCGMTrainer:
             config.time_distribution,
             config.label_dropout,
             (0.0, 1.0) if self.expert is None else self.expert.time_range,
+            config.pair_draw(config.time_distribution),
+            config.ratio_at,
         )
         sampler = StepSampler(
             length_of(self.dataset),
@@ -481,6 +490,18 @@ class UCGMTrainer:
     def save_plots(self) -> list[Path]:
         """See `export.save_plots`."""
         return export.save_plots(self)
+
+
+def _add_target_time(config: UCGMTrainingConfig, network: ModelMixin) -> None:
+    """Give the network a second time where the settings ask for it and it has none."""
+    if not config.is_any_step or target_time_name(network) is not None:
+        return
+    if config.lora_rank:
+        raise ValueError(
+            f"`second_time` must be 'none' with `lora_rank` above 0 for {type(network).__name__}, which has no second "
+            "time, got 'any'. Train all weights, or a network that has one."
+        )
+    add_second_time(network)
 
 
 def _check_pipeline(config: UCGMTrainingConfig, pipeline: "DiffusionPipeline | None") -> None:

@@ -1,0 +1,108 @@
+"""Tune the bundled multi-step model by objectives of one and of two times, at equal compute, and measure 1 to 40 calls.
+
+    python benchmarks/any_step_tuning.py --data /usr/share/datasets/fashion-mnist
+
+Every row tunes all weights of the bundled model on the 60,000 real training images. The budget is a number of forward
+passes of a sample, a call with a gradient counted as three; a row makes as many steps as its objective's calls allow.
+The figure is the Frechet distance of `bundled_model.py` in the features of the bundled classifier, from the same noise.
+Models of one time add fresh noise in every step, as the bundled few-step model does; models of two times are told
+where each call leads, on an even grid.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from bundled_model import CLASSIFIER, Judge
+from few_step_tuning import FEW_STEP, TEACHER, draw, latents_of
+
+from diffusers_ucgm import UCGMPipeline, UCGMTrainer, UCGMTrainingConfig, files
+from diffusers_ucgm.loss_settings import LOSS_PRESETS
+
+
+CALLS = (1, 2, 4, 8, 40)
+ANY_STEP = {"extrapolation_ratio": 0.0, "stochasticity": 0.0, "time_warp": (1.0, 1.0, 1.0), "time_gaps": (0.0, 0.0)}
+SHARED: dict[str, Any] = {"learning_rate": 5e-4, "lr_scheduler": "cosine", "max_grad_norm": 0.1, "label_dropout": 0.0}
+# Two-time objectives without guidance, since the bundled model is not guided.
+PLAIN = {"enhancement_ratio": 0.0, "enhancement_range": (0.0, 0.75)}
+# By name: the settings, the calls of a step (without a gradient, with one), and the sampler.
+RUNS: dict[str, tuple[dict[str, Any], tuple[float, int], dict[str, Any]]] = {
+    "ucgm, ratio 1, frozen teacher": (
+        {**LOSS_PRESETS["ucgm"], "enhancement_ratio": 1.0, "teacher_decay": 1.0, "time_distribution": (0.8, 1.0, 1.0)},
+        (3, 1),
+        FEW_STEP,
+    ),
+    "rcgm, N = 1": (
+        {**LOSS_PRESETS["rcgm"], **PLAIN, "chain_order": 1, "chain_network": "student", "teacher_decay": 0.0},
+        (0.75, 1),
+        ANY_STEP,
+    ),
+    "rcgm, N = 1, a quarter to the data": (
+        {
+            **LOSS_PRESETS["rcgm"],
+            **PLAIN,
+            "chain_order": 1,
+            "chain_network": "student",
+            "teacher_decay": 0.0,
+            "end_share": 0.25,
+        },
+        (0.75, 1),
+        ANY_STEP,
+    ),
+    "rcgm, N = 2": ({**LOSS_PRESETS["rcgm"], **PLAIN, "teacher_decay": 0.99}, (1.5, 1), ANY_STEP),
+    "shortcut": ({**LOSS_PRESETS["shortcut"], "teacher_decay": 0.0}, (0.5, 1), ANY_STEP),
+    "soflow": ({**LOSS_PRESETS["soflow"], "teacher_decay": 0.0}, (0.25, 1), ANY_STEP),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="/usr/share/datasets/fashion-mnist")
+    parser.add_argument(
+        "--passes", type=int, default=80_000, help="forward passes of a sample, the budget of each row"
+    )
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=5000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", choices=[*RUNS], help="rows to run; all by default")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings that replace a row's")
+    parser.add_argument("--classifier", default=CLASSIFIER, help="or a folder of examples/train_classifier.py")
+    parser.add_argument("--output", type=Path, default=Path("runs/any_step_tuning"))
+    args = parser.parse_args()
+    changes = {name: json.loads(value) for name, value in (pair.split("=", 1) for pair in args.set)}
+    judge = Judge(args.classifier, args.data)
+    dataset = latents_of(args.data, args.output / "latents.safetensors")
+    print(f"| objective | steps | seconds | {' | '.join(f'{calls} calls' for calls in CALLS)} |")
+    print("|---|---|---|" + "---|" * len(CALLS), flush=True)
+
+    def report(name: str, pipe: UCGMPipeline, steps: int, seconds: float, sampler: dict[str, Any]) -> dict[str, Any]:
+        distances = [judge.frechet_distance(draw(pipe, calls, args.samples, sampler)) for calls in CALLS]
+        shown = " | ".join(f"{value:.2f}" for value in distances)
+        print(f"| {name} | {steps} | {seconds:.0f} | {shown} |", flush=True)
+        return {"objective": name, "steps": steps, "seconds": seconds, "distances": distances}
+
+    rows = [report("not tuned", UCGMPipeline.from_pretrained(TEACHER), 0, 0.0, {})]
+    for name in args.only or RUNS:
+        settings, (plain, graded), sampler = RUNS[name]
+        steps = round(args.passes / args.batch_size / (plain + 3 * graded))
+        config = UCGMTrainingConfig.from_recipe(
+            "four-step",
+            args.output / f"{name.replace(' ', '-').replace(',', '')}-{args.seed}",
+            **{**SHARED, **settings, "train_batch_size": args.batch_size, "max_train_steps": steps},
+            **{"ema_decay": 0.95, "lr_warmup_steps": 10, "logging_steps": 20, "checkpointing_steps": steps},
+            **{"seed": args.seed, "overwrite_output_dir": True, **changes},
+        )
+        pipe = UCGMPipeline.from_pretrained(TEACHER)
+        started = time.perf_counter()
+        trainer = UCGMTrainer.from_pipeline(config, pipe, dataset)
+        trainer.train()
+        seconds = time.perf_counter() - started
+        with trainer.averaged_weights():
+            rows.append(report(name, pipe, steps, seconds, sampler))
+        files.write_json(args.output / f"results-{args.seed}.json", {"passes": args.passes, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

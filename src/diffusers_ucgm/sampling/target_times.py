@@ -1,0 +1,64 @@
+"""The time that each call of a run leads to, for networks of two times.
+
+One any-step model is sampled in three ways. With F the prediction, x_hat and z_hat its estimates of data and noise:
+
+    "next"    r is the next time, 0 at the last call    F is the jump itself: x_r = alpha(r) z_hat + gamma(r) x_hat
+    "end"     r is 0                                    x_hat is what the path ends in: for few steps
+    "same"    r = t                                     F is the path's velocity: as any multi-step model
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .config import SchedulerConfig
+
+
+__all__ = ["TARGET_TIMES", "check_target_time", "target_times"]
+
+# "auto" is "next" without noise, and "end" with it: noise is then added to the data estimate.
+TARGET_TIMES = ("auto", "next", "end", "same")
+
+
+def target_times(config: SchedulerConfig, canonical_times: Sequence[float]) -> Tensor:
+    """The canonical times to which calls lead, shape `(N,)`, float64.
+
+    Args:
+        config: The scheduler's settings.
+        canonical_times: The times of the calls.
+    """
+    t = torch.tensor([*canonical_times, 0.0], dtype=torch.float64)
+    rule = config["target_time"]
+    if rule == "auto":
+        rule = "next" if config["stochasticity"] == 0 else "end"
+    if rule == "same":
+        return t[:-1]
+    return t[1:] if rule == "next" else torch.zeros_like(t[1:])
+
+
+def check_target_time(config: SchedulerConfig) -> None:
+    """Refuse what takes the jump of an any-step model for a velocity, or its result for an estimate of the data.
+
+    Raises:
+        ValueError: If a setting contradicts `target_time="next"`.
+    """
+    if config["target_time"] != "next":
+        return
+    clips = bool(config["clips_estimates"] and (config["clip_sample"] or config["thresholding"]))
+    needed = {
+        "extrapolation_ratio": (config["extrapolation_ratio"], 0),
+        "solver_order": (config["solver_order"], 1),
+        "stochasticity": (config["stochasticity"], 0),
+        "fitted_solvers": (bool(config["fitted_solvers"]), False),
+        "ends_at_first_step": (config["ends_at_first_step"], False),
+        "clips_estimates": (clips, False),
+    }
+    wrong = {name: (value, right) for name, (value, right) in needed.items() if value != right}
+    if wrong:
+        needs = ", ".join(f"`{name}={right!r}`" for name, (_, right) in wrong.items())
+        found = ", ".join(f"`{name}={value!r}`" for name, (value, _) in wrong.items())
+        raise ValueError(
+            f"`target_time='next'` must go with {needs}, since each prediction is the whole jump to the next time, "
+            f"got {found}. Use these, or `target_time='same'` for the velocity."
+        )
