@@ -132,7 +132,7 @@ def main() -> None:
             files.write_json(record, found)
     parts = [f"## {calls} calls\n\n{table(found['judged'], calls)}" for calls in CALLS]
     legend = "Each cell: distance / that of the default sampler, and / that of the closest stock solver."
-    intro = (__doc__ or "").split("\n\n", 1)[1].strip()
+    intro = (__doc__ or "").split("\n\n", 1)[1].rstrip()
     text = "\n\n".join(["# Transfer of fitted solvers", intro, legend, *parts])
     files.write_text(args.output.with_suffix(".md"), f"{text}\n")
     print(text)

@@ -23,6 +23,24 @@ class ExactTransformer(ModelMixin, ConfigMixin):
         return (mixture.denoiser(TRANSPORTS["linear"])(hidden_states, timestep / 1000),)
 
 
+class ClassTransformer(ExactTransformer):
+    """The same Gaussians, each of which is a class; the label after them stands for all."""
+
+    def forward(self, hidden_states, timestep, class_labels=None, return_dict=True):
+        stds = torch.full((len(self.means),), self.config.std)
+        whole = GaussianMixture(self.means.detach(), stds)
+        single = [GaussianMixture(mean[None], stds[:1]) for mean in self.means.detach()]
+        outputs = [each.denoiser(TRANSPORTS["linear"])(hidden_states, timestep / 1000) for each in (*single, whole)]
+        return (torch.stack(outputs)[class_labels, torch.arange(len(class_labels))],)
+
+
+def class_pipeline(scheduler=None, **settings):
+    """A pipeline that can be guided."""
+    pipe = UCGMPipeline(ClassTransformer(**settings), None, scheduler or UCGMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def exact_pipeline(scheduler=None, **settings):
     pipe = UCGMPipeline(ExactTransformer(**settings), None, scheduler or UCGMScheduler())
     pipe.set_progress_bar_config(disable=True)

@@ -1585,6 +1585,27 @@ MUTANTS = [
         ("tests/sampling/test_stock_sigmas.py",),
     ),
     Mutant(
+        "guided calls counted once against the evaluations",
+        "solver_study/tune.py",
+        "if calls + sum(guidance.by_call(scheduler, calls)) <= most:",
+        "if calls <= most:",
+        ("tests/solver_study/test_tune.py",),
+    ),
+    Mutant(
+        "evaluations counted as calls",
+        "generation/generate.py",
+        "number.evaluations += _num_samples([*args, *kwargs.values()])",
+        "number.evaluations += 1",
+        ("tests/generation/test_generate.py",),
+    ),
+    Mutant(
+        "interval of a trial without effect on its samples",
+        "solver_study/tune.py",
+        "call=sampler.call,",
+        "call=self.call,",
+        ("tests/solver_study/test_tune.py",),
+    ),
+    Mutant(
         "cost of a jump without what its error comes to at the data",
         "solver_study/times.py",
         "return variances[-1] / variances",

@@ -7,7 +7,7 @@ import pytest
 import stock_pipelines
 import torch
 from diffusers import EulerAncestralDiscreteScheduler, FlowMatchEulerDiscreteScheduler
-from exact_pipeline import exact_pipeline
+from exact_pipeline import class_pipeline, exact_pipeline
 from prompt_pipelines import prompt_pipeline, with_encoders
 
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler
@@ -167,8 +167,23 @@ def test_calls_of_both_networks_are_counted():
     with count_calls(pipe) as number:
         pipe.transformer_2(torch.zeros(1))
         pipe.transformer(torch.zeros(1, 2, 2, 2), torch.tensor([500.0]))
-    assert number == [2]
+    assert (number.calls, number.evaluations) == (2, 1)
     assert not pipe.transformer._forward_hooks
+
+
+def test_a_guided_call_has_two_evaluations_of_each_sample():
+    pipe = class_pipeline()
+    for interval, evaluations in (((0.0, 1.0), 24), ((0.0, 0.0), 12)):
+        with count_calls(pipe) as number:
+            generate(
+                pipe,
+                [0, 1, 2],
+                [0, 1, 2],
+                num_inference_steps=4,
+                batch_size=2,
+                call={"guidance_scale": 2.0, "guidance_interval": interval},
+            )
+        assert (number.calls, number.evaluations) == (8, evaluations)
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,7 @@ def test_command_chooses_times_alone(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--steps", "4", "--search-guidance", "scale"], "`--search-guidance` must go with `--method search`"),
         (["--steps", "4", "--method", "times", "--refine"], "`refine=True` must go with `method='fit'`"),
         (["--steps", "4", "--objective", "frechet"], "`--objective` and `--reference` must go with `--method search`"),
         (["--steps", "4", "--method", "search", "--refine"], "`--refine` and several `--steps` must go with"),

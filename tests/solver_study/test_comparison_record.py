@@ -35,6 +35,18 @@ def test_a_damaged_comparison_is_named(row, tmp_path):
         ComparisonRecord.open(tmp_path, {})
 
 
+def test_a_record_from_before_evaluations_were_counted_is_read(tmp_path):
+    pipe = exact()
+    solvers = {"own": UCGMScheduler.from_config(pipe.scheduler.config)}
+    (measured,) = compared(pipe, solvers, (2,), output=tmp_path)
+    assert measured.evaluations == 2.0
+    record = json.loads((tmp_path / RESULT).read_text())
+    del record["measurements"][0]["evaluations"]
+    (tmp_path / RESULT).write_text(json.dumps(record))
+    (again,) = compared(pipe, solvers, (2,), output=tmp_path)
+    assert (again.evaluations, again.median) == (None, measured.median)
+
+
 def test_a_stopped_comparison_goes_on_to_the_same_numbers(tmp_path, drawn):
     pipe = exact()
     solvers = ucgm_solvers(pipe.scheduler.config)

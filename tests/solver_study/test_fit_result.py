@@ -9,6 +9,7 @@ from PIL import Image
 from diffusers_ucgm import UCGMScheduler
 from diffusers_ucgm.solver_study.fit_result import FitResult, report_fit
 from diffusers_ucgm.solver_study.objectives import Gain
+from diffusers_ucgm.solver_study.tuning_result import Shown
 
 
 TABLE = {"timesteps": [1000.0, 500.0], "weights": [[0.5, 0.5], [0.0, 1.0, 0.0]]}
@@ -53,8 +54,8 @@ def test_schedulers_to_show_are_those_before_and_after(tmp_path):
     pipe, shown = exact_pipeline(), result(tmp_path, n2=GOOD, n5=NONE)
     titles = shown.schedulers(pipe)
     assert list(titles) == ["before, 2 calls", "after, 2 calls", "before, 5 calls", "after, 5 calls"]
-    assert titles["before, 2 calls"] == (pipe.scheduler, 2)
-    assert titles["after, 5 calls"] == (shown.fitted, 5)
+    assert titles["before, 2 calls"] == Shown(pipe.scheduler, 2)
+    assert titles["after, 5 calls"] == Shown(shown.fitted, 5)
 
 
 def test_sigmas_are_saved_where_stock_schedulers_take_them(tmp_path):

@@ -18,6 +18,7 @@ def test_each_option_reaches_the_search(tmp_path, monkeypatch):
     words += ["--method", "search"]
     words += ["--num-held-out", "7", "--seed", "13", "--objective", "mean", "--solution-calls", "90"]
     words += ["--batch-size", "3", "--guidance-scale", "2.5", "--overwrite-output-dir"]
+    words += ["--search-guidance", "interval"]
     found = arguments_of(monkeypatch, "solver_study.tune:tune_sampler", *TUNE, *words)
     del found["pipe"]
     assert found == {
@@ -29,6 +30,7 @@ def test_each_option_reaches_the_search(tmp_path, monkeypatch):
         "num_held_out": 7,
         "seed": 13,
         "objective": "mean",
+        "search_guidance": ["interval"],
         "num_solution_calls": 90,
         "batch_size": 3,
         "call": {"guidance_scale": 2.5},

@@ -11,12 +11,12 @@ import pytest
 import torch
 from class_pipelines import autoencoder, pipeline
 from diffusers import DiTPipeline, FlowMatchEulerDiscreteScheduler
-from exact_pipeline import exact_pipeline
+from exact_pipeline import class_pipeline, exact_pipeline
 from full_disk import assert_named_and_gone
 from stock_pipelines import dit, flux
 
 from diffusers_ucgm import UCGMScheduler
-from diffusers_ucgm.generation.generate import generate
+from diffusers_ucgm.generation.generate import count_calls, generate
 from diffusers_ucgm.image_metrics.features import ImageFeatures
 from diffusers_ucgm.image_metrics.statistics import FeatureStatistics
 from diffusers_ucgm.solver_study import tune, tuning_result
@@ -224,3 +224,57 @@ def test_missing_optuna_is_told(tmp_path, monkeypatch):
         ImportError, match=r"The search needs optuna. Install it by `pip install 'diffusers-ucgm\[tune\]'`"
     ):
         tuned(tmp_path)
+
+
+GUIDED = {"guidance_scale": 3.0}
+
+
+def test_guidance_is_searched_within_the_evaluations_of_guided_calls(tmp_path):
+    pipe = class_pipeline()
+    result = tuned(tmp_path, pipe, search_guidance=["interval", "scale"], call=GUIDED, num_trials=20)
+    assert {trial.start for trial in result.trials} >= STARTS
+    for trial in result.trials:
+        low, high = trial.settings["guidance_interval"]
+        assert 0.0 <= low <= 0.5 <= high <= 1.0
+        assert 1.5 <= trial.settings["guidance_scale"] <= 6.0
+        if trial.start is not None:
+            assert (low, high) == (0.0, 1.0)
+            assert trial.settings["guidance_scale"] == pytest.approx(3.0)
+    assert result.steps[0] == 8
+    assert result.evaluations[0] == 16
+    assert result.steps[1] <= result.evaluations[1] <= 16
+    found = recorded(tmp_path)
+    assert found["search_guidance"] == ["interval", "scale"]
+    assert found["evaluations"] == list(result.evaluations)
+    assert result.gain.is_gain
+    assert result.call_defaults == {name: result.settings[name] for name in ("guidance_interval", "guidance_scale")}
+    assert result.num_inference_steps == result.steps[1]
+
+
+def test_an_interval_leaves_room_for_more_steps():
+    pipe = class_pipeline()
+    goal = tune._objective("median", pipe)
+    sampling = tune._Sampling(pipe, 8, goal, None, 50, 64, False, GUIDED, ("interval",))
+    all_times = sampling.sampler({"guidance_interval": [0.0, 1.0]})
+    assert (all_times.steps, all_times.call) == (8, {**GUIDED, "guidance_interval": [0.0, 1.0]})
+    half = sampling.sampler({"guidance_interval": [0.5, 1.0], "time_warp": [1, 1, 1], "time_gaps": [0.0, 0.0]})
+    # Of 10 even steps from 1 on, 6 are at 1/2 or above; so are 6 of 11, which are one evaluation too many.
+    assert half.steps == 10
+    part = tune._Part([0, 1], [0, 1], torch.zeros(2, 2, 2, 2))
+    with count_calls(pipe) as counted:
+        sampling.rows(half, part)
+    assert (counted.calls, counted.evaluations) == (10, 2 * 16)
+
+
+@pytest.mark.parametrize(
+    ("pipe", "options", "words"),
+    [
+        (class_pipeline, {"search_guidance": ["interval"]}, "`search_guidance` must go with the `guidance_scale`"),
+        (class_pipeline, {"search_guidance": ["both"], "call": GUIDED}, "`search_guidance` must be a list of"),
+        (lambda: dit().pipe, {"search_guidance": ["interval"], "call": GUIDED}, "of which it lacks"),
+    ],
+)
+def test_guidance_that_cannot_be_searched_is_refused(tmp_path, pipe, options, words):
+    with pytest.raises(ValueError, match=words):
+        tuned(tmp_path / "out", pipe(), **options)
+    assert not (tmp_path / "out").exists()

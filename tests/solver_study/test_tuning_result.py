@@ -40,6 +40,30 @@ def result(output, **changes):
     )
 
 
+def test_guidance_that_was_found_is_shown_and_kept(tmp_path):
+    pipe = pipeline(autoencoder("kl", channels=1))
+    guidance = {"guidance_interval": [0.25, 1.0]}
+    changes = {
+        "settings": {**SETTINGS, **guidance},
+        "num_inference_steps": 4,
+        "steps": (3, 4),
+        "evaluations": (6, 5.5),
+    }
+    found = result(tmp_path, **changes)
+    words = (
+        "network evaluations of a sample, guided calls counted twice: before 3 calls with 6, after 4 calls with 5.5"
+    )
+    assert f"  {words}" in report(found).splitlines()
+    before, after = found.schedulers(pipe).items()
+    assert (before[0], before[1].steps, dict(before[1].call)) == ("before, 3 calls", 3, {})
+    assert (after[0], after[1].steps, after[1].call) == ("after, 4 calls", 4, guidance)
+    saved = UCGMPipeline.from_pretrained(save_pipeline(pipe, found))
+    assert saved.config.call_defaults == {"num_inference_steps": 4, **guidance}
+    lost = result(tmp_path, **{**changes, "gain": Gain(0.5, 0.5, 1.0, 0.9, 1.1, 0.1, 0.1)})
+    assert lost.call_defaults == {}
+    assert "network evaluations" not in report(result(tmp_path, steps=(3, 3), evaluations=(3.0, 3.0)))
+
+
 def test_the_best_is_the_least_value_of_those_that_could_be_run(tmp_path):
     assert result(tmp_path).best is TRIALS[2]
     assert best_of([*TRIALS, Trial({}, 0.0, 1.0)]).value == 0.0

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from diffusers_ucgm.contracts import Pipeline, Steppable, condition_name, networ
 from .sampling_scheduler import OnStep, SamplingScheduler
 
 
-__all__ = ["count_calls", "evaluation_mode", "generate", "generators_of", "sampling_mode"]
+__all__ = ["NetworkCount", "count_calls", "evaluation_mode", "generate", "generators_of", "sampling_mode"]
 
 
 @torch.no_grad()
@@ -127,24 +129,50 @@ def evaluation_mode(components: Iterable[object]) -> Iterator[None]:
             module.training = mode
 
 
+@dataclass
+class NetworkCount:
+    """What a pipeline's networks were asked for.
+
+    Attributes:
+        calls: The number of calls.
+        evaluations: The number of samples in all calls. A guided call has each sample twice: with its condition and
+            without, in one batch or in a call of its own.
+    """
+
+    calls: int = 0
+    evaluations: int = 0
+
+
 @contextmanager
-def count_calls(pipe: Pipeline) -> Iterator[list[int]]:
-    """The number of calls of the pipeline's networks while entered, as the one entry of a list.
+def count_calls(pipe: Pipeline) -> Iterator[NetworkCount]:
+    """The number of calls of the pipeline's networks while entered.
 
     Raises:
         ValueError: If the pipeline has no network under a name of diffusers.
     """
-    number = [0]
+    number = NetworkCount()
 
-    def count(*_: object) -> None:
-        number[0] += 1
+    def count(_: object, args: tuple[object, ...], kwargs: dict[str, object], __: object) -> None:
+        number.calls += 1
+        number.evaluations += _num_samples([*args, *kwargs.values()])
 
-    hooks = [network.register_forward_hook(count) for network in networks_of(pipe).values()]
+    hooks = [network.register_forward_hook(count, with_kwargs=True) for network in networks_of(pipe).values()]
     try:
         yield number
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _num_samples(inputs: Iterable[object]) -> int:
+    """The samples in a call of a network: the rows of its first tensor with more than one axis, or of a list of such.
+
+    Times have one axis at most.
+    """
+    for value in inputs:
+        if isinstance(value, list | tuple) or (isinstance(value, Tensor) and value.ndim > 1):
+            return len(cast("Sequence[object]", value))
+    return 0
 
 
 def _arguments_by_sample(pipe: Pipeline, conditions: Sequence[int | str], negative: object) -> dict[str, list[object]]:

@@ -86,7 +86,7 @@ def generate_images(
     seconds = time.perf_counter() - started
     images = [to_image(_one_image(sample)) for sample in samples]
     num_batches = -(-len(repeated) // batch_size)
-    return Generation(_in_rows(images, num_images), rows, round(number[0] / num_batches), seconds)
+    return Generation(_in_rows(images, num_images), rows, round(number.calls / num_batches), seconds)
 
 
 def _in_rows(images: list[Image.Image], number: int) -> list[list[Image.Image]]:

@@ -1,7 +1,7 @@
 """The constraints on the arguments of comparisons and searches, as tables."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from diffusers import SchedulerMixin
 
@@ -53,6 +53,13 @@ def _is_distinct(value: Any) -> bool:
     return len(set(_every(value))) == len(_every(value))
 
 
+def _are_parts_of_guidance(value: object) -> bool:
+    if not isinstance(value, list | tuple):
+        return False
+    parts = cast("Sequence[object]", value)
+    return all(part in ("interval", "scale") for part in parts) and _is_distinct(parts)
+
+
 COMPARE_ARGUMENTS: dict[str, Setting] = {
     "pipe": PIPELINE,
     "conditions": CONDITIONS,
@@ -98,4 +105,5 @@ TUNE_ARGUMENTS: dict[str, Setting] = {
     **_TUNING,
     "num_inference_steps": whole(MOST_CALLS),
     "num_trials": integer(1),
+    "search_guidance": Setting((("a list of 'interval' and 'scale', each at most once", _are_parts_of_guidance),)),
 }

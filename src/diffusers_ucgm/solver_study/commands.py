@@ -30,6 +30,10 @@ def _fit(args: argparse.Namespace) -> int:
     from .fit import fit_solver
     from .fit_result import report_fit
 
+    if args.search_guidance:
+        raise ValueError(
+            f"`--search-guidance` must go with `--method search`, got `--method {args.method}`: a fit keeps guidance."
+        )
     if args.objective != OBJECTIVE_NAMES[0] or args.reference is not None:
         raise ValueError(
             "`--objective` and `--reference` must go with `--method search`: a fit makes the distance from the "
@@ -86,6 +90,7 @@ def _search(args: argparse.Namespace) -> int:
         num_held_out=args.num_held_out,
         seed=args.seed,
         objective=objective,
+        search_guidance=args.search_guidance,
         num_solution_calls=args.solution_calls,
         overwrite_output_dir=args.overwrite_output_dir,
         batch_size=args.batch_size,

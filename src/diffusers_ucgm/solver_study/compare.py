@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from diffusers_ucgm.constraints import check
 from diffusers_ucgm.contracts import Pipeline, Steppable
 from diffusers_ucgm.fingerprint import fingerprint, public_settings
-from diffusers_ucgm.generation.generate import count_calls, generate
+from diffusers_ucgm.generation.generate import NetworkCount, count_calls, generate
 from diffusers_ucgm.generation.trajectories import decode
 from diffusers_ucgm.image_metrics.requirements import check_call, check_outputs
 from diffusers_ucgm.run_folder import RunFolder
@@ -196,7 +196,7 @@ class _Comparison:
             solutions: The solutions of all seeds, shape `(B, ...)`.
         """
         try:
-            samples, calls_made, seconds = self._samples(scheduler, blank.calls)
+            samples, made, seconds = self._samples(scheduler, blank.calls)
         except torch.OutOfMemoryError:
             raise
         except CANNOT as error:
@@ -204,14 +204,19 @@ class _Comparison:
             return replace(blank, reason=reason[:MAX_REASON])
         return replace(
             blank,
-            calls_made=calls_made,
+            calls_made=round(made.calls / self._num_batches),
             **asdict(summary(distances(samples, solutions), solutions)),
             frechet_distance=self._frechet_distance(samples),
             seconds=round(seconds, 3),
+            evaluations=round(made.evaluations / len(self.seeds), 3),
         )
 
-    def _samples(self, scheduler: Steppable, budget: int) -> tuple[Tensor, int, float]:
-        """Samples within a budget, the network calls that one of them took, and the seconds of all."""
+    @property
+    def _num_batches(self) -> int:
+        return -(-len(self.seeds) // self.batch_size)
+
+    def _samples(self, scheduler: Steppable, budget: int) -> tuple[Tensor, NetworkCount, float]:
+        """Samples within a budget, what they asked of the network, and the seconds, of all samples."""
         with silence_stock():
             steps = steps_within(scheduler, budget)
         started = time.perf_counter()
@@ -228,8 +233,7 @@ class _Comparison:
         seconds = time.perf_counter() - started
         if not bool(samples.isfinite().all()):
             raise ArithmeticError("The samples are not finite.")
-        num_batches = -(-len(self.seeds) // self.batch_size)
-        return samples, round(counted[0] / num_batches), seconds
+        return samples, counted, seconds
 
     def _frechet_distance(self, samples: Tensor) -> float | None:
         if self.frechet is None:

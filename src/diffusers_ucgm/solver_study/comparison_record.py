@@ -82,6 +82,7 @@ def _measurement(row: JsonObject) -> Measurement:
     Raises:
         ValueError: If a value is missing, or is no value of a measurement.
     """
+    row = {"evaluations": None, **row}  # version 0.1.0 did not count them
     for name, value in row.items():
         if name not in WORDS and value is not None and not is_number(value):
             raise ValueError(f"{name!r} must be a number, got {value!r}")

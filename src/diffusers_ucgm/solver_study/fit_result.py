@@ -8,14 +8,14 @@ from pathlib import Path
 from diffusers import SchedulerMixin
 
 from diffusers_ucgm import files
-from diffusers_ucgm.contracts import Pipeline, Steppable
+from diffusers_ucgm.contracts import Pipeline
 from diffusers_ucgm.files import JsonObject
 from diffusers_ucgm.sampling.fitted import fitted_solvers_of
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 from .objectives import Gain
 from .plots import plot_quality
-from .tuning_result import NUM_IMAGES, held_out_lines
+from .tuning_result import NUM_IMAGES, Shown, held_out_lines
 
 
 __all__ = ["NUM_IMAGES", "FitResult", "report_fit"]
@@ -54,10 +54,15 @@ class FitResult:
         """Whether the samples follow from their noise, as those of every fit do."""
         return True
 
-    def schedulers(self, pipe: Pipeline) -> dict[str, tuple[Steppable, int]]:
-        """The schedulers to show by title, each with its number of steps."""
+    @property
+    def call_defaults(self) -> JsonObject:
+        """Further arguments of the pipeline's call, of which a fit finds none."""
+        return {}
+
+    def schedulers(self, pipe: Pipeline) -> dict[str, Shown]:
+        """The schedulers to show by title."""
         return {
-            f"{name}, {number} calls": (scheduler, number)
+            f"{name}, {number} calls": Shown(scheduler, number)
             for number in self.gains
             for name, scheduler in (("before", pipe.scheduler), ("after", self.fitted))
         }

@@ -17,6 +17,7 @@ MEASURES = {
     "rms": "root mean square distance to the solution",
     "share_elsewhere": "fraction of seeds that end elsewhere",
     "frechet_distance": "Fréchet distance to the reference",
+    "evaluations": "network evaluations of a sample, of which a guided call has two",
 }
 TABLES, PLOT = "comparison.md", "quality.png"
 
@@ -35,6 +36,7 @@ class Measurement:
         frechet_distance: The Fréchet distance to a reference; None without one.
         seconds: The wall time of generating all samples.
         reason: The reason why the solver cannot be run.
+        evaluations: The network evaluations of a sample, of which a guided call has two: the real cost.
     """
 
     solver: str
@@ -46,6 +48,7 @@ class Measurement:
     frechet_distance: float | None = None
     seconds: float | None = None
     reason: str | None = None
+    evaluations: float | None = None
 
 
 def comparison_table(measurements: Sequence[Measurement], measure: str = "median") -> str:
@@ -66,7 +69,11 @@ def comparison_table(measurements: Sequence[Measurement], measure: str = "median
     for each in measurements:
         rows.setdefault(each.solver, {})[each.calls] = each
     budgets = sorted({each.calls for each in measurements})
-    best = {budget: _least((each for each in measurements if each.calls == budget), measure) for budget in budgets}
+    compares = measure != "evaluations"  # fewer of a budget are no better
+    best = {
+        budget: _least((each for each in measurements if compares and each.calls == budget), measure)
+        for budget in budgets
+    }
     lines = [f"| solver | {' | '.join(map(str, budgets))} |", f"| --- |{' ---: |' * len(budgets)}"]
     for name, row in rows.items():
         cells = [_cell(row.get(budget), measure, best[budget]) for budget in budgets]
@@ -123,7 +130,8 @@ def save_comparison(
         emphasised: Solvers whose lines stand out in the plot.
 
     Returns:
-        Lines to print: the table of the median, why there are gaps in it, and the files.
+        Lines to print: the tables of the median and, with guidance, of the network evaluations, why there are gaps,
+        and the files.
 
     Raises:
         ValueError: If nothing could be measured.
@@ -133,17 +141,22 @@ def save_comparison(
     sections, gaps = _sections(measurements), _gaps(measurements)
     curves = comparison_curves(measurements)
     plot = plot_quality(curves, output / PLOT, measure=MEASURES["median"], title=title, emphasised=emphasised)
-    files.write_text(output / TABLES, _join(f"# {title}" if title else "", *sections, gaps, between="\n\n") + "\n")
-    return _join(sections[0], gaps, f"Tables: {(output / TABLES).resolve()}\nPlot: {plot}", between="\n")
+    files.write_text(
+        output / TABLES, _join(f"# {title}" if title else "", *sections.values(), gaps, between="\n\n") + "\n"
+    )
+    shown = [sections[name] for name in ("median", "evaluations") if name in sections]
+    return _join(*shown, gaps, f"Tables: {(output / TABLES).resolve()}\nPlot: {plot}", between="\n")
 
 
-def _sections(measurements: Sequence[Measurement]) -> list[str]:
-    """A heading and a table for each measure that has a value."""
+def _sections(measurements: Sequence[Measurement]) -> dict[str, str]:
+    """A heading and a table for each measure that has a value; of evaluations where these are not the calls."""
     measures = [name for name in MEASURES if _least(measurements, name) is not None]
-    return [
-        f"{MEASURES[name].capitalize()}, by network calls:\n\n{comparison_table(measurements, name)}"
+    if all(each.evaluations in (None, each.calls_made) for each in measurements):
+        measures = [name for name in measures if name != "evaluations"]
+    return {
+        name: f"{MEASURES[name].capitalize()}, by network calls:\n\n{comparison_table(measurements, name)}"
         for name in measures
-    ]
+    }
 
 
 def _gaps(measurements: Sequence[Measurement]) -> str:

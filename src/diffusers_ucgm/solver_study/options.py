@@ -32,6 +32,14 @@ def add_tune_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--refine", action="store_true", help="fit: refine weights and times through the whole run; takes minutes"
     )
+    parser.add_argument(
+        "--search-guidance",
+        nargs="+",
+        choices=("interval", "scale"),
+        default=[],
+        help="search: also the interval of guidance, its scale or both, within the network evaluations of --steps "
+        "guided calls, a guided call counted twice",
+    )
     parser.add_argument("--num-trials", type=int, default=100, help="search: settings to try (%(default)s)")
     parser.add_argument(
         "--num-seeds",

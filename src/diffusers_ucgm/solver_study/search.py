@@ -6,7 +6,7 @@ A tree-structured Parzen estimator (optuna's `TPESampler`) proposes the trials, 
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from optuna import Study
 
 __all__ = [
+    "CALL_SETTINGS",
     "GAPS",
     "SEARCH_SPACE",
     "WARP",
     "Range",
     "Space",
     "Trial",
+    "guidance_space",
     "parameters_of",
     "search_settings",
     "settings_of",
@@ -66,6 +68,10 @@ SEARCH_SPACE: Space = {
     "stochasticity": Range(0.0, 1.0),
 }
 WARP, GAPS = ("warp_a", "warp_b", "warp_c"), ("gap_noise", "gap_data")
+# The ends of the times within which guidance applies, and by what factor the scale is at most changed.
+GUIDANCE_TIMES, MOST_RESCALED = ("guidance_start", "guidance_stop"), 2.0
+# What a search finds of the pipeline's call, and not of its scheduler.
+CALL_SETTINGS = ("guidance_interval", "guidance_scale")
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class Trial:
     """Settings that were tried.
 
     Attributes:
-        settings: Arguments of `UCGMScheduler`.
+        settings: Arguments of `UCGMScheduler`, and of the pipeline's call where guidance is searched.
         value: The objective's value; None where the settings cannot be run.
         seconds: The wall time.
         start: The name of a starting point; None for settings that the search found.
@@ -85,11 +91,26 @@ class Trial:
     start: str | None = None
 
 
+def guidance_space(searched: Collection[str], scale: float) -> Space:
+    """The parameters of guidance.
+
+    Args:
+        searched: Some of "interval" and "scale".
+        scale: The guidance scale of the target.
+    """
+    space: dict[str, Range] = {}
+    if "interval" in searched:
+        space |= dict(zip(GUIDANCE_TIMES, (Range(0.0, 0.5), Range(0.5, 1.0)), strict=True))
+    if "scale" in searched:
+        space["guidance_scale"] = Range(scale / MOST_RESCALED, scale * MOST_RESCALED, True)
+    return space
+
+
 def settings_of(parameters: Mapping[str, Any]) -> JsonObject:
-    """Arguments of `UCGMScheduler` for parameters of the search."""
+    """Arguments of `UCGMScheduler` for parameters of the search, with those of the call in `CALL_SETTINGS`."""
     settings = dict(parameters)
     method = METHODS[settings.pop("method")]
-    for name, parts in (("time_warp", WARP), ("time_gaps", GAPS)):
+    for name, parts in (("time_warp", WARP), ("time_gaps", GAPS), ("guidance_interval", GUIDANCE_TIMES)):
         if parts[0] in settings:
             settings[name] = [settings.pop(part) for part in parts]
     if settings.pop("grid", None) == "auto":
@@ -109,6 +130,7 @@ def parameters_of(settings: Mapping[str, Any], space: Space, num_calls: int) -> 
     start, stop = settings["time_gaps"]
     num_points = (num_calls + 1) // 2 if method in SECOND_CALLS else num_calls
     values = {
+        **dict(zip(GUIDANCE_TIMES, (0.0, 1.0), strict=True)),
         **settings,
         "grid": "auto" if warp == "auto" else "warp",
         **dict(zip(WARP, UNIFORM if warp == "auto" else warp, strict=True)),

@@ -16,11 +16,12 @@ from torch import Tensor
 from diffusers_ucgm import files
 from diffusers_ucgm.checks import SAMPLING_REMEDY
 from diffusers_ucgm.constraints import check
-from diffusers_ucgm.contracts import Pipeline, Steppable
+from diffusers_ucgm.contracts import Pipeline, Steppable, call_parameters
 from diffusers_ucgm.fingerprint import fingerprint, public_settings
 from diffusers_ucgm.generation.conditions import conditions_for
-from diffusers_ucgm.generation.generate import generate
+from diffusers_ucgm.generation.generate import count_calls, generate
 from diffusers_ucgm.image_metrics.requirements import check_call, check_outputs
+from diffusers_ucgm.network_calls import Guidance
 from diffusers_ucgm.presets import METHODS, SAMPLERS, SECOND_CALLS
 from diffusers_ucgm.randomness import consecutive_seeds
 from diffusers_ucgm.run_folder import RunFolder
@@ -30,11 +31,13 @@ from .arguments import TUNE_ARGUMENTS
 from .defaults import FIRST_SEED, NUM_SEEDS
 from .objectives import OBJECTIVES, Objective, check_has_solutions, gain_of
 from .search import (
+    CALL_SETTINGS,
     GAPS,
     SEARCH_SPACE,
     WARP,
     Space,
     Trial,
+    guidance_space,
     parameters_of,
     search_settings,
 )
@@ -62,6 +65,7 @@ def tune_sampler(
     num_held_out: int = 128,
     seed: int = FIRST_SEED,
     objective: str | Objective = "median",
+    search_guidance: Sequence[str] = (),
     num_solution_calls: int = 1000,
     batch_size: int = 64,
     overwrite_output_dir: bool = False,
@@ -84,6 +88,9 @@ def tune_sampler(
         seed: The first of all seeds.
         objective: A name in `OBJECTIVES`, for the median or mean distance to the solution; or an `Objective`, such
             as that of `frechet_objective` for few-step models.
+        search_guidance: "interval", "scale" or both: which arguments of guidance are searched too. The target stays
+            the solution with the guidance of `call`. A guided call has two network evaluations, and a trial makes as
+            many steps as fit into those of `num_inference_steps` guided calls.
         num_solution_calls: The network calls of a solution.
         batch_size: Samples in a call of the pipeline.
         overwrite_output_dir: Whether what another run left in the folder is removed; files of others stay.
@@ -92,8 +99,8 @@ def tune_sampler(
 
     Raises:
         ImportError: If optuna is not installed.
-        ValueError: If an argument is out of its range, the folder is of another search, or the objective needs
-            solutions of a few-step model, which has none.
+        ValueError: If an argument is out of its range, the folder is of another search, the objective needs
+            solutions of a few-step model, which has none, or guidance cannot be searched.
     """
     check(TUNE_ARGUMENTS, locals())
     started, call, output = time.perf_counter(), call or {}, Path(output)
@@ -103,6 +110,7 @@ def tune_sampler(
     _check_numbers(num_inference_steps=(num_inference_steps, 1), num_seeds=(num_seeds, 2))
     _check_numbers(num_held_out=(num_held_out, 2), num_trials=(num_trials, len(starts)))
     check_call(pipe, num_inference_steps, call)
+    _check_guidance(pipe, search_guidance, call)
     check_outputs(output)
     total = num_seeds + num_held_out
     every, seeds = conditions_for(pipe, total, conditions), list(consecutive_seeds(seed, total))
@@ -113,15 +121,24 @@ def tune_sampler(
         "num_seeds": num_seeds,
         "first_seed": seed,
         "num_solution_calls": solution_calls,
+        **({"search_guidance": sorted(search_guidance)} if search_guidance else {}),
         "model": fingerprint(pipe, conditions=conditions, scheduler=public_settings(pipe.scheduler.config), **call),
     }
     with RunFolder(output, "tune-sampler") as run:
         run.begin(plan, overwrite=overwrite_output_dir, earlier=EARLIER_PLAN)
         sampling = _Sampling(
-            pipe, num_inference_steps, goal, output / SOLUTIONS, solution_calls, batch_size, progress, call
+            pipe,
+            num_inference_steps,
+            goal,
+            output / SOLUTIONS,
+            solution_calls,
+            batch_size,
+            progress,
+            call,
+            tuple(search_guidance),
         )
         tuning_part = sampling.part(every[:num_seeds], seeds[:num_seeds])
-        own_value = goal.value(sampling.rows(pipe.scheduler, tuning_part))
+        own_value = goal.value(sampling.rows(sampling.own, tuning_part))
         trials = _search(sampling, tuning_part, starts, output / JOURNAL, num_trials)
         held_out = sampling.part(every[num_seeds:], seeds[num_seeds:])
         result = _judge(sampling, held_out, own_value, trials, output, started)
@@ -141,6 +158,14 @@ class _Part(NamedTuple):
     solutions: Tensor | None
 
 
+class _Sampler(NamedTuple):
+    """A scheduler, with its number of steps and the arguments of the pipeline's call."""
+
+    scheduler: Steppable
+    steps: int
+    call: Mapping[str, object]
+
+
 @dataclass(frozen=True)
 class _Sampling:
     """How samples are generated and measured."""
@@ -153,6 +178,27 @@ class _Sampling:
     batch_size: int
     progress: bool
     call: Mapping[str, object]
+    search_guidance: tuple[str, ...] = ()
+
+    @property
+    def own(self) -> _Sampler:
+        """The pipeline as it is."""
+        return _Sampler(self.pipe.scheduler, self.num_inference_steps, self.call)
+
+    def sampler(self, settings: Mapping[str, Any]) -> _Sampler:
+        """The sampler of some settings, with as many steps as the network evaluations allow."""
+        scheduler = self.scheduler(settings)
+        call = {**self.call, **{name: settings[name] for name in CALL_SETTINGS if name in settings}}
+        if not self.search_guidance:
+            return _Sampler(scheduler, self.num_inference_steps, call)
+        most = 2 * self.num_inference_steps
+        guidance = _guidance_of(call)
+        for steps in range(most, self.num_inference_steps, -1):
+            scheduler.set_timesteps(steps)
+            calls = len(scheduler.canonical_times)
+            if calls + sum(guidance.by_call(scheduler, calls)) <= most:
+                return _Sampler(scheduler, steps, call)
+        return _Sampler(scheduler, self.num_inference_steps, call)
 
     def part(self, conditions: list[int | str], seeds: list[int]) -> _Part:
         """Seeds with their solutions, where the objective needs them."""
@@ -170,8 +216,8 @@ class _Sampling:
             )
         return _Part(conditions, seeds, solutions)
 
-    def rows(self, scheduler: Steppable, part: _Part) -> Tensor:
-        """The objective's row for each sample of a scheduler.
+    def rows(self, sampler: _Sampler, part: _Part) -> Tensor:
+        """The objective's row for each sample.
 
         Raises:
             RuntimeError: If a sample is not finite.
@@ -180,11 +226,11 @@ class _Sampling:
             self.pipe,
             part.conditions,
             part.seeds,
-            num_inference_steps=self.num_inference_steps,
-            scheduler=scheduler,
+            num_inference_steps=sampler.steps,
+            scheduler=sampler.scheduler,
             output_type=self.goal.output_type,
             batch_size=self.batch_size,
-            call=self.call,
+            call=sampler.call,
         )
         if not bool(samples.isfinite().all()):
             raise _NotFiniteError(f"The samples are not finite. {SAMPLING_REMEDY}")
@@ -193,7 +239,7 @@ class _Sampling:
     def value(self, settings: dict[str, Any], part: _Part) -> float | None:
         """The objective for settings; None where they cannot be run."""
         try:
-            return self.goal.value(self.rows(self.scheduler(settings), part))
+            return self.goal.value(self.rows(self.sampler(settings), part))
         # Some settings have no schedule, as where whole times do not suffice.
         except (ValueError, _NotFiniteError):
             return None
@@ -208,7 +254,8 @@ class _Sampling:
 
     def scheduler(self, settings: Mapping[str, Any]) -> UCGMScheduler:
         """The pipeline's scheduler with other settings."""
-        return UCGMScheduler.from_config(self.pipe.scheduler.config, **settings)
+        own = {name: value for name, value in settings.items() if name not in CALL_SETTINGS}
+        return UCGMScheduler.from_config(self.pipe.scheduler.config, **own)
 
 
 def _search(
@@ -216,7 +263,8 @@ def _search(
 ) -> list[Trial]:
     """The trials of a search on some seeds, starting points first."""
     space = _space(sampling, part)
-    first = {name: parameters_of(each, space, sampling.num_inference_steps) for name, each in starts.items()}
+    number, scale = sampling.num_inference_steps, sampling.call.get("guidance_scale")
+    first = {name: parameters_of({**each, "guidance_scale": scale}, space, number) for name, each in starts.items()}
     return search_settings(
         lambda settings: sampling.value(settings, part),
         space,
@@ -232,10 +280,17 @@ def _judge(
 ) -> TuningResult:
     """The gain of the best trial on the held-out seeds; the better scheduler is saved in the folder."""
     pipe, settings = sampling.pipe, best_of(trials).settings
-    tuned = sampling.scheduler(settings)
-    before, after = (sampling.rows(scheduler, held_out) for scheduler in (pipe.scheduler, tuned))
+    tuned = sampling.sampler(settings)
+    counts: list[float] = []
+    rows: list[Tensor] = []
+    for sampler in (sampling.own, tuned):
+        with count_calls(pipe) as counted:
+            rows.append(sampling.rows(sampler, held_out))
+        counts.append(counted.evaluations / len(held_out.seeds))
+    before, after = rows
     gain = gain_of(sampling.goal, before, after, held_out.solutions)
-    better: Any = tuned if gain.is_gain else pipe.scheduler
+    kept = tuned if gain.is_gain else sampling.own
+    better: Any = kept.scheduler
     with files.replacing_folder(output / "scheduler") as temporary:
         better.save_pretrained(temporary)
     return TuningResult(
@@ -245,10 +300,12 @@ def _judge(
         own_value,
         trials,
         output.resolve(),
-        sampling.num_inference_steps,
+        kept.steps,
         (held_out.conditions[:NUM_IMAGES], held_out.seeds[:NUM_IMAGES]),
         time.perf_counter() - started,
         None if held_out.solutions is None else (before.tolist(), after.tolist()),
+        (sampling.num_inference_steps, tuned.steps),
+        (counts[0], counts[1]),
     )
 
 
@@ -266,6 +323,34 @@ def _check_numbers(**numbers: tuple[int, int]) -> None:
     for name, (number, least) in numbers.items():
         if number < least:
             raise ValueError(f"`{name}` must be at least {least}, got {number}.")
+
+
+def _check_guidance(pipe: Pipeline, searched: Sequence[str], call: Mapping[str, object]) -> None:
+    """Check that a pipeline takes the arguments of guidance that are searched.
+
+    Raises:
+        ValueError: If it does not, or the target is not guided.
+    """
+    if not searched:
+        return
+    wanted = [f"guidance_{name}" for name in searched]
+    if missing := [name for name in wanted if name not in call_parameters(pipe)]:
+        raise ValueError(
+            f"`search_guidance` must name arguments that {type(pipe).__name__} takes, got {list(searched)}, of which "
+            f"it lacks {missing}."
+        )
+    if not _guidance_of(call).is_on:
+        raise ValueError(
+            "`search_guidance` must go with the `guidance_scale` of the target in `call`, other than 0 and 1, got "
+            f"{call.get('guidance_scale')!r}."
+        )
+
+
+def _guidance_of(call: Mapping[str, Any]) -> Guidance:
+    """The guidance that the arguments of a call ask for."""
+    start, stop = call.get("guidance_interval") or (0.0, 1.0)
+    scale = call.get("guidance_scale")
+    return Guidance(1.0 if scale is None else float(scale), (float(start), float(stop)))
 
 
 def _starts(config: Any) -> dict[str, dict[str, Any]]:
@@ -289,6 +374,7 @@ def _space(sampling: _Sampling, part: _Part) -> Space:
     wanted = dict(SEARCH_SPACE)
     if sampling.goal.needs_solutions:
         del wanted["stochasticity"]
+    wanted |= guidance_space(sampling.search_guidance, _guidance_of(sampling.call).scale)
     if _differ(sampling.times(part, time_warp=(a, 1.0, 1.0), time_gaps=(0.001, 0.01)) for a in (1.0, 2.0)):
         del wanted["shift"]  # the warp does as much
         return wanted

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 from diffusers import SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
@@ -20,16 +21,24 @@ from diffusers_ucgm.pipeline import UCGMPipeline
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 from .objectives import Gain
-from .search import Trial
+from .search import CALL_SETTINGS, Trial
 from .solutions import solution_scheduler
 
 
-__all__ = ["TuningResult", "best_of", "held_out_lines", "report", "save_images", "save_pipeline"]
+__all__ = ["Shown", "TuningResult", "best_of", "held_out_lines", "report", "save_images", "save_pipeline"]
 
 IMAGE = "before-after.png"
 # The number of held-out seeds in the image, and the network calls of the solutions in it.
 NUM_IMAGES, IMAGE_CALLS = 10, 200
 PACKAGES = ("diffusers-ucgm", "diffusers", "torch", "optuna")
+
+
+class Shown(NamedTuple):
+    """A scheduler to show, its number of steps, and its arguments of the pipeline's call beside those of all."""
+
+    scheduler: Steppable
+    steps: int
+    call: Mapping[str, object] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,10 @@ class TuningResult:
         shown: Conditions and seeds of the first held-out samples.
         seconds: The wall time of this run; that of the trials of earlier ones is with each trial.
         held_out: The distances of the held-out seeds before and after; None of an objective without distances.
+        steps: The numbers of steps before and after; they differ where guidance was searched. None is those of
+            `num_inference_steps`.
+        evaluations: The network evaluations of a sample before and after, of which a guided call has two; None where
+            they were not counted.
     """
 
     scheduler: SchedulerMixin
@@ -59,6 +72,8 @@ class TuningResult:
     shown: tuple[list[int | str], list[int]]
     seconds: float
     held_out: tuple[list[float], list[float]] | None = None
+    steps: tuple[int, int] | None = None
+    evaluations: tuple[float, float] | None = None
 
     @property
     def best(self) -> Trial:
@@ -70,10 +85,24 @@ class TuningResult:
         """Whether the samples follow from their noise."""
         return self.gain.elsewhere_before is not None
 
-    def schedulers(self, pipe: Pipeline) -> dict[str, tuple[Steppable, int]]:
-        """The schedulers to show by title, each with its number of steps."""
-        steps, tuned = self.num_inference_steps, UCGMScheduler.from_config(pipe.scheduler.config, **self.settings)
-        return {f"before, {steps} calls": (pipe.scheduler, steps), f"after, {steps} calls": (tuned, steps)}
+    @property
+    def call_defaults(self) -> JsonObject:
+        """The arguments of guidance that were found and are worth keeping."""
+        return self._found_call if self.gain.is_gain else {}
+
+    @property
+    def _found_call(self) -> JsonObject:
+        return {name: self.settings[name] for name in CALL_SETTINGS if name in self.settings}
+
+    def schedulers(self, pipe: Pipeline) -> dict[str, Shown]:
+        """The schedulers to show by title."""
+        own = {name: value for name, value in self.settings.items() if name not in CALL_SETTINGS}
+        before, after = self.steps or (self.num_inference_steps, self.num_inference_steps)
+        tuned = UCGMScheduler.from_config(pipe.scheduler.config, **own)
+        return {
+            f"before, {before} calls": Shown(pipe.scheduler, before),
+            f"after, {after} calls": Shown(tuned, after, self._found_call),
+        }
 
     def to_dict(self) -> JsonObject:
         """The contents of the result's file."""
@@ -83,6 +112,8 @@ class TuningResult:
             "own_value": self.own_value,
             "best_value": self.best.value,
             "settings": self.settings,
+            "steps": self.steps,
+            "evaluations": self.evaluations,
             "seconds": self.seconds,
             "versions": {name: version(name) for name in PACKAGES},
             "trials": [asdict(trial) for trial in self.trials],
@@ -107,6 +138,7 @@ def report(result: TuningResult) -> str:
     lines = [
         *_tuning_lines(result),
         *held_out_lines(result.gain),
+        *_cost_lines(result),
         f"{len(result.trials)} trials in {seconds:.0f} s; this run took {result.seconds:.0f} s",
     ]
     if result.gain.is_gain:
@@ -123,6 +155,15 @@ def _tuning_lines(result: TuningResult) -> list[str]:
     for name, trial in [*starts, ("best found", result.best)]:
         lines.append(f"  {name:24} {'cannot be run' if trial.value is None else f'{trial.value:.5f}'}")
     return lines
+
+
+def _cost_lines(result: TuningResult) -> list[str]:
+    """Calls and network evaluations before and after, where these are not the same."""
+    if result.steps is None or result.evaluations is None or result.evaluations == result.steps:
+        return []
+    sides = zip(("before", "after"), result.steps, result.evaluations, strict=True)
+    words = ", ".join(f"{side} {steps} calls with {each:g}" for side, steps, each in sides)
+    return [f"  network evaluations of a sample, guided calls counted twice: {words}"]
 
 
 def held_out_lines(gain: Gain) -> list[str]:
@@ -174,8 +215,13 @@ class Result(Protocol):
         """Conditions and seeds of the samples in the image."""
         ...
 
-    def schedulers(self, pipe: Pipeline) -> dict[str, tuple[Steppable, int]]:
-        """The schedulers to show by title, each with its number of steps."""
+    @property
+    def call_defaults(self) -> JsonObject:
+        """Further arguments of the pipeline's call that are worth keeping."""
+        ...
+
+    def schedulers(self, pipe: Pipeline) -> dict[str, Shown]:
+        """The schedulers to show by title."""
         ...
 
 
@@ -190,11 +236,17 @@ def save_images(pipe: Pipeline, result: Result, call: Mapping[str, object] | Non
     conditions, seeds = result.shown
     schedulers = result.schedulers(pipe)
     if result.has_solutions:
-        schedulers[f"{IMAGE_CALLS} calls"] = (solution_scheduler(pipe.scheduler.config), IMAGE_CALLS)
+        schedulers[f"{IMAGE_CALLS} calls"] = Shown(solution_scheduler(pipe.scheduler.config), IMAGE_CALLS)
     blocks: dict[str, list[list[Image.Image]]] = {}
-    for title, (scheduler, calls) in schedulers.items():
+    for title, shown in schedulers.items():
         samples = generate(
-            pipe, conditions, seeds, num_inference_steps=calls, scheduler=scheduler, output_type="pt", call=call
+            pipe,
+            conditions,
+            seeds,
+            num_inference_steps=shown.steps,
+            scheduler=shown.scheduler,
+            output_type="pt",
+            call={**(call or {}), **shown.call},
         )
         images = VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(samples))
         blocks[title] = [[image] for image in images]
@@ -210,7 +262,8 @@ def save_pipeline(pipe: Pipeline, result: Result) -> Path:
     folder, scheduler, config = result.output / "pipeline", pipe.scheduler, dict(pipe.config)
     pipe.scheduler = result.scheduler
     if isinstance(pipe, UCGMPipeline):
-        defaults = {**(config.get("call_defaults") or {}), "num_inference_steps": result.num_inference_steps}
+        steps = {"num_inference_steps": result.num_inference_steps}
+        defaults = {**(config.get("call_defaults") or {}), **steps, **result.call_defaults}
         pipe.register_to_config(call_defaults=defaults)
     try:
         with files.replacing_folder(folder) as temporary:
