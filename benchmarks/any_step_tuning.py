@@ -65,9 +65,23 @@ RUNS: dict[str, tuple[dict[str, Any], tuple[float, int], dict[str, Any]]] = {
         ANY_STEP,
     ),
     "rcgm, N = 2": ({**LOSS_PRESETS["rcgm"], **PLAIN, "teacher_decay": 0.99}, (1.5, 1), ANY_STEP),
-    "shortcut": ({**LOSS_PRESETS["shortcut"], "teacher_decay": 0.0}, (0.5, 1), ANY_STEP),
-    "soflow": ({**LOSS_PRESETS["soflow"], "teacher_decay": 0.0}, (0.25, 1), ANY_STEP),
+    "shortcut": ({**LOSS_PRESETS["shortcut"], "huber_c": 0.0, "teacher_decay": 0.0}, (0.5, 1), ANY_STEP),
+    "soflow": ({**LOSS_PRESETS["soflow"], "huber_c": 0.0, "teacher_decay": 0.0}, (0.25, 1), ANY_STEP),
 }
+
+
+def run_settings(args: argparse.Namespace, steps: int) -> dict[str, Any]:
+    """The settings of a run that do not depend on its objective."""
+    return {
+        "train_batch_size": args.batch_size,
+        "max_train_steps": steps,
+        "ema_decay": 0.95,
+        "lr_warmup_steps": 10,
+        "logging_steps": 20,
+        "checkpointing_steps": steps,
+        "seed": args.seed,
+        "overwrite_output_dir": True,
+    }
 
 
 def main() -> None:
@@ -103,9 +117,7 @@ def main() -> None:
         config = UCGMTrainingConfig.from_recipe(
             "four-step",
             args.output / f"{name.replace(' ', '-').replace(',', '')}-{args.seed}",
-            **{**SHARED, **settings, "train_batch_size": args.batch_size, "max_train_steps": steps},
-            **{"ema_decay": 0.95, "lr_warmup_steps": 10, "logging_steps": 20, "checkpointing_steps": steps},
-            **{"seed": args.seed, "overwrite_output_dir": True, **changes},
+            **{**SHARED, **settings, **run_settings(args, steps), **changes},
         )
         pipe = UCGMPipeline.from_pretrained(TEACHER)
         started = time.perf_counter()

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from diffusers_ucgm import UCGMLoss
-from diffusers_ucgm.loss_settings import LOSS_PRESETS, SECOND_TIME_SETTINGS, SecondTime
+from diffusers_ucgm.loss_settings import LOSS_PRESETS, SECOND_TIME_SETTINGS
+from diffusers_ucgm.second_time_objective import SecondTime
 from diffusers_ucgm.training_times import beta_times
 
 

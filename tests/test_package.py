@@ -23,7 +23,7 @@ SCRIPTS = sorted(file for folder in ("benchmarks", "examples", "tools") for file
 
 # From the core outwards; a module imports only from the sets above its own.
 LAYERS = [
-    {"contracts"},
+    {"contracts", "second_time_objective"},
     {"autoencoders", "checks", "constraints", "deferred", "files", "interruptions", "names", "network_caches"},
     {"command_parser", "console", "partial_calls", "processes", "randomness", "training_times"},
     {

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .loss_settings import SecondTime
 from .partial_calls import Rows
+from .second_time_objective import SecondTime
 from .student_path import forward_derivative
 from .targets import MIN_TIME, column
 from .transports import Transport

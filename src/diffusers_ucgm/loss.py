@@ -51,7 +51,8 @@ from .loss_inputs import (
     repeat_rows,
     select_rows,
 )
-from .loss_settings import LOSS_SETTINGS, SecondTime, check_together
+from .loss_settings import LOSS_SETTINGS, check_together
+from .second_time_objective import SecondTime
 from .student_path import Denoiser, Predictor, StudentPath, central_slope, draw_seed, forward_slope, slope_to_past
 from .targets import MIN_TIME, consistency_target, enhance, mean_rows
 from .time_pairs import draw_target_times, within_reach

@@ -11,8 +11,9 @@ from tiny_dit import dit, mixture
 from diffusers_ucgm import UCGMPipeline, UCGMTrainer, UCGMTrainingConfig
 from diffusers_ucgm.contracts import target_time_name
 from diffusers_ucgm.lora import load_lora
-from diffusers_ucgm.loss_settings import LOSS_PRESETS, SecondTime
+from diffusers_ucgm.loss_settings import LOSS_PRESETS
 from diffusers_ucgm.second_time import has_second_time
+from diffusers_ucgm.second_time_objective import SecondTime
 from diffusers_ucgm.training.any_step_settings import ANY_STEP_SETTINGS, AnyStepSettings
 from diffusers_ucgm.training.batches import DrawnSamples
 from diffusers_ucgm.training.settings_help import settings_help

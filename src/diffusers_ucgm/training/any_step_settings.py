@@ -3,19 +3,19 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+from diffusers_ucgm.second_time_objective import SecondTime
 
-from diffusers_ucgm.loss_settings import SecondTime
-from diffusers_ucgm.time_pairs import draw_target_times
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = ["ANY_STEP_SETTINGS", "AnyStepSettings", "PairDraw"]
 
 # From a sample's time, shape `(1,)`, the consistency ratio and a generator to its time and its target time.
-PairDraw = Callable[[Tensor, float, torch.Generator], tuple[Tensor, Tensor]]
+PairDraw = Callable[["Tensor", float, "torch.Generator"], "tuple[Tensor, Tensor]"]
 
 
 @dataclass(kw_only=True)
@@ -81,10 +81,12 @@ class AnyStepSettings:
 def _draw_pair(
     settings: AnyStepSettings,
     time_distribution: tuple[float, float, float],
-    t: Tensor,
+    t: "Tensor",
     ratio: float,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
+    generator: "torch.Generator",
+) -> "tuple[Tensor, Tensor]":
+    from diffusers_ucgm.time_pairs import draw_target_times
+
     return draw_target_times(
         t,
         settings.time_pairs,

@@ -93,8 +93,7 @@ ANY_STEP: dict[str, object] = {
     "time_weight": "gap",
     "huber_c": 1e-3,
     "enhancement_ratio": 0.0,
-    "cosine_weighting": False,
-    "time_distribution": (1.0, 1.0, 1.0),
+    "max_train_steps": 263,
 }
 
 RECIPES = {

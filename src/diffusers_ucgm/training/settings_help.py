@@ -4,7 +4,7 @@ import re
 from dataclasses import MISSING, fields
 from typing import NamedTuple
 
-from diffusers_ucgm.loss_settings import SecondTime
+from diffusers_ucgm.second_time_objective import SecondTime
 
 from .any_step_settings import ANY_STEP_SETTINGS, AnyStepSettings
 from .config import SETTING_TYPES, UCGMTrainingConfig
