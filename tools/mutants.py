@@ -1056,7 +1056,7 @@ MUTANTS = [
     Mutant(
         "any-step runs draw no pairs",
         "training/any_step_settings.py",
-        "return partial(_draw_pair, self, time_distribution) if self.is_any_step else None",
+        "return partial(_draw_pair, self, time_distribution, ratio_at) if self.is_any_step else None",
         "return None",
         ("tests/training/test_any_step_settings.py",),
     ),

@@ -30,9 +30,9 @@ from .sampling.settings import SCHEDULER_SETTINGS, check_settings
 from .sampling.solver import SolverSettings
 from .sampling.step_arguments import check_step, without_variance
 from .sampling.stock_configs import STOCK_SCHEDULERS
-from .sampling.stock_sigmas import stock_sigmas
+from .sampling.stock_sigmas import sigmas_of_run
 from .sampling.swap import OWN_SETTINGS, read_swap
-from .sampling.target_times import check_told, note_call, target_times
+from .sampling.target_times import check_told, note_call, told_timesteps
 from .sampling.timesteps import Schedule, ScheduleArguments, check_timestep, first_place, place_of
 from .transports import Transport
 
@@ -197,8 +197,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         return self.config.num_train_timesteps
 
     def __getstate__(self) -> dict[str, object]:
-        # A convention is made of functions, which cannot be pickled; the config makes it again. The run and the kept
-        # state must know that they are in a copy.
+        # A convention has functions, which cannot be pickled; run and kept state must know that they are in a copy.
         return {**self.__dict__, "_convention": None, "_last": copy.copy(self._last), "_run": copy.copy(self._run)}
 
     @classmethod
@@ -226,8 +225,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         if (preset := kwargs.pop("preset", None)) is not None:
             kwargs = {**get_preset(preset).sampler, **kwargs}
         swap = read_swap(cls, config, kwargs)
-        made: Any = super().from_config(swap.config, return_unused_kwargs=True, **swap.settings)
-        scheduler, unused = made
+        scheduler, unused = cast(Any, super().from_config(swap.config, return_unused_kwargs=True, **swap.settings))
         if return_unused_kwargs:
             return scheduler, {key: value for key, value in unused.items() if key not in swap.read} | swap.unknown
         swap.warn_of_unknown()
@@ -292,28 +290,11 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
     @property
     def target_timesteps(self) -> Tensor:
         """The time to which every call leads, for networks that take it as an input: the network's, shape `(N,)`."""
-        if self.config.target_time == "same":
-            return self.timesteps[: len(self.canonical_times)]
-        return self.convention.timestep(target_times(self._settings, self.canonical_times)).to(self.timesteps)
+        return told_timesteps(self._settings, self.convention, self.canonical_times, self.timesteps)
 
     def stock_sigmas(self, num_inference_steps: int, mu: float | None = None) -> list[float]:
-        """The times of a run as the `sigmas` that stock schedulers of the same model and their pipelines take.
-
-        Stock flow-matching schedulers shift `sigmas`, so these are the times before the shift; see
-        `sampling.stock_sigmas.stock_sigmas` for other models. The run in progress is not changed.
-
-        Args:
-            num_inference_steps: The budget of network calls, for which a fitted solver may have its own times.
-            mu: The shift under `use_dynamic_shifting`.
-
-        Raises:
-            ValueError: If an argument is out of its range, or no stock scheduler can be given these times.
-        """
-        arguments = ScheduleArguments(num_inference_steps, mu=mu)
-        spacing, repeats = Spacing.of(self._settings), SolverSettings.of(self._settings).repeats
-        points = Schedule.of(arguments, spacing, self.convention, repeats).points
-        t = torch.tensor([point.t for point in points], dtype=torch.float64)
-        return stock_sigmas(self._settings, self.convention, t, mu)
+        """The times of a run as the `sigmas` of stock schedulers: see `sampling.stock_sigmas.sigmas_of_run`."""
+        return sigmas_of_run(self._settings, self.convention, num_inference_steps, mu)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Start in the middle of the schedule, as image-to-image pipelines do.

@@ -78,7 +78,7 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path, changes, mess
 
 @pytest.mark.parametrize("pairs", ["uniform", "sorted", "dyadic"])
 def test_pairs_follow_from_the_place_alone_and_leave_all_else_as_it_was(tmp_path, pairs):
-    draw = config(tmp_path, time_pairs=pairs, end_share=0.2).pair_draw((1.0, 1.0, 1.0))
+    draw = config(tmp_path, time_pairs=pairs, end_share=0.2).pair_draw((1.0, 1.0, 1.0), lambda step: 1.0)
     data = [{"latents": torch.zeros(1, 2, 2)}] * 4
     plain = DrawnSamples(data, 3, (1.0, 1.0, 1.0), 0.1)
     told = DrawnSamples(data, 3, (1.0, 1.0, 1.0), 0.1, pair_draw=draw)
@@ -94,10 +94,11 @@ def test_pairs_follow_from_the_place_alone_and_leave_all_else_as_it_was(tmp_path
 
 
 def test_a_small_ratio_keeps_the_two_times_together(tmp_path):
-    draw = config(tmp_path).pair_draw((1.0, 1.0, 1.0))
+    draw = config(tmp_path, equal_share=0.0).pair_draw((1.0, 1.0, 1.0), lambda step: float(step == 7))
     assert draw is not None
-    t, r = draw(torch.tensor([0.8]), 0.0, torch.Generator().manual_seed(0))
-    assert torch.equal(t, r)
+    pairs = {step: draw(torch.tensor([0.8]), step, torch.Generator().manual_seed(3)) for step in (6, 7)}
+    assert torch.equal(*pairs[6])
+    assert not torch.equal(*pairs[7])
 
 
 def test_the_network_is_given_a_second_time_that_is_trained_and_saved(tmp_path):

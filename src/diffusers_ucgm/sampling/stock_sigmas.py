@@ -12,13 +12,37 @@ from torch import Tensor
 from .config import SchedulerConfig
 from .conventions import Convention
 from .grids import Spacing, static_shift
+from .solver import SolverSettings
 from .tensors import floats
+from .timesteps import Schedule, ScheduleArguments
 
 
-__all__ = ["stock_sigmas"]
+__all__ = ["sigmas_of_run", "stock_sigmas"]
 
 # Times that come back from a stock scheduler's shift with larger differences are others.
 TOLERANCE = 1e-5
+
+
+def sigmas_of_run(
+    config: SchedulerConfig, convention: Convention, num_inference_steps: int, mu: float | None = None
+) -> list[float]:
+    """The times of a run as the `sigmas` that stock schedulers of the same model and their pipelines take.
+
+    Args:
+        config: The scheduler's settings.
+        convention: The model's convention.
+        num_inference_steps: The budget of network calls, for which a fitted solver may have its own times.
+        mu: The shift under `use_dynamic_shifting`.
+
+    Returns:
+        See `stock_sigmas`.
+
+    Raises:
+        ValueError: If an argument is out of its range, or no stock scheduler can be given these times.
+    """
+    arguments, repeats = ScheduleArguments(num_inference_steps, mu=mu), SolverSettings.of(config).repeats
+    points = Schedule.of(arguments, Spacing.of(config), convention, repeats).points
+    return stock_sigmas(config, convention, torch.tensor([point.t for point in points], dtype=torch.float64), mu)
 
 
 def stock_sigmas(config: SchedulerConfig, convention: Convention, t: Tensor, mu: float | None = None) -> list[float]:

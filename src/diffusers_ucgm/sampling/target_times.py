@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from .config import SchedulerConfig
+from .conventions import Convention
 
 
-__all__ = ["TARGET_TIMES", "check_target_time", "check_told", "note_call", "target_times"]
+__all__ = ["TARGET_TIMES", "check_target_time", "check_told", "note_call", "target_times", "told_timesteps"]
 
 # "auto" is "next" without noise, and "end" with it: noise is then added to the data estimate.
 TARGET_TIMES = ("auto", "next", "end", "same")
@@ -69,6 +70,22 @@ def target_times(config: SchedulerConfig, canonical_times: Sequence[float]) -> T
     if rule == "same":
         return t[:-1]
     return t[1:] if rule == "next" else torch.zeros_like(t[1:])
+
+
+def told_timesteps(
+    config: SchedulerConfig, convention: Convention, canonical_times: Sequence[float], timesteps: Tensor
+) -> Tensor:
+    """The network's times to which calls lead, shape `(N,)`.
+
+    Args:
+        config: The scheduler's settings.
+        convention: The model's convention.
+        canonical_times: The times of the calls.
+        timesteps: The network's times of the calls, which "same" repeats to the bit.
+    """
+    if config["target_time"] == "same":
+        return timesteps[: len(canonical_times)]
+    return convention.timestep(target_times(config, canonical_times)).to(timesteps)
 
 
 def check_target_time(config: SchedulerConfig) -> None:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ANY_STEP_SETTINGS", "AnyStepSettings", "PairDraw"]
 
-# From a sample's time, shape `(1,)`, the consistency ratio and a generator to its time and its target time.
-PairDraw = Callable[["Tensor", float, "torch.Generator"], "tuple[Tensor, Tensor]"]
+# From a sample's time, shape `(1,)`, the optimizer step and a generator to its time and its target time.
+PairDraw = Callable[["Tensor", int, "torch.Generator"], "tuple[Tensor, Tensor]"]
 
 
 @dataclass(kw_only=True)
@@ -69,20 +69,24 @@ class AnyStepSettings:
                     f"`teacher_decay` must be 1 with `{name}='teacher'`, the frozen network, got {teacher_decay}."
                 )
 
-    def pair_draw(self, time_distribution: tuple[float, float, float]) -> PairDraw | None:
+    def pair_draw(
+        self, time_distribution: tuple[float, float, float], ratio_at: Callable[[int], float]
+    ) -> PairDraw | None:
         """How a sample's pair of times is drawn; None for networks of one time.
 
         Args:
             time_distribution: See `beta_times`.
+            ratio_at: The consistency ratio of an optimizer step.
         """
-        return partial(_draw_pair, self, time_distribution) if self.is_any_step else None
+        return partial(_draw_pair, self, time_distribution, ratio_at) if self.is_any_step else None
 
 
 def _draw_pair(
     settings: AnyStepSettings,
     time_distribution: tuple[float, float, float],
+    ratio_at: Callable[[int], float],
     t: "Tensor",
-    ratio: float,
+    step: int,
     generator: "torch.Generator",
 ) -> "tuple[Tensor, Tensor]":
     from diffusers_ucgm.time_pairs import draw_target_times
@@ -92,7 +96,7 @@ def _draw_pair(
         settings.time_pairs,
         equal_share=settings.equal_share,
         end_share=settings.end_share,
-        gap_ratio=ratio,
+        gap_ratio=ratio_at(step),
         time_distribution=time_distribution,
         is_from_noise=settings.rectification > 0.0,
         generator=generator,

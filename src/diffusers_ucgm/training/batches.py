@@ -4,7 +4,7 @@ All of it follows from the seed, the step and a sample's place in the step's glo
 depend on how a batch is split into network calls and processes, and a resumed run repeats an uninterrupted one.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import TypedDict, cast
 
 import torch
@@ -98,7 +98,6 @@ class DrawnSamples(Dataset[TrainingSample]):
         label_dropout: float,
         time_range: tuple[float, float] = (0.0, 1.0),
         pair_draw: PairDraw | None = None,
-        ratio_at: Callable[[int], float] = lambda step: 1.0,
     ) -> None:
         """Draw as these settings of the loss say.
 
@@ -109,14 +108,13 @@ class DrawnSamples(Dataset[TrainingSample]):
             label_dropout: The fraction of samples under the null condition.
             time_range: The part of the times onto which the distribution is moved.
             pair_draw: How a time becomes a pair of times, for networks that are told where a call leads.
-            ratio_at: The consistency ratio of a step.
         """
         self.dataset = dataset
         self.seed = seed
         self.time_distribution = time_distribution
         self.label_dropout = label_dropout
         self.time_range = time_range
-        self.pair_draw, self.ratio_at = pair_draw, ratio_at
+        self.pair_draw = pair_draw
 
     def __getitem__(self, place: Place) -> TrainingSample:
         index, step, position = place
@@ -142,7 +140,7 @@ class DrawnSamples(Dataset[TrainingSample]):
             "dropped": torch.rand((), generator=generator) < self.label_dropout,
         }
         if self.pair_draw is not None:
-            t, target = self.pair_draw(sample["t"].reshape(1), self.ratio_at(step), generator)
+            t, target = self.pair_draw(sample["t"].reshape(1), step, generator)
             sample["t"], sample["target_time"] = t[0], target[0]
         return sample
 

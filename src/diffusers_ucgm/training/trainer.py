@@ -267,8 +267,7 @@ class UCGMTrainer:
     def training_step(self, batches: list[TrainingBatch]) -> Tensor:
         """Make one optimizer step over the batches of its network calls; return their mean loss, without gradient."""
         self.teacher.update(self.transformer)
-        total = torch.zeros((), device=self.accelerator.device)
-        norm = None
+        total, norm = torch.zeros((), device=self.accelerator.device), None
         for micro, batch in enumerate(batches):
             with self.accelerator.accumulate(self.model), self.accelerator.autocast():
                 loss = self._loss(batch, micro)
@@ -442,8 +441,7 @@ class UCGMTrainer:
             config.time_distribution,
             config.label_dropout,
             (0.0, 1.0) if self.expert is None else self.expert.time_range,
-            config.pair_draw(config.time_distribution),
-            config.ratio_at,
+            config.pair_draw(config.time_distribution, config.ratio_at),
         )
         sampler = StepSampler(
             length_of(self.dataset),
