@@ -146,3 +146,23 @@ def test_predictions_of_untold_networks_are_refused_once_and_by_thread():
     note_call("Network")
     note_call(None)
     check_told("end")
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({"extrapolation_ratio": 0.0}, "next"),
+        ({"extrapolation_ratio": 0.0, "stochasticity": 1.0}, "end"),
+        ({"extrapolation_ratio": 0.5}, "same"),
+        ({"extrapolation_ratio": "auto"}, "same"),
+        ({"extrapolation_ratio": 0.0, "solver_order": 2, "solver_type": "multistep"}, "same"),
+    ],
+    ids=str,
+)
+def test_auto_tells_a_solver_that_puts_calls_together_the_velocity(settings, rule):
+    found = []
+    for target_time in ("auto", rule):
+        scheduler = UCGMScheduler(**settings, target_time=target_time)
+        scheduler.set_timesteps(4)
+        found.append(scheduler.target_timesteps)
+    assert torch.equal(*found)

@@ -19,7 +19,8 @@ from .conventions import Convention
 
 __all__ = ["TARGET_TIMES", "check_target_time", "check_told", "note_call", "target_times", "told_timesteps"]
 
-# "auto" is "next" without noise, and "end" with it: noise is then added to the data estimate.
+# "auto" is "end" with noise, which is then added to the data estimate, "next" where every call is a step of first order
+# of its own, and otherwise "same": solvers that put calls together need the path's velocity.
 TARGET_TIMES = ("auto", "next", "end", "same")
 
 
@@ -64,12 +65,20 @@ def target_times(config: SchedulerConfig, canonical_times: Sequence[float]) -> T
         canonical_times: The times of the calls.
     """
     t = torch.tensor([*canonical_times, 0.0], dtype=torch.float64)
-    rule = config["target_time"]
-    if rule == "auto":
-        rule = "next" if config["stochasticity"] == 0 else "end"
+    rule = _rule_of(config)
     if rule == "same":
         return t[:-1]
     return t[1:] if rule == "next" else torch.zeros_like(t[1:])
+
+
+def _rule_of(config: SchedulerConfig) -> str:
+    """The setting, or what "auto" stands for."""
+    if config["target_time"] != "auto":
+        return config["target_time"]
+    if config["stochasticity"] != 0:
+        return "end"
+    is_single = config["extrapolation_ratio"] == 0 and config["solver_order"] == 1 and not config["fitted_solvers"]
+    return "next" if is_single else "same"
 
 
 def told_timesteps(
@@ -83,7 +92,7 @@ def told_timesteps(
         canonical_times: The times of the calls.
         timesteps: The network's times of the calls, which "same" repeats to the bit.
     """
-    if config["target_time"] == "same":
+    if _rule_of(config) == "same":
         return timesteps[: len(canonical_times)]
     return convention.timestep(target_times(config, canonical_times)).to(timesteps)
 
