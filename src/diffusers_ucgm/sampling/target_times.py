@@ -19,8 +19,8 @@ from .conventions import Convention
 
 __all__ = ["TARGET_TIMES", "check_target_time", "check_told", "note_call", "target_times", "told_timesteps"]
 
-# "auto" is "end" with noise, which is then added to the data estimate, "next" where every call is a step of first order
-# of its own, and otherwise "same": solvers that put calls together need the path's velocity.
+# "auto" is "end" with noise, which is then added to the data estimate, "next" where each call makes a first-order step
+# alone, and otherwise "same": solvers that put calls together need the path's velocity.
 TARGET_TIMES = ("auto", "next", "end", "same")
 
 
