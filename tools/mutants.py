@@ -1068,6 +1068,13 @@ MUTANTS = [
         ("tests/training/test_any_step_settings.py",),
     ),
     Mutant(
+        "the next time is told to every solver",
+        "sampling/target_times.py",
+        'return "next" if is_single else "same"',
+        'return "next"',
+        ("tests/sampling/test_target_times.py",),
+    ),
+    Mutant(
         "long steps extrapolated in full",
         "sampling/estimate_weights.py",
         "share = FULL_STEPS[order - 1] / max(span, FULL_STEPS[order - 1])",
