@@ -11,14 +11,13 @@ where each call leads, on an even grid.
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 from bundled_model import CLASSIFIER, Judge
-from few_step_tuning import FEW_STEP, TEACHER, draw, latents_of
+from few_step_tuning import FEW_STEP, TEACHER, draw, latents_of, tune
 
-from diffusers_ucgm import UCGMPipeline, UCGMTrainer, UCGMTrainingConfig, files
+from diffusers_ucgm import UCGMPipeline, UCGMTrainingConfig, files
 from diffusers_ucgm.loss_settings import LOSS_PRESETS
 
 
@@ -119,11 +118,7 @@ def main() -> None:
             args.output / f"{name.replace(' ', '-').replace(',', '')}-{args.seed}",
             **{**SHARED, **settings, **run_settings(args, steps), **changes},
         )
-        pipe = UCGMPipeline.from_pretrained(TEACHER)
-        started = time.perf_counter()
-        trainer = UCGMTrainer.from_pipeline(config, pipe, dataset)
-        trainer.train()
-        seconds = time.perf_counter() - started
+        pipe, trainer, seconds = tune(config, dataset)
         with trainer.averaged_weights():
             rows.append(report(name, pipe, steps, seconds, sampler))
         files.write_json(args.output / f"results-{args.seed}.json", {"passes": args.passes, "rows": rows})

@@ -62,6 +62,15 @@ def latents_of(data: str, file: Path) -> LatentDataset:
     return LatentDataset(tensors["latents"], tensors["class_labels"])
 
 
+def tune(config: UCGMTrainingConfig, dataset: LatentDataset) -> tuple[UCGMPipeline, UCGMTrainer, float]:
+    """The bundled model after a run, the run, and its seconds."""
+    pipe = UCGMPipeline.from_pretrained(TEACHER)
+    started = time.perf_counter()
+    trainer = UCGMTrainer.from_pipeline(config, pipe, dataset)
+    trainer.train()
+    return pipe, trainer, time.perf_counter() - started
+
+
 @torch.no_grad()
 def draw(pipe: UCGMPipeline, steps: int, samples: int, settings: dict[str, Any]) -> Tensor:
     """Images in [-1, 1]."""
@@ -118,11 +127,7 @@ def main() -> None:
             args.output / name.replace(" ", "-"),
             **{"max_train_steps": steps, "checkpointing_steps": steps, **SETTINGS, **settings},
         )
-        pipe = UCGMPipeline.from_pretrained(TEACHER)
-        started = time.perf_counter()
-        trainer = UCGMTrainer.from_pipeline(config, pipe, dataset)
-        trainer.train()
-        seconds = time.perf_counter() - started
+        pipe, trainer, seconds = tune(config, dataset)
         with trainer.averaged_weights():
             rows.append(report(name, pipe, steps * config.train_batch_size, seconds, FEW_STEP))
     (args.output / "results.json").write_text(json.dumps({"teacher_at_40": reference, "rows": rows}, indent=2))

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from channel_networks import NULL, ChannelNetwork, batch
+from device_readings import NoReading
 from flow_maps import GaussianFlow
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_ucgm import UCGMLoss, get_transport
 from diffusers_ucgm.loss_settings import LOSS_PRESETS
@@ -232,15 +232,6 @@ def test_the_amplified_form_takes_one_call_fewer_than_the_difference_at_ratio_1(
     UCGMLoss(consistency_ratio=1.0, label_dropout=0.0)(published, x)
     UCGMLoss(second_time="any", equal_share=0.0, end_share=1.0, label_dropout=0.0)(ours, x)
     assert (len(published.calls), len(ours.calls)) == (3, 2)
-
-
-class NoReading(TorchDispatchMode):
-    """Fails where a value on the device is read: here `meta` stands for a device whose values nobody has yet."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function is torch.ops.aten._local_scalar_dense.default and args[0].device.type != "cpu":
-            raise AssertionError("a value of the device was read")
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("settings", [settings for settings, _ in CALLS])

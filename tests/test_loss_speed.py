@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from device_readings import NoReading
 from loss_calls import Counted, inputs
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_ucgm import UCGMLoss
 from diffusers_ucgm.transports import TRANSPORTS, get_transport
@@ -85,15 +85,6 @@ def test_other_times_are_left_as_they_are(name):
 
 
 # --- waiting ---------------------------------------------------------------------------------------------------------
-
-
-class NoReading(TorchDispatchMode):
-    """Fails where a value on the device is read: here `meta` stands for a device whose values nobody has yet."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function is torch.ops.aten._local_scalar_dense.default and args[0].device.type != "cpu":
-            raise AssertionError("a value of the device was read")
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("settings", [settings for settings, _ in CALLS])

@@ -135,8 +135,8 @@ class Run:
         if call.noise:
             fresh = noise(x_next)
             x_next.add_(fresh, alpha=call.noise)
-            # The correction of a step keeps its noise.
-            base = base if base is None else base.add_(fresh, alpha=call.noise)
+            if base is not None:  # the correction of a step keeps its noise
+                base.add_(fresh, alpha=call.noise)
         self._base = base
         self._remember(call, x, output, change)
         self._last_index = index

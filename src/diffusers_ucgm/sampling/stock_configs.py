@@ -229,7 +229,7 @@ def _flow_matching(said: Mapping[str, object], name: object) -> Settings:
     if said.get("stochastic_sampling") or "scale_factors" in said:  # the latter is FlowMatchLCMScheduler's own
         return settings | SAMPLERS["consistency"]
     if name == "FlowMapEulerDiscreteScheduler":
-        return settings | SAMPLERS["consistency"] | {"stochasticity": 0.0}
+        return settings | SAMPLERS["any-step"]
     return settings
 
 
