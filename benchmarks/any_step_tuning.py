@@ -4,20 +4,23 @@
 
 Every row tunes all weights of the bundled model on the 60,000 real training images. The budget is a number of forward
 passes of a sample, a call with a gradient counted as three; a row makes as many steps as its objective's calls allow.
-The figure is the Frechet distance of `bundled_model.py` in the features of the bundled classifier, all from one noise.
-Models of one time add fresh noise in every step, as the bundled few-step model does; models of two times are told
-where each call leads, on an even grid.
+The figures are the Frechet distance of `bundled_model.py` in the features of the bundled classifier, the mean over the
+seeds with the least and the largest, and the recall of real images; all from one noise. Models of one time add fresh
+noise in every step, as the bundled few-step model does; models of two times are told where each call leads, on an even
+grid. Finished rows are kept in `<output>/results.json`, and a stopped run goes on after them.
 """
 
 import argparse
 import json
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from bundled_model import CLASSIFIER, Judge
 from few_step_tuning import FEW_STEP, TEACHER, draw, latents_of, tune
 
 from diffusers_ucgm import UCGMPipeline, UCGMTrainingConfig, files
+from diffusers_ucgm.data.datasets import LatentDataset
 from diffusers_ucgm.loss_settings import LOSS_PRESETS
 
 
@@ -65,11 +68,35 @@ RUNS: dict[str, tuple[dict[str, Any], tuple[float, int], dict[str, Any]]] = {
     ),
     "rcgm, N = 2": ({**LOSS_PRESETS["rcgm"], **PLAIN, "teacher_decay": 0.99}, (1.5, 1), ANY_STEP),
     "shortcut": ({**LOSS_PRESETS["shortcut"], "huber_c": 0.0, "teacher_decay": 0.0}, (0.5, 1), ANY_STEP),
+    "meanflow, by a difference of 0.005": (
+        {
+            **LOSS_PRESETS["meanflow"],
+            "derivative": "difference",
+            "first_step": 0.005,
+            "huber_c": 0.0,
+            "teacher_decay": 0.0,
+        },
+        (0.25, 1),
+        ANY_STEP,
+    ),
+    # A quarter are fakes; of the rest a quarter goes from noise to the data, where the two velocities are compared.
+    "TwinFlow: rcgm, N = 2, with twins and rectification": (
+        {
+            **LOSS_PRESETS["rcgm"],
+            **PLAIN,
+            "teacher_decay": 0.99,
+            "twin_share": 0.25,
+            "end_share": 0.25,
+            "rectification": 0.5,
+        },
+        (1.75, 1),
+        ANY_STEP,
+    ),
     "soflow": ({**LOSS_PRESETS["soflow"], "huber_c": 0.0, "teacher_decay": 0.0}, (0.25, 1), ANY_STEP),
 }
 
 
-def run_settings(args: argparse.Namespace, steps: int) -> dict[str, Any]:
+def run_settings(args: argparse.Namespace, steps: int, seed: int) -> dict[str, Any]:
     """The settings of a run that do not depend on its objective."""
     return {
         "train_batch_size": args.batch_size,
@@ -78,9 +105,53 @@ def run_settings(args: argparse.Namespace, steps: int) -> dict[str, Any]:
         "lr_warmup_steps": 10,
         "logging_steps": 20,
         "checkpointing_steps": steps,
-        "seed": args.seed,
+        "seed": seed,
         "overwrite_output_dir": True,
     }
+
+
+def measure(judge: Judge, pipe: UCGMPipeline, samples: int, sampler: dict[str, Any]) -> dict[str, list[float]]:
+    """The Frechet distances and recalls of a pipeline, by number of calls."""
+    images = [draw(pipe, calls, samples, sampler) for calls in CALLS]
+    return {
+        "distances": [judge.frechet_distance(each) for each in images],
+        "recalls": [judge.recall(each) for each in images],
+    }
+
+
+def tuned_row(
+    name: str, seed: int, args: argparse.Namespace, judge: Judge, dataset: LatentDataset, changes: dict[str, Any]
+) -> dict[str, Any]:
+    """One run and what was measured of it."""
+    settings, (plain, graded), sampler = RUNS[name]
+    steps = round(args.passes / args.batch_size / (plain + 3 * graded))
+    config = UCGMTrainingConfig.from_recipe(
+        "four-step",
+        args.output / f"{name.replace(' ', '-').replace(',', '')}-{seed}",
+        **{**SHARED, **settings, **run_settings(args, steps, seed), **changes},
+    )
+    pipe, trainer, seconds = tune(config, dataset)
+    with trainer.averaged_weights():
+        found = measure(judge, pipe, args.samples, sampler)
+    return {"objective": name, "seed": seed, "steps": steps, "seconds": seconds, **found}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table with the mean over the seeds of every objective, and the least and the largest distance."""
+    lines = [
+        f"| objective | seeds | steps | seconds | {' | '.join(f'{calls} calls' for calls in CALLS)} |",
+        "|---|---|---|---|" + "---|" * len(CALLS),
+    ]
+    for name in dict.fromkeys(row["objective"] for row in rows):
+        runs = [row for row in rows if row["objective"] == name]
+        distances, recalls = (list(zip(*(run[key] for run in runs), strict=True)) for key in ("distances", "recalls"))
+        cells = [
+            f"{mean(each):.2f}{f' ({min(each):.2f} to {max(each):.2f})' if len(runs) > 1 else ''}, {mean(recall):.2f}"
+            for each, recall in zip(distances, recalls, strict=True)
+        ]
+        seconds = mean(run["seconds"] for run in runs)
+        lines.append(f"| {name} | {len(runs)} | {runs[0]['steps']} | {seconds:.0f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -91,7 +162,7 @@ def main() -> None:
     )
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--samples", type=int, default=5000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="*", choices=[*RUNS], help="rows to run; all by default")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings that replace a row's")
     parser.add_argument("--classifier", default=CLASSIFIER, help="or a folder of examples/train_classifier.py")
@@ -100,28 +171,29 @@ def main() -> None:
     changes = {name: json.loads(value) for name, value in (pair.split("=", 1) for pair in args.set)}
     judge = Judge(args.classifier, args.data)
     dataset = latents_of(args.data, args.output / "latents.safetensors")
-    print(f"| objective | steps | seconds | {' | '.join(f'{calls} calls' for calls in CALLS)} |")
-    print("|---|---|---|" + "---|" * len(CALLS), flush=True)
+    record = args.output / "results.json"
+    identity = {"passes": args.passes, "batch_size": args.batch_size, "samples": args.samples, "changes": changes}
+    found = json.loads(record.read_text()) if record.is_file() else {**identity, "rows": []}
+    if any(found[name] != value for name, value in identity.items()):
+        parser.error(f"{record} has rows of other settings: give another --output.")
+    rows = found["rows"]
 
-    def report(name: str, pipe: UCGMPipeline, steps: int, seconds: float, sampler: dict[str, Any]) -> dict[str, Any]:
-        distances = [judge.frechet_distance(draw(pipe, calls, args.samples, sampler)) for calls in CALLS]
-        shown = " | ".join(f"{value:.2f}" for value in distances)
-        print(f"| {name} | {steps} | {seconds:.0f} | {shown} |", flush=True)
-        return {"objective": name, "steps": steps, "seconds": seconds, "distances": distances}
+    def keep(row: dict[str, Any]) -> None:
+        rows.append(row)
+        files.write_json(record, found)
+        print(table([row]).splitlines()[-1], flush=True)
 
-    rows = [report("not tuned", UCGMPipeline.from_pretrained(TEACHER), 0, 0.0, {})]
-    for name in args.only or RUNS:
-        settings, (plain, graded), sampler = RUNS[name]
-        steps = round(args.passes / args.batch_size / (plain + 3 * graded))
-        config = UCGMTrainingConfig.from_recipe(
-            "four-step",
-            args.output / f"{name.replace(' ', '-').replace(',', '')}-{args.seed}",
-            **{**SHARED, **settings, **run_settings(args, steps), **changes},
-        )
-        pipe, trainer, seconds = tune(config, dataset)
-        with trainer.averaged_weights():
-            rows.append(report(name, pipe, steps, seconds, sampler))
-        files.write_json(args.output / f"results-{args.seed}.json", {"passes": args.passes, "rows": rows})
+    finished = {(row["objective"], row["seed"]) for row in rows}
+    if ("not tuned", 0) not in finished:
+        untuned = measure(judge, UCGMPipeline.from_pretrained(TEACHER), args.samples, {})
+        keep({"objective": "not tuned", "seed": 0, "steps": 0, "seconds": 0.0, **untuned})
+    for seed in args.seeds:
+        for name in args.only or RUNS:
+            if (name, seed) not in finished:
+                keep(tuned_row(name, seed, args, judge, dataset, changes))
+    text = f"# Objectives at equal compute\n\n{(__doc__ or '').split(chr(10) * 2, 1)[1].strip()}\n\n{table(rows)}\n"
+    files.write_text(args.output / "results.md", text)
+    print(text)
 
 
 if __name__ == "__main__":

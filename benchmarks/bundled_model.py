@@ -21,7 +21,7 @@ from torch import Tensor
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler
 from diffusers_ucgm.data.datasets import load_images, pixels
 from diffusers_ucgm.image_metrics.features import ImageFeatures, features_of, load_features
-from diffusers_ucgm.image_metrics.statistics import FeatureStatistics, frechet_distance
+from diffusers_ucgm.image_metrics.statistics import FeatureStatistics, frechet_distance, precision_recall
 
 
 SIZE = 32
@@ -48,7 +48,8 @@ class Judge:
     def __init__(self, classifier: str, data: str) -> None:
         self.network = load_features(classifier)
         test = load_images(data, "test")
-        self.reference = FeatureStatistics.of(self.seen(pixels(test.images, SIZE)).features)
+        self.features = self.seen(pixels(test.images, SIZE)).features
+        self.reference = FeatureStatistics.of(self.features)
 
     def seen(self, x: Tensor) -> ImageFeatures:
         """What the classifier sees, in the bytes that a picture file would hold."""
@@ -61,6 +62,10 @@ class Judge:
 
     def frechet_distance(self, x: Tensor) -> float:
         return frechet_distance(FeatureStatistics.of(self.seen(x).features), self.reference)
+
+    def recall(self, x: Tensor) -> float:
+        """The fraction of as many real images that lie among the given ones: see `precision_recall`."""
+        return precision_recall(self.seen(x).features, self.features[: len(x)])[1]
 
 
 @torch.no_grad()

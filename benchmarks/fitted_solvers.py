@@ -4,8 +4,9 @@
 
 The pipelines are a `UCGMPipeline` of the bundled model, and of exact denoisers of images (`ideal_data.py`), by class,
 with and without guidance. `fit_solver` fits a solver for each number of network calls; the figure is the median
-distance to the solution of the same noise. A finished pipeline is kept in `<output>.json`, and a stopped run goes on
-after it.
+distance to the solution of the same noise. "default" is `UCGMScheduler.from_config` of the stock config. Of the
+bundled model the Frechet distance of `--images` further images is given too, as `bundled_model.py` measures it. A
+finished pipeline is kept in `<output>.json`, and a stopped run goes on after it.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bundled_model import CLASSIFIER, Judge
 from diffusers import DPMSolverMultistepScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
@@ -47,6 +49,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 NULL = 1_000_000
 # Seeds of the judgement, far from those of fits.
 FIRST_SEED, NUM_SEEDS, SOLUTION_CALLS = 0, 64, 1000
+DATA = "/usr/share/datasets/fashion-mnist"
 
 
 class FieldTransformer2DModel(ModelMixin, ConfigMixin):
@@ -79,7 +82,7 @@ class FieldTransformer2DModel(ModelMixin, ConfigMixin):
 
 def field_pipeline(name: str, scheduler: Any) -> UCGMPipeline:
     """A pipeline whose network is the exact denoiser of a field's data."""
-    of_class = data_field(name, "/usr/share/datasets/fashion-mnist", Path("runs/data"))
+    of_class = data_field(name, DATA, Path("runs/data"))
     # Without condition every point is of the null class too.
     points, labels = of_class.points, of_class.labels
     field = Field(torch.cat([points, points]), torch.cat([labels, torch.full_like(labels, NULL)]), of_class.std)
@@ -110,8 +113,24 @@ def median_distance(
     return float(distances(samples, solutions).median()) if bool(samples.isfinite().all()) else math.inf
 
 
-def measure(pipe: Any, guidance: float, refine: bool, numbers: Sequence[int]) -> dict[str, Any]:
-    """Median distances of the defaults, the best stock solver and the fit, by number of calls."""
+def frechet_distance(
+    pipe: Any, judge: Judge, num_images: int, scheduler: Any, calls: int, call: Mapping[str, Any]
+) -> float:
+    """The Frechet distance of a scheduler's images to the real test images; their seeds are none of the others."""
+    conditions = conditions_for(pipe, num_images, None)
+    seeds = list(range(10_000, 10_000 + num_images))
+    with silence_stock():
+        steps = steps_within(scheduler, calls)
+        images = generate(
+            pipe, conditions, seeds, num_inference_steps=steps, scheduler=scheduler, output_type="pt", call=call
+        )
+    return judge.frechet_distance(images * 2.0 - 1.0)
+
+
+def measure(
+    pipe: Any, guidance: float, refine: bool, numbers: Sequence[int], judge: Judge | None, num_images: int
+) -> dict[str, Any]:
+    """Distances of the defaults, the best stock solver and the fit, by number of calls."""
     call = {} if guidance == 1.0 else {"guidance_scale": guidance}
     conditions = conditions_for(pipe, NUM_SEEDS, None)
     seeds = list(range(FIRST_SEED, FIRST_SEED + NUM_SEEDS))
@@ -135,15 +154,23 @@ def measure(pipe: Any, guidance: float, refine: bool, numbers: Sequence[int]) ->
     seconds = time.perf_counter() - started
     config = pipe.scheduler.config
     stock = stock_solvers(config)
+    # A pipeline that is saved with a sampler of its own keeps it: the defaults are those of a stock config.
+    default = UCGMScheduler.from_config(next(iter(stock.values())).config if judge else config)
     rows = {}
     for calls in numbers:
         best, name = min((distance(solver, calls), name) for name, solver in stock.items())
         rows[str(calls)] = {
             "stock": best,
             "solver": name,
-            "default": distance(UCGMScheduler.from_config(config), calls),
+            "default": distance(default, calls),
             "fitted": distance(fitted, calls),
         }
+        if judge is not None:
+            rivals = {"stock": stock[name], "default": default, "fitted": fitted}
+            rows[str(calls)]["frechet"] = {
+                rival: frechet_distance(pipe, judge, num_images, solver, calls, call)
+                for rival, solver in rivals.items()
+            }
     return {"seconds": seconds, "calls": rows}
 
 
@@ -162,7 +189,27 @@ def table(results: dict[str, Any]) -> str:
             ratio = row["fitted"] / row["stock"]
             cells.append(f"{row['fitted']:.2g} / {row['stock']:.2g} = {ratio:.2f} (default {row['default']:.2g})")
         lines.append(f"| {name} | {' | '.join(cells)} | {result['seconds']:.0f} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *frechet_table(results)])
+
+
+def frechet_table(results: dict[str, Any]) -> list[str]:
+    """Lines of a table of Frechet distances: best stock / default / fitted, of the pipelines that have them."""
+    lines = [
+        "",
+        "Frechet distance: closest stock solver / default / fitted.",
+        "",
+        f"| pipeline, guidance | {' | '.join(map(str, CALLS))} |",
+        "| --- |" + " ---: |" * len(CALLS),
+    ]
+    for name, result in results.items():
+        found = [result["calls"].get(str(calls), {}).get("frechet") for calls in CALLS]
+        if any(found):
+            cells = [
+                "" if each is None else f"{each['stock']:.1f} / {each['default']:.1f} / {each['fitted']:.1f}"
+                for each in found
+            ]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines if len(lines) > 5 else []
 
 
 def main() -> None:
@@ -172,6 +219,7 @@ def main() -> None:
     parser.add_argument("--fields", nargs="+", default=["bundled", "fashion-mnist-0.1", "gaussians"])
     parser.add_argument("--configs", nargs="+", choices=[*CONFIGS], default=[*CONFIGS])
     parser.add_argument("--guidance", nargs="+", type=float, default=[1.0, 4.0])
+    parser.add_argument("--images", type=int, default=1000, help="of each Frechet distance (%(default)s)")
     parser.add_argument("--calls", nargs="+", type=int, choices=CALLS, default=list(CALLS))
     args = parser.parse_args()
     pipes: dict[str, Callable[[], Any]] = {}
@@ -189,9 +237,10 @@ def main() -> None:
         for guidance in args.guidance:
             key = f"{name}, {guidance:g}{', refined' if args.refine else ''}"
             if key not in found:
-                found[key] = measure(make(), guidance, args.refine, args.calls)
+                judge = Judge(CLASSIFIER, DATA) if name == "bundled model" else None
+                found[key] = measure(make(), guidance, args.refine, args.calls, judge, args.images)
                 files.write_json(record, found)
-                print(table({key: found[key]}).splitlines()[-1], flush=True)
+                print(table({key: found[key]}).splitlines()[2], flush=True)
     text = f"# Fitted solvers\n\n{(__doc__ or '').split(chr(10) * 2, 1)[1].strip()}\n\n{table(found)}\n"
     files.write_text(args.output.with_suffix(".md"), text)
     print(text)
