@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.utils import recurse_remove_peft_layers
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model
@@ -128,7 +129,7 @@ def save_lora(
     folder: str | Path,
     prefix: str = "transformer",
     state_dict: dict[str, Tensor] | None = None,
-    notes: Mapping[str, Any] | None = None,
+    notes: Mapping[str, object] | None = None,
 ) -> Path:
     """Write the adapter as `pytorch_lora_weights.safetensors`, the file that a pipeline's `load_lora_weights` reads.
 
@@ -207,7 +208,9 @@ def _give_second_time(network: nn.Module, settings: JsonObject | None) -> None:
         raise ValueError(f"its second time is {settings}, that of the network {found}")
 
 
-def insert_lora(pipe: Any, file: Path, component: str | None, scale: float, *, argument: str = "source") -> None:
+def insert_lora(
+    pipe: DiffusionPipeline, file: Path, component: str | None, scale: float, *, argument: str = "source"
+) -> None:
     """Load a LoRA's file into the networks of a pipeline, which are left as they were if it does not fit them.
 
     Args:
@@ -237,7 +240,7 @@ def insert_lora(pipe: Any, file: Path, component: str | None, scale: float, *, a
         ) from error
 
 
-def _load_into_pipeline(pipe: Any, file: Path, component: str | None) -> None:
+def _load_into_pipeline(pipe: DiffusionPipeline, file: Path, component: str | None) -> None:
     if component is not None and not hasattr(pipe, component):
         raise ValueError(f"it is for `{component}`, which the pipeline does not have")
     name = component or ("unet" if hasattr(pipe, "unet") else "transformer")
@@ -267,7 +270,7 @@ def _count_adapted_modules(tensors: dict[str, Tensor]) -> int:
     return len(adapted)
 
 
-def _networks_without_lora(pipe: Any) -> list[nn.Module]:
+def _networks_without_lora(pipe: DiffusionPipeline) -> list[nn.Module]:
     """The networks of a pipeline without an active adapter: of two networks the other one may have one."""
     return [each for each in pipe.components.values() if isinstance(each, nn.Module) and not active_adapters(each)]
 

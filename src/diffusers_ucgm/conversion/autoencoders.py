@@ -167,7 +167,7 @@ def load_autoencoder(
 
 
 def convert_autoencoder(
-    state_dict: MutableMapping[str, Tensor], dtype: torch.dtype | None = None, **settings: Any
+    state_dict: MutableMapping[str, Tensor], dtype: torch.dtype | None = None, **settings: object
 ) -> ModelMixin:
     """`AutoencoderKL` from VA-VAE's or E2E-VAVAE's checkpoint, `AutoencoderDC` from DC-AE's.
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -77,7 +76,7 @@ def describe_checkpoint(
     latent_statistics: str | Path | None = None,
     norm_num_groups: int | None = None,
     weights: str | None = None,
-    **settings: Any,
+    **settings: object,
 ) -> str:
     """A text of what a conversion would do: the configurations, and the place of every tensor.
 
@@ -118,7 +117,7 @@ def convert_checkpoint(
     id2label: Mapping[int, str] | None = None,
     overwrite_output_dir: bool = False,
     note: Callable[[str], None] = logger.warning,
-    **settings: Any,
+    **settings: object,
 ) -> Path:
     """Write the pipeline of an original checkpoint in the form that `UCGMPipeline.from_pretrained` loads.
 
@@ -179,7 +178,7 @@ def _convert_network(
     weights: str | None,
     dtype: torch.dtype | None,
     recipe: Recipe,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     note: Callable[[str], None],
 ) -> tuple[Architecture, ModelMixin]:
     """The network of a checkpoint, checked before it is converted."""
@@ -354,7 +353,7 @@ def _scheduler(recipe: Recipe, architecture: Architecture) -> UCGMScheduler:
     return UCGMScheduler(**{"transport": architecture.transport, **settings})
 
 
-def _network_settings(recipe: Recipe, given: Mapping[str, Any]) -> JsonObject:
+def _network_settings(recipe: Recipe, given: Mapping[str, object]) -> JsonObject:
     settings = published_settings(recipe.network) if recipe.network else {}
     autoencoder = AUTOENCODERS.get(recipe.autoencoder or "")
     if autoencoder is not None and recipe.image_size is not None:

@@ -45,11 +45,11 @@ def _every(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list | tuple | range) else [value]
 
 
-def _are_numbers(value: Any) -> bool:
+def _are_numbers(value: object) -> bool:
     return len(_every(value)) > 0 and all(map(is_whole, _every(value)))
 
 
-def _is_distinct(value: Any) -> bool:
+def _is_distinct(value: object) -> bool:
     return len(set(_every(value))) == len(_every(value))
 
 

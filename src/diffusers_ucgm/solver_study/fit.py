@@ -4,13 +4,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor
 
 from diffusers_ucgm import files
 from diffusers_ucgm.constraints import check
-from diffusers_ucgm.contracts import Pipeline
+from diffusers_ucgm.contracts import Pipeline, Steppable
 from diffusers_ucgm.fingerprint import fingerprint, public_settings
 from diffusers_ucgm.generation.conditions import conditions_for
 from diffusers_ucgm.generation.generate import generate
@@ -223,7 +223,7 @@ class _Fitting:
         """The gain of each fit on seeds that no fit saw."""
         solutions = self.paths(held_out)[:, 0]
         base: UCGMScheduler = self.base
-        own: Any = self.pipe.scheduler
+        own = self.pipe.scheduler
         fitted = _with_solvers(base, [each.solver for each in fits.values()])
         gains = {number: self._gain(number, own, fitted, held_out, solutions) for number in fits}
         solvers = [fits[number].solver for number, gain in gains.items() if gain.is_gain]
@@ -236,11 +236,11 @@ class _Fitting:
             time.perf_counter() - started,
         )
 
-    def _gain(self, number: int, own: Any, fitted: Any, held_out: FitSample, solutions: Tensor) -> Gain:
+    def _gain(self, number: int, own: Steppable, fitted: Steppable, held_out: FitSample, solutions: Tensor) -> Gain:
         before, after = (self._distances(each, number, held_out, solutions) for each in (own, fitted))
         return gain_of(OBJECTIVES["median"], before, after, solutions)
 
-    def _distances(self, scheduler: Any, number: int, held_out: FitSample, solutions: Tensor) -> Tensor:
+    def _distances(self, scheduler: Steppable, number: int, held_out: FitSample, solutions: Tensor) -> Tensor:
         samples = generate(
             self.pipe,
             held_out.conditions,
@@ -264,7 +264,7 @@ def _read_fits(journal: Path) -> dict[int, Fit]:
     """The fits in a journal; empty where there is none."""
     if not journal.is_file():
         return {}
-    found: dict[str, Any] = files.read_json(journal)
+    found = files.read_json(journal)
     return {
         int(number): Fit(fitted_solvers_of([each["solver"]])[int(number)], each["error"])
         for number, each in found.items()

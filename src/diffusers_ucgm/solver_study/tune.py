@@ -22,7 +22,7 @@ from diffusers_ucgm.generation.conditions import conditions_for
 from diffusers_ucgm.generation.generate import count_calls, generate
 from diffusers_ucgm.image_metrics.requirements import check_call, check_outputs
 from diffusers_ucgm.network_calls import Guidance
-from diffusers_ucgm.presets import METHODS, SAMPLERS, SECOND_CALLS
+from diffusers_ucgm.presets import METHODS, SAMPLERS, SECOND_CALLS, Settings
 from diffusers_ucgm.randomness import consecutive_seeds
 from diffusers_ucgm.run_folder import RunFolder
 from diffusers_ucgm.scheduler import UCGMScheduler
@@ -185,7 +185,7 @@ class _Sampling:
         """The pipeline as it is."""
         return _Sampler(self.pipe.scheduler, self.num_inference_steps, self.call)
 
-    def sampler(self, settings: Mapping[str, Any]) -> _Sampler:
+    def sampler(self, settings: Mapping[str, object]) -> _Sampler:
         """The sampler of some settings, with as many steps as the network evaluations allow."""
         scheduler = self.scheduler(settings)
         call = {**self.call, **{name: settings[name] for name in CALL_SETTINGS if name in settings}}
@@ -236,7 +236,7 @@ class _Sampling:
             raise _NotFiniteError(f"The samples are not finite. {SAMPLING_REMEDY}")
         return self.goal.measure(samples, part.solutions)
 
-    def value(self, settings: dict[str, Any], part: _Part) -> float | None:
+    def value(self, settings: Mapping[str, object], part: _Part) -> float | None:
         """The objective for settings; None where they cannot be run."""
         try:
             return self.goal.value(self.rows(self.sampler(settings), part))
@@ -244,7 +244,7 @@ class _Sampling:
         except (ValueError, _NotFiniteError):
             return None
 
-    def times(self, part: _Part, **settings: Any) -> list[float]:
+    def times(self, part: _Part, **settings: object) -> list[float]:
         """The times at which the pipeline calls its network in two steps."""
         scheduler = self.scheduler({"solver_order": 1, **settings})
         generate(
@@ -252,14 +252,14 @@ class _Sampling:
         )
         return scheduler.canonical_times
 
-    def scheduler(self, settings: Mapping[str, Any]) -> UCGMScheduler:
+    def scheduler(self, settings: Mapping[str, object]) -> UCGMScheduler:
         """The pipeline's scheduler with other settings."""
-        own = {name: value for name, value in settings.items() if name not in CALL_SETTINGS}
+        own: Settings = {name: value for name, value in settings.items() if name not in CALL_SETTINGS}
         return UCGMScheduler.from_config(self.pipe.scheduler.config, **own)
 
 
 def _search(
-    sampling: _Sampling, part: _Part, starts: Mapping[str, dict[str, Any]], journal: Path, num_trials: int
+    sampling: _Sampling, part: _Part, starts: Mapping[str, Settings], journal: Path, num_trials: int
 ) -> list[Trial]:
     """The trials of a search on some seeds, starting points first."""
     space = _space(sampling, part)
@@ -290,11 +290,10 @@ def _judge(
     before, after = rows
     gain = gain_of(sampling.goal, before, after, held_out.solutions)
     kept = tuned if gain.is_gain else sampling.own
-    better: Any = kept.scheduler
     with files.replacing_folder(output / "scheduler") as temporary:
-        better.save_pretrained(temporary)
+        kept.scheduler.save_pretrained(temporary)
     return TuningResult(
-        better,
+        kept.scheduler,
         settings,
         gain,
         own_value,
@@ -353,7 +352,7 @@ def _guidance_of(call: Mapping[str, Any]) -> Guidance:
     return Guidance(1.0 if scale is None else float(scale), (float(start), float(stop)))
 
 
-def _starts(config: Any) -> dict[str, dict[str, Any]]:
+def _starts(config: Mapping[str, object]) -> dict[str, Settings]:
     """Settings to begin with, by name: the pipeline's own, even steps, the paper's, an automatic ratio, multistep."""
     own = dict(UCGMScheduler.from_config(config).config)
     even = {**own, **EVEN, "solver_order": 1}
