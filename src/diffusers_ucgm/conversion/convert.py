@@ -90,7 +90,7 @@ def describe_checkpoint(
     _check_groups(norm_num_groups, vae)
     mean, std = _statistics(recipe or Recipe(), vae, latent_statistics)
     notes: list[str] = []
-    state_dict = without_training_heads(read_state_dict(checkpoint, weights), notes.append)
+    state_dict = without_training_heads(read_state_dict(checkpoint, weights, argument="checkpoint"), notes.append)
     settings = _network_settings(recipe or Recipe(), settings)
     architecture, config, entries = network_plan(state_dict, **settings)
     _check_network(architecture, recipe or Recipe())
@@ -182,7 +182,7 @@ def _convert_network(
     note: Callable[[str], None],
 ) -> tuple[Architecture, ModelMixin]:
     """The network of a checkpoint, checked before it is converted."""
-    state_dict = without_training_heads(read_state_dict(checkpoint, weights), note)
+    state_dict = without_training_heads(read_state_dict(checkpoint, weights, argument="checkpoint"), note)
     settings = _network_settings(recipe, settings)
     architecture = network_plan(state_dict, **settings)[0]
     _check_network(architecture, recipe)
@@ -326,7 +326,7 @@ def _statistics(recipe: Recipe, vae: str | Path | None, latent_statistics: str |
     """Mean and standard deviation of the latents, from the file or from the known autoencoder."""
     known = AUTOENCODERS.get(recipe.autoencoder or "")
     if latent_statistics is not None:
-        return read_latent_statistics(latent_statistics)
+        return read_latent_statistics(latent_statistics, argument="latent_statistics")
     if known is not None and known.latents_mean is not None and known.latents_std is not None:
         return list(known.latents_mean), list(known.latents_std)
     if known is not None and known.needs_statistics and vae is not None:
