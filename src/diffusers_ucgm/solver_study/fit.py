@@ -29,7 +29,7 @@ from .least_squares import Fit, FitSample, fit_steps
 from .objectives import OBJECTIVES, Gain, check_has_solutions, gain_of
 from .refine import refine as refine_fit
 from .solutions import distances, solution_paths
-from .starts import candidates_of, default_sampler, grid_starts, kept_weights
+from .starts import Start, candidates_of, default_sampler, grid_starts, kept_weights
 from .times import MOST_CALLS
 
 
@@ -70,7 +70,7 @@ def fit_solver(
     Args:
         pipe: A `UCGMPipeline`, or a stock pipeline that takes a `prompt` or `class_labels`. It is left as it was.
         num_inference_steps: The numbers of network calls, one or several.
-        output: The folder of the result and the solutions; made if it is missing.
+        output: The folder of the result and the solutions; made if it is missing. One that is held stays locked.
         method: "fit", or "times" for the best times alone, with the weights of the default sampler.
         conditions: Classes or prompts, taken in turn; None is all classes.
         refine: Whether weights and times are refined through the whole run: see `refine.refine`.
@@ -172,6 +172,18 @@ class _Fitting:
         fits = _read_fits(journal)
         starts = {number: grid_starts(self.pipe, self.base, number, sample) for number in numbers}
         candidates = candidates_of(self.base, starts)
+        missing = [number for number in numbers if number not in fits]
+        if not missing:  # the paths are large
+            return fits
+        starts, times, paths = self._starts(numbers, sample)
+        for number in missing:
+            of_starts = [paths[:, [*map(times.index, start.times[1:]), len(times)]] for start in starts[number]]
+            fits[number] = self._fit(number, [start.scheduler for start in starts[number]], of_starts, sample)
+            files.write_json(journal, {str(key): asdict(fit) for key, fit in fits.items()})
+        return fits
+
+    def _starts(self, numbers: Sequence[int], sample: FitSample) -> tuple[dict[int, list[Start]], list[float], Tensor]:
+        """The starts of each number of calls, the times of their calls, and the solutions' paths at these."""
         if self.keeps_weights and candidates is None:
             raise ValueError(
                 f"`method='times'` must go with 2 to {MOST_CALLS} calls of a pipeline that takes the times of its "
@@ -185,13 +197,7 @@ class _Fitting:
             own = paths[sample.is_fitted][:, [*map(times.index, chosen), len(times)]]
             for number, more in candidates.starts(own, fits_weights=not self.keeps_weights).items():
                 starts[number] += more
-        for number, each in starts.items():
-            if number in fits:
-                continue
-            of_starts = [paths[:, [*map(times.index, start.times[1:]), len(times)]] for start in each]
-            fits[number] = self._fit(number, [start.scheduler for start in each], of_starts, sample)
-            files.write_json(journal, {str(key): asdict(fit) for key, fit in fits.items()})
-        return fits
+        return starts, times, paths
 
     def _fit(
         self, number: int, schedulers: Sequence[UCGMScheduler], paths: Sequence[Tensor], sample: FitSample
