@@ -45,7 +45,7 @@ LEAST_SEEDS = 4
 def fit_solver(
     pipe: Pipeline,
     num_inference_steps: int | Sequence[int],
-    output: str | Path,
+    output: str | Path | RunFolder,
     *,
     method: str = "fit",
     conditions: Sequence[int | str] | None = None,
@@ -93,7 +93,7 @@ def fit_solver(
     check(FIT_ARGUMENTS, locals())
     if refine and method != "fit":
         raise ValueError(f"`refine=True` must go with `method='fit'`, got {method!r}: refinement changes the weights.")
-    started, call, output = time.perf_counter(), call or {}, Path(output)
+    started, call, run = time.perf_counter(), call or {}, RunFolder.of(output, "tune-sampler")
     several = num_inference_steps if isinstance(num_inference_steps, Sequence) else [num_inference_steps]
     numbers = [int(number) for number in several]
     num_seeds = min(NUM_SEEDS, batch_size) if num_seeds is None else num_seeds
@@ -105,7 +105,7 @@ def fit_solver(
     check_has_solutions(pipe)
     for number in numbers:
         check_call(pipe, number, call)
-    check_outputs(output)
+    check_outputs(run.folder)
     total = num_seeds + num_held_out
     every, seeds = conditions_for(pipe, total, conditions), list(consecutive_seeds(seed, total))
     plan = {
@@ -119,15 +119,17 @@ def fit_solver(
         "num_solution_calls": num_solution_calls,
         "model": fingerprint(pipe, conditions=conditions, scheduler=public_settings(pipe.scheduler.config), **call),
     }
-    with RunFolder(output, "tune-sampler") as run:
+    with run:
         run.begin(plan, overwrite=overwrite_output_dir)
         sample = FitSample(every[:num_seeds], seeds[:num_seeds], call)
         held_out = FitSample(every[num_seeds:], seeds[num_seeds:], call)
-        fitting = _Fitting(pipe, output, num_solution_calls, batch_size, method == "times", refine, depth, progress)
+        fitting = _Fitting(
+            pipe, run.folder, num_solution_calls, batch_size, method == "times", refine, depth, progress
+        )
         result = fitting.judge(fitting.fits(numbers, sample), held_out, started)
-        with files.replacing_folder(output / "scheduler") as temporary:
+        with files.replacing_folder(run.folder / "scheduler") as temporary:
             result.scheduler.save_pretrained(temporary)
-        files.write_json(output / RESULT, {**plan, **result.to_dict()})
+        files.write_json(run.folder / RESULT, {**plan, **result.to_dict()})
         result.save_sigmas()
         return result
 
@@ -170,8 +172,6 @@ class _Fitting:
         """The fit of each number of calls, those in the journal of a stopped run included."""
         journal = self.output / FITS
         fits = _read_fits(journal)
-        starts = {number: grid_starts(self.pipe, self.base, number, sample) for number in numbers}
-        candidates = candidates_of(self.base, starts)
         missing = [number for number in numbers if number not in fits]
         if not missing:  # the paths are large
             return fits
@@ -184,6 +184,8 @@ class _Fitting:
 
     def _starts(self, numbers: Sequence[int], sample: FitSample) -> tuple[dict[int, list[Start]], list[float], Tensor]:
         """The starts of each number of calls, the times of their calls, and the solutions' paths at these."""
+        starts = {number: grid_starts(self.pipe, self.base, number, sample) for number in numbers}
+        candidates = candidates_of(self.base, starts)
         if self.keeps_weights and candidates is None:
             raise ValueError(
                 f"`method='times'` must go with 2 to {MOST_CALLS} calls of a pipeline that takes the times of its "

@@ -57,7 +57,7 @@ EVEN = {name: SAMPLERS["even-heun"][name] for name in ("time_warp", "time_gaps")
 def tune_sampler(
     pipe: Pipeline,
     num_inference_steps: int,
-    output: str | Path,
+    output: str | Path | RunFolder,
     *,
     conditions: Sequence[int | str] | None = None,
     num_trials: int = 100,
@@ -80,7 +80,8 @@ def tune_sampler(
     Args:
         pipe: A `UCGMPipeline`, or a stock pipeline that takes a `prompt` or `class_labels`. It is left as it was.
         num_inference_steps: The budget of network calls.
-        output: The folder of the result, the journal and the solutions; made if it is missing.
+        output: The folder of the result, the journal and the solutions; made if it is missing. One that is held stays
+            locked.
         conditions: Classes or prompts, taken in turn; None is all classes.
         num_trials: The number of settings that are tried, starting points included.
         num_seeds: Seeds on which settings are tried; None is 64.
@@ -103,7 +104,7 @@ def tune_sampler(
             solutions of a few-step model, which has none, or guidance cannot be searched.
     """
     check(TUNE_ARGUMENTS, locals())
-    started, call, output = time.perf_counter(), call or {}, Path(output)
+    started, call, run = time.perf_counter(), call or {}, RunFolder.of(output, "tune-sampler")
     num_seeds = NUM_SEEDS if num_seeds is None else num_seeds
     goal = _objective(objective, pipe)
     starts = _starts(pipe.scheduler.config)
@@ -111,7 +112,7 @@ def tune_sampler(
     _check_numbers(num_held_out=(num_held_out, 2), num_trials=(num_trials, len(starts)))
     check_call(pipe, num_inference_steps, call)
     _check_guidance(pipe, search_guidance, call)
-    check_outputs(output)
+    check_outputs(run.folder)
     total = num_seeds + num_held_out
     every, seeds = conditions_for(pipe, total, conditions), list(consecutive_seeds(seed, total))
     solution_calls = num_solution_calls if goal.needs_solutions else None
@@ -124,13 +125,13 @@ def tune_sampler(
         **({"search_guidance": sorted(search_guidance)} if search_guidance else {}),
         "model": fingerprint(pipe, conditions=conditions, scheduler=public_settings(pipe.scheduler.config), **call),
     }
-    with RunFolder(output, "tune-sampler") as run:
+    with run:
         run.begin(plan, overwrite=overwrite_output_dir, earlier=EARLIER_PLAN)
         sampling = _Sampling(
             pipe,
             num_inference_steps,
             goal,
-            output / SOLUTIONS,
+            run.folder / SOLUTIONS,
             solution_calls,
             batch_size,
             progress,
@@ -139,10 +140,10 @@ def tune_sampler(
         )
         tuning_part = sampling.part(every[:num_seeds], seeds[:num_seeds])
         own_value = goal.value(sampling.rows(sampling.own, tuning_part))
-        trials = _search(sampling, tuning_part, starts, output / JOURNAL, num_trials)
+        trials = _search(sampling, tuning_part, starts, run.folder / JOURNAL, num_trials)
         held_out = sampling.part(every[num_seeds:], seeds[num_seeds:])
-        result = _judge(sampling, held_out, own_value, trials, output, started)
-        files.write_json(output / RESULT, {**plan, "num_held_out": num_held_out, **result.to_dict()})
+        result = _judge(sampling, held_out, own_value, trials, run.folder, started)
+        files.write_json(run.folder / RESULT, {**plan, "num_held_out": num_held_out, **result.to_dict()})
         return result
 
 
