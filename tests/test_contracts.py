@@ -12,8 +12,10 @@ from diffusers_ucgm import UCGMPipeline, UCGMScheduler
 from diffusers_ucgm.contracts import (
     Pipeline,
     Steppable,
+    TellingScheduler,
     call_parameters,
     condition_name,
+    config_of,
     network_of,
     networks_of,
     takes_classes,
@@ -44,8 +46,20 @@ def members(protocol):
     ],
 )
 def test_schedulers_have_what_the_protocol_names(scheduler):
-    assert members(Steppable) == ["config", "set_timesteps", "step", "timesteps"]
+    assert members(Steppable) == ["config", "save_pretrained", "set_timesteps", "step", "timesteps"]
     assert all(hasattr(scheduler(), name) for name in members(Steppable))
+
+
+def test_own_scheduler_says_where_its_calls_lead():
+    assert members(TellingScheduler) == ["begin_index", "step_index", "target_timesteps"]
+    assert all(hasattr(UCGMScheduler, name) for name in members(TellingScheduler))
+
+
+def test_what_has_no_config_has_no_settings():
+    scheduler = UCGMScheduler()
+    assert config_of(scheduler) is scheduler.config
+    assert config_of(nn.Linear(1, 1)) == {}
+    assert config_of(None) == {}
 
 
 @pytest.mark.parametrize(

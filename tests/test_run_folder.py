@@ -147,3 +147,27 @@ def test_every_command_refuses_to_overwrite_its_inputs(tmp_path, capsys):
         assert main([*words, "--output", str(folder), "--overwrite-output-dir"]) == 2
         assert "`output` must not hold what the run is made from" in capsys.readouterr().err, words
     assert entries(folder) == ["cache.json", "run.json"]
+
+
+def test_a_folder_that_is_held_stays_locked_from_its_first_entry_to_the_end(tmp_path):
+    folder = tmp_path / "out"
+    with RunFolder(folder, "compare").hold() as run:
+        assert not folder.exists()
+        for _ in range(2):
+            with RunFolder.of(run, "compare") as entered:
+                assert entered is run
+            with pytest.raises(RuntimeError, match="`output` must not be in use"), RunFolder.of(folder, "compare"):
+                pass
+    with RunFolder.of(folder, "compare"):
+        pass
+    assert not list(folder.iterdir())
+
+
+def test_a_folder_that_is_held_is_let_go_by_an_error(tmp_path):
+    run = RunFolder(tmp_path, "compare")
+    with pytest.raises(KeyboardInterrupt), run.hold(), run:
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+    with run, RunFolder.of(run, "compare"):
+        assert list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())

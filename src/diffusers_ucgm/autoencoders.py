@@ -36,7 +36,7 @@ ONE_BY_ONE = {"AutoencoderKLHunyuanVideo15"}
 PATCHED = {"AutoencoderKLFlux2"}
 
 
-def autoencoder_of(pipe: DiffusionPipeline) -> Any:
+def autoencoder_of(pipe: DiffusionPipeline) -> ModelMixin | None:
     """The pipeline's autoencoder, or None where its network sees pixels."""
     return next((found for name in COMPONENTS if (found := getattr(pipe, name, None)) is not None), None)
 
@@ -67,12 +67,11 @@ def encode_images(
     """
     if not hasattr(vae, "encode"):
         raise ValueError(f"`vae` must encode images, got {type(vae).__name__}, which has no `encode`.")
-    module: Any = vae
-    if pixels.ndim == 4 and _encodes_videos(module):
+    if pixels.ndim == 4 and _encodes_videos(vae):
         pixels = pixels.unsqueeze(2)
-    parameter = next(module.parameters())
-    with _one_by_one(module):
-        encoded = module.encode(pixels.to(parameter.device, parameter.dtype))
+    parameter = next(vae.parameters())
+    with _one_by_one(vae):
+        encoded = vae.encode(pixels.to(parameter.device, parameter.dtype))
     z = _latents_in(encoded, generator, posterior_mean)
     if not isinstance(z, Tensor):
         raise ValueError(f"`vae` must give a `latent_dist` or `latents`, got neither from {type(vae).__name__}.")
@@ -100,14 +99,13 @@ def decode_latents(
         latents: Latents in the form that the network sees, shape `(B, c, h, w)` or `(B, c, frames, h, w)`.
         generator: Source of the noise of a decoder that generates, such as `ConsistencyDecoderVAE`.
     """
-    module: Any = vae
-    parameter = next(module.parameters())
+    parameter = next(vae.parameters())
     z = denormalize_latents(vae, latents.to(parameter.device)).to(parameter.dtype)
     # Some decoders have a batch of frames, of which an image has one.
     known = {"return_dict": False, "generator": generator, "num_frames": 1}
-    taken = inspect.signature(module.decode).parameters
-    with _one_by_one(module):
-        decoded = module.decode(z, **{name: value for name, value in known.items() if name in taken})
+    taken = inspect.signature(vae.decode).parameters
+    with _one_by_one(vae):
+        decoded = vae.decode(z, **{name: value for name, value in known.items() if name in taken})
     if hasattr(decoded, "sample"):
         return decoded.sample
     return decoded[0] if isinstance(decoded, tuple) else decoded
@@ -137,12 +135,11 @@ def denormalize_latents(vae: ModelMixin, latents: Tensor) -> Tensor:
 
 def spatial_factor(vae: ModelMixin) -> int | None:
     """The pixels of a latent's side, as the network sees latents; None where the config does not say."""
-    module: Any = vae
-    config = module.config
+    config = vae.config
     if type(vae).__name__ == "AutoencoderRAE":
         return config.encoder_patch_size
     for name in ("spatial_compression_ratio", "scale_factor_spatial"):
-        value = getattr(module, name, None) or getattr(config, name, None)
+        value = getattr(vae, name, None) or getattr(config, name, None)
         if isinstance(value, int):
             return value
     for name in ("block_out_channels", "encoder_block_out_channels", "down_block_out_channels", "ch_mult"):
@@ -171,23 +168,22 @@ def _one_by_one(vae: object) -> Iterator[None]:
 
 def _latent_statistics(vae: ModelMixin, like: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and factor of latents, of which the network sees `(z - mean) factor`."""
-    module: Any = vae
-    config = module.config
+    config = vae.config
     if type(vae).__name__ in SCALED_INSIDE:
         return like.new_tensor(0.0), like.new_tensor(1.0)
     shape = (1, -1, *(1,) * (like.ndim - 2))
     if type(vae).__name__ in PATCHED:
-        mean = module.bn.running_mean.to(like).reshape(shape)
-        return mean, (module.bn.running_var.to(like) + config.batch_norm_eps).rsqrt().reshape(shape)
+        mean = vae.bn.running_mean.to(like).reshape(shape)
+        return mean, (vae.bn.running_var.to(like) + config.batch_norm_eps).rsqrt().reshape(shape)
     scale = getattr(config, "scaling_factor", None) or 1.0
-    mean, std = _statistic(module, "latents_mean"), _statistic(module, "latents_std")
+    mean, std = _statistic(vae, "latents_mean"), _statistic(vae, "latents_std")
     if mean is None or std is None:
         return like.new_tensor(getattr(config, "shift_factor", None) or 0.0), like.new_tensor(scale)
     mean, std = (torch.as_tensor(value).to(like).reshape(shape) for value in (mean, std))
     return mean, scale / std
 
 
-def _statistic(vae: object, name: str) -> Any:
+def _statistic(vae: ModelMixin, name: str) -> object:
     """A statistic of the latents by channel: the config's, or else the attribute or buffer of that name, or None."""
     value = getattr(vae.config, name, None)
     return {**vars(vae), **dict(vae.named_buffers(recurse=False))}.get(name) if value is None else value

@@ -18,8 +18,10 @@ __all__ = [
     "Denoiser",
     "Pipeline",
     "Steppable",
+    "TellingScheduler",
     "call_parameters",
     "condition_name",
+    "config_of",
     "network_of",
     "networks_of",
     "takes_classes",
@@ -41,7 +43,7 @@ class Steppable(Protocol):
     """A scheduler of diffusers, stock or `UCGMScheduler`."""
 
     @property
-    def config(self) -> Mapping[str, Any]:
+    def config(self) -> Mapping[str, object]:
         """The settings; they are attributes too."""
         ...
 
@@ -60,6 +62,30 @@ class Steppable(Protocol):
         """The next sample: `step(model_output, timestep, sample, return_dict=...)`, and what else the class takes."""
         ...
 
+    @property
+    def save_pretrained(self) -> Callable[..., object]:
+        """Write the settings into a folder: `save_pretrained(folder)`."""
+        ...
+
+
+class TellingScheduler(Steppable, Protocol):
+    """A scheduler that knows where each call of its run leads: `UCGMScheduler`."""
+
+    @property
+    def target_timesteps(self) -> Tensor:
+        """The time to which every call leads, shape `(N,)`."""
+        ...
+
+    @property
+    def step_index(self) -> int | None:
+        """The place of the next call in the run; None before the first."""
+        ...
+
+    @property
+    def begin_index(self) -> int | None:
+        """The place of the first call, where a pipeline set it."""
+        ...
+
 
 class Pipeline(Protocol):
     """A pipeline of diffusers that samples: `UCGMPipeline`, or a stock one with a `prompt` or `class_labels`."""
@@ -67,7 +93,7 @@ class Pipeline(Protocol):
     scheduler: Steppable
 
     @property
-    def components(self) -> Mapping[str, Any]:
+    def components(self) -> Mapping[str, object]:
         """The networks, the scheduler and the other parts, by name."""
         ...
 
@@ -121,12 +147,17 @@ def network_of(pipe: object) -> nn.Module:
     return next(iter(networks_of(pipe).values()))
 
 
+def config_of(part: object) -> Mapping[str, Any]:
+    """The settings of a network, a scheduler or a pipeline; none where it has no config, as a bare module."""
+    return getattr(part, "config", {})
+
+
 def target_time_name(network: nn.Module) -> str | None:
     """The name that a network's forward has for the time that a call leads to; None for a network of one time.
 
     HunyuanImage's and HunyuanVideo's forward has the name also where the network was made without layers for it.
     """
-    if getattr(network, "config", {}).get("use_meanflow", True) is False:
+    if config_of(network).get("use_meanflow", True) is False:
         return None
     accepted = inspect.signature(network.forward).parameters
     return next((name for name in TARGET_TIMES if name in accepted), None)

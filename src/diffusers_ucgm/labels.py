@@ -166,7 +166,7 @@ def class_names(pipe: object) -> Mapping[Any, str]:
     return found
 
 
-def keep_class_names(pipe: Any) -> None:
+def keep_class_names(pipe: object) -> None:
     """Put the names of a pipeline's classes into its config, with which they are saved.
 
     `DiTPipeline` reads `id2label` and saves none: labels of the saved pipeline would be numbered by the alphabet.

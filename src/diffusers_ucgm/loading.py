@@ -1,13 +1,14 @@
 """Pipelines and LoRAs by name, as the commands take them: bundled, in a folder, or on the Hub."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+from diffusers import ModelMixin
 from diffusers.utils.import_utils import compare_versions
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
@@ -30,7 +31,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # No layer count or width of a configuration comes near.
 HUGE = 2**31
 # `AutoModel` of diffusers finds its own classes alone.
-OWN_MODELS: dict[str, Any] = {each.__name__: each for each in (UCGMTransformer2DModel, EDM2UNet2DModel)}
+OWN_MODELS: dict[str, type[ModelMixin]] = {each.__name__: each for each in (UCGMTransformer2DModel, EDM2UNet2DModel)}
 # diffusers 0.42 renamed the argument of `from_pretrained` and warns of the old name.
 DTYPE = "dtype" if compare_versions("diffusers", ">=", "0.42.0") else "torch_dtype"
 
@@ -158,7 +159,7 @@ def _check_complete(network: diffusers.ModelMixin, folder: Path) -> None:
         )
 
 
-def _class_of_name(name: object, file: Path, own: dict[str, Any]) -> Any:
+def _class_of_name(name: object, file: Path, own: Mapping[str, type]) -> Any:
     """A class of this package or of diffusers."""
     cls = None
     if isinstance(name, str):

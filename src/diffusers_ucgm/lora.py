@@ -7,11 +7,12 @@ refuse such a file.
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.utils import recurse_remove_peft_layers
 from peft import LoraConfig, PeftConfig, inject_adapter_in_model
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from diffusers_ucgm.files import JsonObject
 
 from . import files
+from .names import LORA_WEIGHTS_NAME
 from .second_time import (
     EMBEDDER,
     add_second_time,
@@ -36,19 +38,20 @@ from .second_time import (
 __all__ = [
     "LORA_WEIGHTS_NAME",
     "active_adapters",
+    "adapted_modules",
     "add_lora",
     "has_active_lora",
     "has_lora",
     "insert_lora",
     "load_lora",
     "lora_notes",
+    "lora_settings",
     "remove_lora",
     "save_lora",
     "set_lora_scale",
     "without_lora",
 ]
 
-LORA_WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 # The entry of a file's metadata for what else its use needs: the sampler's settings, and the network's component.
 NOTES = "diffusers_ucgm"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -128,7 +131,7 @@ def save_lora(
     folder: str | Path,
     prefix: str = "transformer",
     state_dict: dict[str, Tensor] | None = None,
-    notes: Mapping[str, Any] | None = None,
+    notes: Mapping[str, object] | None = None,
 ) -> Path:
     """Write the adapter as `pytorch_lora_weights.safetensors`, the file that a pipeline's `load_lora_weights` reads.
 
@@ -207,7 +210,9 @@ def _give_second_time(network: nn.Module, settings: JsonObject | None) -> None:
         raise ValueError(f"its second time is {settings}, that of the network {found}")
 
 
-def insert_lora(pipe: Any, file: Path, component: str | None, scale: float, *, argument: str = "source") -> None:
+def insert_lora(
+    pipe: DiffusionPipeline, file: Path, component: str | None, scale: float, *, argument: str = "source"
+) -> None:
     """Load a LoRA's file into the networks of a pipeline, which are left as they were if it does not fit them.
 
     Args:
@@ -237,7 +242,7 @@ def insert_lora(pipe: Any, file: Path, component: str | None, scale: float, *, a
         ) from error
 
 
-def _load_into_pipeline(pipe: Any, file: Path, component: str | None) -> None:
+def _load_into_pipeline(pipe: DiffusionPipeline, file: Path, component: str | None) -> None:
     if component is not None and not hasattr(pipe, component):
         raise ValueError(f"it is for `{component}`, which the pipeline does not have")
     name = component or ("unet" if hasattr(pipe, "unet") else "transformer")
@@ -252,14 +257,18 @@ def _load_into_pipeline(pipe: Any, file: Path, component: str | None) -> None:
     pipe.register_modules(**{name: getattr(pipe, name)})
 
 
+def adapted_modules(names: Iterable[str]) -> dict[str, str]:
+    """The modules that a LoRA changes, each with the name of its first matrix, whatever the form of the names."""
+    return {found.string[: found.start()]: found.string for found in map(_DOWN.search, names) if found}
+
+
 def _count_adapted_modules(tensors: dict[str, Tensor]) -> int:
     """How many modules a LoRA changes, whatever its names' form.
 
     Raises:
         ValueError: If there are none, or a value is not finite.
     """
-    matches = map(_DOWN.search, tensors)
-    adapted = {found.string[: found.start()] for found in matches if found}
+    adapted = adapted_modules(tensors)
     if not adapted:
         raise ValueError("it holds no LoRA")
     if broken := [name for name, value in tensors.items() if not bool(value.isfinite().all())]:
@@ -267,7 +276,7 @@ def _count_adapted_modules(tensors: dict[str, Tensor]) -> int:
     return len(adapted)
 
 
-def _networks_without_lora(pipe: Any) -> list[nn.Module]:
+def _networks_without_lora(pipe: DiffusionPipeline) -> list[nn.Module]:
     """The networks of a pipeline without an active adapter: of two networks the other one may have one."""
     return [each for each in pipe.components.values() if isinstance(each, nn.Module) and not active_adapters(each)]
 
@@ -287,13 +296,12 @@ def has_active_lora(pipe: object, component: str | None = None) -> bool:
 def _read_lora(file: Path, start: str) -> tuple[JsonObject, dict[str, Tensor]]:
     """The settings and the tensors of a file under the names that begin with `start`, without that beginning."""
     with safe_open(file, "pt") as opened:
-        metadata = opened.metadata() or {}
         tensors = {
             name.removeprefix(start): opened.get_tensor(name)
             for name in opened.keys()  # noqa: SIM118
             if name.startswith(start)
         }
-    settings: JsonObject = json.loads(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
+    settings = lora_settings(file)
     return {name.removeprefix(start): value for name, value in settings.items() if name.startswith(start)}, tensors
 
 
@@ -341,8 +349,17 @@ def active_adapters(network: nn.Module) -> list[tuple[str, str, float]]:
 
 def lora_notes(file: str | Path) -> JsonObject:
     """The `notes` that `save_lora` was given; none for a file of another origin."""
+    return _metadata(file, NOTES)
+
+
+def lora_settings(file: str | Path) -> JsonObject:
+    """The settings of a LoRA by name, behind the network's; none for a file that does not tell them."""
+    return _metadata(file, LORA_ADAPTER_METADATA_KEY)
+
+
+def _metadata(file: str | Path, entry: str) -> JsonObject:
     with safe_open(file, "pt") as opened:
-        found = json.loads((opened.metadata() or {}).get(NOTES, "{}"))
+        found = json.loads((opened.metadata() or {}).get(entry, "{}"))
     return found if isinstance(found, dict) else {}
 
 

@@ -70,7 +70,7 @@ LOSS_SETTINGS: dict[str, Setting] = {
 }
 
 
-def check_together(settings: Mapping[str, Any]) -> None:
+def check_together(settings: Mapping[str, object]) -> None:
     """Refuse settings that would be ignored, or that give no target.
 
     Args:
@@ -87,7 +87,7 @@ def check_together(settings: Mapping[str, Any]) -> None:
             raise ValueError(f"`{name}` must be {constraint}, got {settings[name]!r}.")
 
 
-def _check_unused(settings: Mapping[str, Any]) -> None:
+def _check_unused(settings: Mapping[str, object]) -> None:
     for field in fields(SecondTime):
         value = settings[field.name]
         if value != field.default:

@@ -11,6 +11,7 @@ __all__ = [
     "BUNDLED",
     "BUNDLED_CLASSIFIERS",
     "DTYPE_NAMES",
+    "LORA_WEIGHTS_NAME",
     "did_you_mean",
     "expanded",
     "local_or_hub",
@@ -24,6 +25,8 @@ BUNDLED_CLASSIFIERS = ("fashion-mnist-classifier",)
 BUNDLED = {name: Path(__file__).parent / "bundled" / name for name in ("fashion-mnist", "fashion-mnist-2-step")}
 # The types in which weights are loaded (`--torch-dtype`); `loading.DTYPES` has torch's.
 DTYPE_NAMES = ("bf16", "fp16", "fp32")
+# The file of a LoRA, as diffusers names it.
+LORA_WEIGHTS_NAME = "pytorch_lora_weights.safetensors"
 # A name without an owner counts as a typo: the repositories that the Hub had under such names have owners by now.
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 # The number of a folder's entries that an error lists.

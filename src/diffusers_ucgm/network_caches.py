@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from diffusers import CacheMixin
-from diffusers.hooks import HookRegistry
+from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_processor import Attention
 from torch import nn
@@ -191,17 +191,17 @@ def disable_cache(network: nn.Module) -> None:
     """Take every cache of diffusers off a network; without one nothing is done."""
     for _, hook_name, registry in [(name, hook, _registry(network, name)) for name, hook, _ in _cache_hooks(network)]:
         registry.remove_hook(hook_name, recurse=False)
-    root: Any = getattr(network, "_diffusers_hook", None)
-    if hasattr(root, "invalidate_child_registries_cache"):
+    root: HookRegistry | None = getattr(network, "_diffusers_hook", None)
+    if root is not None and hasattr(root, "invalidate_child_registries_cache"):
         root.invalidate_child_registries_cache()
     if isinstance(network, CacheMixin):
         network._cache_config = None
 
 
-def _cache_hooks(network: nn.Module) -> Iterator[tuple[str, str, Any]]:
+def _cache_hooks(network: nn.Module) -> Iterator[tuple[str, str, ModelHook]]:
     """The module's name, the hook's name and the hook of every cache."""
     for name, module in network.named_modules():
-        registry: Any = getattr(module, "_diffusers_hook", None)
+        registry: HookRegistry | None = getattr(module, "_diffusers_hook", None)
         for hook_name, hook in ({} if registry is None else registry.hooks).items():
             if _kind(hook) in APPLY:
                 yield name, hook_name, hook
@@ -212,8 +212,8 @@ def _kind(value: object) -> str:
     return type(value).__module__.rsplit(".", 1)[-1]
 
 
-def _registry(network: nn.Module, name: str) -> Any:
-    return network.get_submodule(name)._diffusers_hook
+def _registry(network: nn.Module, name: str) -> HookRegistry:
+    return HookRegistry.check_if_exists_or_initialize(network.get_submodule(name))
 
 
 def _hook_settings(hook: object) -> dict[str, str]:

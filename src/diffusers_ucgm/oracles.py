@@ -10,7 +10,6 @@ They test samplers and losses without any training, and show how a solver behave
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,7 +99,7 @@ class GaussianMixture:
             Further keyword arguments, as conditions are, make no difference to it.
         """
 
-        def predict(x_t: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        def predict(x_t: Tensor, t: Tensor, **condition: object) -> Tensor:
             time = transport.model_time(t.to(x_t.dtype))
             alpha, gamma, alpha_hat, gamma_hat = transport.coefficients(time, x_t)
             x_hat = self.data_estimate(x_t, transport.alpha(time), transport.gamma(time))

@@ -10,7 +10,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -113,7 +113,7 @@ class RunFolder:
         self.folder, self.kind, self.argument = Path(folder), kind, argument
         self.process_index, self.num_processes = process_index, num_processes
         self.run: JsonObject = {}
-        self._depth = 0
+        self._depth, self._is_held = 0, False
         self._lock = Lock(self.folder / f".run.{process_index}.lock", argument, folder)
 
     def __enter__(self) -> "RunFolder":
@@ -129,7 +129,7 @@ class RunFolder:
         files.check_writable(self.folder, self.argument, folder=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock.__enter__()
-        self._depth = 1
+        self._depth = 1 + self._is_held
         if self.process_index == 0:
             min_age = MIN_AGE_OF_SEVERAL if self.num_processes > 1 else 0.0
             # Each folder that files of a run lie in.
@@ -142,6 +142,22 @@ class RunFolder:
         self._depth -= 1
         if not self._depth:
             self._lock.__exit__()
+
+    @classmethod
+    def of(cls, folder: "str | Path | RunFolder", kind: str) -> "RunFolder":
+        """A run's folder by its path, or the one that a caller holds."""
+        return folder if isinstance(folder, RunFolder) else cls(folder, kind)
+
+    @contextmanager
+    def hold(self) -> Iterator["RunFolder"]:
+        """Keep the lock from when it is first entered within to the end: nothing is touched before."""
+        self._is_held = True
+        try:
+            yield self
+        finally:
+            self._is_held = False
+            if self._depth:
+                self.__exit__()
 
     def found(self) -> JsonObject | None:
         """What `run.json` says, or None where there is none.

@@ -244,7 +244,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         """
         return cls(**{**get_preset(name).scheduler, **kwargs})
 
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: object) -> None:
         """Save the settings, with a `README.md` that says how to load them, unless the folder has one.
 
         The arguments are those of `SchedulerMixin.save_pretrained`.

@@ -16,6 +16,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
+from types import FunctionType
 from typing import Any, TypeVar
 
 import diffusers
@@ -23,7 +24,7 @@ from diffusers import ModelMixin  # diffusers looks for it in the modules of sav
 from torch import Tensor, nn
 
 from .constraints import brief, check, choice, integer, optional
-from .contracts import TIME_ARGUMENTS, target_time_name
+from .contracts import TIME_ARGUMENTS, config_of, target_time_name
 from .files import read_json
 from .models.edm2_unet_2d import EDM2UNet2DModel
 from .models.transformer_2d import UCGMTransformer2DModel
@@ -66,7 +67,7 @@ SETTINGS = {"method": choice(METHODS), "depth": optional(integer(0))}
 CONFIG = {"method": "second_time", "depth": "second_time_depth"}
 # The name of the new weights.
 EMBEDDER = "second_time_embedder"
-OWN: dict[str, Any] = {each.__name__: each for each in (EDM2UNet2DModel, UCGMTransformer2DModel)}
+OWN: dict[str, type[ModelMixin]] = {each.__name__: each for each in (EDM2UNet2DModel, UCGMTransformer2DModel)}
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -99,7 +100,7 @@ def add_second_time(network: Network, method: str = "sum", depth: int | None = N
             "as it is."
         )
     time_embedding_of(network)
-    base: Any = type(network)
+    base = type(network)
     run = vars(network).pop("_gradient_checkpointing_func", None)
     try:
         network.__class__ = second_time_class(base)
@@ -137,7 +138,7 @@ def has_second_time(network: object) -> bool:
     return isinstance(network, SecondTimeMixin)
 
 
-def time_argument(network: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def time_argument(network: nn.Module, args: Sequence[object], kwargs: Mapping[str, object]) -> Any:
     """The first time among the arguments of a network's forward."""
     name, place = _time_place(type(network))
     return kwargs[name] if name in kwargs else args[place]
@@ -151,16 +152,17 @@ def _time_place(cls: type[nn.Module]) -> tuple[str, int]:
     return name, names.index(name) - 1
 
 
-def second_time_settings(network: Any) -> dict[str, Any]:
+def second_time_settings(network: nn.Module) -> dict[str, object]:
     """The arguments of `add_second_time` that made a network's second time."""
-    return {argument: network.config[name] for argument, name in CONFIG.items() if name in network.config}
+    config = config_of(network)
+    return {argument: config[name] for argument, name in CONFIG.items() if name in config}
 
 
 class SecondTimeMixin:
     """What the classes of this module have beside the class of their network."""
 
     @property
-    def _gradient_checkpointing_func(self) -> Callable[..., Any]:
+    def _gradient_checkpointing_func(self) -> Callable[..., object]:
         # diffusers sets it; blocks that are computed again must know the times of their call.
         run, call = vars(self)["_checkpointing"], current_call()
         if call is None:
@@ -168,11 +170,11 @@ class SecondTimeMixin:
         return lambda block, *args, **kwargs: run(Continued(block, call), *args, **kwargs)
 
     @_gradient_checkpointing_func.setter
-    def _gradient_checkpointing_func(self, run: Callable[..., Any]) -> None:
+    def _gradient_checkpointing_func(self, run: Callable[..., object]) -> None:
         vars(self)["_checkpointing"] = run
 
 
-def _attach(network: Any, method: str, depth: int | None) -> None:
+def _attach(network: ModelMixin, method: str, depth: int | None) -> None:
     """Put hooks and weights of the second time into a network of a class of this module."""
     embedding = time_embedding_of(network)
     layers = embedder_layers(network, embedding)
@@ -182,12 +184,12 @@ def _attach(network: Any, method: str, depth: int | None) -> None:
         for place, each in enumerate(layers):
             each.register_forward_hook(partial(add_second, place))
         return
-    blocks = _blocks(network, embedding.late)
+    late = _late_blocks(network, embedding)
+    blocks = [block for name in late.blocks for block in network.get_submodule(name).children()]
     depth = round(2 * len(blocks) / 3) if depth is None else depth
     if depth > len(blocks):
         raise ValueError(f"`depth` must be at most the {len(blocks)} blocks of the network, got {depth}.")
     network.register_to_config(second_time=method, second_time_depth=depth)
-    late: Any = embedding.late
     layers[0].register_forward_pre_hook(embed_second)
     network.get_submodule(late.source).register_forward_hook(embed_both, with_kwargs=True)
     for each in (*blocks[depth:], *_modules(network.get_submodule(late.end))):
@@ -202,13 +204,13 @@ def embedder_layers(network: nn.Module, embedding: TimeEmbedding) -> list[nn.Mod
     return [each.get_submodule(after.removeprefix(".")) for each in network.get_submodule(before).children()]
 
 
-def _blocks(network: nn.Module, late: LateBlocks | None) -> list[nn.Module]:
-    if late is None:
+def _late_blocks(network: nn.Module, embedding: TimeEmbedding) -> LateBlocks:
+    if embedding.late is None:
         raise ValueError(
             f"`method` must be 'sum' for {type(network).__mro__[2].__name__}, whose blocks do not get the embedding "
             "of the time as it is made, got 'depth'."
         )
-    return [block for name in late.blocks for block in network.get_submodule(name).children()]
+    return embedding.late
 
 
 def _modules(module: nn.Module) -> list[nn.Module]:
@@ -217,7 +219,7 @@ def _modules(module: nn.Module) -> list[nn.Module]:
 
 
 @cache
-def second_time_class(base: type[nn.Module]) -> type[nn.Module]:
+def second_time_class(base: type[ModelMixin]) -> type[ModelMixin]:
     """The class of a network's class with a second time.
 
     Args:
@@ -227,12 +229,16 @@ def second_time_class(base: type[nn.Module]) -> type[nn.Module]:
     called = inspect.signature(base.forward)
 
     def __init__(  # noqa: N807
-        self: Any, *args: Any, second_time: str = "sum", second_time_depth: int | None = None, **settings: Any
+        self: ModelMixin,
+        *args: object,
+        second_time: str = "sum",
+        second_time_depth: int | None = None,
+        **settings: object,
     ) -> None:
         base.__init__(self, *args, **settings)
         _attach(self, second_time, second_time_depth)
 
-    def forward(self: Any, *args: Any, r_timestep: Tensor | float | None = None, **kwargs: Any) -> Any:
+    def forward(self: ModelMixin, *args: object, r_timestep: Tensor | float | None = None, **kwargs: object) -> object:
         call = None
         if r_timestep is not None:
             call = two_time_call(self, time_argument(self, args, kwargs), r_timestep)
@@ -251,7 +257,7 @@ def second_time_class(base: type[nn.Module]) -> type[nn.Module]:
     return type(PREFIX + base.__name__, (SecondTimeMixin, base), body)
 
 
-def _tell_signature(function: Any, known: inspect.Signature, added: Sequence[tuple[str, object]]) -> None:
+def _tell_signature(function: FunctionType, known: inspect.Signature, added: Sequence[tuple[str, object]]) -> None:
     """Make `inspect.signature` show a function's parameters, where diffusers reads the names of settings."""
     parameters = list(known.parameters.values())
     rest = [parameters.pop()] if parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else []
@@ -276,10 +282,10 @@ def check_class(network: nn.Module, folder: Path) -> None:
         )
 
 
-class _Classes(Mapping[str, Any]):
+class _Classes(Mapping[str, type[ModelMixin]]):
     """The classes of this module by name, made when they are asked for."""
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> type[ModelMixin]:
         known = name.removeprefix(PREFIX)
         if known == name or known not in TIME_EMBEDDINGS:
             raise KeyError(name)
@@ -292,10 +298,10 @@ class _Classes(Mapping[str, Any]):
         return len(TIME_EMBEDDINGS)
 
 
-SECOND_TIME_CLASSES: Mapping[str, Any] = _Classes()
+SECOND_TIME_CLASSES: Mapping[str, type[ModelMixin]] = _Classes()
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> type[ModelMixin]:
     """The classes of this module, as diffusers looks for them."""
     if name in SECOND_TIME_CLASSES:
         return SECOND_TIME_CLASSES[name]

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +82,7 @@ class Teacher:
             adapter: How the module is called, `adapter(network, x_t, t, **condition)`.
         """
 
-        def denoise(x_t: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        def denoise(x_t: Tensor, t: Tensor, **condition: object) -> Tensor:
             with self.network() as network:
                 return adapter(network, x_t, t, **condition)
 
@@ -126,7 +125,7 @@ class _Offloaded(nn.Module):
         self.module = module
         self.device = device
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> object:
         tensors = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
         moved = {name: value.to(self.device, non_blocking=True) for name, value in tensors.items()}
         return functional_call(self.module, moved, args, kwargs)

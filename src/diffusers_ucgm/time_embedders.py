@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from diffusers import ModelMixin
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from .models.transformer_2d import TIME_FEATURES
 
 __all__ = ["TIME_EMBEDDINGS", "LateBlocks", "TimeEmbedding", "time_embedding_of"]
 
-Features = Callable[[Any, Tensor], Tensor]
+Features = Callable[[ModelMixin, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def _sana(config: Mapping[str, Any]) -> TimeEmbedding:
 
 
 def _z_image(config: Mapping[str, Any]) -> TimeEmbedding:
-    def features(network: Any, t: Tensor) -> Tensor:
+    def features(network: ModelMixin, t: Tensor) -> Tensor:
         embedder = network.t_embedder
         return embedder.timestep_embedding(t * config["t_scale"], embedder.frequency_embedding_size)
 
@@ -93,11 +94,11 @@ def _z_image(config: Mapping[str, Any]) -> TimeEmbedding:
     return TimeEmbedding("t_embedder.mlp", features, -1.0, late)
 
 
-def _edm2_features(network: Any, t: Tensor) -> Tensor:
+def _edm2_features(network: ModelMixin, t: Tensor) -> Tensor:
     return network.time_proj(LOG_SIGMA_SCALE * t + LOG_SIGMA_SHIFT)
 
 
-def _own_features(network: Any, t: Tensor) -> Tensor:
+def _own_features(network: ModelMixin, t: Tensor) -> Tensor:
     return get_timestep_embedding(
         t,
         TIME_FEATURES,

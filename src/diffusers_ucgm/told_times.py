@@ -8,11 +8,13 @@ the scheduler's run and adds the second time, in the units in which the pipeline
 
 import weakref
 from functools import partial
-from typing import Any
+from typing import TypeGuard
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
+from .contracts import TellingScheduler, config_of
 from .second_time import has_second_time, time_argument
 from .time_embedders import time_embedding_of
 from .two_time_calls import SECOND_TIME
@@ -24,7 +26,7 @@ __all__ = ["tell_target_times"]
 TOLERANCE = 0.01
 
 
-def tell_target_times(pipe: Any) -> None:
+def tell_target_times(pipe: DiffusionPipeline) -> None:
     """Have the networks of a stock pipeline told where each call leads, as its `UCGMScheduler` says.
 
     It counts for the rules "next" and "end" of the scheduler's `target_time`. By the others, and by the schedulers of
@@ -43,8 +45,8 @@ def tell_target_times(pipe: Any) -> None:
 
 
 def _tell(
-    owner: weakref.ref[Any], network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    owner: weakref.ref[DiffusionPipeline], network: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+) -> tuple[tuple[object, ...], dict[str, object]]:
     """Add the second time to the arguments of a call that is part of a pipeline's run."""
     pipe = owner()
     scheduler = None if pipe is None else pipe.scheduler
@@ -54,14 +56,14 @@ def _tell(
     return args, {**kwargs, SECOND_TIME: _second_time(network, scheduler, time)}
 
 
-def _is_telling(scheduler: Any) -> bool:
+def _is_telling(scheduler: object) -> TypeGuard[TellingScheduler]:
     """Whether a scheduler is in a run in which networks are told where calls lead."""
-    if getattr(scheduler, "config", {}).get("target_time") not in ("next", "end") or torch.is_grad_enabled():
+    if config_of(scheduler).get("target_time") not in ("next", "end") or torch.is_grad_enabled():
         return False
     return (scheduler.step_index or 0) < len(scheduler.target_timesteps)
 
 
-def _second_time(network: nn.Module, scheduler: Any, time: Tensor | float) -> Tensor:
+def _second_time(network: nn.Module, scheduler: TellingScheduler, time: Tensor | float) -> Tensor:
     """The target of the scheduler's next call in the units of a network's time, float32, shape of the time.
 
     Raises:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from .contracts import TARGET_TIMES
@@ -82,7 +83,7 @@ class TwoTimeCall:
         pairs: What the blocks are given, by the first time and by the second ("depth").
     """
 
-    network: Any
+    network: ModelMixin
     features: Tensor
     gap: Tensor
     is_second: bool = False
@@ -116,16 +117,16 @@ def within(call: TwoTimeCall | None) -> Iterator[None]:
 class Continued:
     """A block that is computed again in the backward pass, within the call of its forward pass."""
 
-    def __init__(self, block: Callable[..., Any], call: TwoTimeCall) -> None:
+    def __init__(self, block: Callable[..., object], call: TwoTimeCall) -> None:
         self.block, self.call = block, call
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         """What the block gives."""
         with within(self.call):
             return self.block(*args, **kwargs)
 
 
-def two_time_call(network: Any, timestep: Tensor | float, target: Tensor | float) -> TwoTimeCall:
+def two_time_call(network: ModelMixin, timestep: Tensor | float, target: Tensor | float) -> TwoTimeCall:
     """The call of a network with two times."""
     embedding = time_embedding_of(network)
     device = next((each.device for each in (timestep, target) if isinstance(each, Tensor)), network.device)
@@ -143,7 +144,7 @@ def two_time_call(network: Any, timestep: Tensor | float, target: Tensor | float
     return TwoTimeCall(network, embedding.features(network, r), (t - r).abs()[:, None] / abs(embedding.span))
 
 
-def add_second(place: int, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+def add_second(place: int, module: nn.Module, args: tuple[object, ...], output: Tensor) -> Tensor:
     """`e1(t) + (t - r) e2(r)` in place of `e1(t)`."""
     call = _CURRENT.call
     if call is None:
@@ -152,7 +153,7 @@ def add_second(place: int, module: nn.Module, args: tuple[Any, ...], output: Ten
     return (output.float() + _like(added, output)).to(output.dtype)
 
 
-def embed_second(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def embed_second(module: nn.Module, args: tuple[Any, ...]) -> tuple[object, ...]:
     """The features of the second time in place of the first one's."""
     call = _CURRENT.call
     if call is None or not call.is_second:
@@ -173,7 +174,9 @@ def _like(value: Tensor, other: Tensor) -> Tensor:
     return value.reshape(other.shape)
 
 
-def embed_both(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+def embed_both(
+    module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Tensor | tuple[Tensor, ...]
+) -> None:
     """Keep what the embedder gives for the second time beside what it gives for the first."""
     call = _CURRENT.call
     if call is None or call.is_second:
@@ -185,8 +188,8 @@ def embed_both(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
 
 
 def give_second(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
+) -> tuple[tuple[object, ...], dict[str, object]]:
     """Give a late block the embedding of the second time in place of the first one's.
 
     Raises:
@@ -206,7 +209,7 @@ def give_second(
     return tuple(found), named
 
 
-def _second_of(value: Any, pairs: list[tuple[Tensor, Tensor]]) -> Any:
+def _second_of(value: object, pairs: list[tuple[Tensor, Tensor]]) -> object:
     return next((second for first, second in pairs if value is first), value)
 
 

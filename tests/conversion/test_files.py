@@ -61,9 +61,18 @@ def test_a_torn_file_is_named(kept, tmp_path):
     path = write(tmp_path / "file.pt", golden("tit").weights)
     content = path.read_bytes()
     path.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(ValueError, match="`path` must be a whole file of tensors"):
+    with pytest.raises(ValueError, match="`checkpoint` must be a whole file of tensors"):
         convert_checkpoint(path, tmp_path / "out")
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("argument", ["vae", "latent_statistics"])
+def test_a_torn_file_beside_the_checkpoint_is_named_by_its_argument(argument, tmp_path):
+    checkpoint = write(tmp_path / "file.pt", golden("tit").weights)
+    torn = tmp_path / "torn.pt"
+    torn.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=rf"`{argument}` must be a whole file of tensors, got '.*torn\.pt'"):
+        convert_checkpoint(checkpoint, tmp_path / "out", **{argument: torn})
 
 
 @pytest.mark.parametrize(
@@ -84,6 +93,8 @@ def test_other_content_is_refused(content, message, tmp_path):
 def test_a_missing_file_and_missing_weights_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="`path` must be a file"):
         read_state_dict(tmp_path / "file.pt")
+    with pytest.raises(FileNotFoundError, match="`checkpoint` must be a file"):
+        convert_checkpoint(tmp_path / "file.pt", tmp_path / "out")
     path = write(tmp_path / "file.pt", {"model": golden("tit").weights})
     with pytest.raises(ValueError, match=r"`weights` must be one of \['model'\], got 'ema'"):
         read_state_dict(path, "ema")

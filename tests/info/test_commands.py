@@ -41,7 +41,7 @@ def test_a_target_is_a_folder_with_something_to_describe(tmp_path, capsys):
     (tmp_path / "file").write_text("words")
     for target, message in (
         (tmp_path / "file", "`target` must be a folder, got the file"),
-        (tmp_path, "`target` must hold model_index.json, scheduler_config.json, state.json, config.json or"),
+        (tmp_path, "`target` must hold model_index.json, scheduler_config.json, state.json, config.json, "),
         ("fashion-mnits", "Did you mean 'fashion-mnist'?"),
     ):
         assert main(["info", str(target)]) == 2

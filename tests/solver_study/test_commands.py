@@ -1,6 +1,7 @@
 """`ucgm compare` and `ucgm tune`."""
 
 import sys
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -103,6 +104,39 @@ def test_command_chooses_times_alone(tmp_path, capsys):
     assert main(words) == 0
     assert "3 network calls" in capsys.readouterr().out
     assert (output / "scheduler" / "scheduler_config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("module", "last", "words"),
+    [
+        ("measurements", "save_comparison", ["compare", "--num-samples", "4", "--calls", "1", "--only", "UCGM-S"]),
+        ("tuning_result", "save_pipeline", ["tune-sampler", "--steps", "2"]),
+        (
+            "tuning_result",
+            "save_pipeline",
+            ["tune-sampler", "--steps", "2", "--method", "search", "--num-trials", "7"],
+        ),
+    ],
+)
+def test_the_folder_is_locked_until_its_last_file_is_written(module, last, words, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    pipeline(autoencoder("kl", channels=1)).save_pretrained(tmp_path / "model")
+    words = [*words, "--model", str(tmp_path / "model"), "--output", str(tmp_path / "out"), "--solution-calls", "9"]
+    if words[0] == "tune-sampler":
+        words += ["--num-seeds", "4", "--num-held-out", "4", "--save-pipeline"]
+    module = import_module(f"diffusers_ucgm.solver_study.{module}")
+    save, refusals = getattr(module, last), []
+
+    def meanwhile(*args, **settings):
+        monkeypatch.setattr(module, last, save)
+        refusals.append(main(words))
+        return save(*args, **settings)
+
+    monkeypatch.setattr(module, last, meanwhile)
+    assert main(words) == 0
+    assert refusals == [2]
+    assert "`output` must not be in use" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob(".run*"))
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,19 @@ def test_a_fit_that_was_stopped_goes_on_with_what_it_has(tmp_path, monkeypatch):
     assert list(fitted(tmp_path / "stopped", (4, 7), overwrite_output_dir=True).gains) == [4, 7]
 
 
+def test_a_fit_that_was_stopped_before_its_judgement_reads_no_paths_again(tmp_path, monkeypatch):
+    whole = fitted(tmp_path)
+    given, paths = [], fit.solution_paths
+
+    def counting(pipe, conditions, seeds, times, **settings):
+        given.append((len(seeds), len(times)))
+        return paths(pipe, conditions, seeds, times, **settings)
+
+    monkeypatch.setattr(fit, "solution_paths", counting)
+    assert fitted(tmp_path).gains == whole.gains
+    assert given == [(QUICK["num_held_out"], 0)]
+
+
 def test_nothing_gained_is_said_and_the_own_settings_stay(tmp_path, monkeypatch):
     pipe = exact_pipeline()
     pipe.scheduler = fitted(tmp_path / "first", 6, pipe).scheduler

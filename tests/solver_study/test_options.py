@@ -20,10 +20,11 @@ def test_each_option_reaches_the_search(tmp_path, monkeypatch):
     words += ["--batch-size", "3", "--guidance-scale", "2.5", "--overwrite-output-dir"]
     words += ["--search-guidance", "interval"]
     found = arguments_of(monkeypatch, "solver_study.tune:tune_sampler", *TUNE, *words)
+    found["output"] = found["output"].folder
     del found["pipe"]
     assert found == {
         "num_inference_steps": 6,
-        "output": str(tmp_path),
+        "output": tmp_path,
         "conditions": [3, "Bag"],
         "num_trials": 20,
         "num_seeds": 5,
@@ -42,10 +43,11 @@ def test_each_option_reaches_the_fit(tmp_path, monkeypatch):
     words = ["8", "--output", tmp_path, "--labels", "3", "Bag", "--refine", "--num-seeds", "5", "--num-held-out", "7"]
     words += ["--seed", "13", "--solution-calls", "90", "--batch-size", "9", "--guidance-scale", "2.5"]
     found = arguments_of(monkeypatch, "solver_study.fit:fit_solver", *TUNE, *words, "--overwrite-output-dir")
+    found["output"] = found["output"].folder
     del found["pipe"]
     assert found == {
         "num_inference_steps": [6, 8],
-        "output": str(tmp_path),
+        "output": tmp_path,
         "method": "fit",
         "conditions": [3, "Bag"],
         "refine": True,
@@ -69,13 +71,14 @@ def test_each_option_reaches_the_comparison(tmp_path, monkeypatch):
     words += ["--only", "UniPCMultistep", "UCGM-S", "--solution-calls", "90", "--batch-size", "3"]
     words += ["--guidance-scale", "2.5"]
     found = arguments_of(monkeypatch, "solver_study.compare:compare_solvers", *COMPARE, *words)
+    found["output"] = found["output"].folder
     del found["pipe"]
     assert set(found.pop("solvers")) == {"UniPCMultistep", "UCGM-S"}
     assert found == {
         "conditions": [3, 8, 3, 8],
         "seeds": [13, 14, 15, 16],
         "calls": [2, 6],
-        "output": str(tmp_path),
+        "output": tmp_path,
         "frechet": None,
         "num_solution_calls": 90,
         "batch_size": 3,

@@ -1,7 +1,6 @@
 """What the arguments of a conversion must be, as a table."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -13,11 +12,11 @@ from .reference import Recipe
 __all__ = ["CONVERT_ARGUMENTS"]
 
 
-def _is_dtype(value: Any) -> bool:
+def _is_dtype(value: object) -> bool:
     return isinstance(value, torch.dtype) and value.is_floating_point
 
 
-def _is_names(value: Any) -> bool:
+def _is_names(value: object) -> bool:
     return isinstance(value, Mapping) and all(
         is_whole(key) and key >= 0 and isinstance(name, str) for key, name in value.items()
     )

@@ -155,7 +155,7 @@ def load_autoencoder(
         ValueError: If a file is not of an autoencoder that is known.
     """
     if Path(source).is_file():
-        vae = convert_autoencoder(read_state_dict(source), dtype, **_groups_setting(norm_num_groups))
+        vae = convert_autoencoder(read_state_dict(source, argument="vae"), dtype, **_groups_setting(norm_num_groups))
     else:
         _check_folder(source, norm_num_groups)
         vae = load_network(str(source), dtype, argument="vae")
@@ -167,7 +167,7 @@ def load_autoencoder(
 
 
 def convert_autoencoder(
-    state_dict: MutableMapping[str, Tensor], dtype: torch.dtype | None = None, **settings: Any
+    state_dict: MutableMapping[str, Tensor], dtype: torch.dtype | None = None, **settings: object
 ) -> ModelMixin:
     """`AutoencoderKL` from VA-VAE's or E2E-VAVAE's checkpoint, `AutoencoderDC` from DC-AE's.
 
@@ -199,7 +199,7 @@ def describe_autoencoder(source: str | Path, *, norm_num_groups: int | None = No
         _check_folder(source, norm_num_groups)
         config: Any = AutoModel.load_config(source)
         return f"autoencoder: {config['_class_name']} of diffusers, from {source}"
-    state_dict = read_state_dict(source)
+    state_dict = read_state_dict(source, argument="vae")
     left_out = _pop_left_out(state_dict)
     model, entries = _plan(state_dict, _groups_setting(norm_num_groups))
     config = {name: value for name, value in model.config.items() if name != "_use_default_values"}

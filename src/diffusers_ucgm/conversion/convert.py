@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -77,7 +76,7 @@ def describe_checkpoint(
     latent_statistics: str | Path | None = None,
     norm_num_groups: int | None = None,
     weights: str | None = None,
-    **settings: Any,
+    **settings: object,
 ) -> str:
     """A text of what a conversion would do: the configurations, and the place of every tensor.
 
@@ -91,7 +90,7 @@ def describe_checkpoint(
     _check_groups(norm_num_groups, vae)
     mean, std = _statistics(recipe or Recipe(), vae, latent_statistics)
     notes: list[str] = []
-    state_dict = without_training_heads(read_state_dict(checkpoint, weights), notes.append)
+    state_dict = without_training_heads(read_state_dict(checkpoint, weights, argument="checkpoint"), notes.append)
     settings = _network_settings(recipe or Recipe(), settings)
     architecture, config, entries = network_plan(state_dict, **settings)
     _check_network(architecture, recipe or Recipe())
@@ -118,7 +117,7 @@ def convert_checkpoint(
     id2label: Mapping[int, str] | None = None,
     overwrite_output_dir: bool = False,
     note: Callable[[str], None] = logger.warning,
-    **settings: Any,
+    **settings: object,
 ) -> Path:
     """Write the pipeline of an original checkpoint in the form that `UCGMPipeline.from_pretrained` loads.
 
@@ -179,11 +178,11 @@ def _convert_network(
     weights: str | None,
     dtype: torch.dtype | None,
     recipe: Recipe,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     note: Callable[[str], None],
 ) -> tuple[Architecture, ModelMixin]:
     """The network of a checkpoint, checked before it is converted."""
-    state_dict = without_training_heads(read_state_dict(checkpoint, weights), note)
+    state_dict = without_training_heads(read_state_dict(checkpoint, weights, argument="checkpoint"), note)
     settings = _network_settings(recipe, settings)
     architecture = network_plan(state_dict, **settings)[0]
     _check_network(architecture, recipe)
@@ -327,7 +326,7 @@ def _statistics(recipe: Recipe, vae: str | Path | None, latent_statistics: str |
     """Mean and standard deviation of the latents, from the file or from the known autoencoder."""
     known = AUTOENCODERS.get(recipe.autoencoder or "")
     if latent_statistics is not None:
-        return read_latent_statistics(latent_statistics)
+        return read_latent_statistics(latent_statistics, argument="latent_statistics")
     if known is not None and known.latents_mean is not None and known.latents_std is not None:
         return list(known.latents_mean), list(known.latents_std)
     if known is not None and known.needs_statistics and vae is not None:
@@ -354,7 +353,7 @@ def _scheduler(recipe: Recipe, architecture: Architecture) -> UCGMScheduler:
     return UCGMScheduler(**{"transport": architecture.transport, **settings})
 
 
-def _network_settings(recipe: Recipe, given: Mapping[str, Any]) -> JsonObject:
+def _network_settings(recipe: Recipe, given: Mapping[str, object]) -> JsonObject:
     settings = published_settings(recipe.network) if recipe.network else {}
     autoencoder = AUTOENCODERS.get(recipe.autoencoder or "")
     if autoencoder is not None and recipe.image_size is not None:

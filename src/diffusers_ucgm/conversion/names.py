@@ -22,12 +22,15 @@ OTHERS = ("optimizer", "opt", "lr_scheduler", "scaler")
 TRAINING_HEADS = ("projectors", "projector", "repa_projector", "repa_projectors", "repa_head", "align_head")
 
 
-def plain_names(state_dict: Mapping[str, Tensor], weights: str | None = None) -> dict[str, Tensor]:
+def plain_names(
+    state_dict: Mapping[str, Tensor], weights: str | None = None, *, argument: str = "state_dict"
+) -> dict[str, Tensor]:
     """The tensors of one set of weights by the network's own names.
 
     Args:
         state_dict: Names that may begin with wrappers, and with groups such as "ema." and "model.".
         weights: The group to take, "ema" for averaged weights; None takes averaged ones where there are any.
+        argument: What errors call the tensors.
 
     Raises:
         ValueError: If there is no such group, or two tensors end under one name.
@@ -38,7 +41,9 @@ def plain_names(state_dict: Mapping[str, Tensor], weights: str | None = None) ->
     found: dict[str, Tensor] = {}
     for key, name in names.items():
         if name in found:
-            raise ValueError(f"`path` must hold each tensor once, got two named {name!r} without their wrappers.")
+            raise ValueError(
+                f"`{argument}` must hold each tensor once, got two named {name!r} without their wrappers."
+            )
         found[name] = state_dict[key]
     return found
 

@@ -145,7 +145,7 @@ def _no_guidance(pipe: Pipeline) -> dict[str, float]:
     return {"guidance_scale": 1.0} if "guidance_scale" in accepted and "true_cfg_scale" not in accepted else {}
 
 
-def _call_options(args: argparse.Namespace) -> dict[str, Any]:
+def _call_options(args: argparse.Namespace) -> dict[str, object]:
     """The arguments of the call that the options give."""
     options = ("guidance_scale", "guidance_interval", "negative_prompt", "height", "width", "num_frames")
     given = {"num_inference_steps": args.steps, **{name: getattr(args, name) for name in options}}

@@ -71,13 +71,15 @@ class SamplingScheduler:
         return SamplingScheduler(copy.deepcopy(self._scheduler, memo), self._generators, self._on_step)
 
     @property
-    def step(self) -> Callable[..., Any]:
+    def step(self) -> Callable[..., object]:
         """The other scheduler's step, with its signature."""
         step, on_step = self._scheduler.step, self._on_step
         noise = {"generator": self._generators} if "generator" in inspect.signature(step).parameters else {}
 
         @wraps(step)
-        def seeded_step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **settings: Any) -> Any:
+        def seeded_step(
+            model_output: Tensor, timestep: float | Tensor, sample: Tensor, *args: object, **settings: object
+        ) -> object:
             settings = noise | settings
             if on_step is None:
                 return step(model_output, timestep, sample, *args, **settings)

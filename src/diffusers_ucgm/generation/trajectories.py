@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import torch
+from diffusers import ModelMixin
 from PIL import Image
 from torch import Tensor
 
@@ -90,7 +91,7 @@ def decode(pipe: Pipeline, latents: Tensor) -> Tensor:
             return pipe.decode(latents.to(pipe.device), "pt", torch.Generator().manual_seed(0)).float().cpu()
         vae = pipe.components.get("vae")
         channels = getattr(getattr(vae, "config", None), "latent_channels", None)
-        if vae is None or latents.ndim != 4 or latents.shape[1] != channels:
+        if not isinstance(vae, ModelMixin) or latents.ndim != 4 or latents.shape[1] != channels:
             raise ValueError(
                 "`latents` must be those of the pipeline's autoencoder, shape `(B, C, H, W)`, got "
                 f"{tuple(latents.shape)} of {type(pipe).__name__}. Decode them as that pipeline does."

@@ -1,4 +1,4 @@
-"""Descriptions of models: pipelines, networks, schedulers and training checkpoints, from their files alone."""
+"""Descriptions of models: pipelines, networks, schedulers, LoRAs and training checkpoints, from their files alone."""
 
 import math
 from collections import Counter
@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusers_ucgm.files import JsonObject, check_tensors, read_json
+from diffusers_ucgm.names import LORA_WEIGHTS_NAME
+
+from .loras import describe_lora
 
 
 if TYPE_CHECKING:
@@ -169,4 +172,5 @@ MODEL_FILES: dict[str, Callable[[Path, int], list[str]]] = {
     "scheduler_config.json": _describe_scheduler,
     "state.json": _describe_checkpoint,
     "config.json": _describe_network,
+    LORA_WEIGHTS_NAME: describe_lora,
 }

@@ -10,7 +10,7 @@ def add_info_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `ucgm info`."""
     parser.add_argument(
         "target",
-        help="bundled name, or folder of a pipeline, network, scheduler, checkpoint, or of the results of a command",
+        help="bundled name, or folder of a pipeline, network, scheduler, LoRA or checkpoint, or of a command's output",
     )
     parser.add_argument("--steps", type=int, default=10, help="steps of the schedule that is printed (%(default)s)")
     parser.add_argument(

@@ -16,9 +16,11 @@ from diffusers_ucgm.constraints import (
     is_whole,
     one_of_two,
     optional,
+    or_else,
     whole,
 )
 from diffusers_ucgm.generation.arguments import CONDITIONS, MOST_CALLS, PIPELINE, SAMPLES
+from diffusers_ucgm.run_folder import RunFolder
 from diffusers_ucgm.sampling.fitted import DEPTH
 
 
@@ -45,11 +47,11 @@ def _every(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list | tuple | range) else [value]
 
 
-def _are_numbers(value: Any) -> bool:
+def _are_numbers(value: object) -> bool:
     return len(_every(value)) > 0 and all(map(is_whole, _every(value)))
 
 
-def _is_distinct(value: Any) -> bool:
+def _is_distinct(value: object) -> bool:
     return len(set(_every(value))) == len(_every(value))
 
 
@@ -60,13 +62,15 @@ def _are_parts_of_guidance(value: object) -> bool:
     return all(part in ("interval", "scale") for part in parts) and _is_distinct(parts)
 
 
+# A path, or the folder that a command keeps locked for what it writes afterwards.
+_OUTPUT = or_else("a RunFolder", lambda value: isinstance(value, RunFolder), PATH)
 COMPARE_ARGUMENTS: dict[str, Setting] = {
     "pipe": PIPELINE,
     "conditions": CONDITIONS,
     "seeds": Setting((("a list of whole numbers", _is_seeds),)),
     "solvers": Setting((("schedulers by name, or mappings from budgets to schedulers", _is_solvers),)),
     "calls": Setting((("a list of whole numbers", _is_seeds),)),
-    "output": optional(PATH),
+    "output": optional(_OUTPUT),
     "num_solution_calls": whole(MOST_CALLS),
     "cache": optional(PATH),
     "batch_size": integer(1),
@@ -76,7 +80,7 @@ COMPARE_ARGUMENTS: dict[str, Setting] = {
 # Of both ways to tune a sampler.
 _TUNING: dict[str, Setting] = {
     "pipe": PIPELINE,
-    "output": PATH,
+    "output": _OUTPUT,
     "conditions": optional(CONDITIONS),
     "num_seeds": optional(SAMPLES),
     "num_held_out": SAMPLES,

@@ -8,6 +8,7 @@ from diffusers_ucgm.contracts import Pipeline
 from diffusers_ucgm.generation.inputs import call_arguments, given_conditions, load_model
 from diffusers_ucgm.image_metrics.references import check_reference
 from diffusers_ucgm.randomness import consecutive_seeds
+from diffusers_ucgm.run_folder import RunFolder
 
 from .defaults import OBJECTIVE_NAMES
 from .options import named_folder
@@ -41,25 +42,26 @@ def _fit(args: argparse.Namespace) -> int:
         )
     conditions, call = given_conditions(args), call_arguments(args)
     pipe = load_model(args)
-    result = fit_solver(
-        pipe,
-        args.steps,
-        args.output,
-        method=args.method,
-        conditions=conditions,
-        refine=args.refine,
-        num_seeds=args.num_seeds,
-        num_held_out=args.num_held_out,
-        seed=args.seed,
-        num_solution_calls=args.solution_calls,
-        batch_size=args.batch_size,
-        overwrite_output_dir=args.overwrite_output_dir,
-        call=call,
-    )
-    print(report_fit(result))
-    if find_spec("matplotlib") is not None:
-        print(f"Plot: {result.plot()}")
-    return _show(args, pipe, result)
+    with RunFolder(args.output, "tune-sampler").hold() as run:
+        result = fit_solver(
+            pipe,
+            args.steps,
+            run,
+            method=args.method,
+            conditions=conditions,
+            refine=args.refine,
+            num_seeds=args.num_seeds,
+            num_held_out=args.num_held_out,
+            seed=args.seed,
+            num_solution_calls=args.solution_calls,
+            batch_size=args.batch_size,
+            overwrite_output_dir=args.overwrite_output_dir,
+            call=call,
+        )
+        print(report_fit(result))
+        if find_spec("matplotlib") is not None:
+            print(f"Plot: {result.plot()}")
+        return _show(args, pipe, result)
 
 
 def _search(args: argparse.Namespace) -> int:
@@ -80,28 +82,29 @@ def _search(args: argparse.Namespace) -> int:
     objective: Objective | str = args.objective
     if objective not in OBJECTIVES:
         objective = _frechet(args, pipe)
-    result = tune_sampler(
-        pipe,
-        args.steps[0],
-        args.output,
-        conditions=conditions,
-        num_trials=args.num_trials,
-        num_seeds=args.num_seeds,
-        num_held_out=args.num_held_out,
-        seed=args.seed,
-        objective=objective,
-        search_guidance=args.search_guidance,
-        num_solution_calls=args.solution_calls,
-        overwrite_output_dir=args.overwrite_output_dir,
-        batch_size=args.batch_size,
-        call=call_arguments(args),
-    )
-    print(report(result))
-    # The search itself does without matplotlib.
-    if result.held_out is not None and find_spec("matplotlib") is not None:
-        values = [trial.value for trial in result.trials]
-        print(f"Plot: {plot_tuning(*result.held_out, values, result.output / 'tuning.png')}")
-    return _show(args, pipe, result)
+    with RunFolder(args.output, "tune-sampler").hold() as run:
+        result = tune_sampler(
+            pipe,
+            args.steps[0],
+            run,
+            conditions=conditions,
+            num_trials=args.num_trials,
+            num_seeds=args.num_seeds,
+            num_held_out=args.num_held_out,
+            seed=args.seed,
+            objective=objective,
+            search_guidance=args.search_guidance,
+            num_solution_calls=args.solution_calls,
+            overwrite_output_dir=args.overwrite_output_dir,
+            batch_size=args.batch_size,
+            call=call_arguments(args),
+        )
+        print(report(result))
+        # The search itself does without matplotlib.
+        if result.held_out is not None and find_spec("matplotlib") is not None:
+            values = [trial.value for trial in result.trials]
+            print(f"Plot: {plot_tuning(*result.held_out, values, result.output / 'tuning.png')}")
+        return _show(args, pipe, result)
 
 
 def _show(args: argparse.Namespace, pipe: Pipeline, result: "Result") -> int:
@@ -156,20 +159,21 @@ def compare(args: argparse.Namespace) -> int:
             )
         solvers[name] = load_solver(folder, args.calls, argument="--scheduler")
         own.append(name)
-    measurements = compare_solvers(
-        pipe,
-        conditions_for(pipe, args.num_samples, given_conditions(args)),
-        list(consecutive_seeds(args.seed, args.num_samples)),
-        solvers=solvers,
-        calls=args.calls,
-        output=args.output,
-        frechet=None if args.reference is None else _frechet(args, pipe),
-        num_solution_calls=args.solution_calls,
-        overwrite_output_dir=args.overwrite_output_dir,
-        batch_size=args.batch_size,
-        call=call_arguments(args),
-    )
-    print(save_comparison(measurements, args.output, title=args.model, emphasised=own))
+    with RunFolder(args.output, "compare").hold() as run:
+        measurements = compare_solvers(
+            pipe,
+            conditions_for(pipe, args.num_samples, given_conditions(args)),
+            list(consecutive_seeds(args.seed, args.num_samples)),
+            solvers=solvers,
+            calls=args.calls,
+            output=run,
+            frechet=None if args.reference is None else _frechet(args, pipe),
+            num_solution_calls=args.solution_calls,
+            overwrite_output_dir=args.overwrite_output_dir,
+            batch_size=args.batch_size,
+            call=call_arguments(args),
+        )
+        print(save_comparison(measurements, args.output, title=args.model, emphasised=own))
     return 0
 
 

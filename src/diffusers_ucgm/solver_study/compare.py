@@ -49,7 +49,7 @@ def compare_solvers(
     *,
     solvers: Mapping[str, Solver],
     calls: Sequence[int] = CALLS,
-    output: str | Path | None = None,
+    output: str | Path | RunFolder | None = None,
     frechet: Objective | None = None,
     num_solution_calls: int = 1000,
     cache: str | Path | None = None,
@@ -67,7 +67,7 @@ def compare_solvers(
         solvers: Schedulers by name; a mapping of budgets in place of a scheduler has one for each.
         calls: Budgets of network calls. A solver makes as many steps as fit into a budget.
         output: A folder; every measurement is kept in its `comparison.json` at once, and not made again. None keeps
-            nothing.
+            nothing. One that is held stays locked.
         frechet: The Fréchet distance of the images, from `frechet_objective`, or None.
         num_solution_calls: The network calls of a solution.
         cache: The folder of the solutions, which comparisons can share; None is in `output`.
@@ -86,17 +86,17 @@ def compare_solvers(
     check(COMPARE_ARGUMENTS, locals())
     _check(pipe, conditions, seeds, solvers, calls)
     check_call(pipe, num_solution_calls, call or {})
-    if output is not None:
-        check_outputs(output)
-        cache = Path(output) / SOLUTIONS if cache is None else cache
+    run = None if output is None else RunFolder.of(output, "compare")
+    if run is not None:
+        check_outputs(run.folder)
+        cache = run.folder / SOLUTIONS if cache is None else cache
     comparison = _Comparison(pipe, conditions, seeds, num_solution_calls, frechet, batch_size, call or {})
     schedulers = {(name, budget): _scheduler(solver, budget) for name, solver in solvers.items() for budget in calls}
     plan = comparison.plan()
     with ExitStack() as stack:
-        if output is not None:
-            run = stack.enter_context(RunFolder(output, "compare"))
-            run.begin(plan, overwrite=overwrite_output_dir, earlier=RESULT)
-        record = ComparisonRecord.open(output, plan)
+        if run is not None:
+            stack.enter_context(run).begin(plan, overwrite=overwrite_output_dir, earlier=RESULT)
+        record = ComparisonRecord.open(None if run is None else run.folder, plan)
         missing = {key: each for key, each in schedulers.items() if record.find(*key, each) is None}
         if missing:
             comparison.measure_missing(missing, record, cache, progress)

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from diffusers_ucgm import files
 from diffusers_ucgm.constraints import is_number
@@ -33,11 +32,11 @@ class ComparisonRecord:
     """
 
     file: Path | None
-    plan: Mapping[str, Any]
-    rows: dict[tuple[str, int], tuple[Measurement, Any]]
+    plan: Mapping[str, object]
+    rows: dict[tuple[str, int], tuple[Measurement, JsonObject | None]]
 
     @classmethod
-    def open(cls, output: str | Path | None, plan: Mapping[str, Any]) -> "ComparisonRecord":
+    def open(cls, output: str | Path | None, plan: Mapping[str, object]) -> "ComparisonRecord":
         """The record of a folder, empty where it has none yet.
 
         Raises:
@@ -62,7 +61,7 @@ class ComparisonRecord:
         files.write_json(self.file, {"plan": self.plan, "measurements": rows})
 
 
-def _read_rows(file: Path) -> dict[tuple[str, int], tuple[Measurement, Any]]:
+def _read_rows(file: Path) -> dict[tuple[str, int], tuple[Measurement, JsonObject | None]]:
     found, rows = files.read_json(file, remedy="Delete it to measure anew."), {}
     try:
         for row in found["measurements"]:
@@ -91,6 +90,6 @@ def _measurement(row: JsonObject) -> Measurement:
     return Measurement(**row)
 
 
-def _settings(scheduler: Any) -> dict[str, object] | None:
+def _settings(scheduler: Steppable | None) -> dict[str, object] | None:
     """The settings that a solver's samples depend on, as JSON has them."""
     return None if scheduler is None else public_settings(json.loads(scheduler.to_json_string()))

@@ -4,13 +4,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor
 
 from diffusers_ucgm import files
 from diffusers_ucgm.constraints import check
-from diffusers_ucgm.contracts import Pipeline
+from diffusers_ucgm.contracts import Pipeline, Steppable
 from diffusers_ucgm.fingerprint import fingerprint, public_settings
 from diffusers_ucgm.generation.conditions import conditions_for
 from diffusers_ucgm.generation.generate import generate
@@ -29,7 +29,7 @@ from .least_squares import Fit, FitSample, fit_steps
 from .objectives import OBJECTIVES, Gain, check_has_solutions, gain_of
 from .refine import refine as refine_fit
 from .solutions import distances, solution_paths
-from .starts import candidates_of, default_sampler, grid_starts, kept_weights
+from .starts import Start, candidates_of, default_sampler, grid_starts, kept_weights
 from .times import MOST_CALLS
 
 
@@ -45,7 +45,7 @@ LEAST_SEEDS = 4
 def fit_solver(
     pipe: Pipeline,
     num_inference_steps: int | Sequence[int],
-    output: str | Path,
+    output: str | Path | RunFolder,
     *,
     method: str = "fit",
     conditions: Sequence[int | str] | None = None,
@@ -70,7 +70,7 @@ def fit_solver(
     Args:
         pipe: A `UCGMPipeline`, or a stock pipeline that takes a `prompt` or `class_labels`. It is left as it was.
         num_inference_steps: The numbers of network calls, one or several.
-        output: The folder of the result and the solutions; made if it is missing.
+        output: The folder of the result and the solutions; made if it is missing. One that is held stays locked.
         method: "fit", or "times" for the best times alone, with the weights of the default sampler.
         conditions: Classes or prompts, taken in turn; None is all classes.
         refine: Whether weights and times are refined through the whole run: see `refine.refine`.
@@ -93,7 +93,7 @@ def fit_solver(
     check(FIT_ARGUMENTS, locals())
     if refine and method != "fit":
         raise ValueError(f"`refine=True` must go with `method='fit'`, got {method!r}: refinement changes the weights.")
-    started, call, output = time.perf_counter(), call or {}, Path(output)
+    started, call, run = time.perf_counter(), call or {}, RunFolder.of(output, "tune-sampler")
     several = num_inference_steps if isinstance(num_inference_steps, Sequence) else [num_inference_steps]
     numbers = [int(number) for number in several]
     num_seeds = min(NUM_SEEDS, batch_size) if num_seeds is None else num_seeds
@@ -105,7 +105,7 @@ def fit_solver(
     check_has_solutions(pipe)
     for number in numbers:
         check_call(pipe, number, call)
-    check_outputs(output)
+    check_outputs(run.folder)
     total = num_seeds + num_held_out
     every, seeds = conditions_for(pipe, total, conditions), list(consecutive_seeds(seed, total))
     plan = {
@@ -119,15 +119,17 @@ def fit_solver(
         "num_solution_calls": num_solution_calls,
         "model": fingerprint(pipe, conditions=conditions, scheduler=public_settings(pipe.scheduler.config), **call),
     }
-    with RunFolder(output, "tune-sampler") as run:
+    with run:
         run.begin(plan, overwrite=overwrite_output_dir)
         sample = FitSample(every[:num_seeds], seeds[:num_seeds], call)
         held_out = FitSample(every[num_seeds:], seeds[num_seeds:], call)
-        fitting = _Fitting(pipe, output, num_solution_calls, batch_size, method == "times", refine, depth, progress)
+        fitting = _Fitting(
+            pipe, run.folder, num_solution_calls, batch_size, method == "times", refine, depth, progress
+        )
         result = fitting.judge(fitting.fits(numbers, sample), held_out, started)
-        with files.replacing_folder(output / "scheduler") as temporary:
+        with files.replacing_folder(run.folder / "scheduler") as temporary:
             result.scheduler.save_pretrained(temporary)
-        files.write_json(output / RESULT, {**plan, **result.to_dict()})
+        files.write_json(run.folder / RESULT, {**plan, **result.to_dict()})
         result.save_sigmas()
         return result
 
@@ -170,6 +172,18 @@ class _Fitting:
         """The fit of each number of calls, those in the journal of a stopped run included."""
         journal = self.output / FITS
         fits = _read_fits(journal)
+        missing = [number for number in numbers if number not in fits]
+        if not missing:  # the paths are large
+            return fits
+        starts, times, paths = self._starts(numbers, sample)
+        for number in missing:
+            of_starts = [paths[:, [*map(times.index, start.times[1:]), len(times)]] for start in starts[number]]
+            fits[number] = self._fit(number, [start.scheduler for start in starts[number]], of_starts, sample)
+            files.write_json(journal, {str(key): asdict(fit) for key, fit in fits.items()})
+        return fits
+
+    def _starts(self, numbers: Sequence[int], sample: FitSample) -> tuple[dict[int, list[Start]], list[float], Tensor]:
+        """The starts of each number of calls, the times of their calls, and the solutions' paths at these."""
         starts = {number: grid_starts(self.pipe, self.base, number, sample) for number in numbers}
         candidates = candidates_of(self.base, starts)
         if self.keeps_weights and candidates is None:
@@ -185,13 +199,7 @@ class _Fitting:
             own = paths[sample.is_fitted][:, [*map(times.index, chosen), len(times)]]
             for number, more in candidates.starts(own, fits_weights=not self.keeps_weights).items():
                 starts[number] += more
-        for number, each in starts.items():
-            if number in fits:
-                continue
-            of_starts = [paths[:, [*map(times.index, start.times[1:]), len(times)]] for start in each]
-            fits[number] = self._fit(number, [start.scheduler for start in each], of_starts, sample)
-            files.write_json(journal, {str(key): asdict(fit) for key, fit in fits.items()})
-        return fits
+        return starts, times, paths
 
     def _fit(
         self, number: int, schedulers: Sequence[UCGMScheduler], paths: Sequence[Tensor], sample: FitSample
@@ -223,7 +231,7 @@ class _Fitting:
         """The gain of each fit on seeds that no fit saw."""
         solutions = self.paths(held_out)[:, 0]
         base: UCGMScheduler = self.base
-        own: Any = self.pipe.scheduler
+        own = self.pipe.scheduler
         fitted = _with_solvers(base, [each.solver for each in fits.values()])
         gains = {number: self._gain(number, own, fitted, held_out, solutions) for number in fits}
         solvers = [fits[number].solver for number, gain in gains.items() if gain.is_gain]
@@ -236,11 +244,11 @@ class _Fitting:
             time.perf_counter() - started,
         )
 
-    def _gain(self, number: int, own: Any, fitted: Any, held_out: FitSample, solutions: Tensor) -> Gain:
+    def _gain(self, number: int, own: Steppable, fitted: Steppable, held_out: FitSample, solutions: Tensor) -> Gain:
         before, after = (self._distances(each, number, held_out, solutions) for each in (own, fitted))
         return gain_of(OBJECTIVES["median"], before, after, solutions)
 
-    def _distances(self, scheduler: Any, number: int, held_out: FitSample, solutions: Tensor) -> Tensor:
+    def _distances(self, scheduler: Steppable, number: int, held_out: FitSample, solutions: Tensor) -> Tensor:
         samples = generate(
             self.pipe,
             held_out.conditions,
@@ -264,7 +272,7 @@ def _read_fits(journal: Path) -> dict[int, Fit]:
     """The fits in a journal; empty where there is none."""
     if not journal.is_file():
         return {}
-    found: dict[str, Any] = files.read_json(journal)
+    found = files.read_json(journal)
     return {
         int(number): Fit(fitted_solvers_of([each["solver"]])[int(number)], each["error"])
         for number, each in found.items()

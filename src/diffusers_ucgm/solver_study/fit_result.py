@@ -5,10 +5,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from diffusers import SchedulerMixin
-
 from diffusers_ucgm import files
-from diffusers_ucgm.contracts import Pipeline
+from diffusers_ucgm.contracts import Pipeline, Steppable
 from diffusers_ucgm.files import JsonObject
 from diffusers_ucgm.sampling.fitted import fitted_solvers_of
 from diffusers_ucgm.scheduler import UCGMScheduler
@@ -37,7 +35,7 @@ class FitResult:
         seconds: The wall time of this run.
     """
 
-    scheduler: SchedulerMixin
+    scheduler: Steppable
     fitted: UCGMScheduler
     gains: dict[int, Gain]
     output: Path

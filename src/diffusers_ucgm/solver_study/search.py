@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm.auto import tqdm
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
 
 __all__ = [
     "CALL_SETTINGS",
@@ -106,10 +109,10 @@ def guidance_space(searched: Collection[str], scale: float) -> Space:
     return space
 
 
-def settings_of(parameters: Mapping[str, Any]) -> JsonObject:
+def settings_of(parameters: Mapping[str, object]) -> JsonObject:
     """Arguments of `UCGMScheduler` for parameters of the search, with those of the call in `CALL_SETTINGS`."""
     settings = dict(parameters)
-    method = METHODS[settings.pop("method")]
+    method = METHODS[str(settings.pop("method"))]
     for name, parts in (("time_warp", WARP), ("time_gaps", GAPS), ("guidance_interval", GUIDANCE_TIMES)):
         if parts[0] in settings:
             settings[name] = [settings.pop(part) for part in parts]
@@ -143,7 +146,7 @@ def parameters_of(settings: Mapping[str, Any], space: Space, num_calls: int) -> 
     return {name: _within(values[name], allowed) for name, allowed in space.items()}
 
 
-def _method_of(settings: Mapping[str, Any]) -> str:
+def _method_of(settings: Mapping[str, object]) -> str:
     """The method of the search that comes nearest to settings of `UCGMScheduler`."""
     ratio, is_multistep = settings["extrapolation_ratio"], settings["solver_type"] == "multistep"
     if settings["solver_order"] == 2 and is_multistep and ratio == "adaptive":
@@ -151,7 +154,7 @@ def _method_of(settings: Mapping[str, Any]) -> str:
     by_ratio = f"auto-{settings['extrapolation_order']}" if isinstance(ratio, str) else "ratio"
     if settings["solver_order"] != 2:
         return by_ratio
-    return {"multistep": f"multistep-{by_ratio}", "data": "data"}.get(settings["solver_type"], "velocity")
+    return {"multistep": f"multistep-{by_ratio}", "data": "data"}.get(str(settings["solver_type"]), "velocity")
 
 
 def search_settings(
@@ -200,7 +203,7 @@ def search_settings(
         return [_trial(each) for each in _results(study)]
 
 
-def _optuna() -> Any:
+def _optuna() -> ModuleType:
     try:
         import optuna
     except ImportError as error:
@@ -209,7 +212,7 @@ def _optuna() -> Any:
 
 
 @contextmanager
-def _quiet(optuna: Any) -> "Iterator[None]":
+def _quiet(optuna: ModuleType) -> "Iterator[None]":
     """Without a line of optuna's for every trial, nor version 4's warnings of what is settled in 5."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -221,7 +224,7 @@ def _quiet(optuna: Any) -> "Iterator[None]":
         optuna.logging.set_verbosity(verbosity)
 
 
-def _study(optuna: Any, journal: Path) -> "Study":
+def _study(optuna: ModuleType, journal: Path) -> "Study":
     """The study of a journal, with what a stopped run was at given up."""
     from optuna.storages.journal import JournalFileBackend
 
@@ -265,22 +268,23 @@ def _unlock(journal: Path) -> None:
         lock.unlink(missing_ok=True)
 
 
-def _results(study: "Study") -> list[Any]:
+def _results(study: "Study") -> "list[FrozenTrial]":
     """Trials with a result, which may be that the settings cannot be run."""
     return [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in ("COMPLETE", "PRUNED")]
 
 
-def _trial(trial: Any) -> Trial:
+def _trial(trial: "FrozenTrial") -> Trial:
+    assert trial.duration is not None  # of a trial with a result
     return Trial(settings_of(trial.params), trial.value, trial.duration.total_seconds(), trial.user_attrs.get("start"))
 
 
-def _distribution(optuna: Any, values: Range | tuple[Any, ...]) -> Any:
+def _distribution(optuna: ModuleType, values: Range | tuple[object, ...]) -> "BaseDistribution":
     if isinstance(values, Range):
         return optuna.distributions.FloatDistribution(values.low, values.high, log=values.is_log)
     return optuna.distributions.CategoricalDistribution(values)
 
 
-def _within(value: Any, values: Range | tuple[Any, ...]) -> Any:
+def _within(value: Any, values: Range | tuple[object, ...]) -> object:
     if isinstance(values, Range):
         return min(max(float(value), values.low), values.high)
     return value if value in values else values[0]

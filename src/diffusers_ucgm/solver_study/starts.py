@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from diffusers_ucgm.contracts import Pipeline
-from diffusers_ucgm.presets import SAMPLERS
+from diffusers_ucgm.presets import SAMPLERS, Settings
 from diffusers_ucgm.sampling.timesteps import Schedule
 from diffusers_ucgm.sampling.weights import GridPoint
 from diffusers_ucgm.scheduler import UCGMScheduler
@@ -20,7 +20,7 @@ __all__ = ["Candidates", "Start", "candidates_of", "default_sampler", "grid_star
 
 # Grids that a fit may begin with besides the pipeline's own: the automatic one, even steps, and a little more of them
 # near the noise, where strong guidance bends the path.
-GRIDS: tuple[dict[str, Any], ...] = (
+GRIDS: tuple[Settings, ...] = (
     {},
     {"time_warp": (1.0, 1.0, 1.0), "time_gaps": (0.0, 0.0)},
     {"time_warp": (1.0, 0.87, 1.0), "time_gaps": (0.0, 0.0)},
@@ -36,7 +36,7 @@ class Start(NamedTuple):
     times: list[float]
 
 
-def default_sampler(scheduler: UCGMScheduler, settings: Mapping[str, Any]) -> UCGMScheduler:
+def default_sampler(scheduler: UCGMScheduler, settings: Mapping[str, object]) -> UCGMScheduler:
     """A scheduler of the same model with the default sampler, whose weights a fit begins with.
 
     Args:
@@ -66,7 +66,7 @@ def grid_starts(pipe: Pipeline, base: UCGMScheduler, number: int, sample: FitSam
     return found
 
 
-def _other_grids(config: Any) -> list[dict[str, Any]]:
+def _other_grids(config: Mapping[str, object]) -> list[Settings]:
     """The grids besides a config's own that a fit may begin with."""
     if config.use_dynamic_shifting:  # no list of times serves every size of the image
         return []
@@ -74,7 +74,7 @@ def _other_grids(config: Any) -> list[dict[str, Any]]:
     return [*GRIDS, *({**grid, **spacing} for grid in GRIDS if spacing)]
 
 
-def _without_spacing(config: Any) -> dict[str, Any]:
+def _without_spacing(config: Mapping[str, object]) -> Settings:
     return {name: False for name in SPACINGS if config[name]}
 
 

@@ -8,12 +8,12 @@ UniPC's `bh1` has none either, because it divides infinity by itself where a run
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import diffusers
 import numpy as np
@@ -22,7 +22,8 @@ from diffusers.schedulers import AysSchedules
 
 from diffusers_ucgm.contracts import Steppable
 from diffusers_ucgm.loading import load_scheduler
-from diffusers_ucgm.presets import METHODS
+from diffusers_ucgm.presets import METHODS, Settings
+from diffusers_ucgm.sampling.config import SchedulerConfig
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 
@@ -272,7 +273,7 @@ SHARED_OF_DISCRETE_BETA = (
 SHARED_OF_SIGMA_SPACE = ("sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "rho")
 
 
-def stock_solvers(config: Mapping[str, Any], *, noisy: bool = False) -> dict[str, Steppable]:
+def stock_solvers(config: Mapping[str, object], *, noisy: bool = False) -> dict[str, Steppable]:
     """Schedulers of diffusers that solve a model's equation, by name.
 
     Args:
@@ -294,13 +295,13 @@ def stock_solvers(config: Mapping[str, Any], *, noisy: bool = False) -> dict[str
     return {name: scheduler for name, scheduler in solvers.items() if scheduler is not None}
 
 
-def ucgm_solvers(config: Mapping[str, Any]) -> dict[str, UCGMScheduler]:
+def ucgm_solvers(config: Mapping[str, object]) -> dict[str, UCGMScheduler]:
     """Settings of `UCGMScheduler` for a model, by name: as for its stock scheduler, the paper's, and parts of these.
 
     Args:
         config: The config of the pipeline's scheduler, as in `stock_solvers`.
     """
-    changes: dict[str, dict[str, Any]] = {
+    changes: dict[str, Settings] = {
         "UCGM-S": {},
         "UCGM-S paper": {"preset": "multi-step"},
         "UCGM-S ratio 0.3": {"extrapolation_ratio": 0.3},
@@ -346,7 +347,7 @@ def silence_stock() -> Iterator[None]:
         yield
 
 
-def _scheduler(solver: StockSolver, path: Mapping[str, Any]) -> Steppable | None:
+def _scheduler(solver: StockSolver, path: Mapping[str, object]) -> Steppable | None:
     """The scheduler on a model's path; None where its noise schedule would be another."""
     cls = getattr(diffusers, f"{solver.scheduler}Scheduler")
     known = inspect.signature(cls.__init__).parameters
@@ -360,7 +361,7 @@ def _scheduler(solver: StockSolver, path: Mapping[str, Any]) -> Steppable | None
         return cls.from_config(settings)
 
 
-def _path(own: Mapping[str, Any]) -> dict[str, object] | None:
+def _path(own: SchedulerConfig) -> dict[str, object] | None:
     """The model's settings of a `UCGMScheduler`'s config, under diffusers' names; None where it has none for them."""
     translate = PATHS.get(own["transport"])
     settings = None if translate is None else translate(own)
@@ -370,27 +371,31 @@ def _path(own: Mapping[str, Any]) -> dict[str, object] | None:
     return {"num_train_timesteps": own["num_train_timesteps"], "final_sigmas_type": end, **settings}
 
 
-def _linear_path(own: Mapping[str, Any]) -> dict[str, object] | None:
+def _entries(own: SchedulerConfig, names: Collection[str]) -> dict[str, object]:
+    """The entries of a config that it has under some names."""
+    return {name: value for name, value in own.items() if name in names}
+
+
+def _linear_path(own: SchedulerConfig) -> dict[str, object] | None:
     # Schedulers of flows end at one part of `num_train_timesteps`.
     if own["prediction_type"] is not None or own["num_train_timesteps"] < 100:
         return None
-    dynamic = {key: own[key] for key in ("use_dynamic_shifting", "time_shift_type", "shift_terminal")}
-    carried = {key: own[key] for key in CARRIED if key in own}
-    return {"shift": own["shift"], "flow_shift": own["shift"], **dynamic, **carried}
+    kept = _entries(own, ("use_dynamic_shifting", "time_shift_type", "shift_terminal", *CARRIED))
+    return {"shift": own["shift"], "flow_shift": own["shift"], **kept}
 
 
-def _discrete_beta_path(own: Mapping[str, Any]) -> dict[str, object] | None:
+def _discrete_beta_path(own: SchedulerConfig) -> dict[str, object] | None:
     if own["snr_shift_scale"] != 1.0:
         return None
     clips = {name: bool(own["clips_estimates"] and own[name]) for name in ("clip_sample", "thresholding")}
-    shared = {key: own[key] for key in SHARED_OF_DISCRETE_BETA}
+    shared = _entries(own, SHARED_OF_DISCRETE_BETA)
     return {**shared, **clips, "set_alpha_to_one": not own["ends_at_first_step"]}
 
 
-def _sigma_space_path(own: Mapping[str, Any]) -> dict[str, object] | None:
+def _sigma_space_path(own: SchedulerConfig) -> dict[str, object] | None:
     if own["sigma_embedding"] != "log":
         return None
-    shared = {key: own[key] for key in SHARED_OF_SIGMA_SPACE}
+    shared = _entries(own, SHARED_OF_SIGMA_SPACE)
     return {**shared, "prediction_type": own["prediction_type"] or "epsilon"}
 
 

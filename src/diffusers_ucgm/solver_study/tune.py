@@ -22,7 +22,7 @@ from diffusers_ucgm.generation.conditions import conditions_for
 from diffusers_ucgm.generation.generate import count_calls, generate
 from diffusers_ucgm.image_metrics.requirements import check_call, check_outputs
 from diffusers_ucgm.network_calls import Guidance
-from diffusers_ucgm.presets import METHODS, SAMPLERS, SECOND_CALLS
+from diffusers_ucgm.presets import METHODS, SAMPLERS, SECOND_CALLS, Settings
 from diffusers_ucgm.randomness import consecutive_seeds
 from diffusers_ucgm.run_folder import RunFolder
 from diffusers_ucgm.scheduler import UCGMScheduler
@@ -57,7 +57,7 @@ EVEN = {name: SAMPLERS["even-heun"][name] for name in ("time_warp", "time_gaps")
 def tune_sampler(
     pipe: Pipeline,
     num_inference_steps: int,
-    output: str | Path,
+    output: str | Path | RunFolder,
     *,
     conditions: Sequence[int | str] | None = None,
     num_trials: int = 100,
@@ -80,7 +80,8 @@ def tune_sampler(
     Args:
         pipe: A `UCGMPipeline`, or a stock pipeline that takes a `prompt` or `class_labels`. It is left as it was.
         num_inference_steps: The budget of network calls.
-        output: The folder of the result, the journal and the solutions; made if it is missing.
+        output: The folder of the result, the journal and the solutions; made if it is missing. One that is held stays
+            locked.
         conditions: Classes or prompts, taken in turn; None is all classes.
         num_trials: The number of settings that are tried, starting points included.
         num_seeds: Seeds on which settings are tried; None is 64.
@@ -103,7 +104,7 @@ def tune_sampler(
             solutions of a few-step model, which has none, or guidance cannot be searched.
     """
     check(TUNE_ARGUMENTS, locals())
-    started, call, output = time.perf_counter(), call or {}, Path(output)
+    started, call, run = time.perf_counter(), call or {}, RunFolder.of(output, "tune-sampler")
     num_seeds = NUM_SEEDS if num_seeds is None else num_seeds
     goal = _objective(objective, pipe)
     starts = _starts(pipe.scheduler.config)
@@ -111,7 +112,7 @@ def tune_sampler(
     _check_numbers(num_held_out=(num_held_out, 2), num_trials=(num_trials, len(starts)))
     check_call(pipe, num_inference_steps, call)
     _check_guidance(pipe, search_guidance, call)
-    check_outputs(output)
+    check_outputs(run.folder)
     total = num_seeds + num_held_out
     every, seeds = conditions_for(pipe, total, conditions), list(consecutive_seeds(seed, total))
     solution_calls = num_solution_calls if goal.needs_solutions else None
@@ -124,13 +125,13 @@ def tune_sampler(
         **({"search_guidance": sorted(search_guidance)} if search_guidance else {}),
         "model": fingerprint(pipe, conditions=conditions, scheduler=public_settings(pipe.scheduler.config), **call),
     }
-    with RunFolder(output, "tune-sampler") as run:
+    with run:
         run.begin(plan, overwrite=overwrite_output_dir, earlier=EARLIER_PLAN)
         sampling = _Sampling(
             pipe,
             num_inference_steps,
             goal,
-            output / SOLUTIONS,
+            run.folder / SOLUTIONS,
             solution_calls,
             batch_size,
             progress,
@@ -139,10 +140,10 @@ def tune_sampler(
         )
         tuning_part = sampling.part(every[:num_seeds], seeds[:num_seeds])
         own_value = goal.value(sampling.rows(sampling.own, tuning_part))
-        trials = _search(sampling, tuning_part, starts, output / JOURNAL, num_trials)
+        trials = _search(sampling, tuning_part, starts, run.folder / JOURNAL, num_trials)
         held_out = sampling.part(every[num_seeds:], seeds[num_seeds:])
-        result = _judge(sampling, held_out, own_value, trials, output, started)
-        files.write_json(output / RESULT, {**plan, "num_held_out": num_held_out, **result.to_dict()})
+        result = _judge(sampling, held_out, own_value, trials, run.folder, started)
+        files.write_json(run.folder / RESULT, {**plan, "num_held_out": num_held_out, **result.to_dict()})
         return result
 
 
@@ -185,7 +186,7 @@ class _Sampling:
         """The pipeline as it is."""
         return _Sampler(self.pipe.scheduler, self.num_inference_steps, self.call)
 
-    def sampler(self, settings: Mapping[str, Any]) -> _Sampler:
+    def sampler(self, settings: Mapping[str, object]) -> _Sampler:
         """The sampler of some settings, with as many steps as the network evaluations allow."""
         scheduler = self.scheduler(settings)
         call = {**self.call, **{name: settings[name] for name in CALL_SETTINGS if name in settings}}
@@ -236,7 +237,7 @@ class _Sampling:
             raise _NotFiniteError(f"The samples are not finite. {SAMPLING_REMEDY}")
         return self.goal.measure(samples, part.solutions)
 
-    def value(self, settings: dict[str, Any], part: _Part) -> float | None:
+    def value(self, settings: Mapping[str, object], part: _Part) -> float | None:
         """The objective for settings; None where they cannot be run."""
         try:
             return self.goal.value(self.rows(self.sampler(settings), part))
@@ -244,7 +245,7 @@ class _Sampling:
         except (ValueError, _NotFiniteError):
             return None
 
-    def times(self, part: _Part, **settings: Any) -> list[float]:
+    def times(self, part: _Part, **settings: object) -> list[float]:
         """The times at which the pipeline calls its network in two steps."""
         scheduler = self.scheduler({"solver_order": 1, **settings})
         generate(
@@ -252,14 +253,14 @@ class _Sampling:
         )
         return scheduler.canonical_times
 
-    def scheduler(self, settings: Mapping[str, Any]) -> UCGMScheduler:
+    def scheduler(self, settings: Mapping[str, object]) -> UCGMScheduler:
         """The pipeline's scheduler with other settings."""
-        own = {name: value for name, value in settings.items() if name not in CALL_SETTINGS}
+        own: Settings = {name: value for name, value in settings.items() if name not in CALL_SETTINGS}
         return UCGMScheduler.from_config(self.pipe.scheduler.config, **own)
 
 
 def _search(
-    sampling: _Sampling, part: _Part, starts: Mapping[str, dict[str, Any]], journal: Path, num_trials: int
+    sampling: _Sampling, part: _Part, starts: Mapping[str, Settings], journal: Path, num_trials: int
 ) -> list[Trial]:
     """The trials of a search on some seeds, starting points first."""
     space = _space(sampling, part)
@@ -290,11 +291,10 @@ def _judge(
     before, after = rows
     gain = gain_of(sampling.goal, before, after, held_out.solutions)
     kept = tuned if gain.is_gain else sampling.own
-    better: Any = kept.scheduler
     with files.replacing_folder(output / "scheduler") as temporary:
-        better.save_pretrained(temporary)
+        kept.scheduler.save_pretrained(temporary)
     return TuningResult(
-        better,
+        kept.scheduler,
         settings,
         gain,
         own_value,
@@ -353,7 +353,7 @@ def _guidance_of(call: Mapping[str, Any]) -> Guidance:
     return Guidance(1.0 if scale is None else float(scale), (float(start), float(stop)))
 
 
-def _starts(config: Any) -> dict[str, dict[str, Any]]:
+def _starts(config: Mapping[str, object]) -> dict[str, Settings]:
     """Settings to begin with, by name: the pipeline's own, even steps, the paper's, an automatic ratio, multistep."""
     own = dict(UCGMScheduler.from_config(config).config)
     even = {**own, **EVEN, "solver_order": 1}

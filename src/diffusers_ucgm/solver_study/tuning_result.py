@@ -7,7 +7,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
-from diffusers import SchedulerMixin
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
@@ -62,7 +61,7 @@ class TuningResult:
             they were not counted.
     """
 
-    scheduler: SchedulerMixin
+    scheduler: Steppable
     settings: JsonObject
     gain: Gain
     own_value: float
@@ -191,7 +190,7 @@ class Result(Protocol):
     """A result with schedulers that can be shown and kept."""
 
     @property
-    def scheduler(self) -> SchedulerMixin:
+    def scheduler(self) -> Steppable:
         """The scheduler worth keeping."""
         ...
 
