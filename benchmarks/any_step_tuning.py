@@ -22,6 +22,7 @@ from few_step_tuning import FEW_STEP, TEACHER, draw, latents_of, tune
 from diffusers_ucgm import UCGMPipeline, UCGMTrainingConfig, files
 from diffusers_ucgm.data.datasets import LatentDataset
 from diffusers_ucgm.loss_settings import LOSS_PRESETS
+from diffusers_ucgm.training.recipes import get_recipe
 
 
 CALLS = (1, 2, 4, 8, 40)
@@ -36,34 +37,14 @@ RUNS: dict[str, tuple[dict[str, Any], tuple[float, int], dict[str, Any]]] = {
         (3, 1),
         FEW_STEP,
     ),
+    "any-step: rcgm, N = 1, half to the data, teacher's velocity": (
+        dict(get_recipe("any-step").settings),
+        (1.75, 1),
+        ANY_STEP,
+    ),
     "rcgm, N = 1": (
         {**LOSS_PRESETS["rcgm"], **PLAIN, "chain_order": 1, "chain_network": "student", "teacher_decay": 0.0},
         (0.75, 1),
-        ANY_STEP,
-    ),
-    "rcgm, N = 1, a quarter to the data": (
-        {
-            **LOSS_PRESETS["rcgm"],
-            **PLAIN,
-            "chain_order": 1,
-            "chain_network": "student",
-            "teacher_decay": 0.0,
-            "end_share": 0.25,
-        },
-        (0.75, 1),
-        ANY_STEP,
-    ),
-    "rcgm, N = 1, a quarter to the data, teacher's velocity": (
-        {
-            **LOSS_PRESETS["rcgm"],
-            **PLAIN,
-            "chain_order": 1,
-            "chain_network": "student",
-            "velocity": "teacher",
-            "teacher_decay": 1.0,
-            "end_share": 0.25,
-        },
-        (1.75, 1),
         ANY_STEP,
     ),
     "rcgm, N = 2": ({**LOSS_PRESETS["rcgm"], **PLAIN, "teacher_decay": 0.99}, (1.5, 1), ANY_STEP),

@@ -11,7 +11,7 @@ from diffusers_ucgm import UCGMPipeline
 
 
 FOLDER = Path(diffusers_ucgm.__file__).parent / "bundled"
-MODELS = {"fashion-mnist": 20, "fashion-mnist-2-step": 2}
+MODELS = {"fashion-mnist": 20, "fashion-mnist-2-step": 2, "fashion-mnist-any-step": 4}
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def draw(name, labels, seed=0):
 
 def test_bundled_files_are_small_and_safe():
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 13e6
+    assert sum(path.stat().st_size for path in files) <= len(MODELS) * 6.5e6
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".md"}
     for name in MODELS:
         card = (FOLDER / name / "README.md").read_text()
@@ -68,3 +68,17 @@ def test_bundled_model_follows_the_label(name):
     images = draw(name, ["Trouser"] * 16 + ["Bag"] * 16).images
     outside = torch.cat([images[..., :8], images[..., 24:]], dim=-1).mean((1, 2, 3))
     assert outside[:16].mean() < 0.05 < outside[16:].mean()
+
+
+@pytest.mark.parametrize("calls", [1, 2, 4, 8])
+def test_the_any_step_model_is_told_where_each_call_leads(calls):
+    pipe = UCGMPipeline.from_pretrained("fashion-mnist-any-step")
+    pipe.set_progress_bar_config(disable=True)
+    asked = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda network, args, kwargs: asked.append((kwargs["timestep"][0], kwargs["r_timestep"][0])), with_kwargs=True
+    )
+    pipe(["Bag"], num_inference_steps=calls, generator=torch.Generator().manual_seed(0), output_type="pt")
+    times, targets = torch.tensor(asked).T
+    assert times.tolist() == pytest.approx([1000.0 * (1.0 - i / calls) for i in range(calls)])
+    assert targets.tolist() == pytest.approx([*times[1:].tolist(), 0.0])

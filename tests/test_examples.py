@@ -35,13 +35,14 @@ def data(tmp_path_factory):
 def run(data: Path, output: Path, few_step_steps: int = 2) -> subprocess.CompletedProcess:
     command = [sys.executable, str(EXAMPLE), "--data", str(data), "--output", str(output)]
     command += ["--autoencoder-epochs", "1", "--multi-step-steps", "2", "--few-step-steps", str(few_step_steps)]
+    command += ["--any-step-steps", "2"]
     return subprocess.run(command, capture_output=True, text=True)
 
 
-def test_example_trains_both_pipelines_and_leaves_finished_stages_alone(data, tmp_path):
+def test_example_trains_all_pipelines_and_leaves_finished_stages_alone(data, tmp_path):
     result = run(data, tmp_path)
     assert result.returncode == 0, result.stderr
-    for name, steps in (("fashion-mnist", 3), ("fashion-mnist-2-step", 2)):
+    for name, steps in (("fashion-mnist", 3), ("fashion-mnist-2-step", 2), ("fashion-mnist-any-step", 4)):
         pipe = UCGMPipeline.from_pretrained(tmp_path / name)
         pipe.set_progress_bar_config(disable=True)
         output = pipe(["Bag", "Sneaker"], num_inference_steps=steps, generator=torch.Generator().manual_seed(0))

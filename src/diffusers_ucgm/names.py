@@ -22,7 +22,10 @@ __all__ = [
 # The feature networks inside the package.
 BUNDLED_CLASSIFIERS = ("fashion-mnist-classifier",)
 # The pipelines inside the package, by the name that `from_pretrained` takes.
-BUNDLED = {name: Path(__file__).parent / "bundled" / name for name in ("fashion-mnist", "fashion-mnist-2-step")}
+BUNDLED = {
+    name: Path(__file__).parent / "bundled" / name
+    for name in ("fashion-mnist", "fashion-mnist-2-step", "fashion-mnist-any-step")
+}
 # The types in which weights are loaded (`--torch-dtype`); `loading.DTYPES` has torch's.
 DTYPE_NAMES = ("bf16", "fp16", "fp32")
 # The file of a LoRA, as diffusers names it.

@@ -32,7 +32,7 @@ LETTERS, SMALL = 40, 64
 
 
 def demo(args: argparse.Namespace) -> int:
-    """Sample from both bundled models, side by side."""
+    """Sample from the few-step and the multi-step bundled model, side by side."""
     _check_output(args)
     blocks, names = {}, []
     for model, steps in ((FEW_STEP_MODEL, 2), (MULTI_STEP_MODEL, 40)):
