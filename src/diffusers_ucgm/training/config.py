@@ -245,6 +245,11 @@ class UCGMTrainingConfig(AnyStepSettings):
             self.loss(step)
 
     def _check_expert(self) -> None:
+        if self.expert is not None and self.is_any_step:
+            raise ValueError(
+                f"`second_time` must be 'none' with `expert`, got {self.second_time!r}: ways between two times lead "
+                "through both networks, of which one is trained."
+            )
         if self.expert is not None and any(ratio > 0.0 for _, ratio in self._ratios):
             raise ValueError(
                 "`consistency_ratio` must be 0 with `expert`, got "
