@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .contracts import networks_of
 from .second_time import has_second_time, time_argument
 from .time_embedders import time_embedding_of
 from .two_time_calls import SECOND_TIME
@@ -31,15 +32,23 @@ def tell_target_times(pipe: Any) -> None:
     diffusers, the networks are sampled at equal times, as any flow model is. A pipeline that tells its network the
     second time itself, as `UCGMPipeline` does, is left to that. Calling it again changes nothing.
 
+    Of two networks with a part of the times each, such as Wan 2.2's, both are told. Under "next" and "end" a call of
+    one that has no second time raises a RuntimeError: its velocity is no jump.
+
     Args:
         pipe: A pipeline whose networks have a second time of `add_second_time`; others are left alone.
     """
-    for network in pipe.components.values():
-        if not isinstance(network, nn.Module) or not has_second_time(network):
-            continue
-        hooks = network._forward_pre_hooks.values()
-        if not any(getattr(hook, "func", None) is _tell and hook.args[0]() is pipe for hook in hooks):  # pyright: ignore
-            network.register_forward_pre_hook(partial(_tell, weakref.ref(pipe)), with_kwargs=True)
+    modules = [each for each in pipe.components.values() if isinstance(each, nn.Module)]
+    if any(map(has_second_time, modules)):
+        for network in networks_of(pipe).values():
+            _follow(pipe, network)
+
+
+def _follow(pipe: Any, network: nn.Module) -> None:
+    """Have a network's calls told, once."""
+    hooks = network._forward_pre_hooks.values()
+    if not any(getattr(hook, "func", None) is _tell and hook.args[0]() is pipe for hook in hooks):  # pyright: ignore
+        network.register_forward_pre_hook(partial(_tell, weakref.ref(pipe)), with_kwargs=True)
 
 
 def _tell(
@@ -50,6 +59,12 @@ def _tell(
     scheduler = None if pipe is None else pipe.scheduler
     if kwargs.get(SECOND_TIME) is not None or not _is_telling(scheduler):
         return args, kwargs
+    if not has_second_time(network):
+        raise RuntimeError(
+            f"`pipe` must have networks of two times alone under `target_time={scheduler.config.target_time!r}`, got "
+            f"{type(network).__name__} of one time beside another. Give it one by `add_second_time`, or use "
+            "`target_time='same'`."
+        )
     time = time_argument(network, args, kwargs)
     return args, {**kwargs, SECOND_TIME: _second_time(network, scheduler, time)}
 
