@@ -91,9 +91,7 @@ TINY = {
         (4, 2, 8, 8),
         {"encoder_hidden_states": (6, 8)},
     ),
-    "AnyFlowTransformer3DModel": Tiny(
-        {**WAN, "patch_size": (1, 2, 2)}, (4, 2, 8, 8), {"encoder_hidden_states": (6, 8)}
-    ),
+    "AnyFlowTransformer3DModel": Tiny(WAN, (4, 2, 8, 8), {"encoder_hidden_states": (6, 8)}),
     "BriaTransformer2DModel": Tiny(
         {**ROPE_16, "patch_size": 1, "in_channels": 4, "pooled_projection_dim": None}, (16, 4), TOKENS
     ),

@@ -126,8 +126,8 @@ def network_of(pipe: object) -> nn.Module:
 def target_time_name(network: nn.Module) -> str | None:
     """The name that a network's forward has for the time that a call leads to; None for a network of one time.
 
-    The forward of HunyuanImage, HunyuanVideo 1.5 and Flux 3 has the name also where the network was made without layers
-    for it.
+    The forward of HunyuanImage, HunyuanVideo 1.5 and Flux 3 has the name also where the network was made without
+    layers for it.
     """
     config = getattr(network, "config", {})
     if any(config.get(name) is False for name in SECOND_TIME_SWITCHES):
