@@ -29,7 +29,6 @@ __all__ = ["DTYPE", "DTYPES", "load_network", "load_pipeline", "load_pipeline_lo
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # No layer count or width of a configuration comes near.
 HUGE = 2**31
-# `AutoModel` of diffusers finds its own classes alone.
 OWN_MODELS: dict[str, Any] = {each.__name__: each for each in (UCGMTransformer2DModel, EDM2UNet2DModel)}
 # diffusers 0.42 renamed the argument of `from_pretrained` and warns of the old name.
 DTYPE = "dtype" if compare_versions("diffusers", ">=", "0.42.0") else "torch_dtype"
@@ -118,8 +117,10 @@ def load_network(
     file = path / "config.json" if path.is_dir() else path
     if not path.exists():
         with _naming(argument, name):
-            network: Any = diffusers.AutoModel.from_pretrained(found, **{DTYPE: dtype}, use_safetensors=True)
-            return network
+            # `AutoModel` of diffusers finds its own classes alone, but reads every configuration.
+            config: Any = diffusers.AutoModel.load_config(found)
+            cls = _class_of_name(config.get("_class_name"), file, OWN_MODELS)
+            return cls.from_pretrained(found, **{DTYPE: dtype}, use_safetensors=True)
     if not file.is_file():
         is_pipeline = path.is_dir() and (path / "model_index.json").is_file()
         hint = " It holds a whole pipeline, which `ucgm train --pipeline` takes." if is_pipeline else ""

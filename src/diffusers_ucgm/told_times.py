@@ -56,7 +56,7 @@ def _tell(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Add the second time to the arguments of a call that is part of a pipeline's run."""
     pipe = owner()
-    scheduler = None if pipe is None else pipe.scheduler
+    scheduler: Any = None if pipe is None else pipe.scheduler
     if kwargs.get(SECOND_TIME) is not None or not _is_telling(scheduler):
         return args, kwargs
     if not has_second_time(network):
