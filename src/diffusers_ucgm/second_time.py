@@ -37,6 +37,7 @@ from .two_time_calls import (
     current_call,
     embed_both,
     embed_second,
+    give_reshaped,
     give_second,
     take_hooks_off,
     two_time_call,
@@ -189,9 +190,12 @@ def _attach(network: Any, method: str, depth: int | None) -> None:
     network.register_to_config(second_time=method, second_time_depth=depth)
     late: Any = embedding.late
     layers[0].register_forward_pre_hook(embed_second)
-    network.get_submodule(late.source).register_forward_hook(embed_both, with_kwargs=True)
-    for each in (*blocks[depth:], *_modules(network.get_submodule(late.end))):
-        each.register_forward_pre_hook(give_second, with_kwargs=True)
+    source, end = network.get_submodule(late.source), late.end if isinstance(late.end, int) else None
+    source.register_forward_hook(partial(embed_both, end), with_kwargs=True)
+    ends = [] if isinstance(late.end, int) else _modules(network.get_submodule(late.end))
+    give = give_second if late.reshaped is None else partial(give_reshaped, *late.reshaped)
+    for each in (*blocks[depth:], *ends):
+        each.register_forward_pre_hook(give, with_kwargs=True)
 
 
 def embedder_layers(network: nn.Module, embedding: TimeEmbedding) -> list[nn.Module]:

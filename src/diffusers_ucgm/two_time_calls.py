@@ -4,6 +4,7 @@ The forward of such a network (`second_time`) makes a `TwoTimeCall`; hooks of th
 blocks that take the embedding, read it. Outside of such a call they change nothing.
 """
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ __all__ = [
     "current_call",
     "embed_both",
     "embed_second",
+    "give_reshaped",
     "give_second",
     "take_hooks_off",
     "two_time_call",
@@ -173,15 +175,26 @@ def _like(value: Tensor, other: Tensor) -> Tensor:
     return value.reshape(other.shape)
 
 
-def embed_both(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    """Keep what the embedder gives for the second time beside what it gives for the first."""
+def embed_both(
+    end: int | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+) -> tuple[Any, ...] | None:
+    """Keep what the embedder gives for the second time beside what it gives for the first.
+
+    Args:
+        end: The place of an output that the network takes after its last block alone, which is the second time's.
+        module: The embedder.
+        args: What it was called with.
+        kwargs: Likewise.
+        output: What it gave for the first time.
+    """
     call = _CURRENT.call
     if call is None or call.is_second:
-        return
+        return None
     with within(replace(call, is_second=True)):
         second = module(*args, **kwargs)
-    both = zip(output, second, strict=True) if isinstance(output, tuple) else [(output, second)]
+    both = list(zip(output, second, strict=True)) if isinstance(output, tuple) else [(output, second)]
     call.pairs.extend(both)
+    return None if end is None else tuple(pair[place == end] for place, pair in enumerate(both))
 
 
 def give_second(
@@ -206,13 +219,35 @@ def give_second(
     return tuple(found), named
 
 
+def give_reshaped(
+    name: str, place: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Give a late block the embedding of the second time in the shape that the network gave the first one's.
+
+    Args:
+        name: The block's argument for it.
+        place: The place of the embedding in what the embedder gives.
+        module: The block.
+        args: What it is called with.
+        kwargs: Likewise.
+    """
+    call = _CURRENT.call
+    if call is None:
+        return args, kwargs
+    second = call.pairs[place][1]
+    if name in kwargs:
+        return args, {**kwargs, name: second.reshape(kwargs[name].shape)}
+    index = list(inspect.signature(module.forward).parameters).index(name)
+    return (*args[:index], second.reshape(args[index].shape), *args[index + 1 :]), kwargs
+
+
 def _second_of(value: Any, pairs: list[tuple[Tensor, Tensor]]) -> Any:
     return next((second for first, second in pairs if value is first), value)
 
 
 def take_hooks_off(network: nn.Module) -> None:
     """Take the hooks of this module off a network."""
-    ours = (add_second, embed_second, embed_both, give_second)
+    ours = (add_second, embed_second, embed_both, give_reshaped, give_second)
     for module in network.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key in [key for key, hook in hooks.items() if getattr(hook, "func", hook) in ours]:
