@@ -193,9 +193,16 @@ def _attach(network: Any, method: str, depth: int | None) -> None:
     source, end = network.get_submodule(late.source), late.end if isinstance(late.end, int) else None
     source.register_forward_hook(partial(embed_both, end), with_kwargs=True)
     ends = [] if isinstance(late.end, int) else _modules(network.get_submodule(late.end))
-    give = give_second if late.reshaped is None else partial(give_reshaped, *late.reshaped)
     for each in (*blocks[depth:], *ends):
-        each.register_forward_pre_hook(give, with_kwargs=True)
+        each.register_forward_pre_hook(_giving(late, each), with_kwargs=True)
+
+
+def _giving(late: LateBlocks, block: nn.Module) -> Callable[..., Any]:
+    """The hook that gives a late block the second time's embedding."""
+    if late.reshaped is None:
+        return give_second
+    name, place = late.reshaped
+    return partial(give_reshaped, name, list(inspect.signature(block.forward).parameters).index(name), place)
 
 
 def embedder_layers(network: nn.Module, embedding: TimeEmbedding) -> list[nn.Module]:

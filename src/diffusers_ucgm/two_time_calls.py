@@ -4,7 +4,6 @@ The forward of such a network (`second_time`) makes a `TwoTimeCall`; hooks of th
 blocks that take the embedding, read it. Outside of such a call they change nothing.
 """
 
-import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -220,12 +219,13 @@ def give_second(
 
 
 def give_reshaped(
-    name: str, place: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    name: str, index: int, place: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Give a late block the embedding of the second time in the shape that the network gave the first one's.
 
     Args:
         name: The block's argument for it.
+        index: Where it stands among the arguments.
         place: The place of the embedding in what the embedder gives.
         module: The block.
         args: What it is called with.
@@ -237,7 +237,6 @@ def give_reshaped(
     second = call.pairs[place][1]
     if name in kwargs:
         return args, {**kwargs, name: second.reshape(kwargs[name].shape)}
-    index = list(inspect.signature(module.forward).parameters).index(name)
     return (*args[:index], second.reshape(args[index].shape), *args[index + 1 :]), kwargs
 
 
