@@ -142,7 +142,7 @@ class _Averaged(nn.Module):
         trained = {name: value for name, value in student.named_parameters() if value.requires_grad}
         self.averages = {name: value.detach().clone() for name, value in trained.items()}
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> object:
         return functional_call(self.student, self.averages, args, kwargs)
 
     @torch.no_grad()

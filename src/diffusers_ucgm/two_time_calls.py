@@ -34,6 +34,9 @@ __all__ = [
     "within",
 ]
 
+# What a module is called with.
+Arguments = tuple[Any, ...]
+Keywords = dict[str, Any]
 # The keyword of the forward.
 SECOND_TIME = TARGET_TIMES[0]
 
@@ -144,7 +147,7 @@ def two_time_call(network: Any, timestep: Tensor | float, target: Tensor | float
     return TwoTimeCall(network, embedding.features(network, r), (t - r).abs()[:, None] / abs(embedding.span))
 
 
-def add_second(place: int, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+def add_second(place: int, module: nn.Module, args: Arguments, output: Tensor) -> Tensor:
     """`e1(t) + (t - r) e2(r)` in place of `e1(t)`."""
     call = _CURRENT.call
     if call is None:
@@ -153,7 +156,7 @@ def add_second(place: int, module: nn.Module, args: tuple[Any, ...], output: Ten
     return (output.float() + _like(added, output)).to(output.dtype)
 
 
-def embed_second(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def embed_second(module: nn.Module, args: Arguments) -> Arguments:
     """The features of the second time in place of the first one's."""
     call = _CURRENT.call
     if call is None or not call.is_second:
@@ -174,9 +177,7 @@ def _like(value: Tensor, other: Tensor) -> Tensor:
     return value.reshape(other.shape)
 
 
-def embed_both(
-    end: int | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-) -> tuple[Any, ...] | None:
+def embed_both(end: int | None, module: nn.Module, args: Arguments, kwargs: Keywords, output: Any) -> Arguments | None:
     """Keep what the embedder gives for the second time beside what it gives for the first.
 
     Args:
@@ -196,9 +197,7 @@ def embed_both(
     return None if end is None else tuple(pair[place == end] for place, pair in enumerate(both))
 
 
-def give_second(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def give_second(module: nn.Module, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
     """Give a late block the embedding of the second time in place of the first one's.
 
     Raises:
@@ -219,8 +218,8 @@ def give_second(
 
 
 def give_reshaped(
-    name: str, index: int, place: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    name: str, index: int, place: int, module: nn.Module, args: Arguments, kwargs: Keywords
+) -> tuple[Arguments, Keywords]:
     """Give a late block the embedding of the second time in the shape that the network gave the first one's.
 
     Args:
