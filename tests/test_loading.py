@@ -1,20 +1,21 @@
-"""LoRAs for a pipeline of any class, from what people have: runs, folders, files."""
+"""Networks of the Hub, and LoRAs for a pipeline of any class, from what people have: runs, folders, files."""
 
 import shutil
 
 import pytest
 import stock_pipelines
 import torch
+import two_time_networks as two_time
 from lora_runs import PIPELINES, Texts, settings
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from diffusers_ucgm import UCGMPipeline, UCGMScheduler
+from diffusers_ucgm import UCGMPipeline, UCGMScheduler, add_second_time
 from diffusers_ucgm.contracts import network_of
 from diffusers_ucgm.data.datasets import LatentDataset
 from diffusers_ucgm.fingerprint import fingerprint
 from diffusers_ucgm.image_metrics.samples import generate_samples
-from diffusers_ucgm.loading import load_pipeline_lora
+from diffusers_ucgm.loading import load_network, load_pipeline_lora
 from diffusers_ucgm.lora import LORA_WEIGHTS_NAME, NOTES, add_lora, lora_notes, save_lora
 from diffusers_ucgm.solver_study.compare import compare_solvers
 from diffusers_ucgm.training.trainer import UCGMTrainer
@@ -267,3 +268,39 @@ def test_damaged_notes_of_a_lora_are_named(tmp_path):
     save_file(load_file(file), file, {**metadata, NOTES: "{torn"})
     with pytest.raises(ValueError, match=r"`--lora` must be a LoRA in a safetensors file, got .*Expecting"):
         load_pipeline_lora(stock_pipelines.sd3().pipe, tmp_path, argument="--lora")
+
+
+def on_the_hub(cache, name, network):
+    """Put a network into the cache of the Hub, as a download leaves it."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    network.save_pretrained(repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+
+
+@pytest.mark.parametrize("method", [None, "sum", "depth"])
+@torch.no_grad()
+def test_networks_of_the_hub_are_of_their_class(monkeypatch, tmp_path, method):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    case = two_time.called("sd3")
+    if method is not None:
+        add_second_time(case.network, method)
+        case.adapt()
+    times = {} if method is None else {"target_time": two_time.R}
+    expected = case(case.latents, two_time.T, **times)
+    on_the_hub(tmp_path, "owner/any-step", case.network)
+    loaded = load_network("owner/any-step")
+    assert type(loaded) is type(case.network)
+    case.network = loaded
+    torch.testing.assert_close(case(case.latents, two_time.T, **times), expected)
+
+
+def test_networks_of_this_package_are_found_on_the_hub(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    network = two_time.called("sit").network
+    on_the_hub(tmp_path, "owner/ours", network)
+    assert type(load_network("owner/ours", torch.bfloat16)) is type(network)
+    with pytest.raises(OSError, match="owner/other"):
+        load_network("owner/other")

@@ -1,5 +1,7 @@
 """The loss's teacher: averaging with warm-up, frozen, or the student itself."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -125,6 +127,40 @@ def test_state_round_trip_resumes_weights_and_warm_up(teacher_decay):
         resumed.update(student)
     assert resumed.decay == teacher.decay
     assert_same(resumed.model, state(teacher.model))
+
+
+def adapted():
+    """A network of which the last layer alone is trained."""
+    student = network()
+    student[0].requires_grad_(False)
+    student[1].requires_grad_(False)
+    return student
+
+
+def test_an_average_of_the_weights_in_training_shares_all_others():
+    student = adapted().eval()
+    teacher, whole = Teacher(student, 0.9, without_adapter=nullcontext), Teacher(student, 0.9)
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in student[2].parameters():
+                parameter += torch.randn(parameter.shape, generator=generator)
+        for each in (teacher, whole):
+            each.update(student)
+    assert set(teacher.state_dict()[0]) == {"2.weight", "2.bias"}
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(teacher.model(x), whole.model(x))
+    assert not torch.allclose(teacher.model(x), student(x))
+    resumed = Teacher(student, 0.9, without_adapter=nullcontext)
+    resumed.load_state_dict({name: value.clone() for name, value in teacher.state_dict()[0].items()}, {"decay": 0.5})
+    assert resumed.decay == 0.5
+    assert torch.equal(resumed.model(x), teacher.model(x))
+
+
+def test_averages_of_other_weights_are_refused():
+    teacher = Teacher(adapted(), 0.9, without_adapter=nullcontext)
+    with pytest.raises(RuntimeError, match=r"averages are of other weights: \['2.bias', '3.bias'\]"):
+        teacher.load_state_dict({"2.weight": torch.zeros(2, 4), "3.bias": torch.zeros(2)}, {"decay": 0.0})
 
 
 def test_tensors_of_another_model_are_refused():

@@ -66,6 +66,68 @@ def test_stock_pipelines_tell_the_second_time_in_the_networks_units(name, rule):
         )
 
 
+def two_experts(*names):
+    """A Wan 2.2 with two networks, of which the named ones have a trained second time."""
+    case = stock_pipelines.wan()
+    parts = {**case.pipe.components, "transformer_2": copy.deepcopy(case.pipe.transformer)}
+    case.pipe = diffusers.WanPipeline(**parts, boundary_ratio=0.9)
+    case.pipe.set_progress_bar_config(disable=True)
+    for name in names:
+        network = two_time.trained(add_second_time(tiny.filled(getattr(case.pipe, name))))
+        case.pipe.register_modules(**{name: network})
+    case.pipe.scheduler = UCGMScheduler.from_config(case.pipe.scheduler.config, **JUMPS)
+    return case
+
+
+EXPERTS = ("transformer", "transformer_2")
+
+
+@pytest.mark.parametrize("rule", ["next", "end"])
+@torch.no_grad()
+def test_both_networks_of_a_pipeline_are_told_on_their_own_times(rule):
+    case = two_experts(*EXPERTS)
+    case.pipe.scheduler = UCGMScheduler.from_config(case.pipe.scheduler.config, target_time=rule)
+    tell_target_times(case.pipe)
+    calls = {name: [] for name in EXPERTS}
+    for name, seen in calls.items():
+        getattr(case.pipe, name).register_forward_pre_hook(
+            lambda module, args, kwargs, seen=seen: seen.append((kwargs["timestep"], kwargs["r_timestep"])),
+            with_kwargs=True,
+        )
+    case(4)
+    scheduler = case.pipe.scheduler
+    assert all(calls.values())
+    told_times = sorted({(float(t.flatten()[0]), float(r.flatten()[0])) for each in calls.values() for t, r in each})
+    run = zip(scheduler.timesteps.tolist(), scheduler.target_timesteps.tolist(), strict=False)
+    torch.testing.assert_close(torch.tensor(told_times), torch.tensor(sorted(run)), rtol=1e-4, atol=1e-3)
+    assert min(float(t.min()) for t, _ in calls["transformer"]) >= 900.0 > float(calls["transformer_2"][0][0].max())
+    # The first network leads into the other's part of the times.
+    assert min(float(r.min()) for _, r in calls["transformer"]) < 900.0
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize("rule", ["next", "end"])
+@torch.no_grad()
+def test_one_of_two_networks_with_a_second_time_is_refused(name, rule):
+    case = two_experts(name)
+    case.pipe.scheduler = UCGMScheduler.from_config(case.pipe.scheduler.config, target_time=rule)
+    with pytest.raises(RuntimeError, match=rf"`target_time='{rule}'` must be told to the network, got a"):
+        case(4)
+    tell_target_times(case.pipe)
+    message = rf"`pipe` must have networks of two times alone under `target_time='{rule}'`, got WanTransformer3DModel"
+    with pytest.raises(RuntimeError, match=message):
+        case(4)
+    # At equal times both give the velocity.
+    case.pipe.scheduler = UCGMScheduler.from_config(case.pipe.scheduler.config, target_time="same")
+    assert torch.isfinite(case(4)).all()
+    # The other one gets its second time as well.
+    other = EXPERTS[1 - EXPERTS.index(name)]
+    case.pipe.register_modules(**{other: add_second_time(getattr(case.pipe, other))})
+    case.pipe.scheduler = UCGMScheduler.from_config(case.pipe.scheduler.config, target_time=rule)
+    tell_target_times(case.pipe)
+    assert torch.isfinite(case(4)).all()
+
+
 @torch.no_grad()
 def test_guided_and_later_runs_are_told_too():
     case = any_step("sd3")

@@ -75,7 +75,11 @@ def test_refuses_times_of_another_shape():
         network(torch.randn(2, 4, 8, 8), 1000 * T, torch.tensor([0, 1]), r_timestep=torch.ones(3))
 
 
-@pytest.mark.parametrize(("name", "method"), [("flux", "sum"), ("dit", "sum"), ("sd15", "sum"), ("flux", "depth")])
+SUMS = [(name, "sum") for name in ("flux", "dit", "sd15")]
+DEPTHS = [(name, "depth") for name in ("flux", "ltx", "pixart_alpha", "wan")]
+
+
+@pytest.mark.parametrize(("name", "method"), [*SUMS, *DEPTHS])
 def test_gradient_checkpointing_changes_nothing(name, method):
     found = []
     for checkpointing in (False, True):
@@ -106,3 +110,15 @@ def test_one_graph_when_compiled():
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     torch.testing.assert_close(call(compiled, R), call(network, R))
     torch.testing.assert_close(call(compiled), call(network))
+
+
+@pytest.mark.parametrize("name", ["flux", "ltx", "wan"])
+@torch.no_grad()
+def test_late_blocks_are_compiled(name):
+    case = two_time.called(name)
+    add_second_time(case.network, "depth", depth=0)
+    case.adapt()
+    expected = [case(case.latents, T, **times) for times in ({}, {"target_time": R})]
+    case.network.compile(backend="eager")
+    found = [case(case.latents, T, **times) for times in ({}, {"target_time": R})]
+    torch.testing.assert_close(found, expected)

@@ -91,6 +91,7 @@ TINY = {
         (4, 2, 8, 8),
         {"encoder_hidden_states": (6, 8)},
     ),
+    "AnyFlowTransformer3DModel": Tiny(WAN, (4, 2, 8, 8), {"encoder_hidden_states": (6, 8)}),
     "BriaTransformer2DModel": Tiny(
         {**ROPE_16, "patch_size": 1, "in_channels": 4, "pooled_projection_dim": None}, (16, 4), TOKENS
     ),
@@ -713,7 +714,6 @@ TINY = {
 }
 # What cannot be trained as it is, and why.
 FAILURES = {
-    "AnyFlowTransformer3DModel": "needs two times for every frame, the start and the end of a step",
     "AnyFlowFARTransformer3DModel": "needs two times for every frame, the start and the end of a step",
     "Kandinsky6SRTransformer3DModel": "returns images of another size than its input",
     "SanaWMTransformer3DModel": "needs the camera's path in several tables",
@@ -753,9 +753,9 @@ def filled(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-def build(name: str) -> nn.Module:
+def build(name: str, **changes: Any) -> nn.Module:
     torch.manual_seed(0)
-    return filled(getattr(diffusers, name)(**TINY[name].config))
+    return filled(getattr(diffusers, name)(**TINY[name].config, **changes))
 
 
 def inputs(name: str, batch: int) -> dict[str, Any]:

@@ -38,8 +38,11 @@ STOCK = {
 }
 T, R = torch.tensor([0.7, 0.4]), torch.tensor([0.2, 0.1])
 NAMES = (*sorted(STOCK), *networks.NAMES)
-# Their blocks get the embedding as it is made.
-DEEP = ("aura_flow", "cogvideox_2b", "flux", "lumina2", "qwen_image", "sana", "sana_sprint", "sd3", "z_image")
+# Their blocks get the embedding of the time.
+DEEP = (
+    *("aura_flow", "cogvideox_2b", "flux", "ltx", "lumina2", "pixart_alpha"),
+    *("qwen_image", "sana", "sana_sprint", "sd3", "wan", "z_image"),
+)
 METHODS = [*((name, "sum") for name in NAMES), *((name, "depth") for name in DEEP)]
 
 

@@ -51,6 +51,7 @@ LOADING_TESTS = ("tests/test_load_in_new_process.py",)
 SWAP_TESTS = ("tests/sampling/test_swap.py",)
 LOSS_TESTS = ("tests/test_loss.py", "tests/test_targets.py", "tests/test_loss_inputs.py")
 ANY_STEP_TESTS = ("tests/test_any_step.py", "tests/test_any_step_loss.py")
+DOCTOR_TESTS = ("tests/training/test_any_step_checks.py", "tests/training/test_any_step_findings.py")
 SECOND_TIME_TESTS = ("tests/test_second_time.py", "tests/test_two_time_calls.py", "tests/test_time_embedders.py")
 TWIN_TESTS = ("tests/test_twin.py",)
 METRIC_TESTS = ("tests/image_metrics/test_statistics.py",)
@@ -964,9 +965,65 @@ MUTANTS = [
     Mutant(
         "first blocks get the second time",
         "second_time.py",
-        "(*blocks[depth:], *_modules(",
-        "(*blocks[:depth], *_modules(",
+        "(*blocks[depth:], *ends)",
+        "(*blocks[:depth], *ends)",
         SECOND_TIME_TESTS,
+    ),
+    Mutant(
+        "the end of a network has the first time",
+        "two_time_calls.py",
+        "pair[place == end]",
+        "pair[0]",
+        SECOND_TIME_TESTS,
+    ),
+    Mutant(
+        "a network without layers for a second time has one",
+        "contracts.py",
+        'SECOND_TIME_SWITCHES = ("use_meanflow", "flow_map")',
+        'SECOND_TIME_SWITCHES = ("use_meanflow",)',
+        ("tests/training/test_network_adapter.py",),
+    ),
+    Mutant(
+        "of two networks the one of one time is not refused",
+        "told_times.py",
+        "for network in networks_of(pipe).values():",
+        "for network in filter(has_second_time, modules):",
+        ("tests/test_told_times.py",),
+    ),
+    Mutant(
+        "the average of an adapter is the adapter",
+        "teacher.py",
+        "functional_call(self.student, self.averages, args, kwargs)",
+        "self.student(*args, **kwargs)",
+        ("tests/test_teacher.py", "tests/test_lora.py"),
+    ),
+    Mutant(
+        "the doctor passes over a second time that is ignored",
+        "training/any_step_checks.py",
+        "    if gradient == 0.0:",
+        "    if False:",
+        DOCTOR_TESTS,
+    ),
+    Mutant(
+        "the doctor asks at equal times alone",
+        "training/any_step_checks.py",
+        "jump, gradient = _response(case, GAP)",
+        "jump, gradient = _response(case, 0.0)",
+        DOCTOR_TESTS,
+    ),
+    Mutant(
+        "the doctor draws the pairs of the first step",
+        "training/any_step_findings.py",
+        "config.ratio_at), config.max_train_steps",
+        "config.ratio_at), 0",
+        DOCTOR_TESTS,
+    ),
+    Mutant(
+        "a second time that was lent stays",
+        "training/preparation.py",
+        "        if is_lent:\n            remove_second_time(network)\n",
+        "        pass\n",
+        DOCTOR_TESTS,
     ),
     Mutant(
         "target time in the scheduler's units",

@@ -35,6 +35,8 @@ NETWORK_NAMES = ("transformer", "unet", "prior", "transformer_2", "unet_2")
 TIME_ARGUMENTS = ("timestep", "timesteps", "t")
 # The names that they have for the time that a call leads to.
 TARGET_TIMES = ("r_timestep", "target_timestep", "timestep_r")
+# The settings by which networks are made without layers for that time, which their forward has nevertheless.
+SECOND_TIME_SWITCHES = ("use_meanflow", "flow_map")
 # The names that pipelines of diffusers have for their conditions.
 CONDITION_NAMES = ("class_labels", "prompt")
 
@@ -155,9 +157,11 @@ def config_of(part: object) -> Mapping[str, Any]:
 def target_time_name(network: nn.Module) -> str | None:
     """The name that a network's forward has for the time that a call leads to; None for a network of one time.
 
-    HunyuanImage's and HunyuanVideo's forward has the name also where the network was made without layers for it.
+    The forward of HunyuanImage, HunyuanVideo 1.5 and Flux 3 has the name also where the network was made without
+    layers for it.
     """
-    if config_of(network).get("use_meanflow", True) is False:
+    config = config_of(network)
+    if any(config.get(name) is False for name in SECOND_TIME_SWITCHES):
         return None
     accepted = inspect.signature(network.forward).parameters
     return next((name for name in TARGET_TIMES if name in accepted), None)

@@ -119,8 +119,10 @@ def load_network(
     file = path / "config.json" if path.is_dir() else path
     if not path.exists():
         with _naming(argument, name):
-            network: Any = diffusers.AutoModel.from_pretrained(found, **{DTYPE: dtype}, use_safetensors=True)
-            return network
+            # `AutoModel` of diffusers finds its own classes alone, but reads every configuration.
+            config: Any = diffusers.AutoModel.load_config(found)
+            cls = _class_of_name(config.get("_class_name"), file, OWN_MODELS)
+            return cls.from_pretrained(found, **{DTYPE: dtype}, use_safetensors=True)
     if not file.is_file():
         is_pipeline = path.is_dir() and (path / "model_index.json").is_file()
         hint = " It holds a whole pipeline, which `ucgm train --pipeline` takes." if is_pipeline else ""

@@ -38,6 +38,7 @@ from .two_time_calls import (
     current_call,
     embed_both,
     embed_second,
+    give_reshaped,
     give_second,
     take_hooks_off,
     two_time_call,
@@ -191,9 +192,19 @@ def _attach(network: ModelMixin, method: str, depth: int | None) -> None:
         raise ValueError(f"`depth` must be at most the {len(blocks)} blocks of the network, got {depth}.")
     network.register_to_config(second_time=method, second_time_depth=depth)
     layers[0].register_forward_pre_hook(embed_second)
-    network.get_submodule(late.source).register_forward_hook(embed_both, with_kwargs=True)
-    for each in (*blocks[depth:], *_modules(network.get_submodule(late.end))):
-        each.register_forward_pre_hook(give_second, with_kwargs=True)
+    source, end = network.get_submodule(late.source), late.end if isinstance(late.end, int) else None
+    source.register_forward_hook(partial(embed_both, end), with_kwargs=True)
+    ends = [] if isinstance(late.end, int) else _modules(network.get_submodule(late.end))
+    for each in (*blocks[depth:], *ends):
+        each.register_forward_pre_hook(_giving(late, each), with_kwargs=True)
+
+
+def _giving(late: LateBlocks, block: nn.Module) -> Callable[..., Any]:
+    """The hook that gives a late block the second time's embedding."""
+    if late.reshaped is None:
+        return give_second
+    name, place = late.reshaped
+    return partial(give_reshaped, name, list(inspect.signature(block.forward).parameters).index(name), place)
 
 
 def embedder_layers(network: nn.Module, embedding: TimeEmbedding) -> list[nn.Module]:

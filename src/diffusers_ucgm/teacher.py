@@ -25,7 +25,7 @@ class Teacher:
 
     Attributes:
         model: The module to call without gradient. With `teacher_decay` 0, or where the base of an adapter is the
-            teacher, it is the student itself.
+            teacher, it is the student itself; an averaged adapter stands in the student's own base.
         decay: The decay of the next `update`. It warms up from 0 by
             `decay += (1 - decay) (teacher_decay - decay) / 2`.
     """
@@ -46,17 +46,16 @@ class Teacher:
             teacher_decay: In [0, 1]: 0 uses the student, 1 freezes the weights it has now (the pretrained model, when
                 tuning), anything between follows the student as an exponential moving average.
             without_adapter: For a student that is a frozen base with an adapter: switches the adapter off while it is
-                entered. The base is then the frozen teacher, without a copy, and `teacher_decay` must be 0 or 1.
+                entered. The base is then the frozen teacher, without a copy, and an averaging teacher has a copy of
+                the weights in training alone.
             dtype: The dtype of a frozen copy; None keeps the student's.
             offload_from: A device whose memory a frozen copy leaves free: the copy stays on the CPU, and its weights
                 are on this device only during a call.
 
         Raises:
-            ValueError: If `teacher_decay` is outside [0, 1], or not 0 or 1 where the student has an adapter.
+            ValueError: If `teacher_decay` is outside [0, 1].
         """
         check(TEACHER_SETTINGS, {"student": student, "teacher_decay": teacher_decay, "dtype": dtype})
-        if without_adapter is not None and 0.0 < teacher_decay < 1.0:
-            raise ValueError(f"`teacher_decay` must be 0 or 1 for a student with an adapter, got {teacher_decay!r}.")
         self.teacher_decay = teacher_decay
         self.decay = 0.0
         self._without_adapter = without_adapter if teacher_decay == 1.0 else None
@@ -68,6 +67,8 @@ class Teacher:
                 self.model.to(dtype)
             if offload_from is not None:
                 self.model = _Offloaded(self.model.to("cpu"), offload_from)
+        elif 0.0 < teacher_decay < 1.0:
+            self.model = _Averaged(student)
 
     @contextmanager
     def network(self) -> Iterator[nn.Module]:
@@ -93,15 +94,19 @@ class Teacher:
         """Move an averaging teacher towards the student; call it once a step, before the loss."""
         if not 0.0 < self.teacher_decay < 1.0:
             return
-        for mine, theirs in zip(self.model.parameters(), student.parameters(), strict=True):
-            mine.lerp_(theirs.to(mine), 1.0 - self.decay)
+        weights = dict(student.named_parameters())
+        for name, mine in self._averages().items():
+            mine.lerp_(weights[name].to(mine), 1.0 - self.decay)
         for mine, theirs in zip(self.model.buffers(), student.buffers(), strict=True):
             mine.copy_(theirs)
         self.decay += (1.0 - self.decay) * (self.teacher_decay - self.decay) / 2.0
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, float]]:
         """The teacher's own tensors, none where it is the student, and the state of its warm-up."""
-        return (self._weights().state_dict() if self._is_copy else {}), {"decay": self.decay}
+        values = {"decay": self.decay}
+        if isinstance(self.model, _Averaged):
+            return self.model.averages, values
+        return (self._weights().state_dict() if self._is_copy else {}), values
 
     def load_state_dict(self, tensors: dict[str, Tensor], values: dict[str, float]) -> None:
         """Put back what `state_dict` gave.
@@ -109,12 +114,47 @@ class Teacher:
         Raises:
             RuntimeError: If the tensors are not those of this model.
         """
-        if self._is_copy:
+        if isinstance(self.model, _Averaged):
+            self.model.load(tensors)
+        elif self._is_copy:
             self._weights().load_state_dict(tensors)
         self.decay = values["decay"]
 
+    def _averages(self) -> dict[str, Tensor]:
+        """The weights that follow the student's, by name."""
+        return self.model.averages if isinstance(self.model, _Averaged) else dict(self.model.named_parameters())
+
     def _weights(self) -> nn.Module:
         return self.model.module if isinstance(self.model, _Offloaded) else self.model
+
+
+class _Averaged(nn.Module):
+    """A student with averages in place of its weights in training, during a call; all others it shares.
+
+    A second adapter of peft would hold the same, but among the student's weights: its optimizer, its files and the
+    wrappers of accelerate would have to leave it out again.
+    """
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.student = student
+        trained = {name: value for name, value in student.named_parameters() if value.requires_grad}
+        self.averages = {name: value.detach().clone() for name, value in trained.items()}
+
+    def forward(self, *args: object, **kwargs: object) -> object:
+        return functional_call(self.student, self.averages, args, kwargs)
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take averages over.
+
+        Raises:
+            RuntimeError: If they are of other weights.
+        """
+        if differing := sorted({*tensors} ^ {*self.averages}):
+            raise RuntimeError(f"The averages are of other weights: {differing[:4]}.")
+        for name, mine in self.averages.items():
+            mine.copy_(tensors[name])
 
 
 class _Offloaded(nn.Module):

@@ -23,17 +23,21 @@ Features = Callable[[ModelMixin, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class LateBlocks:
-    """Where the embedding of the time goes, for networks that hand it to their blocks as it is.
+    """Where the embedding of the time goes, for networks whose blocks are given it.
 
     Attributes:
         source: The name of the module whose output has the embedding.
         blocks: The names of the lists of blocks, in the order of the calls.
-        end: The name of the module after the last block that takes the embedding, or of a list of such.
+        end: The name of the module after the last block that takes the embedding, or of a list of such; a number where
+            the network itself takes it there: the place in the source's output of what it takes there alone.
+        reshaped: The blocks' argument for an embedding whose shape the network changes, and the place of the embedding
+            in the source's output; None where blocks are given it as it is.
     """
 
     source: str
     blocks: tuple[str, ...] = ("transformer_blocks",)
-    end: str = "norm_out"
+    end: str | int = "norm_out"
+    reshaped: tuple[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,11 +131,15 @@ TIME_EMBEDDINGS: dict[str, Callable[[Mapping[str, Any]], TimeEmbedding]] = {
     "FluxTransformer2DModel": lambda config: _embedder(
         "time_text_embed", 1.0, 1000.0, LateBlocks("time_text_embed", BOTH_KINDS)
     ),
-    "LTXVideoTransformer3DModel": lambda config: _embedder("time_embed.emb", 1000.0),
+    "LTXVideoTransformer3DModel": lambda config: _embedder(
+        "time_embed.emb", 1000.0, late=LateBlocks("time_embed", end=1, reshaped=("temb", 0))
+    ),
     "Lumina2Transformer2DModel": lambda config: _embedder(
         "time_caption_embed", -1.0, late=LateBlocks("time_caption_embed", ("noise_refiner", "layers"))
     ),
-    "PixArtTransformer2DModel": lambda config: _embedder("adaln_single.emb", 1000.0),
+    "PixArtTransformer2DModel": lambda config: _embedder(
+        "adaln_single.emb", 1000.0, late=LateBlocks("adaln_single", end=1)
+    ),
     "QwenImageTransformer2DModel": lambda config: _embedder(
         "time_text_embed", 1.0, late=LateBlocks("time_text_embed")
     ),
@@ -140,7 +148,10 @@ TIME_EMBEDDINGS: dict[str, Callable[[Mapping[str, Any]], TimeEmbedding]] = {
     "UCGMTransformer2DModel": lambda config: TimeEmbedding("time_embedder", _own_features),
     "UNet2DConditionModel": lambda config: TimeEmbedding("time_embedding", _by_module("time_proj"), 1000.0),
     "WanTransformer3DModel": lambda config: TimeEmbedding(
-        "condition_embedder.time_embedder", _by_module("condition_embedder.timesteps_proj"), 1000.0
+        "condition_embedder.time_embedder",
+        _by_module("condition_embedder.timesteps_proj"),
+        1000.0,
+        LateBlocks("condition_embedder", ("blocks",), end=0, reshaped=("temb", 1)),
     ),
     "ZImageTransformer2DModel": _z_image,
 }

@@ -14,7 +14,7 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from .contracts import TellingScheduler, config_of
+from .contracts import TellingScheduler, config_of, networks_of
 from .second_time import has_second_time, time_argument
 from .time_embedders import time_embedding_of
 from .two_time_calls import SECOND_TIME
@@ -33,15 +33,23 @@ def tell_target_times(pipe: DiffusionPipeline) -> None:
     diffusers, the networks are sampled at equal times, as any flow model is. A pipeline that tells its network the
     second time itself, as `UCGMPipeline` does, is left to that. Calling it again changes nothing.
 
+    Of two networks with a part of the times each, such as Wan 2.2's, both are told. Under "next" and "end" a call of
+    one that has no second time raises a RuntimeError: its velocity is no jump.
+
     Args:
         pipe: A pipeline whose networks have a second time of `add_second_time`; others are left alone.
     """
-    for network in pipe.components.values():
-        if not isinstance(network, nn.Module) or not has_second_time(network):
-            continue
-        hooks = network._forward_pre_hooks.values()
-        if not any(getattr(hook, "func", None) is _tell and hook.args[0]() is pipe for hook in hooks):  # pyright: ignore
-            network.register_forward_pre_hook(partial(_tell, weakref.ref(pipe)), with_kwargs=True)
+    modules = [each for each in pipe.components.values() if isinstance(each, nn.Module)]
+    if any(map(has_second_time, modules)):
+        for network in networks_of(pipe).values():
+            _follow(pipe, network)
+
+
+def _follow(pipe: DiffusionPipeline, network: nn.Module) -> None:
+    """Have a network's calls told, once."""
+    hooks = network._forward_pre_hooks.values()
+    if not any(getattr(hook, "func", None) is _tell and hook.args[0]() is pipe for hook in hooks):  # pyright: ignore
+        network.register_forward_pre_hook(partial(_tell, weakref.ref(pipe)), with_kwargs=True)
 
 
 def _tell(
@@ -49,9 +57,15 @@ def _tell(
 ) -> tuple[tuple[object, ...], dict[str, object]]:
     """Add the second time to the arguments of a call that is part of a pipeline's run."""
     pipe = owner()
-    scheduler = None if pipe is None else pipe.scheduler
+    scheduler: object = None if pipe is None else pipe.scheduler
     if kwargs.get(SECOND_TIME) is not None or not _is_telling(scheduler):
         return args, kwargs
+    if not has_second_time(network):
+        raise RuntimeError(
+            f"`pipe` must have networks of two times alone under `target_time={scheduler.config.target_time!r}`, got "
+            f"{type(network).__name__} of one time beside another. Give it one by `add_second_time`, or use "
+            "`target_time='same'`."
+        )
     time = time_argument(network, args, kwargs)
     return args, {**kwargs, SECOND_TIME: _second_time(network, scheduler, time)}
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from diffusers import ModelMixin
@@ -28,12 +27,16 @@ __all__ = [
     "current_call",
     "embed_both",
     "embed_second",
+    "give_reshaped",
     "give_second",
     "take_hooks_off",
     "two_time_call",
     "within",
 ]
 
+# What a module is called with.
+Arguments = tuple[object, ...]
+Keywords = dict[str, object]
 # The keyword of the forward.
 SECOND_TIME = TARGET_TIMES[0]
 
@@ -144,7 +147,7 @@ def two_time_call(network: ModelMixin, timestep: Tensor | float, target: Tensor 
     return TwoTimeCall(network, embedding.features(network, r), (t - r).abs()[:, None] / abs(embedding.span))
 
 
-def add_second(place: int, module: nn.Module, args: tuple[object, ...], output: Tensor) -> Tensor:
+def add_second(place: int, module: nn.Module, args: Arguments, output: Tensor) -> Tensor:
     """`e1(t) + (t - r) e2(r)` in place of `e1(t)`."""
     call = _CURRENT.call
     if call is None:
@@ -153,7 +156,7 @@ def add_second(place: int, module: nn.Module, args: tuple[object, ...], output: 
     return (output.float() + _like(added, output)).to(output.dtype)
 
 
-def embed_second(module: nn.Module, args: tuple[Any, ...]) -> tuple[object, ...]:
+def embed_second(module: nn.Module, args: tuple[Any, ...]) -> Arguments:
     """The features of the second time in place of the first one's."""
     call = _CURRENT.call
     if call is None or not call.is_second:
@@ -175,21 +178,28 @@ def _like(value: Tensor, other: Tensor) -> Tensor:
 
 
 def embed_both(
-    module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Tensor | tuple[Tensor, ...]
-) -> None:
-    """Keep what the embedder gives for the second time beside what it gives for the first."""
+    end: int | None, module: nn.Module, args: Arguments, kwargs: Keywords, output: Tensor | tuple[Tensor, ...]
+) -> Arguments | None:
+    """Keep what the embedder gives for the second time beside what it gives for the first.
+
+    Args:
+        end: The place of an output that the network takes after its last block alone, which is the second time's.
+        module: The embedder.
+        args: What it was called with.
+        kwargs: Likewise.
+        output: What it gave for the first time.
+    """
     call = _CURRENT.call
     if call is None or call.is_second:
-        return
+        return None
     with within(replace(call, is_second=True)):
         second = module(*args, **kwargs)
-    both = zip(output, second, strict=True) if isinstance(output, tuple) else [(output, second)]
+    both = list(zip(output, second, strict=True)) if isinstance(output, tuple) else [(output, second)]
     call.pairs.extend(both)
+    return None if end is None else tuple(pair[place == end] for place, pair in enumerate(both))
 
 
-def give_second(
-    module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
-) -> tuple[tuple[object, ...], dict[str, object]]:
+def give_second(module: nn.Module, args: Arguments, kwargs: Keywords) -> tuple[Arguments, Keywords]:
     """Give a late block the embedding of the second time in place of the first one's.
 
     Raises:
@@ -209,13 +219,35 @@ def give_second(
     return tuple(found), named
 
 
+def give_reshaped(
+    name: str, index: int, place: int, module: nn.Module, args: Arguments, kwargs: Keywords
+) -> tuple[Arguments, Keywords]:
+    """Give a late block the embedding of the second time in the shape that the network gave the first one's.
+
+    Args:
+        name: The block's argument for it.
+        index: Where it stands among the arguments.
+        place: The place of the embedding in what the embedder gives.
+        module: The block.
+        args: What it is called with.
+        kwargs: Likewise.
+    """
+    call = _CURRENT.call
+    if call is None:
+        return args, kwargs
+    second = call.pairs[place][1]
+    if name in kwargs:
+        return args, {**kwargs, name: second.reshape(kwargs[name].shape)}
+    return (*args[:index], second.reshape(args[index].shape), *args[index + 1 :]), kwargs
+
+
 def _second_of(value: object, pairs: list[tuple[Tensor, Tensor]]) -> object:
     return next((second for first, second in pairs if value is first), value)
 
 
 def take_hooks_off(network: nn.Module) -> None:
     """Take the hooks of this module off a network."""
-    ours = (add_second, embed_second, embed_both, give_second)
+    ours = (add_second, embed_second, embed_both, give_reshaped, give_second)
     for module in network.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key in [key for key, hook in hooks.items() if getattr(hook, "func", hook) in ours]:

@@ -50,7 +50,7 @@ def called(name):
         return network, latents, lambda x_t, t: adapter(network, x_t, t, **given)
     spec = tiny.TINY[name]
     network, given = tiny.build(name), tiny.inputs(name, 2)
-    adapter = NetworkAdapter(network, lambda t: t * spec.time_scale)
+    adapter = ADAPTERS.get(name, NetworkAdapter)(network, lambda t: t * spec.time_scale)
     latents = torch.randn(2, *spec.latents)
     if not spec.joined:
         return network, latents, lambda x_t, t: adapter(network, x_t, t, **given)

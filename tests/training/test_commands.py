@@ -6,7 +6,9 @@ import pytest
 import torch
 from class_pipelines import pipeline
 from PIL import Image
+from safetensors.torch import save_file
 
+from diffusers_ucgm import UCGMPipeline
 from diffusers_ucgm.cli import main
 from diffusers_ucgm.training import commands
 
@@ -119,3 +121,42 @@ def test_a_cache_is_locked_until_its_last_file_is_written(tmp_path, monkeypatch,
     assert refusals == [2]
     assert "`output` must not be in use" in capsys.readouterr().err
     assert not list((tmp_path / "cache").glob(".run*"))
+
+
+@pytest.fixture(scope="module")
+def own_latents(tmp_path_factory):
+    """A file of latents that the bundled model has drawn itself."""
+    pipe = UCGMPipeline.from_pretrained("fashion-mnist")
+    pipe.set_progress_bar_config(disable=True)
+    labels = torch.arange(16) % 10
+    call = {"num_inference_steps": 8, "output_type": "latent", "generator": torch.Generator().manual_seed(0)}
+    file = tmp_path_factory.mktemp("latents") / "data.safetensors"
+    save_file({"latents": pipe(labels.tolist(), **call).images.contiguous(), "class_labels": labels}, file)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        ((), 0, "0 errors, 0 warnings"),
+        (
+            ("--equal-share", "1", "--end-share", "0"),
+            1,
+            "error: time pairs: All target times are the times themselves",
+        ),
+        (("--clamp", "0.5"), 0, "warning: clamp: "),
+    ],
+)
+def test_the_doctor_examines_any_step_runs_of_pipelines_of_one_time(own_latents, capsys, options, code, said):
+    words = ["doctor", "--recipe", "any-step", "--pipeline", "fashion-mnist", "--train-batch-size", "16"]
+    assert main([*words, "--data", str(own_latents), *options]) == code
+    assert said in capsys.readouterr().out
+
+
+def test_the_doctor_knows_the_sampler_of_a_pipeline(own_latents, tmp_path, capsys):
+    pipe = UCGMPipeline.from_pretrained("fashion-mnist")
+    pipe.scheduler.register_to_config(target_time="same")
+    pipe.save_pretrained(tmp_path)
+    words = ["doctor", "--recipe", "any-step", "--pipeline", str(tmp_path), "--train-batch-size", "16"]
+    assert main([*words, "--data", str(own_latents)]) == 0
+    assert "warning: sampler: The scheduler has `target_time='same'`" in capsys.readouterr().out

@@ -146,6 +146,11 @@ def test_one_of_two_networks_is_not_trained_to_few_steps(ratio):
         settings("run", expert="transformer", consistency_ratio=ratio)
 
 
+def test_any_steps_of_one_of_two_networks_are_refused():
+    with pytest.raises(ValueError, match=r"`second_time` must be 'none' with `expert`, got 'any': .*through both"):
+        settings("run", expert="transformer_2", second_time="any")
+
+
 @pytest.mark.parametrize("name", ["transformer", "transformer_2"])
 def test_a_lora_goes_back_to_its_network(tmp_path, name):
     case = two_experts()

@@ -1,13 +1,18 @@
 """How the trainer calls a network that has no adapter of its own: dtypes, and what is refused."""
 
+import diffusers
 import pytest
+import tiny_transformers as tiny
 import torch
 import two_time_networks as two_time
 from adapter_inputs import Recorder, class_dit, noisy_inputs
 from torch import nn
 
-from diffusers_ucgm import add_second_time
-from diffusers_ucgm.training.adapters import adapter_for
+from diffusers_ucgm import UCGMLoss, add_second_time
+from diffusers_ucgm.contracts import target_time_name
+from diffusers_ucgm.loss_settings import LOSS_PRESETS
+from diffusers_ucgm.training.adapters import ADAPTERS, adapter_for
+from diffusers_ucgm.training.network_adapter import NetworkAdapter
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -66,6 +71,74 @@ def test_networks_with_a_second_time_of_their_own_use_it():
     network = Network()
     adapter_for(network)(network, x_t, t, target_time=t / 2)
     assert torch.equal(network.calls[0]["timestep_r"], 500.0 * t)
+
+
+# What diffusers has of them: the name of the second time, and the setting by which there are layers for it.
+OWN_SECOND_TIMES = {
+    "AceStepTransformer1DModel": ("timestep_r", {}),
+    "AnyFlowTransformer3DModel": ("r_timestep", {}),
+    "Flux3Transformer2DModel": ("target_timestep", {"flow_map": True}),
+    "HunyuanImageTransformer2DModel": ("timestep_r", {"use_meanflow": True}),
+    "HunyuanVideo15Transformer3DModel": ("timestep_r", {"use_meanflow": True}),
+}
+
+
+def own_second_time(name):
+    """A network of `OWN_SECOND_TIMES`, samples, and how the loss calls it with two times."""
+    if not hasattr(diffusers, name):
+        pytest.skip("another version of diffusers")
+    spec, (argument, changes) = tiny.TINY[name], OWN_SECOND_TIMES[name]
+    network = tiny.build(name, **changes)
+    given = {key: value for key, value in tiny.inputs(name, 2).items() if key != argument}
+    adapter = adapter_class(network)(network, lambda t: t * spec.time_scale)
+    joined = torch.randn(2, *spec.joined) if spec.joined else torch.zeros(2, 0, *spec.latents[1:])
+
+    def call(x_t, t, **times):
+        return adapter(network, torch.cat([x_t, joined], 1), t, **times, **given)[:, : x_t.shape[1]]
+
+    return network, torch.randn(2, *spec.latents), call
+
+
+def adapter_class(network):
+    return ADAPTERS.get(type(network).__name__, NetworkAdapter)
+
+
+@pytest.mark.parametrize("name", OWN_SECOND_TIMES)
+@torch.no_grad()
+def test_second_times_of_diffusers_are_told_in_the_units_of_the_times_and_count(name):
+    network, x, call = own_second_time(name)
+    argument, seen = OWN_SECOND_TIMES[name][0], []
+    assert target_time_name(network) == argument
+    network.register_forward_pre_hook(lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True)
+    outputs = [call(x, two_time.T, target_time=r) for r in (two_time.T, two_time.R)]
+    time = adapter_class(network)(network).time_argument
+    assert torch.equal(seen[0][argument], seen[0][time])
+    # AnyFlow has a time for every frame.
+    ratios = (seen[1][argument] / seen[1][time]).reshape(2, -1)
+    torch.testing.assert_close(ratios, (two_time.R / two_time.T)[:, None].expand_as(ratios))
+    assert outputs[0].shape == x.shape
+    assert not torch.allclose(*outputs, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", OWN_SECOND_TIMES)
+def test_second_times_of_diffusers_take_a_step_of_the_any_step_loss(name):
+    network, x, call = own_second_time(name)
+    loss = UCGMLoss(**{**LOSS_PRESETS["rcgm"], "label_dropout": 0.0, "equal_share": 0.0})
+    loss(call, x, averaged=call, generator=torch.Generator().manual_seed(0)).loss.backward()
+    gradients = [value.grad for value in network.parameters() if value.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    moving = sum(bool(gradient.abs().max() > 0) for gradient in gradients if gradient.numel())
+    assert moving > 0.75 * len(list(network.parameters()))
+
+
+@pytest.mark.parametrize("name", sorted(name for name, (_, changes) in OWN_SECOND_TIMES.items() if changes))
+def test_a_second_time_without_layers_is_none(name):
+    if not hasattr(diffusers, name):
+        pytest.skip("another version of diffusers")
+    network = tiny.build(name)
+    assert target_time_name(network) is None
+    with pytest.raises(ValueError, match=rf"`network` must take the time that a call leads to, got {name}"):
+        adapter_for(network)(network, torch.zeros(2, *tiny.TINY[name].latents), two_time.T, target_time=two_time.R)
 
 
 def test_a_network_without_sample_and_time_is_refused():

@@ -2,6 +2,8 @@
 
 import diffusers
 import pytest
+import stock_pipelines
+import tiny_transformers as tiny
 import torch
 from stock_calls import stock_case
 
@@ -62,3 +64,40 @@ def test_rotary_positions_are_the_pipelines():
 def test_the_smallest_cogvideox_has_no_rotary_positions():
     adapter = adapter_for_pipeline(stock_case("cogvideox_2b").pipe)
     assert adapter.keywords(torch.randn(1, 4, 2, 8, 6), {}) == {"image_rotary_emb": None}
+
+
+def any_flow():
+    """AnyFlow's pipeline, and the arguments of a call."""
+    if not hasattr(diffusers, "AnyFlowPipeline"):
+        pytest.skip("another version of diffusers")
+    scheduler = diffusers.FlowMapEulerDiscreteScheduler()
+    network = tiny.build("AnyFlowTransformer3DModel")
+    pipe = diffusers.AnyFlowPipeline(None, None, network, stock_pipelines.wan_vae(), scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    size = {"height": 32, "width": 32, "num_frames": 5, "output_type": "latent"}
+    return pipe, {"prompt_embeds": torch.randn(1, 6, 8), "guidance_scale": 1.0, **size}
+
+
+@pytest.mark.parametrize("use_mean_velocity", [False, True])
+@torch.no_grad()
+def test_any_flow_is_called_with_both_times_as_its_pipeline_calls_it(use_mean_velocity):
+    torch.manual_seed(0)
+    pipe, call = any_flow()
+    seen, given = [], []
+    pipe.transformer.register_forward_hook(
+        lambda module, args, kwargs, output: seen.append((kwargs, output[0])), with_kwargs=True
+    )
+    pipe(**call, num_inference_steps=3, use_mean_velocity=use_mean_velocity)
+    adapter = adapter_for_pipeline(pipe)
+    calls = list(seen)
+    pipe.transformer.register_forward_pre_hook(lambda module, args, kwargs: given.append(kwargs), with_kwargs=True)
+    assert len(calls) == 3
+    for kwargs, expected in calls:
+        t, r = kwargs["timestep"][:, 0] / 1000.0, kwargs["r_timestep"][:, 0] / 1000.0
+        assert torch.equal(t, r) != use_mean_velocity
+        told = {"target_time": r} if use_mean_velocity else {}
+        x_t = kwargs["hidden_states"].transpose(1, 2)
+        found = adapter(pipe.transformer, x_t, t, encoder_hidden_states=kwargs["encoder_hidden_states"], **told)
+        torch.testing.assert_close(found.transpose(1, 2), expected, rtol=1e-4, atol=1e-5)
+        for name in ("timestep", "r_timestep"):
+            torch.testing.assert_close(given[-1][name], kwargs[name], rtol=1e-5, atol=1e-3)

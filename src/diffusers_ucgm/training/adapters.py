@@ -34,7 +34,7 @@ from .image_adapters import (
     ZImageAdapter,
 )
 from .network_adapter import NetworkAdapter, TimestepFunction, convention_of_scheduler
-from .video_adapters import CogVideoXAdapter, LTXAdapter, WanAdapter
+from .video_adapters import AnyFlowAdapter, CogVideoXAdapter, LTXAdapter, WanAdapter
 
 
 __all__ = ["ADAPTERS", "adapter_for", "adapter_for_pipeline"]
@@ -85,6 +85,7 @@ def _timestep_of(convention: Convention) -> TimestepFunction:
 
 
 ADAPTERS: dict[str, type[NetworkAdapter]] = {
+    "AnyFlowTransformer3DModel": AnyFlowAdapter,
     "AuraFlowTransformer2DModel": AuraFlowAdapter,
     "CogVideoXTransformer3DModel": CogVideoXAdapter,
     "DiTTransformer2DModel": DiTAdapter,

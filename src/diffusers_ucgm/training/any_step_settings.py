@@ -61,7 +61,7 @@ class AnyStepSettings:
         if self.chain_network == "ema" and not 0.0 < teacher_decay < 1.0:
             raise ValueError(
                 "`teacher_decay` must be above 0 and below 1 with `chain_network='ema'`, the averaged teacher, got "
-                f"{teacher_decay}. Use `chain_network='student'`, as with LoRA."
+                f"{teacher_decay}. Use 0.99, or `chain_network='student'`."
             )
         for name, value in (("chain_network", self.chain_network), ("velocity", self.velocity)):
             if value == "teacher" and teacher_decay != 1.0:

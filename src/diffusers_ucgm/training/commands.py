@@ -33,6 +33,7 @@ from .config import SETTING_TYPES, UCGMTrainingConfig
 from .encoding import encode_null, encode_pixels, encode_prompts, encoder_of
 from .experts import expert_of
 from .network_adapter import NetworkAdapter, convention_of_scheduler
+from .preparation import give_second_time
 from .recipes import default_recipe, get_recipe
 from .requirements import check_environment, check_image_size, check_run, validation_conditions
 from .settings import override, read_settings_file, read_words, recipe_settings
@@ -194,7 +195,9 @@ def doctor(args: argparse.Namespace) -> int:
         pipeline = load_pipeline(args.pipeline, dtype, argument="--pipeline")
         if config.validation_steps:
             validation_conditions(pipeline, config.validation_inputs)
-        expert, adapter = expert_of(pipeline, config.expert), adapter_for_pipeline(pipeline)
+        expert = expert_of(pipeline, config.expert)
+        give_second_time(config, expert.network)
+        adapter = adapter_for_pipeline(pipeline)
         if null is not None:
             adapter.null_condition = null
         transport = convention_of_scheduler(pipeline.scheduler).transport
@@ -206,6 +209,7 @@ def doctor(args: argparse.Namespace) -> int:
             transport=transport,
             time_range=expert.time_range,
             classes=classes_of(pipeline),
+            target_time=getattr(pipeline.scheduler.config, "target_time", "auto"),
         )
     else:
         is_pretrained = not Path(args.model).is_file()

@@ -72,7 +72,7 @@ class UCGMTrainingConfig(AnyStepSettings):
             or by exact forward-mode differentiation, which every operation of the network must support.
         teacher_decay: Decay of the averaged teacher of the loss; 1 freezes the initial weights, for tuning a
             pretrained model, and 0 is the student itself. By default 0.999, and with LoRA 1: the base model, with the
-            adapter switched off.
+            adapter switched off. With LoRA the adapter alone is averaged.
         teacher_dtype: Precision of a frozen teacher's weights; null is that of the student.
         teacher_offload: Whether a frozen teacher stays in the CPU's memory and is on the device only during its calls.
         expert: Which network of a pipeline with two is trained, such as Wan 2.2's: "transformer" at high noise or
@@ -221,11 +221,6 @@ class UCGMTrainingConfig(AnyStepSettings):
             )
 
     def _check_teacher(self) -> None:
-        if self.lora_rank and 0.0 < self.teacher_decay < 1.0:
-            raise ValueError(
-                "`teacher_decay` must be 1, for the base model, or 0, for the student itself, with `lora_rank` above "
-                f"0, got {self.teacher_decay}. A LoRA run keeps no second copy of the weights."
-            )
         is_copy = self.teacher_decay == 1.0 and not self.lora_rank
         if not is_copy and (self.teacher_dtype or self.teacher_offload):
             raise ValueError(
@@ -245,6 +240,11 @@ class UCGMTrainingConfig(AnyStepSettings):
             self.loss(step)
 
     def _check_expert(self) -> None:
+        if self.expert is not None and self.is_any_step:
+            raise ValueError(
+                f"`second_time` must be 'none' with `expert`, got {self.second_time!r}: ways between two times lead "
+                "through both networks, of which one is trained."
+            )
         if self.expert is not None and any(ratio > 0.0 for _, ratio in self._ratios):
             raise ValueError(
                 "`consistency_ratio` must be 0 with `expert`, got "

@@ -6,25 +6,26 @@ prediction, and larger for every other. All else is looked up in the data, the w
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from diffusers_ucgm.labels import ModelClasses
-from diffusers_ucgm.loading import DTYPES
 from diffusers_ucgm.student_path import DIFFERENCE_STEP
 from diffusers_ucgm.transports import PREDICTIONS, Transport, get_transport
 
 from .adapters import adapter_for
 from .agreement import MAX_LABELS, Agreement, class_errors, labels_of, samples_by_label
+from .any_step_checks import ANY_STEP_CHECKS
+from .any_step_findings import clamp_findings, objective_findings, one_time_findings, sampler_findings
 from .batches import TrainingData, length_of
+from .cases import Case
 from .config import UCGMTrainingConfig
 from .findings import Finding, label_findings, latent_findings, settings_findings, weight_findings
 from .network_adapter import DenoiserAdapter
+from .preparation import lent_second_time
 
 
 __all__ = ["Finding", "examine"]
@@ -40,50 +41,6 @@ SAME = 1e-6
 NULL = "null condition"
 
 
-@dataclass
-class _Case:
-    """A network with a batch of noised data, which the checks use."""
-
-    config: UCGMTrainingConfig
-    network: nn.Module
-    adapter: DenoiserAdapter
-    transport: Transport
-    latents: Tensor
-    condition: dict[str, Tensor]
-    null: Mapping[str, object] | None
-    is_pretrained: bool
-    time_range: tuple[float, float]
-
-    def __post_init__(self) -> None:
-        number = len(self.latents)
-        generator = torch.Generator().manual_seed(0)
-        self.x = self.latents.float()
-        self.z = torch.randn(self.x.shape, generator=generator).to(self.x)
-        first, last = self.time_range
-        self.t = (first + (last - first) * torch.linspace(0.1, 0.9, number)).to(self.x)
-        self.x_t = self.transport.sample(self.x, self.z, self.t)
-        self.ratio = self.config.ratio_at(self.config.max_train_steps)
-
-    def predict(self, t: Tensor, condition: Mapping[str, Tensor] | None = None) -> Tensor:
-        """F at the batch's points, for the network's own times."""
-        given = self.condition if condition is None else condition
-        half = DTYPES.get(self.config.mixed_precision)
-        with torch.no_grad(), torch.autocast(self.x.device.type, half or torch.bfloat16, enabled=half is not None):
-            return self.adapter(self.network, self.x_t, t.float(), **given).float()
-
-    def predict_class(self, x_t: Tensor, t: Tensor, class_labels: Tensor) -> Tensor:
-        """F of noisy samples at the network's own times, under classes of shape `(B,)`."""
-        return self.adapter(self.network, x_t, t.float(), class_labels=class_labels).float()
-
-    def network_times(self) -> Tensor:
-        return self.transport.model_time(self.t)
-
-    def error(self, output: Tensor, transport: Transport | None = None) -> float:
-        """Mean square error of a prediction, 1 for predicting nothing."""
-        target = (transport or self.transport).target(self.x, self.z, self.t)
-        return float((output - target).square().sum() / target.square().sum())
-
-
 def examine(
     config: UCGMTrainingConfig,
     network: nn.Module,
@@ -95,8 +52,11 @@ def examine(
     num_samples: int = 32,
     classes: ModelClasses | None = None,
     time_range: tuple[float, float] = (0.0, 1.0),
+    target_time: str = "auto",
 ) -> list[Finding]:
     """Look for mistakes; nothing is changed.
+
+    A network of one time has a second one while an any-step objective is examined, as it gets one in the run.
 
     Args:
         config: The run's settings.
@@ -108,24 +68,30 @@ def examine(
         num_samples: The number of samples that are taken from the data, evenly spaced.
         classes: The network's, with the names that its pipeline has; None takes the number from its config.
         time_range: The part of the times that the network is for, of two.
+        target_time: The setting of this name of the scheduler with which the network is sampled.
 
     Returns:
         What was found, errors first; empty if nothing was.
     """
     found = [*settings_findings(config, length_of(dataset), is_pretrained), *weight_findings(config, network)]
+    found += objective_findings(config, is_pretrained)
+    found += [*one_time_findings(config, network), *sampler_findings(config, target_time)]
     batch = _batch(dataset, num_samples)
     found += _data_findings(dataset, batch, classes or ModelClasses.of_network(network))
     if _has_error(found):
         return _errors_first(found)
+    found += clamp_findings(config, batch["latents"])
     path = _transport(config, transport)
-    with _restoring(network):
+    with ExitStack() as stack:
         try:
+            stack.enter_context(lent_second_time(config, network))
+            stack.enter_context(_restoring(network))
             case = _make_case(config, network, adapter, path, batch, is_pretrained, time_range)
             output = case.predict(case.network_times())
         except (RuntimeError, ValueError, TypeError, IndexError, KeyError) as error:
             return _errors_first([*found, _call_failure(error)])
         found += _agreement(case, dataset, classes)
-        for check in CHECKS if is_pretrained else CHECKS_OF_UNTRAINED:
+        for check in _checks_of(config, is_pretrained):
             found += check(case, output)
     return _errors_first(found)
 
@@ -138,14 +104,14 @@ def _make_case(
     batch: Mapping[str, Tensor],
     is_pretrained: bool,
     time_range: tuple[float, float],
-) -> _Case:
+) -> Case:
     """The case of a batch, whose tensors are put on the network's device."""
     adapter = adapter or adapter_for(network)
     device = next(network.parameters()).device
     condition = {name: value.to(device) for name, value in batch.items() if name != "latents"}
     null = None if adapter.null_condition is None else dict(adapter.null_condition)
     latents = batch["latents"].to(device)
-    return _Case(config, network, adapter, transport, latents, condition, null, is_pretrained, time_range)
+    return Case(config, network, adapter, transport, latents, condition, null, is_pretrained, time_range)
 
 
 def _has_error(found: list[Finding]) -> bool:
@@ -182,7 +148,8 @@ def _transport(config: UCGMTrainingConfig, transport: Transport | None) -> Trans
 
 
 def _errors_first(found: list[Finding]) -> list[Finding]:
-    return sorted(found, key=lambda finding: finding.level != "error")
+    """The findings, each once."""
+    return sorted(dict.fromkeys(found), key=lambda finding: finding.level != "error")
 
 
 @contextmanager
@@ -197,7 +164,7 @@ def _restoring(network: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _agreement(case: _Case, dataset: TrainingData, classes: ModelClasses | None) -> Iterator[Finding]:
+def _agreement(case: Case, dataset: TrainingData, classes: ModelClasses | None) -> Iterator[Finding]:
     """Does the network see the classes in the data that the labels say?"""
     labels = labels_of(dataset)
     if not case.is_pretrained or set(case.condition) != {"class_labels"} or labels is None:
@@ -206,7 +173,7 @@ def _agreement(case: _Case, dataset: TrainingData, classes: ModelClasses | None)
 
 
 def _compare_labels(
-    case: _Case, dataset: TrainingData, labels: Tensor, classes: ModelClasses | None
+    case: Case, dataset: TrainingData, labels: Tensor, classes: ModelClasses | None
 ) -> Iterator[Finding]:
     places = samples_by_label(labels)
     labels = labels[places].flatten()
@@ -250,7 +217,7 @@ def _disagreement(found: Agreement, classes: ModelClasses | None) -> Iterator[Fi
         )
 
 
-def _calling(case: _Case, output: Tensor) -> Iterator[Finding]:
+def _calling(case: Case, output: Tensor) -> Iterator[Finding]:
     """Does another time, sign or prediction fit a trained network better?"""
     error = case.error(output)
     times = case.network_times()
@@ -285,7 +252,7 @@ def _calling(case: _Case, output: Tensor) -> Iterator[Finding]:
         )
 
 
-def _times(case: _Case, output: Tensor) -> Iterator[Finding]:
+def _times(case: Case, output: Tensor) -> Iterator[Finding]:
     if not case.is_pretrained and bool((output == 0).all()):
         return  # a fresh network whose last layer is zero
     far = case.predict(1.0 - case.network_times())
@@ -304,7 +271,7 @@ def _times(case: _Case, output: Tensor) -> Iterator[Finding]:
             )
 
 
-def _null_condition(case: _Case, output: Tensor) -> Iterator[Finding]:
+def _null_condition(case: Case, output: Tensor) -> Iterator[Finding]:
     if not case.condition:
         return
     if case.null is None:
@@ -319,7 +286,7 @@ def _null_condition(case: _Case, output: Tensor) -> Iterator[Finding]:
     yield from _calling_without(case, output, null)
 
 
-def _missing_null(case: _Case) -> Iterator[Finding]:
+def _missing_null(case: Case) -> Iterator[Finding]:
     if _has_enhanced_target(case) or case.config.label_dropout > 0.0:
         yield Finding(
             NULL,
@@ -329,7 +296,7 @@ def _missing_null(case: _Case) -> Iterator[Finding]:
         )
 
 
-def _calling_without(case: _Case, output: Tensor, null: Mapping[str, Tensor]) -> Iterator[Finding]:
+def _calling_without(case: Case, output: Tensor, null: Mapping[str, Tensor]) -> Iterator[Finding]:
     """What predictions with a condition and with the null condition, in the shapes of a batch, show."""
     try:
         without = case.predict(case.network_times(), null)
@@ -341,7 +308,7 @@ def _calling_without(case: _Case, output: Tensor, null: Mapping[str, Tensor]) ->
         yield from _readiness_for_guidance(case, output, without)
 
 
-def _has_enhanced_target(case: _Case) -> bool:
+def _has_enhanced_target(case: Case) -> bool:
     """Whether the target is the enhanced one of consistency ratio 0, which builds on the null condition."""
     return case.config.enhancement_ratio != 0.0 and case.ratio == 0.0
 
@@ -363,7 +330,7 @@ def _null_class(labels: Tensor, null: Tensor) -> Iterator[Finding]:
         yield Finding("classes", "error", f"The data have the class {int(labels.min())}.")
 
 
-def _use_of_condition(case: _Case, output: Tensor) -> Iterator[Finding]:
+def _use_of_condition(case: Case, output: Tensor) -> Iterator[Finding]:
     """Does the prediction change when each sample has the condition of another?"""
     scale = output.abs().mean() + SAME
     turned = {key: value.roll(1, 0) for key, value in case.condition.items()}
@@ -372,7 +339,7 @@ def _use_of_condition(case: _Case, output: Tensor) -> Iterator[Finding]:
         yield Finding("condition", "warning", "The prediction does not depend on the condition.")
 
 
-def _readiness_for_guidance(case: _Case, output: Tensor, without: Tensor) -> Iterator[Finding]:
+def _readiness_for_guidance(case: Case, output: Tensor, without: Tensor) -> Iterator[Finding]:
     """Was the network trained on the null condition, under which it predicts `without`?"""
     error, error_without = case.error(output), case.error(without)
     if _has_enhanced_target(case) and error_without > NULL_FACTOR * error and error_without > 0.5:
@@ -385,7 +352,7 @@ def _readiness_for_guidance(case: _Case, output: Tensor, without: Tensor) -> Ite
         )
 
 
-def _guidance(case: _Case, output: Tensor) -> Iterator[Finding]:
+def _guidance(case: Case, output: Tensor) -> Iterator[Finding]:
     embeds = getattr(getattr(case.network, "config", None), "guidance_embeds", False)
     if embeds and case.config.enhancement_ratio > 0.0 and (case.ratio == 0.0 or case.config.enhancement_ratio > 1.0):
         yield Finding(
@@ -396,30 +363,19 @@ def _guidance(case: _Case, output: Tensor) -> Iterator[Finding]:
         )
 
 
-def _gradients(case: _Case, output: Tensor) -> Iterator[Finding]:
+def _gradients(case: Case, _: Tensor) -> Iterator[Finding]:
     if case.config.lora_rank:
         return
     named = {name: value for name, value in case.network.named_parameters() if value.requires_grad}
-    loss = _plain_loss(case)
+    output = case.loss()
+    if isinstance(output, Finding):
+        yield output
+        return
+    loss = output.loss
     if not loss.requires_grad:
         yield Finding("unused parameters", "error", "The loss depends on no weight that has `requires_grad`.")
         return
     yield from _loss_findings(loss, named)
-
-
-def _plain_loss(case: _Case) -> Tensor:
-    """The loss of four samples without guidance."""
-    few = slice(0, 4)
-    # Which weights take part does not depend on the teacher, nor on samples without a condition.
-    plain = replace(
-        case.config.loss(case.config.max_train_steps, case.transport), enhancement_ratio=0.0, label_dropout=0.0
-    )
-    return plain(
-        partial(case.adapter, case.network),
-        case.x[few],
-        {key: value[few] for key, value in case.condition.items()},
-        generator=torch.Generator().manual_seed(0),
-    ).loss
 
 
 def _loss_findings(loss: Tensor, named: Mapping[str, nn.Parameter]) -> Iterator[Finding]:
@@ -427,7 +383,7 @@ def _loss_findings(loss: Tensor, named: Mapping[str, nn.Parameter]) -> Iterator[
     gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
     unused = [name for name, value in zip(named, gradients, strict=True) if value is None]
     if not bool(loss.isfinite()):
-        yield Finding("loss", "error", f"The loss of four samples is {float(loss)}.")
+        yield Finding("loss", "error", f"The loss of four samples is {loss.item()}.")
     elif unused:
         yield Finding(
             "unused parameters",
@@ -437,5 +393,13 @@ def _loss_findings(loss: Tensor, named: Mapping[str, nn.Parameter]) -> Iterator[
         )
 
 
-CHECKS_OF_UNTRAINED: tuple[Callable[[_Case, Tensor], Iterator[Finding]], ...] = (_times, _null_condition, _guidance)
+CHECKS_OF_UNTRAINED: tuple[Callable[[Case, Tensor], Iterator[Finding]], ...] = (_times, _null_condition, _guidance)
 CHECKS = (*CHECKS_OF_UNTRAINED, _calling, _gradients)
+
+
+def _checks_of(
+    config: UCGMTrainingConfig, is_pretrained: bool
+) -> tuple[Callable[[Case, Tensor], Iterator[Finding]], ...]:
+    """The checks of a run, in their order."""
+    checks = CHECKS if is_pretrained else CHECKS_OF_UNTRAINED
+    return (*ANY_STEP_CHECKS, *checks) if config.is_any_step else checks

@@ -84,7 +84,9 @@ def _few_step_findings(config: UCGMTrainingConfig, is_pretrained: bool) -> Itera
             f"Few-step training (`consistency_ratio` {ratio}) of an untrained network is slow and may collapse. Train "
             "it with 0 first, or let the ratio rise.",
         )
-    if is_pretrained and config.enhancement_ratio and 0.0 < config.teacher_decay < 1.0:
+    # Of an any-step objective the averaged teacher is the network of the chain.
+    is_followed = 0.0 < config.teacher_decay < 1.0 and not config.is_any_step
+    if is_pretrained and config.enhancement_ratio and is_followed:
         yield Finding(
             "teacher",
             "warning",

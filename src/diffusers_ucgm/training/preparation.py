@@ -1,5 +1,7 @@
 """What a run makes of a network before its first step: adapter, teacher, optimizer, averages and back end."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,9 +13,11 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from diffusers_ucgm.contracts import target_time_name
 from diffusers_ucgm.loading import DTYPES
 from diffusers_ucgm.lora import add_lora, without_lora
 from diffusers_ucgm.processes import check_launch
+from diffusers_ucgm.second_time import add_second_time, remove_second_time
 from diffusers_ucgm.teacher import Teacher
 
 from . import zero
@@ -22,7 +26,7 @@ from .config import UCGMTrainingConfig
 from .optimizers import make_optimizer
 
 
-__all__ = ["PreparedParts", "make_accelerator", "prepare"]
+__all__ = ["PreparedParts", "give_second_time", "lent_second_time", "make_accelerator", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,36 @@ def make_accelerator(config: UCGMTrainingConfig) -> Accelerator:
     if zero.uses_zero(accelerator):
         zero.configure(accelerator, config)
     return accelerator
+
+
+def give_second_time(config: UCGMTrainingConfig, network: nn.Module) -> bool:
+    """Give a network a second time where the settings ask for it and it has none.
+
+    Returns:
+        Whether it got one.
+
+    Raises:
+        ValueError: See `add_second_time`.
+    """
+    is_missing = config.is_any_step and target_time_name(network) is None
+    if is_missing:
+        add_second_time(network)
+    return is_missing
+
+
+@contextmanager
+def lent_second_time(config: UCGMTrainingConfig, network: nn.Module) -> Iterator[None]:
+    """Give a network the second time that its run would give it while entered.
+
+    Raises:
+        ValueError: See `add_second_time`.
+    """
+    is_lent = give_second_time(config, network)
+    try:
+        yield
+    finally:
+        if is_lent:
+            remove_second_time(network)
 
 
 def prepare(config: UCGMTrainingConfig, transformer: ModelMixin, accelerator: Accelerator) -> PreparedParts:

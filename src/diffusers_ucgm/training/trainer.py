@@ -18,12 +18,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from diffusers_ucgm.constraints import check
-from diffusers_ucgm.contracts import target_time_name
 from diffusers_ucgm.data.latent_cache import CachedLatents
 from diffusers_ucgm.network_caches import check_no_cache
 from diffusers_ucgm.randomness import training_generator
 from diffusers_ucgm.run_folder import RunFolder
-from diffusers_ucgm.second_time import add_second_time
 
 from . import checkpoints, export
 from .adapters import adapter_for, adapter_for_pipeline
@@ -36,7 +34,7 @@ from .config import UCGMTrainingConfig
 from .experts import expert_of
 from .log import LogLine, TrainingLog
 from .network_adapter import DenoiserAdapter, convention_of_scheduler
-from .preparation import make_accelerator, prepare
+from .preparation import give_second_time, make_accelerator, prepare
 from .reductions import is_true_of_any
 from .requirements import check_data, check_run, validation_conditions
 from .run_state import Part, ema_part, load_parts, rates_part, save_parts, values_part
@@ -109,7 +107,7 @@ class UCGMTrainer:
         check(TRAINER_ARGUMENTS, locals())
         length_of(dataset)
         check_no_cache(transformer, "transformer")
-        _add_target_time(config, transformer)
+        give_second_time(config, transformer)
         _check_pipeline(config, pipeline)
         self.config = config
         self.dataset = dataset
@@ -160,7 +158,7 @@ class UCGMTrainer:
         from .encoding import encode_null
 
         network = cast(ModelMixin, expert_of(pipeline, config.expert).network)
-        _add_target_time(config, network)
+        give_second_time(config, network)
         adapter = adapter_for_pipeline(pipeline)
         if null_condition is None and adapter.null_condition is None and _encodes_prompts(pipeline):
             null_condition = encode_null(pipeline, adapter)
@@ -488,13 +486,6 @@ class UCGMTrainer:
     def save_plots(self) -> list[Path]:
         """See `export.save_plots`."""
         return export.save_plots(self)
-
-
-def _add_target_time(config: UCGMTrainingConfig, network: ModelMixin) -> None:
-    """Give the network a second time where the settings ask for it and it has none."""
-    if not config.is_any_step or target_time_name(network) is not None:
-        return
-    add_second_time(network)
 
 
 def _check_pipeline(config: UCGMTrainingConfig, pipeline: "DiffusionPipeline | None") -> None:

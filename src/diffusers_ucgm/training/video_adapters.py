@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from diffusers import DiffusionPipeline
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
@@ -11,7 +12,33 @@ from torch import Tensor, nn
 from .network_adapter import EMBEDDINGS, EMBEDDINGS_AND_MASK, NetworkAdapter, TimestepFunction
 
 
-__all__ = ["CogVideoXAdapter", "LTXAdapter", "WanAdapter"]
+__all__ = ["AnyFlowAdapter", "CogVideoXAdapter", "LTXAdapter", "WanAdapter"]
+
+
+class FramesFirstAdapter(NetworkAdapter):
+    """Networks that take frames before channels."""
+
+    prompt_outputs = EMBEDDINGS
+
+    def pack(self, x_t: Tensor) -> Tensor:
+        """Shape `(B, frames, C, H, W)`."""
+        return x_t.transpose(1, 2)
+
+    def unpack(self, output: Tensor, x_t: Tensor) -> Tensor:
+        """Shape `(B, C, frames, H, W)`."""
+        return output.transpose(1, 2)
+
+
+class AnyFlowAdapter(FramesFirstAdapter):
+    """AnyFlow: both times for every frame; without a target time it is the time itself."""
+
+    def __call__(
+        self, network: nn.Module, x_t: Tensor, t: Tensor, *, target_time: Tensor | None = None, **condition: Any
+    ) -> Tensor:
+        """See `NetworkAdapter`."""
+        both = (t, t if target_time is None else target_time)
+        t, target_time = (time[:, None].expand(-1, x_t.shape[2]) for time in both)
+        return super().__call__(network, x_t, t, target_time=target_time, **condition)
 
 
 class LTXAdapter(NetworkAdapter):
@@ -76,18 +103,8 @@ class WanAdapter(NetworkAdapter):
     prompt_outputs = EMBEDDINGS
 
 
-class CogVideoXAdapter(NetworkAdapter):
-    """CogVideoX: frames before channels, rotary positions of the larger models."""
-
-    prompt_outputs = EMBEDDINGS
-
-    def pack(self, x_t: Tensor) -> Tensor:
-        """Shape `(B, frames, C, H, W)`."""
-        return x_t.transpose(1, 2)
-
-    def unpack(self, output: Tensor, x_t: Tensor) -> Tensor:
-        """Shape `(B, C, frames, H, W)`."""
-        return output.transpose(1, 2)
+class CogVideoXAdapter(FramesFirstAdapter):
+    """CogVideoX: rotary positions of the larger models."""
 
     def keywords(self, x_t: Tensor, condition: dict[str, Tensor]) -> Mapping[str, object]:
         """The rotary table, or None for the smallest model."""
