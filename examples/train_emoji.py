@@ -19,7 +19,7 @@ import math
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -166,7 +166,12 @@ def train_autoencoder(output: Path, args: argparse.Namespace) -> None:
     model = new_autoencoder(args.channels).to(DEVICE, memory_format=torch.channels_last)
 
     def loss_of(step: int) -> dict[str, Tensor]:
-        x = to_float(images[indices(len(images), args.batch_size, step)])
+        # Quarters cost a quarter and teach as much; whole pictures come last, for the statistics of group norms.
+        side = SIZE // 2 if step < 0.8 * args.steps else SIZE
+        draws = random.Random(step)
+        left, top = draws.randrange(SIZE - side + 1), draws.randrange(SIZE - side + 1)
+        x = images[indices(len(images), args.batch_size, step)][..., top : top + side, left : left + side]
+        x = to_float(x).contiguous(memory_format=torch.channels_last)
         posterior = model.encode(x).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(step)).to(DEVICE)
         decoded = model.decode(posterior.mean + posterior.std * noise).sample.float()
@@ -200,7 +205,7 @@ def show_reconstructions(output: Path) -> None:
     print(f"Picture: {write_image(output / 'reconstructions.png', image_grid(rows, ['original', 'decoded']))}")
 
 
-def new_tokenizer(captions: Iterator[str], size: int) -> PreTrainedTokenizerFast:
+def new_tokenizer(captions: Iterable[str], size: int) -> PreTrainedTokenizerFast:
     """Pieces of lower-case words, learnt from the captions."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -260,6 +265,9 @@ def train_text(output: Path, args: argparse.Namespace) -> None:
     """Teach two towers which caption belongs to which picture; the tower of texts becomes the text encoder."""
     images, rows = pictures(output / "data")
     tokenizer = new_tokenizer((text for row in rows for text in row["text"]), args.vocabulary)
+    # Before its first call, for a tokenizer saves the lengths that it was last called with.
+    with replacing_folder(output / "tokenizer") as temporary:
+        tokenizer.save_pretrained(temporary)
     torch.manual_seed(0)
     model = new_towers(len(tokenizer), args.width, args.layers).to(DEVICE)
 
@@ -276,7 +284,6 @@ def train_text(output: Path, args: argparse.Namespace) -> None:
     optimize(output / "text-run", model, loss_of, steps=args.steps, learning_rate=args.learning_rate)
     with replacing_folder(output / "towers") as temporary:
         model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
 
 
 @torch.no_grad()
@@ -285,7 +292,7 @@ def show_retrieval(output: Path, choices: int = 20) -> None:
     split = "test" if (output / "data" / "test").is_dir() else "train"
     images, rows = pictures(output / "data", split)
     model = CLIPModel.from_pretrained(output / "towers").eval().to(DEVICE)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(output / "towers")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(output / "tokenizer")
     # Both captions and pictures count once: two pictures with one caption cannot be told apart by it.
     found: dict[str, list[bool]] = {}
     for number, index in enumerate(
@@ -310,7 +317,7 @@ def new_pipeline(output: Path, transformer: ZImageTransformer2DModel | None, shi
         scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
         vae=AutoencoderKL.from_pretrained(needs(output / "vae", "autoencoder")),
         text_encoder=CLIPTextModel.from_pretrained(towers),
-        tokenizer=PreTrainedTokenizerFast.from_pretrained(towers),
+        tokenizer=PreTrainedTokenizerFast.from_pretrained(output / "tokenizer"),
         transformer=transformer,
     )
 
@@ -403,13 +410,25 @@ It knows the subjects of its training pictures, and draws little of use for othe
 """
 
 
+def edit(file: Path, before: str, after: str) -> None:
+    """Replace a word of a file."""
+    write_text(file, file.read_text().replace(before, after))
+
+
 def assemble(output: Path, args: argparse.Namespace) -> None:
     """The stock pipeline's folder, in half precision, with its card and the pictures' licences."""
     trained = needs(output / "network-run" / "transformer", "network")
-    pipe = new_pipeline(output, ZImageTransformer2DModel.from_pretrained(trained), args.shift).to(torch.float16)
+    pipe = new_pipeline(output, ZImageTransformer2DModel.from_pretrained(trained), args.shift)
     folder = output / "pipeline"
     with replacing_folder(folder) as temporary:
+        for part in (pipe.transformer, pipe.vae, pipe.text_encoder):
+            part.half()
         pipe.save_pretrained(temporary)
+        # transformers 5 would compute in the files' half precision, which CPUs are slow in; diffusers does not.
+        edit(temporary / "text_encoder" / "config.json", "float16", "float32")
+        # Its name for this class is one that transformers 4 does not know; this one is known to both.
+        for file in ("model_index.json", "tokenizer/tokenizer_config.json"):
+            edit(temporary / file, "TokenizersBackend", "PreTrainedTokenizerFast")
         shutil.copyfile(output / "data" / "LICENCES.txt", temporary / "LICENCES.txt")
         megabytes = sum(file.stat().st_size for file in temporary.rglob("*") if file.is_file()) / 1e6
         write_text(temporary / "README.md", CARD.format(megabytes=megabytes, prompt=PROMPTS[0]))
