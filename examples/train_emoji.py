@@ -499,9 +499,9 @@ def new_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     parser = new_parser()
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     for name in ("steps", "batch_size", "captions"):
         if getattr(args, name, 1) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
