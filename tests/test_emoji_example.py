@@ -252,7 +252,7 @@ def test_the_stages_make_a_stock_pipeline_of_any_pictures(example, tmp_path, cap
         ["prepare", "--output", str(output), "--source", str(squares(tmp_path / "in")), "--unseen-subjects", "2"],
         ["autoencoder", *few, "--channels", "8", "8", "8"],
         ["text", *few, "--width", "32", "--layers", "2", "--vocabulary", "64"],
-        ["network", *few, "--width", "32", "--layers", "1", "--captions", "2", "--mixed-precision", "no"],
+        ["network", *few, "--width", "32", "--layers", "1", "--captions", "2"],
         ["pipeline", "--output", str(output), "--sampling-steps", "1", "--guidance", "2", "--prompts", "a red square"],
     ]
     for words in stages:
