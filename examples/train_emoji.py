@@ -23,8 +23,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
-from diffusers import ZImagePipeline as Pipeline
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
+)
 from emoji_images import SIZE, prepare
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -293,27 +298,22 @@ def show_retrieval(output: Path, choices: int = 20) -> None:
     images, rows = pictures(output / "data", split)
     model = CLIPModel.from_pretrained(output / "towers").eval().to(DEVICE)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(output / "tokenizer")
-    # Both captions and pictures count once: two pictures with one caption cannot be told apart by it.
     found: dict[str, list[bool]] = {}
-    for number, index in enumerate(
-        torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).split(choices)
-    ):
+    for index in torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).split(choices):
         captions = [rows[i]["text"][0] for i in index.tolist()]
         logits = model(pixel_values=to_float(images[index]), **tokens_of(tokenizer, captions)).logits_per_image
         hits = logits.argmax(1).cpu() == torch.arange(len(index))
         for i, hit in zip(index.tolist(), hits.tolist(), strict=True):
             found.setdefault(str(rows[i]["kind"]), []).append(hit)
-        if number == 100:
-            break
     for kind, hits in sorted(found.items()):
         print(f"{split}, {kind}: the caption among {choices} is found for {sum(hits) / len(hits):.3f} of {len(hits)}")
 
 
-def new_pipeline(output: Path, transformer: ZImageTransformer2DModel | None, shift: float) -> Pipeline:
-    """The stock pipeline around a network; None leaves the network's place empty."""
+def new_pipeline(output: Path, transformer: ZImageTransformer2DModel, shift: float) -> ZImagePipeline:
+    """The stock pipeline around a network."""
     towers = needs(output / "towers", "text")
-    return Pipeline(
-        # Times are spaced evenly in the shifted flow: small pictures need no shift to speak of.
+    return ZImagePipeline(
+        # More than 1 spends more of the steps at high noise, which large pictures need.
         scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
         vae=AutoencoderKL.from_pretrained(needs(output / "vae", "autoencoder")),
         text_encoder=CLIPTextModel.from_pretrained(towers),
@@ -338,27 +338,28 @@ def new_transformer(text_width: int, width: int, layers: int) -> ZImageTransform
     )
 
 
-def cache(pipe: Pipeline, source: Path, output: Path, number: int) -> ConcatDataset[dict[str, Tensor]]:
+def cache(pipe: ZImagePipeline, source: Path, output: Path, number: int) -> ConcatDataset[dict[str, Tensor]]:
     """The data set `number` times over, each time with another draw of captions and of the autoencoder's noise."""
     adapter, folders = adapter_for_pipeline(pipe), [output / f"cache-{seed}" for seed in range(number)]
+    # The factors tell one training of the autoencoder from another, so that no cache outlives it unnoticed.
+    known = {name: pipe.vae.config[name] for name in ("scaling_factor", "shift_factor")}
     for seed, folder in enumerate(folders):
-        if not (folder / "cache.json").is_file():
-            cache_latents(
-                ImageItems(load_image_dataset(source), SIZE, seed=seed),
-                lambda pixels, generator: encode_pixels(pipe, pixels, generator),
-                folder,
-                encode_captions=lambda texts: encode_prompts(pipe, adapter, texts, max_sequence_length=TEXT_TOKENS),
-                batch_size=64,
-                fingerprint={"source": str(source), "seed": seed},
-            )
-            finish_cache(folder)
+        cache_latents(
+            ImageItems(load_image_dataset(source), SIZE, seed=seed),
+            lambda pixels, generator: encode_pixels(pipe, pixels, generator),
+            folder,
+            encode_captions=lambda texts: encode_prompts(pipe, adapter, texts, max_sequence_length=TEXT_TOKENS),
+            batch_size=64,
+            fingerprint={"source": str(source), "seed": seed, **known},
+        )
+        finish_cache(folder)
     return ConcatDataset([CachedLatents(folder) for folder in folders])
 
 
 def train_network(output: Path, args: argparse.Namespace) -> None:
     """Plain flow matching: consistency ratio 0, no enhanced target, and captions dropped, so that guidance is real."""
     towers = needs(output / "towers", "text")
-    text_width = CLIPModel.config_class.from_pretrained(towers).text_config.hidden_size
+    text_width = CLIPConfig.from_pretrained(towers).text_config.hidden_size
     pipe = new_pipeline(output, new_transformer(text_width, args.width, args.layers), shift=1.0).to(DEVICE)
     data = cache(pipe, needs(output / "data", "prepare"), output, args.captions)
     null = encode_null(pipe, adapter_for_pipeline(pipe), max_sequence_length=TEXT_TOKENS)
