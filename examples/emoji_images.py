@@ -130,7 +130,7 @@ def fetch(package: Package, folder: Path) -> Path:
             raise SystemExit(f"`npm` must be installed to fetch {package.name}: install Node.js. {by_hand}")
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            command = ["npm", "pack", "--silent", f"{package.name}@{package.version}"]
+            command = ["npm", "pack", "--loglevel=error", f"{package.name}@{package.version}"]
             result = subprocess.run(command, cwd=temporary, capture_output=True, text=True)
             if result.returncode != 0:
                 reason = (result.stderr or result.stdout).strip()[-500:]
