@@ -341,7 +341,7 @@ def new_transformer(text_width: int, width: int, layers: int) -> ZImageTransform
 def cache(pipe: ZImagePipeline, source: Path, output: Path, number: int) -> ConcatDataset[dict[str, Tensor]]:
     """The data set `number` times over, each time with another draw of captions and of the autoencoder's noise."""
     adapter, folders = adapter_for_pipeline(pipe), [output / f"cache-{seed}" for seed in range(number)]
-    # The factors tell one training of the autoencoder from another, and its cache is then made again.
+    # The factors tell one training of the autoencoder from another, so that no cache outlives it unnoticed.
     known = {name: pipe.vae.config[name] for name in ("scaling_factor", "shift_factor")}
     for seed, folder in enumerate(folders):
         cache_latents(
@@ -351,7 +351,6 @@ def cache(pipe: ZImagePipeline, source: Path, output: Path, number: int) -> Conc
             encode_captions=lambda texts: encode_prompts(pipe, adapter, texts, max_sequence_length=TEXT_TOKENS),
             batch_size=64,
             fingerprint={"source": str(source), "seed": seed, **known},
-            overwrite_output_dir=True,
         )
         finish_cache(folder)
     return ConcatDataset([CachedLatents(folder) for folder in folders])
