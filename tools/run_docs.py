@@ -52,6 +52,7 @@ NOT_RUN = {
     "docs/compare-solvers.md": {
         "ucgm compare --model fashion-mnist --output": "half an hour: the short command below it is run",
     },
+    "docs/emoji-model.md": {"train_emoji.py": "two hours of training, with pictures from npm"},
     "docs/evaluate.md": {
         "num_processes 8": "an ellipsis, and eight processes",
         "load_my_model": "the reader's own model",

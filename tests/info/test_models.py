@@ -34,6 +34,19 @@ def test_info_tells_a_pipeline_and_its_schedule(model, capsys):
         assert f"{t:.4f}" in printed
 
 
+def test_info_names_the_tokenizer_of_a_pipeline(tmp_path):
+    diffusers.FlowMatchEulerDiscreteScheduler().save_pretrained(tmp_path / "scheduler")
+    (tmp_path / "tokenizer").mkdir()
+    parts = {
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "tokenizer": ["transformers", "T5Tokenizer"],
+    }
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "SanaPipeline", **parts}))
+    told = describe_model(tmp_path, 2)
+    assert f"T5Tokenizer in {tmp_path / 'tokenizer'}" in told
+    assert f"FlowMatchEulerDiscreteScheduler in {tmp_path / 'scheduler'}" in told
+
+
 def test_info_shows_how_a_stock_scheduler_would_be_run(tmp_path, capsys):
     diffusers.DDIMScheduler(timestep_spacing="trailing").save_pretrained(tmp_path / "chain")
     assert main(["info", str(tmp_path / "chain"), "--steps", "2"]) == 0

@@ -99,9 +99,17 @@ def _describe_pipeline(folder: Path, steps: int) -> list[str]:
         lines.append(f"classes: {', '.join(labels.values())}")
     for name, value in index.items():
         if isinstance(value, list) and value[0] is not None and (folder / name).is_dir():
-            describe = _describe_scheduler if name == "scheduler" else _describe_network
-            lines += ["", f"[{name}]", *describe(folder / name, steps)]
+            lines += ["", f"[{name}]", *_describe_part(folder / name, value[1], steps)]
     return lines
+
+
+def _describe_part(folder: Path, class_name: str, steps: int) -> list[str]:
+    """A scheduler, a network, or what has no configuration in that form, as tokenizers and image processors."""
+    if folder.name == "scheduler":
+        return _describe_scheduler(folder, steps)
+    if (folder / "config.json").is_file():
+        return _describe_network(folder, steps)
+    return [f"{class_name} in {folder}"]
 
 
 def _describe_network(folder: Path, steps: int) -> list[str]:
