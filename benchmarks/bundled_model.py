@@ -26,12 +26,18 @@ from diffusers_ucgm.image_metrics.statistics import FeatureStatistics, frechet_d
 
 SIZE = 32
 CLASSIFIER = "fashion-mnist-classifier"
+KINDS = {"fashion-mnist": "multi-step", "fashion-mnist-2-step": "tuned", "fashion-mnist-any-step": "any-step"}
 EULER = {"extrapolation_ratio": 0.0, "time_warp": (1.0, 1.0, 1.0), "time_gaps": (0.0, 0.0)}
 # (row, model, steps, changes to the model's own scheduler)
 SETTINGS: list[tuple[str, str, int, dict[str, Any]]] = [
     ("1 step", "fashion-mnist-2-step", 1, {}),
     ("2 steps", "fashion-mnist-2-step", 2, {}),
     ("4 steps", "fashion-mnist-2-step", 4, {}),
+    ("1 step", "fashion-mnist-any-step", 1, {}),
+    ("2 steps", "fashion-mnist-any-step", 2, {}),
+    ("4 steps", "fashion-mnist-any-step", 4, {}),
+    ("8 steps", "fashion-mnist-any-step", 8, {}),
+    ("40 steps", "fashion-mnist-any-step", 40, {}),
     ("2 Euler steps", "fashion-mnist", 2, EULER),
     ("4 Euler steps", "fashion-mnist", 4, EULER),
     ("10 Euler steps", "fashion-mnist", 10, EULER),
@@ -87,7 +93,7 @@ def draw(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="/usr/share/datasets/fashion-mnist")
-    parser.add_argument("--models", type=Path, help="folder with both pipelines, in place of the bundled ones")
+    parser.add_argument("--models", type=Path, help="folder with the pipelines, in place of the bundled ones")
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--batch-size", type=int, default=500)
     parser.add_argument("--classifier", default=CLASSIFIER, help="or a folder of examples/train_classifier.py")
@@ -134,7 +140,7 @@ def main() -> None:
             continue
         source = str(args.models / model) if args.models else model
         x, labels, seconds = draw(source, steps, changes, args.samples, args.batch_size)
-        report(f"{name} ({'tuned' if model.endswith('2-step') else 'multi-step'})", x, labels, seconds, steps)
+        report(f"{name} ({KINDS[model]})", x, labels, seconds, steps)
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "results.json").write_text(json.dumps({"samples": args.samples, "rows": rows}, indent=2))
 

@@ -27,9 +27,9 @@ SCHEDULER: Fields = {
     "prediction_type": Maybe(Anything(("eps", "Epsilon", "v-prediction", 0, True, ["epsilon"], b"epsilon", {}, 1.5))),
     "solver_order": Choice((1, 2)),
     "solver_type": Choice(("velocity", "data", "noise", "multistep")),
-    "extrapolation_ratio": Either((NOT_NEGATIVE, Choice(("auto",)))),
+    "extrapolation_ratio": Either((NOT_NEGATIVE, Choice(("auto", "adaptive")))),
     "stochasticity": Either((SHARE, Choice(("auto",)))),
-    "time_warp": WARP,
+    "time_warp": Either((WARP, Choice(("auto",)))),
     "time_gaps": Several(SHARE, (0.001, 0.001), total=1.0),
     "shift": POSITIVE,
     "use_dynamic_shifting": Truth(),
@@ -61,6 +61,15 @@ SCHEDULER: Fields = {
     "original_inference_steps": Maybe(COUNT),
     "round_timesteps": Truth(),
     "extrapolation_order": Choice((2, 3)),
+    "target_time": Choice(("auto", "next", "end", "same")),
+    "fitted_solvers": Maybe(
+        Anything(
+            (5, "x", True, [5], ["x"], {"timesteps": [1.0], "weights": [[1.0, 0.0]]}, [{}], [{"timesteps": [1000.0]}])
+            + ([{"timesteps": [1000.0], "weights": [["a", 0.0]]}], [{"timesteps": [1000.0], "weights": []}])
+            + ([{"timesteps": [math.nan], "weights": [[1.0, 0.0]]}], [{"timesteps": [], "weights": []}])
+            + ([{"timesteps": [1000.0], "weights": [[math.inf, 0.0]]}], [{"timesteps": 1, "weights": 1}])
+        )
+    ),
 }
 # On which path a setting has an effect; elsewhere it is "linear".
 PATHS = {
@@ -144,6 +153,23 @@ LOSS: Fields = {
     "channel_dim": Number(is_whole=True),
     "batched_calls": Truth(),
     "derivative": Choice(("difference", "forward")),
+    "partial_calls": Truth(),
+    "second_time": Choice(("none", "any")),
+    "time_pairs": Choice(("uniform", "sorted", "dyadic")),
+    "equal_share": SHARE,
+    "end_share": SHARE,
+    "chain_order": COUNT,
+    "first_step": SHARE,
+    "first_step_unit": Choice(("time", "gap")),
+    "form": Choice(("amplified", "integral")),
+    "clamp": Maybe(POSITIVE),
+    "normalisation": Choice(("none", "huber", "norm", "adaptive")),
+    "adaptive_power": NOT_NEGATIVE,
+    "chain_network": Choice(("student", "ema", "teacher")),
+    "velocity": Choice(("data", "teacher")),
+    "time_weight": Choice(("none", "gap")),
+    "twin_share": SHARE,
+    "rectification": NOT_NEGATIVE,
 }
 LOSS_CALL: Fields = {
     "x": Anything((*NO_TENSORS, SAMPLE.long(), torch.ones(()), SAMPLE[:0])),
