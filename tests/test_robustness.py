@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from attacks import attempts
 from attacks.attempts import BARE, NAMED, Attempt, Outcome
+from attacks.tables import UNKNOWN
 
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "robustness.py"
@@ -17,6 +18,10 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="every attempt r
 
 def attack(*words):
     return subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True)
+
+
+def test_every_setting_of_scheduler_loss_and_trainer_is_attacked():
+    assert not UNKNOWN
 
 
 def test_the_judge_finds_deliberate_faults():
