@@ -37,7 +37,7 @@ RUNS: dict[str, tuple[dict[str, Any], tuple[float, int], dict[str, Any]]] = {
         (3, 1),
         FEW_STEP,
     ),
-    "any-step: rcgm, N = 1, half to the data, teacher's velocity": (
+    "any-step": (
         dict(get_recipe("any-step").settings),
         (1.75, 1),
         ANY_STEP,

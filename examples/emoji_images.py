@@ -2,8 +2,8 @@
 
 `train/` and `test/` hold PNG files and a `metadata.jsonl`, as `datasets` and diffusers' own scripts read them: the
 column `text` is a list of captions, of which the first is the plain one. `test/` holds whole subjects that training
-never sees (`kind` "subject"), and combinations of a known subject with a skin tone, gender or style that it does not
-see together ("combination").
+never sees (`kind` "subject"), and known subjects with a skin tone, gender or style that training does not see them
+with ("combination").
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from diffusers_ucgm.files import replacing, replacing_folder, write_json, write_
 
 SIZE = 64  # of Noto's files; Fluent's have 256 pixels
 CAPTIONS = 8  # per picture
-HELD_OUT = 0.08  # the part of the combinations
+HELD_OUT = 0.08  # the fraction of the combinations
 TONES = {"1f3fb": "light", "1f3fc": "medium-light", "1f3fd": "medium", "1f3fe": "medium-dark", "1f3ff": "dark"}
 # A man or a woman is a code at the front, or a sign that a joiner (200d) binds to the end.
 GENDERS = {"1f468": "man", "1f469": "woman", "200d-2642": "man", "200d-2640": "woman"}
@@ -89,7 +89,7 @@ FLUENT = Package(
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture's words.
+    """What is known of a picture, and its captions.
 
     Attributes:
         file_name: Of the PNG file.
@@ -121,7 +121,7 @@ def fetch(package: Package, folder: Path) -> Path:
     """The package's file, from the registry where the folder does not have it yet.
 
     Raises:
-        SystemExit: If it cannot be had; the message says what to do.
+        SystemExit: If it cannot be fetched; the message says what to do.
     """
     file = folder / package.file_name
     by_hand = f"Or put the file {package.file_name} of {package.name}@{package.version} into {folder} yourself."
@@ -154,17 +154,17 @@ def files_in(package: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
 
 
 def codes_of(name: str) -> str:
-    """The code points of an emoji in the one form that both packages can be brought to.
+    """The code points of an emoji in a form that is the same for both packages.
 
-    Both have them in hexadecimal, one with leading zeros, one with underscores, and either may leave out the mark
-    fe0f, which asks for a coloured picture, and the end of a tag.
+    Both write them in hexadecimal, one with leading zeros, one with underscores, and either may leave out the
+    variation selector fe0f, which asks for a coloured picture, and e007f, which ends a tag.
     """
     codes = (code.lstrip("0") for code in name.lower().replace("_", "-").split("-"))
     return "-".join(code for code in codes if code not in ("fe0f", "e007f"))
 
 
 def describe(entry: dict[str, object]) -> dict[str, tuple[str, list[str], str, str, str, str]]:
-    """From the codes of an entry of `emoji.json`, and of its skin tones, to subject, aliases, tone and the rest."""
+    """Map the codes of an entry of `emoji.json`, and of its skin tones, to subject, aliases, tone and the rest."""
     name, category = str(entry["name"]), str(entry["subcategory"])
     subject = name.lower()
     aliases = [re.sub(r"\d+$", "", str(short)).replace("_", " ").replace("-", " ") for short in entry["short_names"]]
@@ -186,7 +186,7 @@ def describe(entry: dict[str, object]) -> dict[str, tuple[str, list[str], str, s
 
 
 def captions_of(subject: str, aliases: list[str], tone: str, style: str, category: str, seed: str) -> tuple[str, ...]:
-    """The plain caption, and others whose parts are shuffled, said otherwise or left out."""
+    """The plain caption, and others whose parts are shuffled, reworded or left out."""
     draws = random.Random(seed)
     skin = f"{tone} skin {'tones' if ' and ' in tone else 'tone'}" if tone else ""
     captions = [", ".join(filter(None, (subject, skin, f"{style} style")))]
@@ -261,7 +261,7 @@ Kind = Literal["seen", "combination", "subject"]
 
 
 def kinds_of(pictures: Iterable[Picture], num_subjects: int) -> dict[str, Kind]:
-    """From the file's name to what training sees of it: "seen" is the training split, the others the test split."""
+    """Map file names to what training sees of them: "seen" is the training split, the others are the test split."""
     pictures = list(pictures)
     # No one can draw a flag from a country's name alone.
     concepts = {each.concept for each in pictures if not each.category.endswith("flag")}
@@ -273,12 +273,12 @@ def kinds_of(pictures: Iterable[Picture], num_subjects: int) -> dict[str, Kind]:
         if each.tone or each.gender:
             is_held = fraction(f"{key} {each.style}") < HELD_OUT
         else:
-            # Of the plain pictures, one style of those that are there in both.
+            # Of a plain picture that both styles have, one style may be held out.
             others = {style for *same, style in styles if same == [each.concept, "", ""]}
             held = sorted(others)[int(fraction(f"style {key}") * len(others))]
             is_held = len(others) > 1 and each.style == held and fraction(key) < HELD_OUT
         kinds[each.file_name] = "subject" if each.concept in unseen else "combination" if is_held else "seen"
-    # What training shall combine it must know: a subject of which all is held out stays in training.
+    # Training must know what it shall combine: a subject that would be held out completely stays in training.
     known = {each.concept for each in pictures if kinds[each.file_name] == "seen"}
     return {
         each.file_name: "seen"
@@ -289,7 +289,7 @@ def kinds_of(pictures: Iterable[Picture], num_subjects: int) -> dict[str, Kind]:
 
 
 def licences(source: str | None) -> str:
-    """The licences of the pictures, for people who pass them on, or what is made of them."""
+    """The licences of the pictures, for people who pass on the pictures or a model trained on them."""
     if source is not None:
         return f"The licence of the pictures is that of their source: {source}\n"
     return LICENCES + MIT + "\n\n" + (Path(__file__).parents[1] / "LICENSE").read_text()

@@ -8,7 +8,7 @@
 
 `prepare` fetches 7,161 emoji from npm, or takes any source with captions (`--source`). `autoencoder` trains an
 AutoencoderKL (16x16x4 latents), `text` a CLIP of captions and pictures, whose text tower becomes the text encoder,
-`network` the transformer by `UCGMTrainer`, on cached latents and captions, and `pipeline` puts them together in half
+and `network` the transformer by `UCGMTrainer`, on cached latents and captions. `pipeline` assembles them in half
 precision, with model card and licences, and draws a grid. A finished stage is left alone, and a stopped one goes on
 where it was. docs/emoji-model.md says why the parts are what they are, and how long a step takes.
 """
@@ -56,9 +56,9 @@ from diffusers_ucgm.training.encoding import encode_null, encode_pixels, encode_
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 KL_WEIGHT = 1e-4
-# What Z-Image fills every text up to inside its network, so that shorter ones cost the same.
+# Z-Image pads every text to a multiple of this length inside its network, so that shorter ones cost the same.
 TEXT_TOKENS = 32
-# The length that the stock pipeline fills every prompt up to before it encodes it.
+# The stock pipeline pads every prompt to this length before it encodes it.
 MAX_TEXT_TOKENS = 512
 HEAD_WIDTH = 32
 MAX_MEGABYTES = 14.0
@@ -108,7 +108,7 @@ def needs(folder: Path, stage: str) -> Path:
 
 
 def indices(count: int, batch_size: int, step: int) -> Tensor:
-    """The rows of a step, from passes in an order that follows from the pass alone, as a resumed run needs it."""
+    """The rows of a step; the order of a pass depends on its number alone, as a resumed run needs it."""
     batch_size = min(batch_size, count)
     epoch, position = divmod(step, count // batch_size)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(epoch))
@@ -148,7 +148,7 @@ def optimize(
 
 
 def new_autoencoder(channels: list[int]) -> AutoencoderKL:
-    """From 64x64x3 to 16x16x4; without attention, so that every latent is of its surroundings alone."""
+    """An autoencoder from 64x64x3 to 16x16x4, without attention, so that latents depend on their surroundings."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
@@ -165,13 +165,13 @@ def new_autoencoder(channels: list[int]) -> AutoencoderKL:
 
 
 def train_autoencoder(output: Path, args: argparse.Namespace) -> None:
-    """Absolute and squared error, and a small Kullback-Leibler term, which keeps the latents smooth."""
+    """Minimise absolute and squared error, and a small Kullback-Leibler term, which keeps the latents smooth."""
     images, _ = pictures(output / "data")
     torch.manual_seed(0)
     model = new_autoencoder(args.channels).to(DEVICE, memory_format=torch.channels_last)
 
     def loss_of(step: int) -> dict[str, Tensor]:
-        # Quarters cost a quarter and teach as much; whole pictures come last, for the statistics of group norms.
+        # A quarter of a picture costs a quarter; whole pictures come last, for the statistics of group norms.
         side = SIZE // 2 if step < 0.8 * args.steps else SIZE
         draws = random.Random(step)
         left, top = draws.randrange(SIZE - side + 1), draws.randrange(SIZE - side + 1)
@@ -189,7 +189,7 @@ def train_autoencoder(output: Path, args: argparse.Namespace) -> None:
     model = model.eval().to(memory_format=torch.contiguous_format)
     with torch.no_grad():
         z = torch.cat([model.encode(to_float(each)).latent_dist.mean for each in images[::4].split(64)])
-    # One number each, as the stock pipeline reads them.
+    # The stock pipeline reads one number for each.
     model.register_to_config(scaling_factor=1.0 / z.std().item(), shift_factor=z.mean().item())
     print(f"latents: mean by channel {z.mean((0, 2, 3)).tolist()}, deviation {z.std((0, 2, 3)).tolist()}")
     with replacing_folder(output / "vae") as temporary:
@@ -198,7 +198,7 @@ def train_autoencoder(output: Path, args: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def show_reconstructions(output: Path) -> None:
-    """Pictures of the test split above what the autoencoder makes of them."""
+    """Draw pictures of the test split and their reconstructions, and print the mean PSNR."""
     model = AutoencoderKL.from_pretrained(output / "vae").eval().to(DEVICE)
     split = "test" if (output / "data" / "test").is_dir() else "train"
     images, _ = pictures(output / "data", split)
@@ -211,10 +211,10 @@ def show_reconstructions(output: Path) -> None:
 
 
 def new_tokenizer(captions: Iterable[str], size: int) -> PreTrainedTokenizerFast:
-    """Pieces of lower-case words, learnt from the captions."""
+    """A tokenizer of lower-case text, whose tokens are learnt from the captions."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    # Every word begins with its space, the first one too, so that it is the same piece at any place.
+    # Every word begins with its space, also the first one, so that it has the same token at any place.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Punctuation(), pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.Metaspace()]
     )
@@ -235,7 +235,7 @@ def new_tokenizer(captions: Iterable[str], size: int) -> PreTrainedTokenizerFast
         model_max_length=MAX_TEXT_TOKENS,
         padding_side="right",
     )
-    # The stock pipeline wraps each prompt in the tokenizer's chat template: here the bare prompt.
+    # The stock pipeline wraps each prompt in the tokenizer's chat template, which is the bare prompt here.
     made.chat_template = "{{ messages[0]['content'] }}"
     return made
 
@@ -249,7 +249,7 @@ def new_towers(vocabulary: int, width: int, layers: int) -> CLIPModel:
         "num_attention_heads": max(1, width // HEAD_WIDTH),
         "projection_dim": width,
     }
-    # These numbers are the tokenizer's; any end but 2, which CLIP takes for an old checkpoint's.
+    # These ids are the tokenizer's. The end must not be 2, which CLIP takes for an old checkpoint's.
     text = {"vocab_size": vocabulary, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3}
     return CLIPModel(
         CLIPConfig(
@@ -270,7 +270,7 @@ def train_text(output: Path, args: argparse.Namespace) -> None:
     """Teach two towers which caption belongs to which picture; the tower of texts becomes the text encoder."""
     images, rows = pictures(output / "data")
     tokenizer = new_tokenizer((text for row in rows for text in row["text"]), args.vocabulary)
-    # Before its first call, for a tokenizer saves the lengths that it was last called with.
+    # It is saved before its first call, because a tokenizer saves the lengths that it was last called with.
     with replacing_folder(output / "tokenizer") as temporary:
         tokenizer.save_pretrained(temporary)
     torch.manual_seed(0)
@@ -280,7 +280,7 @@ def train_text(output: Path, args: argparse.Namespace) -> None:
         draws = random.Random(step)
         index = indices(len(images), args.batch_size, step)
         captions = [draws.choice(rows[i]["text"]) for i in index.tolist()]
-        # Moved by some pixels, for there are few pictures; not mirrored, for some have letters.
+        # The pictures are few, so they are moved by some pixels; some have letters, so none is mirrored.
         x = nn.functional.pad(to_float(images[index]), (4, 4, 4, 4), value=1.0)
         left, top = draws.randrange(9), draws.randrange(9)
         x = x[..., top : top + SIZE, left : left + SIZE]
@@ -293,7 +293,7 @@ def train_text(output: Path, args: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def show_retrieval(output: Path, choices: int = 20) -> None:
-    """How often the towers find a real picture's caption among some, on each part of the test split."""
+    """Print how often the towers find a picture's caption among several, for each part of the test split."""
     split = "test" if (output / "data" / "test").is_dir() else "train"
     images, rows = pictures(output / "data", split)
     model = CLIPModel.from_pretrained(output / "towers").eval().to(DEVICE)
@@ -313,7 +313,7 @@ def new_pipeline(output: Path, transformer: ZImageTransformer2DModel, shift: flo
     """The stock pipeline around a network."""
     towers = needs(output / "towers", "text")
     return ZImagePipeline(
-        # More than 1 spends more of the steps at high noise, which large pictures need.
+        # A shift above 1 spends more of the steps at high noise, which large images need.
         scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
         vae=AutoencoderKL.from_pretrained(needs(output / "vae", "autoencoder")),
         text_encoder=CLIPTextModel.from_pretrained(towers),
@@ -357,7 +357,7 @@ def cache(pipe: ZImagePipeline, source: Path, output: Path, number: int) -> Conc
 
 
 def train_network(output: Path, args: argparse.Namespace) -> None:
-    """Plain flow matching: consistency ratio 0, no enhanced target, and captions dropped, so that guidance is real."""
+    """Train by plain flow matching: ratio 0, no enhanced target, and dropped captions, which guidance needs."""
     towers = needs(output / "towers", "text")
     text_width = CLIPConfig.from_pretrained(towers).text_config.hidden_size
     pipe = new_pipeline(output, new_transformer(text_width, args.width, args.layers), shift=1.0).to(DEVICE)
@@ -405,9 +405,9 @@ image = pipe("{prompt}", height=64, width=64, num_inference_steps=20, guidance_s
 
 Give height and width: the pipeline's own default is 1024 pixels. Its guidance scale is one less than elsewhere: 0 is
 no guidance and 2 is what other pipelines call 3. `ZImageImg2ImgPipeline.from_pipe(pipe)` and
-`ZImageInpaintPipeline.from_pipe(pipe)` start from a picture of 64 pixels.
+`ZImageInpaintPipeline.from_pipe(pipe)` start from an image of 64x64 pixels.
 
-It knows the subjects of its training pictures, and draws little of use for others.
+It was trained on the subjects of these emoji alone.
 """
 
 
@@ -425,9 +425,9 @@ def assemble(output: Path, args: argparse.Namespace) -> None:
         for part in (pipe.transformer, pipe.vae, pipe.text_encoder):
             part.half()
         pipe.save_pretrained(temporary)
-        # transformers 5 would compute in the files' half precision, which CPUs are slow in; diffusers does not.
+        # transformers 5 would compute in the files' half precision, in which CPUs are slow; diffusers does not.
         edit(temporary / "text_encoder" / "config.json", "float16", "float32")
-        # Its name for this class is one that transformers 4 does not know; this one is known to both.
+        # transformers 5 writes a name for this class that transformers 4 does not know; both know this one.
         for file in ("model_index.json", "tokenizer/tokenizer_config.json"):
             edit(temporary / file, "TokenizersBackend", "PreTrainedTokenizerFast")
         shutil.copyfile(output / "data" / "LICENCES.txt", temporary / "LICENCES.txt")
@@ -435,11 +435,11 @@ def assemble(output: Path, args: argparse.Namespace) -> None:
         write_text(temporary / "README.md", CARD.format(megabytes=megabytes, prompt=PROMPTS[0]))
     print(f"Pipeline: {folder}, {megabytes:.1f} MB")
     if megabytes > MAX_MEGABYTES:
-        print(f"That is more than the {MAX_MEGABYTES} MB that the wheel has room for.")
+        print(f"This is more than the {MAX_MEGABYTES} MB for which the wheel has room.")
 
 
 def draw(output: Path, args: argparse.Namespace) -> None:
-    """A grid of prompts by guidance, as anybody would draw it with diffusers alone."""
+    """Draw a grid of prompts by guidance scale, with diffusers alone."""
     pipe = DiffusionPipeline.from_pretrained(output / "pipeline").to(DEVICE)
     pipe.set_progress_bar_config(disable=True)
     blocks: dict[str, list[list[Image.Image]]] = {}
@@ -475,7 +475,7 @@ def new_parser() -> argparse.ArgumentParser:
             ("autoencoder", "train the autoencoder"),
             ("text", "train tokenizer and text encoder"),
             ("network", "cache latents and captions, and train the transformer"),
-            ("pipeline", "put the pipeline together and draw a grid"),
+            ("pipeline", "assemble the pipeline and draw a grid"),
         )
     }
     for each in stage.values():
@@ -485,7 +485,7 @@ def new_parser() -> argparse.ArgumentParser:
     add_training(stage["autoencoder"], 4000, 16, 2e-3)
     stage["autoencoder"].add_argument("--channels", type=int, nargs="+", default=[32, 64, 64])
     add_training(stage["text"], 1500, 128, 1e-3)
-    stage["text"].add_argument("--vocabulary", type=int, default=1536, help="pieces of the tokenizer")
+    stage["text"].add_argument("--vocabulary", type=int, default=1536, help="number of the tokenizer's tokens")
     stage["text"].add_argument("--width", type=int, default=128)
     stage["text"].add_argument("--layers", type=int, default=3)
     add_training(stage["network"], 4000, 64, 1e-3)
@@ -493,7 +493,7 @@ def new_parser() -> argparse.ArgumentParser:
     stage["network"].add_argument("--layers", type=int, default=6)
     stage["network"].add_argument("--captions", type=int, default=4, help="captions of each picture")
     stage["network"].add_argument("--mixed-precision", default="no", choices=("no", "bf16", "fp16"))
-    stage["pipeline"].add_argument("--shift", type=float, default=1.0, help="of the scheduler")
+    stage["pipeline"].add_argument("--shift", type=float, default=1.0, help="the scheduler's shift")
     stage["pipeline"].add_argument("--prompts", nargs="+", default=PROMPTS)
     stage["pipeline"].add_argument("--guidance", type=float, nargs="+", default=[0.0, 2.0, 5.0])
     stage["pipeline"].add_argument("--sampling-steps", type=int, default=20)

@@ -114,7 +114,7 @@ def test_one_of_two_networks_with_a_second_time_is_refused(name, rule):
     with pytest.raises(RuntimeError, match=rf"`target_time='{rule}'` must be told to the network, got a"):
         case(4)
     tell_target_times(case.pipe)
-    message = rf"`pipe` must have networks of two times alone under `target_time='{rule}'`, got WanTransformer3DModel"
+    message = rf"`pipe` must have only networks of two times under `target_time='{rule}'`, got WanTransformer3DModel"
     with pytest.raises(RuntimeError, match=message):
         case(4)
     # At equal times both give the velocity.

@@ -1423,8 +1423,8 @@ MUTANTS = [
     Mutant(
         "FLUX.2's latents without the batch norm's statistics",
         "autoencoders.py",
-        "mean, (module.bn.running_var.to(like) + config.batch_norm_eps).rsqrt()",
-        "mean, torch.ones_like(module.bn.running_var.to(like))",
+        "mean, (vae.bn.running_var.to(like) + config.batch_norm_eps).rsqrt()",
+        "mean, torch.ones_like(vae.bn.running_var.to(like))",
         AUTOENCODER_TESTS,
     ),
     # Labels

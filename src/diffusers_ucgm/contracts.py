@@ -35,7 +35,7 @@ NETWORK_NAMES = ("transformer", "unet", "prior", "transformer_2", "unet_2")
 TIME_ARGUMENTS = ("timestep", "timesteps", "t")
 # The names that they have for the time that a call leads to.
 TARGET_TIMES = ("r_timestep", "target_timestep", "timestep_r")
-# The settings by which networks are made without layers for that time, which their forward has nevertheless.
+# The settings that make a network without layers for that time, although its forward has the argument.
 SECOND_TIME_SWITCHES = ("use_meanflow", "flow_map")
 # The names that pipelines of diffusers have for their conditions.
 CONDITION_NAMES = ("class_labels", "prompt")
@@ -150,7 +150,7 @@ def network_of(pipe: object) -> nn.Module:
 
 
 def config_of(part: object) -> Mapping[str, Any]:
-    """The settings of a network, a scheduler or a pipeline; none where it has no config, as a bare module."""
+    """The settings of a network, a scheduler or a pipeline; empty where it has no config, as a bare module."""
     return getattr(part, "config", {})
 
 

@@ -353,7 +353,7 @@ def lora_notes(file: str | Path) -> JsonObject:
 
 
 def lora_settings(file: str | Path) -> JsonObject:
-    """The settings of a LoRA by name, behind the network's; none for a file that does not tell them."""
+    """The settings of a LoRA by name, each after the network's name; empty for a file without them."""
     return _metadata(file, LORA_ADAPTER_METADATA_KEY)
 
 

@@ -150,7 +150,7 @@ class RunFolder:
 
     @contextmanager
     def hold(self) -> Iterator["RunFolder"]:
-        """Keep the lock from when it is first entered within to the end: nothing is touched before."""
+        """Keep the lock from the first entry in this context to its end; nothing is touched before."""
         self._is_held = True
         try:
             yield self

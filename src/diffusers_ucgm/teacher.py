@@ -25,7 +25,7 @@ class Teacher:
 
     Attributes:
         model: The module to call without gradient. With `teacher_decay` 0, or where the base of an adapter is the
-            teacher, it is the student itself; an averaged adapter stands in the student's own base.
+            teacher, it is the student itself; an averaged adapter runs in the student's own base.
         decay: The decay of the next `update`. It warms up from 0 by
             `decay += (1 - decay) (teacher_decay - decay) / 2`.
     """
@@ -46,8 +46,8 @@ class Teacher:
             teacher_decay: In [0, 1]: 0 uses the student, 1 freezes the weights it has now (the pretrained model, when
                 tuning), anything between follows the student as an exponential moving average.
             without_adapter: For a student that is a frozen base with an adapter: switches the adapter off while it is
-                entered. The base is then the frozen teacher, without a copy, and an averaging teacher has a copy of
-                the weights in training alone.
+                entered. The base is then the frozen teacher, without a copy, and an averaging teacher copies only the
+                weights in training.
             dtype: The dtype of a frozen copy; None keeps the student's.
             offload_from: A device whose memory a frozen copy leaves free: the copy stays on the CPU, and its weights
                 are on this device only during a call.
@@ -129,10 +129,10 @@ class Teacher:
 
 
 class _Averaged(nn.Module):
-    """A student with averages in place of its weights in training, during a call; all others it shares.
+    """A student that is called with averages in place of its weights in training, and shares all others.
 
-    A second adapter of peft would hold the same, but among the student's weights: its optimizer, its files and the
-    wrappers of accelerate would have to leave it out again.
+    A second adapter of peft would hold the same averages, but among the student's weights, where its optimizer, its
+    files and the wrappers of accelerate would have to leave them out.
     """
 
     def __init__(self, student: nn.Module) -> None:
@@ -146,10 +146,10 @@ class _Averaged(nn.Module):
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Take averages over.
+        """Copy averages into those of this module.
 
         Raises:
-            RuntimeError: If they are of other weights.
+            RuntimeError: If the averages are of other weights.
         """
         if differing := sorted({*tensors} ^ {*self.averages}):
             raise RuntimeError(f"The averages are of other weights: {differing[:4]}.")

@@ -23,15 +23,15 @@ Features = Callable[[ModelMixin, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class LateBlocks:
-    """Where the embedding of the time goes, for networks whose blocks are given it.
+    """Where the embedding of the time goes, for networks whose blocks receive it.
 
     Attributes:
         source: The name of the module whose output has the embedding.
         blocks: The names of the lists of blocks, in the order of the calls.
-        end: The name of the module after the last block that takes the embedding, or of a list of such; a number where
-            the network itself takes it there: the place in the source's output of what it takes there alone.
+        end: The name of the module after the last block that takes the embedding, or of a list of modules. Where the
+            network itself takes an embedding there, a number: the place of that embedding in the source's output.
         reshaped: The blocks' argument for an embedding whose shape the network changes, and the place of the embedding
-            in the source's output; None where blocks are given it as it is.
+            in the source's output; None where the network passes it to the blocks as it is.
     """
 
     source: str

@@ -33,8 +33,8 @@ def tell_target_times(pipe: DiffusionPipeline) -> None:
     diffusers, the networks are sampled at equal times, as any flow model is. A pipeline that tells its network the
     second time itself, as `UCGMPipeline` does, is left to that. Calling it again changes nothing.
 
-    Of two networks with a part of the times each, such as Wan 2.2's, both are told. Under "next" and "end" a call of
-    one that has no second time raises a RuntimeError: its velocity is no jump.
+    Where two networks have a part of the times each, as Wan 2.2's, both receive it. Under "next" and "end" a call of
+    one that has no second time raises a RuntimeError, because its velocity is no jump.
 
     Args:
         pipe: A pipeline whose networks have a second time of `add_second_time`; others are left alone.
@@ -46,7 +46,7 @@ def tell_target_times(pipe: DiffusionPipeline) -> None:
 
 
 def _follow(pipe: DiffusionPipeline, network: nn.Module) -> None:
-    """Have a network's calls told, once."""
+    """Pass target times to a network's calls; a second hook is not added."""
     hooks = network._forward_pre_hooks.values()
     if not any(getattr(hook, "func", None) is _tell and hook.args[0]() is pipe for hook in hooks):  # pyright: ignore
         network.register_forward_pre_hook(partial(_tell, weakref.ref(pipe)), with_kwargs=True)
@@ -62,8 +62,8 @@ def _tell(
         return args, kwargs
     if not has_second_time(network):
         raise RuntimeError(
-            f"`pipe` must have networks of two times alone under `target_time={scheduler.config.target_time!r}`, got "
-            f"{type(network).__name__} of one time beside another. Give it one by `add_second_time`, or use "
+            f"`pipe` must have only networks of two times under `target_time={scheduler.config.target_time!r}`, got "
+            f"{type(network).__name__} of one time. Give it a second one by `add_second_time`, or use "
             "`target_time='same'`."
         )
     time = time_argument(network, args, kwargs)

@@ -35,7 +35,7 @@ __all__ = [
     "within",
 ]
 
-# What a module is called with.
+# The arguments that a module is called with.
 Arguments = tuple[object, ...]
 Keywords = dict[str, object]
 # The keyword of the forward.

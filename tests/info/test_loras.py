@@ -95,7 +95,7 @@ def test_a_file_without_a_lora_or_with_damaged_settings_is_named(tmp_path, capsy
     with pytest.raises(ValueError, match=r"\.safetensors' must hold the matrices of a LoRA, got \['weight'\]"):
         describe_lora(tmp_path, 4)
     save_file({"a.lora_down.weight": torch.zeros(2, 2)}, file, {"diffusers_ucgm": "{"})
-    with pytest.raises(ValueError, match=r"\.safetensors' must tell its settings in JSON"):
+    with pytest.raises(ValueError, match=r"\.safetensors' must hold its settings as JSON"):
         describe_lora(tmp_path, 4)
     file.write_bytes(file.read_bytes()[:20])
     assert main(["info", str(tmp_path)]) == 2

@@ -1,4 +1,4 @@
-"""Descriptions of LoRAs, from the names, shapes and notes in their file alone."""
+"""Descriptions of LoRAs, from their file's names, shapes and notes and the model card beside it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from diffusers_ucgm.names import LORA_WEIGHTS_NAME
 
 __all__ = ["describe_lora"]
 
-# The networks that a LoRA's names begin with, and what diffusers' loader needs to be told for a pipeline's second one.
+# The networks that a LoRA's names begin with, and a pipeline's second one, which diffusers' loader takes by a keyword.
 SECOND_NETWORK = "transformer_2"
 NETWORKS = ("transformer", "unet")
 
@@ -20,7 +20,7 @@ def describe_lora(folder: Path, steps: int) -> list[str]:
 
     Args:
         folder: A folder with the file of a LoRA.
-        steps: The steps of a schedule, of which a LoRA has none.
+        steps: The steps of a schedule; it is ignored, as a LoRA has no schedule.
 
     Raises:
         ValueError: If the file is damaged or holds no LoRA; the message names it.
@@ -33,7 +33,7 @@ def describe_lora(folder: Path, steps: int) -> list[str]:
     try:
         notes, settings = lora_notes(file), lora_settings(file)
     except ValueError as error:
-        raise ValueError(f"{str(file)!r} must tell its settings in JSON, got damaged ones: {error}.") from error
+        raise ValueError(f"{str(file)!r} must hold its settings as JSON, got damaged ones: {error}.") from error
     if not modules:
         raise ValueError(f"{str(file)!r} must hold the matrices of a LoRA, got {sorted(shapes)[:3]}.")
     first = next(iter(modules)).partition(".")[0]
@@ -61,7 +61,7 @@ def _shapes(file: Path) -> dict[str, list[int]]:
 
 
 def _ranks(shapes: Mapping[str, Sequence[int]], modules: Mapping[str, str]) -> str:
-    """The rank of the matrices, or all ranks where they differ; those of LoKr's products are not their sizes."""
+    """The rank of the matrices, or all ranks where they differ; LoKr's matrices do not show theirs."""
     ranks = {shapes[name][0] for name in modules.values() if "lokr" not in name}
     return ", ".join(map(str, sorted(ranks))) or "unknown"
 
@@ -79,14 +79,14 @@ def _second_time(shapes: Mapping[str, object], settings: JsonObject) -> str | No
 
 
 def _base_model(folder: Path, settings: JsonObject) -> str | None:
-    """The model that a LoRA was trained on, by the card beside it or its own settings."""
+    """The model that a LoRA was trained on, from the card beside it or its own settings."""
     from huggingface_hub.repocard import metadata_load
     from yaml import YAMLError
 
     card = folder / "README.md"
     try:
         recorded = (metadata_load(card) if card.is_file() else None) or {}
-    except (ValueError, YAMLError):  # a text of others, which is no card
+    except (ValueError, YAMLError):  # someone else's text, which is no model card
         recorded = {}
     own = (value for name, value in settings.items() if name.endswith("base_model_name_or_path") and value)
     base = recorded.get("base_model") or next(own, None)

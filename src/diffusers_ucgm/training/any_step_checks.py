@@ -1,7 +1,7 @@
-"""What goes wrong in any-step training and shows in calls of the network: how it takes the second time, its targets.
+"""Faults of any-step training that calls of the network show: in its use of the second time, inputs and targets.
 
 A second time that is new has no effect: a network that ignores it and one that has yet to learn it give the same
-output. They differ in the gradient of the second time's own weights.
+output. The gradient of the second time's own weights tells them apart.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,16 +17,16 @@ from .findings import Finding
 
 __all__ = ["ANY_STEP_CHECKS"]
 
-# Outputs that differ by less, as a part of the largest value, are the same.
+# Outputs are the same if they differ by less than this fraction of the largest value.
 SAME, SAME_IN_HALF = 1e-5, 1e-2
-# A correction of a pretrained network is about as large as its velocity; rounding that is amplified is larger.
+# A pretrained network's correction is about as large as its velocity; amplified rounding makes it larger.
 FAR_CORRECTION = 10.0
-# The target time of a jump lies before its time by this part of it.
+# The gap between a jump's two times, as a fraction of its time.
 GAP = 0.5
 
 
 def _second_time(case: Case, output: Tensor) -> Iterator[Finding]:
-    """Is the output at equal times that of one time, and does another target time count?"""
+    """Is the output at equal times that without a target time, and does another target time change it?"""
     equal, equal_gradient = _response(case, 0.0)
     if has_second_time(case.network):
         alone = case.predict_jump(None).detach()
@@ -34,8 +34,8 @@ def _second_time(case: Case, output: Tensor) -> Iterator[Finding]:
             yield Finding(
                 "equal times",
                 "error",
-                f"At r = t the output differs by {_difference(equal, alone):.2g} from that of the network alone: a "
-                "pretrained network would not stay itself. Tell `r_timestep` in the units of the time.",
+                f"At r = t the output differs by {_difference(equal, alone):.2g} from that without a target time, so "
+                "a pretrained network would lose its output. Pass `r_timestep` in the units of the time.",
             )
     jump, gradient = _response(case, GAP)
     if not _are_same(case, jump, equal):
@@ -44,7 +44,7 @@ def _second_time(case: Case, output: Tensor) -> Iterator[Finding]:
         yield Finding(
             "second time",
             "error",
-            "Neither the output nor the gradient depends on where a call leads. Hand `target_time` to the network, "
+            "Neither the output nor the gradient depends on the target time. Pass `target_time` to the network, "
             "and do not freeze the second time's weights.",
         )
     elif case.config.chain_network == "teacher":
@@ -52,8 +52,8 @@ def _second_time(case: Case, output: Tensor) -> Iterator[Finding]:
         yield Finding(
             "chain",
             "warning",
-            f"The frozen teacher does not know the second time yet: its chain of {number} jumps is {number} steps of "
-            "Euler's method. Use `chain_network='student'` or 'ema'.",
+            f"The frozen teacher does not know the second time yet: its chain of {number} jumps is {number} "
+            "Euler steps. Use `chain_network='student'` or 'ema'.",
         )
 
 
@@ -82,7 +82,7 @@ def _difference(one: Tensor, other: Tensor) -> float:
 def _inputs(case: Case, output: Tensor) -> Iterator[Finding]:
     """Have calls left their sample as it was? Those of a chain share it."""
     if not torch.equal(case.transport.sample(case.x, case.z, case.t), case.x_t):
-        yield Finding("inputs", "error", "A call changes its noisy sample in place. Let the adapter hand on a copy.")
+        yield Finding("inputs", "error", "A call changes its noisy sample in place. Let the adapter pass a copy.")
 
 
 def _targets(case: Case, output: Tensor) -> Iterator[Finding]:
@@ -95,8 +95,8 @@ def _targets(case: Case, output: Tensor) -> Iterator[Finding]:
         yield Finding(
             "target",
             "error",
-            "The output or the target has NaN or infinity. Check what the network gives for target times that are "
-            "the times themselves or 0.",
+            "The output or the target has NaN or infinity. Check the network's output for target times that equal "
+            "the time or 0.",
         )
     elif found.correction is not None and case.is_pretrained:
         yield from _amplification(found.correction, output)
@@ -109,7 +109,7 @@ def _amplification(correction: Tensor, velocity: Tensor) -> Iterator[Finding]:
             "amplification",
             "warning",
             f"The correction is {times:.0f} times the velocity: the first step amplifies noise. Raise `first_step`, "
-            "use float32, or `form='integral'`.",
+            "or use float32 or `form='integral'`.",
         )
 
 

@@ -1,4 +1,4 @@
-"""Mistakes in runs of any-step objectives that are seen without a call of the network."""
+"""Mistakes in runs of any-step objectives that show without a call of the network."""
 
 from collections.abc import Iterator
 
@@ -15,13 +15,13 @@ from .findings import Finding
 
 __all__ = ["clamp_findings", "objective_findings", "one_time_findings", "pair_findings", "sampler_findings"]
 
-# Pairs that are drawn to see what a run's are like.
+# The number of pairs that are drawn as a sample of a run's.
 NUM_PAIRS = 2048
-# A network that was never asked for a longer jump does not lead from noise to data in one call.
+# A network that was trained on shorter jumps alone cannot lead from noise to data in one call.
 LONG_GAP = 0.75
-# A first step below this, in time, is lost among the values of bfloat16, which has 8 bits.
+# A first step below this, in time, is lost in the rounding of bfloat16, which has 8 bits of precision.
 HALF_STEP = 0.01
-# The part of all elements that a clamp may keep from their place.
+# The fraction of all elements that may lie beyond a clamp.
 CLAMPED = 0.01
 
 
@@ -74,12 +74,12 @@ def pair_findings(t: Tensor, r: Tensor) -> Iterator[Finding]:
 
 
 def _network_findings(config: UCGMTrainingConfig, is_pretrained: bool) -> Iterator[Finding]:
-    """Can the networks that the target is made of know what is asked of them?"""
+    """Can the networks that make the target give what they are asked for?"""
     if not is_pretrained and "teacher" in (config.chain_network, config.velocity):
         yield Finding(
             "teacher",
             "error",
-            "The frozen teacher, of which `chain_network` or `velocity` makes the target, is an untrained network. "
+            "`chain_network` or `velocity` takes the target from the frozen teacher, which is an untrained network. "
             "Use 'student' and 'data'.",
         )
     if config.chain_network == "ema" and config.max_train_steps * (1.0 - config.teacher_decay) < 1.0:
@@ -87,7 +87,7 @@ def _network_findings(config: UCGMTrainingConfig, is_pretrained: bool) -> Iterat
             "chain",
             "warning",
             f"`teacher_decay` {config.teacher_decay} averages over more than the {config.max_train_steps} steps of "
-            "the run: the chain's network would hardly leave its start. Lower it to 0.99 or less.",
+            "the run, so the chain's network would stay close to its start. Lower it to 0.99 or less.",
         )
 
 
@@ -98,15 +98,15 @@ def _amplification_findings(config: UCGMTrainingConfig) -> Iterator[Finding]:
         yield Finding(
             "amplification",
             "warning",
-            "Nothing bounds the amplified residual: mean square, no clamp, no clipping. Set `max_grad_norm` or "
-            "`huber_c`, or use `form='integral'`.",
+            "Nothing bounds the amplified residual: the distance is the mean square, without a clamp or gradient "
+            "clipping. Set `max_grad_norm` or `huber_c`, or use `form='integral'`.",
         )
     if config.mixed_precision == "bf16" and 0.0 < config.first_step < HALF_STEP:
         yield Finding(
             "precision",
             "warning",
-            f"`first_step` {config.first_step} amplifies the rounding of bf16 {1.0 / config.first_step:.0f} times and "
-            f"more. Use {HALF_STEP} and above, or float32.",
+            f"`first_step` {config.first_step} amplifies the rounding of bf16 at least {1.0 / config.first_step:.0f} "
+            f"times. Use at least {HALF_STEP}, or float32.",
         )
 
 
@@ -125,8 +125,8 @@ def clamp_findings(config: UCGMTrainingConfig, latents: Tensor) -> Iterator[Find
         yield Finding(
             "clamp",
             "warning",
-            f"{beyond:.0%} of the data's elements are farther from their mean than `clamp`, {config.clamp}: one call "
-            "does not get there. Raise it, or leave it out and use `huber_c`.",
+            f"{beyond:.0%} of the data's elements are farther from their mean than `clamp`, {config.clamp}, so one "
+            "call cannot reach them. Raise `clamp`, or leave it out and use `huber_c`.",
         )
 
 
@@ -136,8 +136,8 @@ def one_time_findings(config: UCGMTrainingConfig, network: nn.Module) -> Iterato
         yield Finding(
             "second time",
             "error" if config.ratio_at(config.max_train_steps) > 0.0 else "warning",
-            "The network is told where its calls lead, and `second_time='none'` trains it at equal times alone: what "
-            "it knows of other steps is lost. Set `second_time='any'`, or take it off by `remove_second_time`.",
+            "The network has a second time, and `second_time='none'` trains it at equal times alone, so what it has "
+            "learnt of longer steps is lost. Set `second_time='any'`, or call `remove_second_time`.",
         )
 
 
@@ -152,6 +152,6 @@ def sampler_findings(config: UCGMTrainingConfig, target_time: str) -> Iterator[F
         yield Finding(
             "sampler",
             "warning",
-            "The scheduler has `target_time='same'`: it samples at equal times, whatever the run teaches of longer "
-            "steps. Use 'auto' or 'next'.",
+            "The scheduler has `target_time='same'`, so it samples at equal times and never uses the longer steps "
+            "that the run trains. Use 'auto' or 'next'.",
         )

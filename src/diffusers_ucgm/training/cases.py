@@ -1,4 +1,4 @@
-"""A network with a batch of noised data, of which the doctor asks questions."""
+"""A network with a batch of noised data, which the doctor's checks examine."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from .network_adapter import DenoiserAdapter
 
 __all__ = ["Case"]
 
-# The number of samples where gradients are asked for, which take memory.
+# The number of samples of calls with gradients, which take memory.
 FEW = 4
 
 
@@ -69,10 +69,10 @@ class Case:
         return self._call(x_t, t, t, {"class_labels": class_labels})
 
     def predict_jump(self, gap: float | None) -> Tensor:
-        """F of a few samples, with its graph, for the way to a target time that is earlier by a fraction of the time.
+        """F of a few samples, with its graph, for a jump to a target time that is smaller by a fraction of the time.
 
         Args:
-            gap: In [0, 1], where 0 is the time itself; None tells the network no target time.
+            gap: In [0, 1], where 0 is the time itself; with None the network receives no target time.
         """
         places = self._few_places()
         t = self.t[places]
@@ -103,7 +103,7 @@ class Case:
             return Finding("loss", "error", f"The loss of four samples cannot be computed: {error}")
 
     def network_times(self) -> Tensor:
-        """The batch's times as the network has them, shape `(B,)`."""
+        """The batch's times in the network's units, shape `(B,)`."""
         return self.transport.model_time(self.t)
 
     def error(self, output: Tensor, transport: Transport | None = None) -> float:
@@ -116,7 +116,7 @@ class Case:
         return torch.linspace(0, len(self.t) - 1, min(FEW, len(self.t))).long().to(self.t.device)
 
     def _call(self, x_t: Tensor, t: Tensor, target: Tensor | None, condition: Mapping[str, Tensor]) -> Tensor:
-        """F, float32; networks of two times are told the target."""
+        """F in float32; networks of two times receive the target time."""
         told: dict[str, Any] = {}
         if self.config.is_any_step and target is not None:
             told["target_time"] = target.float()

@@ -242,8 +242,8 @@ class UCGMTrainingConfig(AnyStepSettings):
     def _check_expert(self) -> None:
         if self.expert is not None and self.is_any_step:
             raise ValueError(
-                f"`second_time` must be 'none' with `expert`, got {self.second_time!r}: ways between two times lead "
-                "through both networks, of which one is trained."
+                f"`second_time` must be 'none' with `expert`, got {self.second_time!r}: jumps between two times pass "
+                "through both networks, of which only one is trained."
             )
         if self.expert is not None and any(ratio > 0.0 for _, ratio in self._ratios):
             raise ValueError(

@@ -68,7 +68,7 @@ def examine(
         num_samples: The number of samples that are taken from the data, evenly spaced.
         classes: The network's, with the names that its pipeline has; None takes the number from its config.
         time_range: The part of the times that the network is for, of two.
-        target_time: The setting of this name of the scheduler with which the network is sampled.
+        target_time: The setting of this name of the scheduler that samples the network.
 
     Returns:
         What was found, errors first; empty if nothing was.

@@ -30,7 +30,7 @@ class FramesFirstAdapter(NetworkAdapter):
 
 
 class AnyFlowAdapter(FramesFirstAdapter):
-    """AnyFlow: both times for every frame; without a target time it is the time itself."""
+    """AnyFlow takes both times for every frame; without a target time, the second is the time itself."""
 
     def __call__(
         self, network: nn.Module, x_t: Tensor, t: Tensor, *, target_time: Tensor | None = None, **condition: Any
