@@ -6,9 +6,11 @@ import pytest
 import torch
 from tiny_dit import dit
 
+from diffusers_ucgm.second_time import add_second_time, remove_second_time
 from diffusers_ucgm.training import preparation
 from diffusers_ucgm.training.config import UCGMTrainingConfig
 from diffusers_ucgm.training.preparation import make_accelerator, prepare
+from diffusers_ucgm.training.trainer import UCGMTrainer
 
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -107,3 +109,13 @@ def test_a_sharded_network_has_no_averaging_teacher(decay, tmp_path, monkeypatch
         return
     with pytest.raises(ValueError, match=r"`teacher_decay` must be 0 or 1 where the weights are sharded .*got 0\.5"):
         prepared(tmp_path, teacher_decay=decay)
+
+
+def test_a_consistency_objective_of_one_time_is_refused_for_a_network_of_two(tmp_path):
+    network = add_second_time(dit())
+    data = [{"latents": torch.zeros(4, 2, 2), "class_labels": 0}] * 2
+    config = UCGMTrainingConfig(str(tmp_path / "few"), consistency_ratio=1.0, train_batch_size=2)
+    with pytest.raises(ValueError, match=r"`second_time` must be 'any' for SecondTime.*got 'none'"):
+        UCGMTrainer(config, network, data)
+    UCGMTrainer(UCGMTrainingConfig(str(tmp_path / "many"), train_batch_size=2), network, data)
+    UCGMTrainer(config, remove_second_time(network), data)

@@ -17,7 +17,7 @@ from diffusers_ucgm.contracts import target_time_name
 from diffusers_ucgm.loading import DTYPES
 from diffusers_ucgm.lora import add_lora, without_lora
 from diffusers_ucgm.processes import check_launch
-from diffusers_ucgm.second_time import add_second_time, remove_second_time
+from diffusers_ucgm.second_time import add_second_time, has_second_time, remove_second_time
 from diffusers_ucgm.teacher import Teacher
 
 from . import zero
@@ -26,7 +26,7 @@ from .config import UCGMTrainingConfig
 from .optimizers import make_optimizer
 
 
-__all__ = ["PreparedParts", "give_second_time", "lent_second_time", "make_accelerator", "prepare"]
+__all__ = ["PreparedParts", "fit_second_time", "give_second_time", "lent_second_time", "make_accelerator", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,21 @@ def give_second_time(config: UCGMTrainingConfig, network: nn.Module) -> bool:
     if is_missing:
         add_second_time(network)
     return is_missing
+
+
+def fit_second_time(config: UCGMTrainingConfig, network: nn.Module) -> None:
+    """Make a network one of the times that a run's objective trains.
+
+    Raises:
+        ValueError: If a consistency objective of one time would train a network of two, which its pipeline then asks
+            for jumps that were not trained; or see `add_second_time`.
+    """
+    if not config.is_any_step and has_second_time(network) and config.ratio_at(config.max_train_steps) > 0.0:
+        raise ValueError(
+            f"`second_time` must be 'any' for {type(network).__name__}, which is sampled with target times, got "
+            "'none'. Use the recipe 'any-step', or take the second time off by `remove_second_time`."
+        )
+    give_second_time(config, network)
 
 
 @contextmanager

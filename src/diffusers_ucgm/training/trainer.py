@@ -34,7 +34,7 @@ from .config import UCGMTrainingConfig
 from .experts import expert_of
 from .log import LogLine, TrainingLog
 from .network_adapter import DenoiserAdapter, convention_of_scheduler
-from .preparation import give_second_time, make_accelerator, prepare
+from .preparation import fit_second_time, make_accelerator, prepare
 from .reductions import is_true_of_any
 from .requirements import check_data, check_run, validation_conditions
 from .run_state import Part, ema_part, load_parts, rates_part, save_parts, values_part
@@ -107,7 +107,7 @@ class UCGMTrainer:
         check(TRAINER_ARGUMENTS, locals())
         length_of(dataset)
         check_no_cache(transformer, "transformer")
-        give_second_time(config, transformer)
+        fit_second_time(config, transformer)
         _check_pipeline(config, pipeline)
         self.config = config
         self.dataset = dataset
@@ -158,7 +158,7 @@ class UCGMTrainer:
         from .encoding import encode_null
 
         network = cast(ModelMixin, expert_of(pipeline, config.expert).network)
-        give_second_time(config, network)
+        fit_second_time(config, network)
         adapter = adapter_for_pipeline(pipeline)
         if null_condition is None and adapter.null_condition is None and _encodes_prompts(pipeline):
             null_condition = encode_null(pipeline, adapter)
