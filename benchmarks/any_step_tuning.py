@@ -130,8 +130,10 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{mean(each):.2f}{f' ({min(each):.2f} to {max(each):.2f})' if len(runs) > 1 else ''}, {mean(recall):.2f}"
             for each, recall in zip(distances, recalls, strict=True)
         ]
-        seconds = mean(run["seconds"] for run in runs)
-        lines.append(f"| {name} | {len(runs)} | {runs[0]['steps']} | {seconds:.0f} | {' | '.join(cells)} |")
+        # A run that was stopped and went on has no time of its own.
+        seconds = [run["seconds"] for run in runs if run["seconds"] is not None]
+        shown = f"{mean(seconds):.0f}" if seconds else ""
+        lines.append(f"| {name} | {len(runs)} | {runs[0]['steps']} | {shown} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
