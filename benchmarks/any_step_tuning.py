@@ -93,10 +93,10 @@ def run_settings(args: argparse.Namespace, steps: int, seed: int) -> dict[str, A
 
 def measure(judge: Judge, pipe: UCGMPipeline, samples: int, sampler: dict[str, Any]) -> dict[str, list[float]]:
     """The Frechet distances and recalls of a pipeline, by number of calls."""
-    images = [draw(pipe, calls, samples, sampler) for calls in CALLS]
+    features = [judge.seen(draw(pipe, calls, samples, sampler)).features for calls in CALLS]
     return {
-        "distances": [judge.frechet_distance(each) for each in images],
-        "recalls": [judge.recall(each) for each in images],
+        "distances": [judge.distance_of(each) for each in features],
+        "recalls": [judge.recall_of(each) for each in features],
     }
 
 

@@ -67,11 +67,15 @@ class Judge:
         return float(logits.argmax(1).eq(labels).float().mean())
 
     def frechet_distance(self, x: Tensor) -> float:
-        return frechet_distance(FeatureStatistics.of(self.seen(x).features), self.reference)
+        return self.distance_of(self.seen(x).features)
 
-    def recall(self, x: Tensor) -> float:
-        """The fraction of as many real images that lie among the given ones: see `precision_recall`."""
-        return precision_recall(self.seen(x).features, self.features[: len(x)])[1]
+    def distance_of(self, features: Tensor) -> float:
+        """The Frechet distance of images by their features."""
+        return frechet_distance(FeatureStatistics.of(features), self.reference)
+
+    def recall_of(self, features: Tensor) -> float:
+        """The fraction of as many real images that lie among those with the features: see `precision_recall`."""
+        return precision_recall(features, self.features[: len(features)])[1]
 
 
 @torch.no_grad()

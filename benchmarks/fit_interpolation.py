@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fitted_solvers import median_distance
+from fitted_solvers import call_at, default_of, median_distance
 
 from diffusers_ucgm import UCGMScheduler, files
 from diffusers_ucgm.generation.conditions import conditions_for
@@ -49,19 +49,19 @@ def interpolated(fits: Mapping[int, Sequence[float]], calls: int) -> list[float]
 
 def measure(pipe: Any, scale: float, fits: Mapping[int, Sequence[float]]) -> list[dict[str, float]]:
     """The distances of the defaults, of interpolated times and of the closest stock solver."""
-    call = {} if scale == 1.0 else {"guidance_scale": scale}
+    call = call_at(scale)
     conditions, seeds = conditions_for(pipe, NUM_SEEDS, None), list(range(NUM_SEEDS))
     solutions = reference_solutions(pipe, conditions, seeds, num_calls=SOLUTION_CALLS, progress=False, call=call)
     stock = stock_solvers(pipe.scheduler.config)
-    config = next(iter(stock.values())).config
+    default = default_of(pipe, stock)
     rows = []
     for calls in CALLS:
-        given = GivenTimes.from_config(config)
+        given = GivenTimes.from_config(default.config)
         given.times = interpolated(fits, calls)
         found = {
             name: median_distance(pipe, conditions, seeds, solutions, scheduler, calls, call)
             for name, scheduler in {
-                "default": UCGMScheduler.from_config(config),
+                "default": default,
                 "interpolated": given,
                 **stock,
             }.items()

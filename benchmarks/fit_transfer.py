@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fitted_solvers import FIRST_SEED, NUM_SEEDS, median_distance
+from fitted_solvers import FIRST_SEED, NUM_SEEDS, call_at, default_of, median_distance
 
 from diffusers_ucgm import UCGMScheduler, files
 from diffusers_ucgm.generation.conditions import conditions_for
@@ -45,7 +45,7 @@ class Setting:
     @property
     def call(self) -> dict[str, float]:
         """The arguments of the pipeline's call."""
-        return {} if self.guidance == 1.0 else {"guidance_scale": self.guidance}
+        return call_at(self.guidance)
 
 
 SETTINGS = {
@@ -86,11 +86,12 @@ def judge(
         return median_distance(pipe, conditions, list(seeds), solutions, scheduler, calls, setting.call)
 
     config = pipe.scheduler.config
-    default = UCGMScheduler.from_config(next(iter(stock_solvers(config).values())).config)
+    stock = stock_solvers(config)
+    default = default_of(pipe, stock)
     schedulers = {name: UCGMScheduler.from_config(config, fitted_solvers=fit) for name, fit in fits.items()}
     rows = {}
     for calls in CALLS:
-        best, name = min((distance(solver, calls), name) for name, solver in stock_solvers(config).items())
+        best, name = min((distance(solver, calls), name) for name, solver in stock.items())
         rows[str(calls)] = {
             "default": distance(default, calls),
             "stock": best,

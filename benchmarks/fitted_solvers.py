@@ -94,6 +94,20 @@ def field_pipeline(name: str, scheduler: Any) -> UCGMPipeline:
     return UCGMPipeline(transformer=network, vae=None, scheduler=scheduler)
 
 
+def call_at(guidance: float) -> dict[str, float]:
+    """The arguments of a pipeline's call at a guidance scale."""
+    return {} if guidance == 1.0 else {"guidance_scale": guidance}
+
+
+def default_of(pipe: Any, stock: Mapping[str, Any]) -> UCGMScheduler:
+    """The default sampler of a pipeline's model.
+
+    A `UCGMScheduler` keeps the sampler that it was saved with: the defaults are those of a stock config.
+    """
+    is_own = isinstance(pipe.scheduler, UCGMScheduler)
+    return UCGMScheduler.from_config((next(iter(stock.values())) if is_own else pipe.scheduler).config)
+
+
 def median_distance(
     pipe: Any,
     conditions: Sequence[Any],
@@ -131,7 +145,7 @@ def measure(
     pipe: Any, guidance: float, refine: bool, numbers: Sequence[int], judge: Judge | None, num_images: int
 ) -> dict[str, Any]:
     """Distances of the defaults, the best stock solver and the fit, by number of calls."""
-    call = {} if guidance == 1.0 else {"guidance_scale": guidance}
+    call = call_at(guidance)
     conditions = conditions_for(pipe, NUM_SEEDS, None)
     seeds = list(range(FIRST_SEED, FIRST_SEED + NUM_SEEDS))
     solutions = reference_solutions(pipe, conditions, seeds, num_calls=SOLUTION_CALLS, progress=False, call=call)
@@ -152,10 +166,8 @@ def measure(
             call=call,
         ).fitted
     seconds = time.perf_counter() - started
-    config = pipe.scheduler.config
-    stock = stock_solvers(config)
-    # A pipeline that is saved with a sampler of its own keeps it: the defaults are those of a stock config.
-    default = UCGMScheduler.from_config(next(iter(stock.values())).config if judge else config)
+    stock = stock_solvers(pipe.scheduler.config)
+    default = default_of(pipe, stock)
     rows = {}
     for calls in numbers:
         best, name = min((distance(solver, calls), name) for name, solver in stock.items())

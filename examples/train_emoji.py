@@ -139,8 +139,8 @@ def optimize(
         optimizer.zero_grad()
         done = step + 1
         if done % 20 == 0 or done == steps:
-            told = " ".join(f"{name} {value.item():.4f}" for name, value in values.items())
-            print(f"{done}/{steps} {told}, {(time.time() - started) / (done - first):.2f} s a step", flush=True)
+            shown = " ".join(f"{name} {value.item():.4f}" for name, value in values.items())
+            print(f"{done}/{steps} {shown}, {(time.time() - started) / (done - first):.2f} s a step", flush=True)
         if done % 100 == 0 and done < steps:
             tensors, others = optimizer_state(optimizer)
             save_checkpoint(run, done, {"model": model.state_dict(), "optimizer": tensors}, {"optimizer": others})
@@ -262,8 +262,8 @@ def new_towers(vocabulary: int, width: int, layers: int) -> CLIPModel:
 
 def tokens_of(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> dict[str, Tensor]:
     """Captions as the towers take them."""
-    told = tokenizer(captions, padding=True, truncation=True, max_length=TEXT_TOKENS, return_tensors="pt")
-    return {name: told[name].to(DEVICE) for name in ("input_ids", "attention_mask")}
+    tokens = tokenizer(captions, padding=True, truncation=True, max_length=TEXT_TOKENS, return_tensors="pt")
+    return {name: tokens[name].to(DEVICE) for name in ("input_ids", "attention_mask")}
 
 
 def train_text(output: Path, args: argparse.Namespace) -> None:

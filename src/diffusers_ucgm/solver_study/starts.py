@@ -68,7 +68,7 @@ def grid_starts(pipe: Pipeline, base: UCGMScheduler, number: int, sample: FitSam
 
 def _other_grids(config: Mapping[str, object]) -> list[Settings]:
     """The grids besides a config's own that a fit may begin with."""
-    if config.use_dynamic_shifting:  # no list of times serves every size of the image
+    if config["use_dynamic_shifting"]:  # no list of times serves every size of the image
         return []
     spacing = _without_spacing(config)
     return [*GRIDS, *({**grid, **spacing} for grid in GRIDS if spacing)]

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from diffusers_ucgm.randomness import training_generator
-from diffusers_ucgm.second_time import has_second_time
 from diffusers_ucgm.training_times import beta_times
 
 from .config import UCGMTrainingConfig
 from .findings import Finding
+from .preparation import loses_second_time
 
 
 __all__ = ["clamp_findings", "objective_findings", "one_time_findings", "pair_findings", "sampler_findings"]
@@ -132,7 +132,7 @@ def clamp_findings(config: UCGMTrainingConfig, latents: Tensor) -> Iterator[Find
 
 def one_time_findings(config: UCGMTrainingConfig, network: nn.Module) -> Iterator[Finding]:
     """Would an objective of one time spoil a network of two?"""
-    if not config.is_any_step and has_second_time(network):
+    if loses_second_time(config, network):
         yield Finding(
             "second time",
             "error" if config.ratio_at(config.max_train_steps) > 0.0 else "warning",

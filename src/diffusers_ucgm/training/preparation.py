@@ -26,7 +26,15 @@ from .config import UCGMTrainingConfig
 from .optimizers import make_optimizer
 
 
-__all__ = ["PreparedParts", "fit_second_time", "give_second_time", "lent_second_time", "make_accelerator", "prepare"]
+__all__ = [
+    "PreparedParts",
+    "fit_second_time",
+    "give_second_time",
+    "lent_second_time",
+    "loses_second_time",
+    "make_accelerator",
+    "prepare",
+]
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,11 @@ def give_second_time(config: UCGMTrainingConfig, network: nn.Module) -> bool:
     return is_missing
 
 
+def loses_second_time(config: UCGMTrainingConfig, network: nn.Module) -> bool:
+    """Whether an objective of one time would train a network of two."""
+    return not config.is_any_step and has_second_time(network)
+
+
 def fit_second_time(config: UCGMTrainingConfig, network: nn.Module) -> None:
     """Make a network one of the times that a run's objective trains.
 
@@ -92,7 +105,7 @@ def fit_second_time(config: UCGMTrainingConfig, network: nn.Module) -> None:
         ValueError: If a consistency objective of one time would train a network of two, which its pipeline then asks
             for jumps that were not trained; or see `add_second_time`.
     """
-    if not config.is_any_step and has_second_time(network) and config.ratio_at(config.max_train_steps) > 0.0:
+    if loses_second_time(config, network) and config.ratio_at(config.max_train_steps) > 0.0:
         raise ValueError(
             f"`second_time` must be 'any' for {type(network).__name__}, which is sampled with target times, got "
             "'none'. Use the recipe 'any-step', or take the second time off by `remove_second_time`."
