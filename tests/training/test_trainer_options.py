@@ -13,6 +13,7 @@ from diffusers_ucgm.data.datasets import LatentDataset
 from diffusers_ucgm.training import export
 from diffusers_ucgm.training import trainer as trainer_module
 from diffusers_ucgm.training.network_adapter import convention_of_scheduler
+from diffusers_ucgm.training.preparation import compile_network
 from diffusers_ucgm.training.trainer import UCGMTrainer
 
 
@@ -43,6 +44,16 @@ def test_a_compiled_network_gives_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(type(model), "compile", lambda self: compile_(self, backend="aot_eager"))
     compiled = trained(tmp_path / "compiled", model, torch_compile=True)
     torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_that_a_network_repeats_are_compiled_one_by_one(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+    compile_network(stock_pipelines.flux().pipe.transformer)
+    assert set(compiled) == {"FluxTransformerBlock", "FluxSingleTransformerBlock"}
+    compiled.clear()
+    compile_network(network())
+    assert compiled == ["DiTTransformer2DModel"]
 
 
 def test_data_loaded_ahead_is_the_same_data(tmp_path):

@@ -99,7 +99,7 @@ class UCGMTrainingConfig(AnyStepSettings):
             weights.
         mixed_precision: Precision of the network calls, as in accelerate; times and the loss stay float32.
         gradient_checkpointing: Whether activations are computed again in the backward pass, to save memory.
-        torch_compile: Whether the network is compiled.
+        torch_compile: Whether the network is compiled, block by block where it repeats blocks.
         find_unused_parameters: Whether DistributedDataParallel looks for weights that a step does not use.
         seed: The number that decides order, noise, times and dropout of every step.
         dataloader_num_workers: Processes that load the data ahead; 0 loads it in the training process.
