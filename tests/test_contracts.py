@@ -1,10 +1,12 @@
 """The protocols fit the classes of diffusers and of this package, and the parts of a pipeline are found."""
 
 import inspect
+from unittest.mock import MagicMock
 
 import diffusers
 import pytest
 import stock_pipelines
+from diffusers import DiffusionPipeline
 from exact_pipeline import exact_pipeline
 from torch import nn
 
@@ -20,7 +22,11 @@ from diffusers_ucgm.contracts import (
     networks_of,
     takes_classes,
     target_time_name,
+    unguided_scale,
 )
+
+
+RULE = "do_classifier_free_guidance"
 
 
 class Parts:
@@ -123,3 +129,25 @@ def test_networks_name_the_time_that_a_call_leads_to(name, config, expected):
     network = Network()
     network.config = config
     assert target_time_name(network) == expected
+
+
+def test_no_stock_pipeline_guides_at_its_unguided_scale():
+    # Classes whose packages are not installed are replaced by others, which are no pipelines.
+    classes = (getattr(diffusers, name) for name in dir(diffusers) if name.endswith("Pipeline"))
+    rules = {each.__name__: getattr(each, RULE, None) for each in classes if issubclass(each, DiffusionPipeline)}
+    from_zero = set()
+    for name, rule in rules.items():
+        if rule is None:
+            continue
+        guides = {}
+        for scale in (0.5, unguided_scale(name)):
+            pipe = MagicMock(_audio_guidance_scale=0.0, is_turbo=False)
+            pipe.config.is_distilled, pipe.unet.config.time_cond_proj_dim = False, None
+            pipe._guidance_scale = pipe.guidance_scale = scale
+            guides[scale] = rule.fget(pipe) is True
+        assert not guides[unguided_scale(name)], name
+        if unguided_scale(name) == 0.0 and guides[0.5]:
+            from_zero.add(name)
+    assert len(rules) > 50
+    assert from_zero == {name for name in rules if unguided_scale(name) == 0.0 and rules[name]}
+    assert {"ZImagePipeline", "Krea2Pipeline"} <= from_zero

@@ -26,6 +26,7 @@ __all__ = [
     "networks_of",
     "takes_classes",
     "target_time_name",
+    "unguided_scale",
 ]
 
 # The names that pipelines of diffusers have for the networks whose predictions their scheduler takes. A second network
@@ -37,6 +38,8 @@ TIME_ARGUMENTS = ("timestep", "timesteps", "t")
 TARGET_TIMES = ("r_timestep", "target_timestep", "timestep_r")
 # The settings that make a network without layers for that time, although its forward has the argument.
 SECOND_TIME_SWITCHES = ("use_meanflow", "flow_map")
+# The beginnings of the names of pipelines whose guidance scale counts from 0; that of the others counts from 1.
+SCALES_FROM_ZERO = ("ZImage", "Krea2")
 # The names that pipelines of diffusers have for their conditions.
 CONDITION_NAMES = ("class_labels", "prompt")
 
@@ -170,6 +173,15 @@ def target_time_name(network: nn.Module) -> str | None:
 def call_parameters(pipe: object) -> Mapping[str, inspect.Parameter]:
     """The parameters of a pipeline's call, by name."""
     return inspect.signature(type(pipe).__call__).parameters
+
+
+def unguided_scale(pipeline_class: str) -> float:
+    """The guidance scale that asks for no guidance, from the name of a pipeline's class.
+
+    A pipeline guides at every scale above it. At a distance of d from it, the prediction is `conditional + d *
+    (conditional - unconditional)`, whatever the class.
+    """
+    return 0.0 if pipeline_class.startswith(SCALES_FROM_ZERO) else 1.0
 
 
 def condition_name(pipe: object) -> str:

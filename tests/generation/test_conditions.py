@@ -54,6 +54,10 @@ def test_arguments_that_a_pipeline_does_not_take_or_would_ignore_are_refused():
     sd3, _ = prompt_pipeline("sd3")
     with pytest.raises(ValueError, match=r"`guidance_scale` must be above 1 for `negative_prompt` .*got 1\.0"):
         check_call_arguments(sd3, {"negative_prompt": "dark", "guidance_scale": 1.0})
+    z_image = stock_pipelines.z_image().pipe
+    check_call_arguments(z_image, {"negative_prompt": "dark", "guidance_scale": 1.0})
+    with pytest.raises(ValueError, match=r"`guidance_scale` must be above 0 for `negative_prompt` .*got 0\.0"):
+        check_call_arguments(z_image, {"negative_prompt": "dark", "guidance_scale": 0.0})
     with pytest.raises(ValueError, match=r"`negative_prompt` must be left out for UCGMPipeline"):
         check_call_arguments(exact_pipeline(), {"negative_prompt": "dark"})
 

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from diffusers_ucgm.checks import check_device
-from diffusers_ucgm.contracts import Pipeline, call_parameters, takes_classes
+from diffusers_ucgm.contracts import Pipeline, call_parameters, takes_classes, unguided_scale
 from diffusers_ucgm.files import check_writable, write_image
 from diffusers_ucgm.labels import class_names
 from diffusers_ucgm.loading import load_pipeline, load_scheduler
@@ -142,7 +142,8 @@ def _no_guidance(pipe: Pipeline) -> dict[str, float]:
     """The argument that switches guidance off where a stock pipeline guides by default."""
     accepted = call_parameters(pipe)
     # With both arguments the guidance scale is an input of the network, and guidance needs a negative prompt.
-    return {"guidance_scale": 1.0} if "guidance_scale" in accepted and "true_cfg_scale" not in accepted else {}
+    guides = "guidance_scale" in accepted and "true_cfg_scale" not in accepted
+    return {"guidance_scale": unguided_scale(type(pipe).__name__)} if guides else {}
 
 
 def _call_options(args: argparse.Namespace) -> dict[str, object]:

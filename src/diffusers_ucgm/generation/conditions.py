@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 
 from diffusers_ucgm.constraints import check
-from diffusers_ucgm.contracts import Pipeline, call_parameters, takes_classes
+from diffusers_ucgm.contracts import Pipeline, call_parameters, takes_classes, unguided_scale
 from diffusers_ucgm.labels import ModelClasses, class_names
 from diffusers_ucgm.pipeline import UCGMPipeline
 
@@ -85,8 +85,11 @@ def _check_negative_prompt(pipe: Pipeline, call: Mapping[str, object]) -> None:
     # Where a pipeline has both, the guidance scale is an input of the network, and this one guides.
     scale = "true_cfg_scale" if "true_cfg_scale" in accepted else "guidance_scale"
     value = call.get(scale, accepted[scale].default if scale in accepted else None)
-    if isinstance(value, int | float) and value <= 1.0:
-        raise ValueError(f"`{scale}` must be above 1 for `negative_prompt` to count in {name}, got {value}.")
+    unguided = unguided_scale(name)
+    if isinstance(value, int | float) and value <= unguided:
+        raise ValueError(
+            f"`{scale}` must be above {unguided:g} for `negative_prompt` to count in {name}, got {value}."
+        )
 
 
 def _prompts(pipe: Pipeline, conditions: Sequence[int | str] | None) -> list[int | str]:

@@ -14,6 +14,7 @@ from diffusers.utils.hub_utils import populate_model_card
 from PIL import Image
 
 from diffusers_ucgm import files
+from diffusers_ucgm.contracts import unguided_scale
 from diffusers_ucgm.names import BUNDLED
 from diffusers_ucgm.pipeline import UCGMPipeline
 
@@ -180,9 +181,9 @@ def _task(call_arguments: Collection[str]) -> str:
 def _example(folder: Path, model: CardModel) -> str:
     """Python that loads the weights and samples once."""
     condition = "[0]" if "class_labels" in model.call_arguments else '"a prompt"'
-    steps = "2, guidance_scale=1.0" if model.few_step else "40"
-    call = f"images = pipe({condition}, num_inference_steps={steps})"
     owner = model.pipeline_name
+    steps = f"2, guidance_scale={unguided_scale(owner)}" if model.few_step else "40"
+    call = f"images = pipe({condition}, num_inference_steps={steps})"
     if model.kind == "pipeline":
         return f'{_imports(model)}\n\npipe = {owner}.from_pretrained("this/repository")\n{call}'
     base = f'pipe = {owner}.from_pretrained("{model.base_name or UNNAMED}"'
