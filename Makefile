@@ -14,7 +14,7 @@ PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not slow"
 .PHONY: help demo test goldens style check
 
 help:
-	@echo "make demo     draw every class of the bundled models in 2 and in 40 steps, and print where the picture is"
+	@echo "make demo     draw emoji from text in 2, 4 and 20 steps, stock Euler beside UCGM-S, and print where the picture is"
 	@echo "make test     run the tests; PYTEST_ARGS='tests/test_loss.py -k golden' runs some of them"
 	@echo "              TEST_PROCESSES=0 runs them in one process, TEST_PROCESSES=8 in eight, two where none is named"
 	@echo "make goldens  run only the tests against the reference's values"

@@ -31,9 +31,11 @@ def draw(name, labels, seed=0):
 
 def test_bundled_files_are_small_and_safe():
     files = [path for path in FOLDER.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= len(MODELS) * 6.5e6
-    assert {path.suffix for path in files} <= {".safetensors", ".json", ".md"}
+    # Weights in half precision shrink little in a wheel, which must not be larger than 30 MB.
+    assert sum(path.stat().st_size for path in files) <= 34e6
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".jinja", ".md", ".txt"}
     for name in MODELS:
+        assert sum(path.stat().st_size for path in (FOLDER / name).rglob("*") if path.is_file()) <= 6.5e6
         card = (FOLDER / name / "README.md").read_text()
         assert "examples/train_fashion_mnist.py" in card
         assert "benchmarks/bundled_model.py" in card

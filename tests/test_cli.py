@@ -14,7 +14,6 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from diffusers_ucgm.cli import main
-from diffusers_ucgm.pipeline import BUNDLED
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -94,15 +93,16 @@ def test_few_step_settings_default_to_two_steps(model, tmp_path, capsys):
     assert "7 network calls" in capsys.readouterr().out
 
 
-def test_demo_draws_both_models_side_by_side(model, tmp_path, capsys, monkeypatch):
-    for name in BUNDLED:
-        monkeypatch.setitem(BUNDLED, name, model)
+def test_demo_draws_prompts_with_the_stock_sampler_and_with_ours(tmp_path, capsys):
     output = tmp_path / "demo.png"
-    assert main(["demo", "--samples-per-label", "1", "--output", str(output)]) == 0
+    assert main(["demo", "--prompt", "red apple", "green apple", "--num-images", "1", "--output", str(output)]) == 0
     printed = capsys.readouterr().out
-    assert "2 network calls" in printed
-    assert "40 network calls" in printed
-    assert output.is_file()
+    assert "Euler, 20 steps: 2 images, 20 network calls" in printed
+    assert "UCGM, 4 steps, LoRA: 2 images, 4 network calls" in printed
+    with Image.open(output) as grid:
+        # Six images side by side and two rows, enlarged twice.
+        assert grid.width > 6 * 128
+        assert grid.height > 2 * 128
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,10 @@ from diffusers_ucgm.loss import UCGMLoss
             {"null_condition": {"label": 3}},
             r"`null_condition` must have the keywords of `condition`, \['y'\], got \['label'\]",
         ),
+        (
+            {"null_condition": {"y": torch.zeros(1, 512)}},
+            r"`null_condition` must have the shape of `condition`, or one row of it, \(6,\), got \(1, 512\) under 'y'",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

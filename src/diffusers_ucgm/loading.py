@@ -18,7 +18,7 @@ from .labels import keep_class_names
 from .lora import LORA_WEIGHTS_NAME, has_active_lora, insert_lora, lora_notes
 from .models.edm2_unet_2d import EDM2UNet2DModel
 from .models.transformer_2d import UCGMTransformer2DModel
-from .names import BUNDLED, did_you_mean, expanded, local_or_hub, local_path
+from .names import BUNDLED, BUNDLED_LORAS, did_you_mean, expanded, local_or_hub, local_path
 from .pipeline import UCGMPipeline
 from .scheduler import UCGMScheduler
 from .second_time import SECOND_TIME_CLASSES, check_class
@@ -51,7 +51,9 @@ def load_pipeline(
         ValueError: If a file of a folder is damaged, or diffusers cannot build a part from it; the message names it.
     """
     found = local_or_hub(argument, name, BUNDLED)
-    folder = Path(BUNDLED[found] if found in BUNDLED and not Path(found).is_dir() else found)
+    if found in BUNDLED and not Path(found).is_dir():
+        found = str(BUNDLED[found])
+    folder = Path(found)
     if folder.exists() and not folder.is_dir():
         raise ValueError(
             f"`{argument}` must be the folder of a pipeline, with model_index.json, got the file {name!r}."
@@ -252,8 +254,8 @@ def load_pipeline_lora(
 
     Args:
         pipe: Changed in place, unless the LoRA is refused.
-        source: What `ucgm train` made (its output folder, or `lora` in it), a folder with one LoRA, a file, a
-            repository of the Hub, or `owner/name/file.safetensors` of one.
+        source: A name in `BUNDLED_LORAS`, what `ucgm train` made (its output folder, or `lora` in it), a folder with
+            one LoRA, a file, a repository of the Hub, or `owner/name/file.safetensors` of one.
         scale: 1 is the LoRA as it was trained, 0 is without effect.
         argument: What errors call the source.
 
@@ -291,9 +293,12 @@ def _lora_file(source: str, argument: str) -> Path:
         if not path.is_file() or path.suffix != ".safetensors":
             raise ValueError(f"`{argument}` must be a LoRA in a safetensors file, got {source!r}.")
         return path
+    if source in BUNDLED_LORAS:
+        return _lora_file_in(BUNDLED_LORAS[source], argument)
     parts = source.split("/")
     # A file of a repository is named behind it.
-    local_or_hub(argument, "/".join(parts[:2]) if source.endswith(".safetensors") and len(parts) > 2 else source)
+    repository = "/".join(parts[:2]) if source.endswith(".safetensors") and len(parts) > 2 else source
+    local_or_hub(argument, repository, BUNDLED_LORAS)
     return Path(hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]) or LORA_WEIGHTS_NAME))
 
 

@@ -119,7 +119,7 @@ def check_null_condition(
         is_needed: Whether the loss uses the null condition.
 
     Raises:
-        ValueError: If it is needed and missing, has other keywords, or differs in a value that is no tensor.
+        ValueError: If it is needed and missing, has other keywords or shapes, or differs in a value that is no tensor.
     """
     if null_condition is None:
         if condition and is_needed:
@@ -135,11 +135,26 @@ def check_null_condition(
             f"got {sorted(null_condition)}."
         )
     for name, value in condition.items():
-        if isinstance(value, Tensor) or value == null_condition[name]:
+        if isinstance(value, Tensor):
+            _check_null_shape(name, value, null_condition[name])
+            continue
+        if value == null_condition[name]:
             continue
         raise ValueError(
             "`condition` must hold tensors of B rows where it differs from `null_condition`, so that single "
             f"samples can be dropped, got {type(value).__name__} under {name!r}."
+        )
+
+
+def _check_null_shape(name: str, value: Tensor, null: object) -> None:
+    """Check that a null value can stand in every row of a value."""
+    found = tuple(null.shape) if isinstance(null, Tensor) else ()
+    wanted = tuple(value.shape)
+    fits = len(found) <= len(wanted) and all(a in (1, b) for a, b in zip(found[::-1], wanted[::-1], strict=False))
+    if not fits:
+        raise ValueError(
+            f"`null_condition` must have the shape of `condition`, or one row of it, {wanted}, got {found} under "
+            f"{name!r}. Encode both with the same maximum number of tokens."
         )
 
 

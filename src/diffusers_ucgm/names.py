@@ -10,6 +10,7 @@ from pathlib import Path
 __all__ = [
     "BUNDLED",
     "BUNDLED_CLASSIFIERS",
+    "BUNDLED_LORAS",
     "DTYPE_NAMES",
     "LORA_WEIGHTS_NAME",
     "did_you_mean",
@@ -21,11 +22,13 @@ __all__ = [
 
 # The feature networks inside the package.
 BUNDLED_CLASSIFIERS = ("fashion-mnist-classifier",)
-# The pipelines inside the package, by the name that `from_pretrained` takes.
+FOLDER = Path(__file__).parent / "bundled"
+# The pipelines inside the package, by the name that `load_pipeline` takes. "emoji" is a stock pipeline.
 BUNDLED = {
-    name: Path(__file__).parent / "bundled" / name
-    for name in ("fashion-mnist", "fashion-mnist-2-step", "fashion-mnist-any-step")
+    name: FOLDER / name for name in ("emoji", "fashion-mnist", "fashion-mnist-2-step", "fashion-mnist-any-step")
 }
+# The LoRAs inside the package, each for the pipeline with which its name begins.
+BUNDLED_LORAS = {"emoji-few-step": FOLDER / "emoji-few-step"}
 # The types in which weights are loaded (`--torch-dtype`); `loading.DTYPES` has torch's.
 DTYPE_NAMES = ("bf16", "fp16", "fp32")
 # The file of a LoRA, as diffusers names it.

@@ -149,15 +149,22 @@ class UCGMPipeline(DiffusionPipeline):
         """Load a saved pipeline.
 
         Args:
-            pretrained_model_name_or_path: A folder, a repository of the Hub, or a name in `BUNDLED`, which is loaded
-                from the package without network unless a local folder has that name.
+            pretrained_model_name_or_path: A folder, a repository of the Hub, or the name of a bundled pipeline of this
+                class, which is loaded from the package without network unless a local folder has that name.
             kwargs: Keyword arguments of `DiffusionPipeline.from_pretrained`. `use_safetensors` is True by default.
 
         Raises:
             OSError: If there is no pipeline under that name, or its weights are not safetensors.
+            ValueError: If the bundled pipeline is of another class.
         """
         name = local_or_hub("pretrained_model_name_or_path", pretrained_model_name_or_path, BUNDLED)
         if name in BUNDLED and not Path(name).is_dir():
+            found = files.read_json(BUNDLED[name] / "model_index.json")["_class_name"]
+            if found != UCGMPipeline.__name__:
+                raise ValueError(
+                    f"`pretrained_model_name_or_path` must be a {UCGMPipeline.__name__}, got {name!r}, a {found}. "
+                    f"Load it by `diffusers_ucgm.loading.load_pipeline({name!r})`."
+                )
             name = str(BUNDLED[name])
         kwargs.setdefault("use_safetensors", True)
         return super().from_pretrained(name, **kwargs)

@@ -2,7 +2,7 @@
 
 import argparse
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +12,35 @@ from diffusers_ucgm.checks import check_device
 from diffusers_ucgm.contracts import Pipeline, call_parameters, takes_classes, unguided_scale
 from diffusers_ucgm.files import check_writable, write_image
 from diffusers_ucgm.labels import class_names
-from diffusers_ucgm.loading import load_pipeline, load_scheduler
+from diffusers_ucgm.loading import load_scheduler
 from diffusers_ucgm.names import did_you_mean
 from diffusers_ucgm.pipeline import UCGMPipeline
 from diffusers_ucgm.presets import SAMPLER_SETTINGS, Preset, get_preset
 from diffusers_ucgm.scheduler import UCGMScheduler
 
+from .demo import DEMO_PROMPTS, demo_blocks
 from .image_grid import image_grid
 from .images import Generation, generate_images
-from .inputs import further_arguments, given_conditions, load_model
+from .inputs import further_arguments, given_conditions, given_prompts, load_model
 from .trajectories import trajectory_strip
 
 
 __all__ = ["COMMANDS"]
 
-FEW_STEP_MODEL, MULTI_STEP_MODEL = "fashion-mnist-2-step", "fashion-mnist"
 # A row's name has at most this number of letters; images up to this number of pixels are enlarged.
 LETTERS, SMALL = 40, 64
 
 
 def demo(args: argparse.Namespace) -> int:
-    """Sample from the few-step and the multi-step bundled model, side by side."""
+    """Draw prompts with the bundled model of emoji: the stock sampler and this package's, side by side."""
     _check_output(args)
-    blocks, names = {}, []
-    for model, steps in ((FEW_STEP_MODEL, 2), (MULTI_STEP_MODEL, 40)):
-        pipe: Any = load_pipeline(model).to(check_device(args.device or "cpu"))
-        names = [pipe.config.id2label[i] for i in range(pipe.num_classes)]
-        found = generate_images(
-            pipe, num_images=args.samples_per_label, num_inference_steps=steps, seed=args.seed, batch_size=80
-        )
-        blocks[f"{steps} steps ({model})"] = _report(found)
-    print(f"Image: {_save(blocks, names, args.scale, args.output)}")
+    prompts = given_prompts(args) or list(DEMO_PROMPTS)
+    device = check_device(args.device or "cpu")
+    blocks = {}
+    for title, found in demo_blocks(prompts, num_images=args.num_images, seed=args.seed, device=device):
+        print(f"{title}: ", end="")
+        blocks[title] = _report(found)
+    print(f"Image: {_save(blocks, _shortened(prompts), args.scale, args.output)}")
     return 0
 
 
@@ -164,7 +162,10 @@ def _row_names(pipe: Pipeline, conditions: Sequence[int | str]) -> list[str]:
     """The names of the rows: class names, or the beginnings of prompts."""
     names = class_names(pipe)
     known = {int(key): name for key, name in names.items()}
-    texts = (known.get(each, each) if isinstance(each, int) else each for each in conditions)
+    return _shortened(known.get(each, each) if isinstance(each, int) else each for each in conditions)
+
+
+def _shortened(texts: Iterable[object]) -> list[str]:
     return [textwrap.shorten(str(each), LETTERS, placeholder="...") or "(empty)" for each in texts]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffusers_ucgm.console import is_own
 from diffusers_ucgm.constraints import brief
-from diffusers_ucgm.contracts import Pipeline, Steppable, condition_name, networks_of
+from diffusers_ucgm.contracts import Pipeline, Steppable, call_parameters, condition_name, config_of, networks_of
 
 from .sampling_scheduler import OnStep, SamplingScheduler
 
@@ -55,7 +55,7 @@ def generate(
     """
     if len(conditions) != len(seeds) or not seeds:
         raise ValueError(f"`seeds` must be one for each of {len(conditions)} conditions, got {len(seeds)}.")
-    of_batch = {**(call or {}), "output_type": output_type, "return_dict": False}
+    of_batch = {**_trained_size(pipe), **(call or {}), "output_type": output_type, "return_dict": False}
     if num_inference_steps is not None:
         of_batch["num_inference_steps"] = num_inference_steps
     of_sample = _arguments_by_sample(pipe, conditions, of_batch.pop("negative_prompt", None))
@@ -184,6 +184,16 @@ def _arguments_by_sample(pipe: Pipeline, conditions: Sequence[int | str], negati
     elif isinstance(negative, Iterable):
         arguments["negative_prompt"] = list(negative)
     return arguments
+
+
+def _trained_size(pipe: Pipeline) -> dict[str, int]:
+    """The size that the autoencoder was made for, where a pipeline would take 1024 pixels whatever its networks."""
+    size = config_of(pipe.components.get("vae")).get("sample_size")
+    takes_size = {"height", "width"} <= set(call_parameters(pipe))
+    # The other pipelines work it out from their networks, or are larger than their autoencoders were made for.
+    if not (type(pipe).__name__.startswith("ZImage") and takes_size and isinstance(size, int)):
+        return {}
+    return {"height": size, "width": size}
 
 
 def _as_tensor(output: Tensor | np.ndarray | list) -> Tensor:

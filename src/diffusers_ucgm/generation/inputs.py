@@ -15,7 +15,7 @@ from diffusers_ucgm.loading import DTYPES, load_pipeline, load_pipeline_lora
 from diffusers_ucgm.names import BUNDLED, expanded, local_or_hub, local_path, path_exists
 
 
-__all__ = ["call_argument", "call_arguments", "further_arguments", "given_conditions", "load_model"]
+__all__ = ["call_argument", "call_arguments", "further_arguments", "given_conditions", "given_prompts", "load_model"]
 
 
 def load_model(args: argparse.Namespace, device: str | torch.device | None = None) -> Pipeline:
@@ -56,13 +56,23 @@ def given_conditions(args: argparse.Namespace) -> list[int | str] | None:
     """
     if args.labels is not None:
         return [int(word) if word.isdigit() else word for word in args.labels]
+    prompts = given_prompts(args)
+    return None if prompts is None else [*prompts]
+
+
+def given_prompts(args: argparse.Namespace) -> list[str] | None:
+    """The prompts of `--prompts`, which are its words or the lines of a text file; None where there are none.
+
+    Raises:
+        ValueError: If the file of prompts is empty.
+    """
     if args.prompts is None:
         return None
     file = expanded(args.prompts[0])
     # The system looks up no text of the length of many prompts.
     if len(args.prompts) > 1 or not path_exists(file) or not file.is_file():
         return list(args.prompts)
-    return [*_read_prompts(file)]
+    return _read_prompts(file)
 
 
 def _read_prompts(file: Path) -> list[str]:

@@ -40,7 +40,8 @@ def add_model_options(parser: argparse.ArgumentParser, output: str) -> None:
 def add_lora_options(parser: argparse.ArgumentParser) -> None:
     """Add a LoRA for the pipeline, and its strength."""
     parser.add_argument(
-        "--lora", help="LoRA for the pipeline: the output of `ucgm train`, a folder, a file or a Hub repository"
+        "--lora",
+        help="LoRA for the pipeline: bundled name, the output of `ucgm train`, a folder, a file or a Hub repository",
     )
     parser.add_argument(
         "--lora-scale", type=float, help="strength of the LoRA; 1, the default, is that of its training"
@@ -49,7 +50,15 @@ def add_lora_options(parser: argparse.ArgumentParser) -> None:
 
 def add_demo_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `ucgm demo`."""
-    parser.add_argument("--samples-per-label", type=int, default=8, metavar="N", help="images of a class")
+    parser.add_argument(
+        "--prompt",
+        "--prompts",
+        dest="prompts",
+        nargs="+",
+        metavar="TEXT",
+        help="prompts for the bundled model of emoji, a row for each, or a text file with a prompt on each line",
+    )
+    parser.add_argument("--num-images", type=int, default=3, metavar="N", help="images of each prompt (%(default)s)")
     _add_image_options(parser, "ucgm-demo.png")
 
 
