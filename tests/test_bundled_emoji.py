@@ -86,9 +86,7 @@ def test_it_is_a_stock_pipeline_that_survives_a_round_trip(pipe, tmp_path):
 
 
 def test_the_pipeline_of_classes_names_the_way_to_load_it():
-    with pytest.raises(
-        ValueError, match=r"must be a UCGMPipeline, got 'emoji', a ZImagePipeline\. Load it by `.*load_"
-    ):
+    with pytest.raises(ValueError, match=r"must be a UCGMPipeline, got 'emoji', a ZImagePipeline\. Load it by"):
         UCGMPipeline.from_pretrained("emoji")
 
 

@@ -9,10 +9,10 @@ def test_every_way_of_sampling_draws_every_prompt():
     blocks = dict(demo_blocks(["red apple, fluent style", "flag of Japan"], num_images=2))
     assert list(blocks) == [
         "Euler, 2 steps",
-        "Euler, 4 steps",
-        "Euler, 20 steps",
         "UCGM, 2 steps, LoRA",
+        "Euler, 4 steps",
         "UCGM, 4 steps, LoRA",
+        "Euler, 20 steps",
         "UCGM, 20 steps",
     ]
     for title, found in blocks.items():

@@ -392,6 +392,8 @@ def test_spacing_functions_refuse_what_they_do_not_know():
     with pytest.raises(ValueError, match="`spacing` must be 'karras', 'exponential' or 'beta'"):
         respace(torch.tensor([1.0, 0.5]), "lu")
     assert distinct_integers(torch.tensor([3.2, 3.1, 0.4, 0.1])).tolist() == [3, 2, 1, 0]
+    assert distinct_integers(torch.tensor([9.2, 3.1, 0.4, 0.1]), lowest=1).tolist() == [9, 3, 2, 1]
+    assert distinct_integers(torch.tensor([3.2, 3.1, 0.4, 0.1]), lowest=1).tolist() == [3, 2, 1, 0]
     with pytest.raises(ValueError, match="at most the number of integer times"):
         distinct_integers(torch.tensor([1.0, 0.5, 0.2]))
     assert stretch(torch.tensor([1.0]), 0.1).tolist() == [1.0]

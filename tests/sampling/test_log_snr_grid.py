@@ -116,3 +116,15 @@ def test_levels_with_a_spacing_of_their_own_keep_it():
     ours = UCGMScheduler.from_config(stock.config, round_timesteps=False)
     ours.set_timesteps(10)
     torch.testing.assert_close(ours.sigmas[:-1], stock.sigmas[:-1].float(), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("steps", [5, 20, 50, 200])
+def test_no_call_is_made_at_the_step_with_which_a_chain_ends(steps):
+    stock = DDIMScheduler(**CHAIN, set_alpha_to_one=False)
+    scheduler = UCGMScheduler.from_config(stock.config)
+    scheduler.set_timesteps(steps)
+    # The chain ends at the noise level of step 0.
+    assert scheduler.timesteps[-1] >= 1
+    # As many calls as the chain has steps leave none out.
+    scheduler.set_timesteps(1000)
+    assert scheduler.timesteps[-1] == 0

@@ -26,7 +26,7 @@ FEW_CALLS, MANY_CALLS, GUIDANCE = (2, 4), 20, 2.0
 
 
 def demo_blocks(
-    prompts: Sequence[str] = DEMO_PROMPTS, *, num_images: int = 3, seed: int = 0, device: str | torch.device = "cpu"
+    prompts: Sequence[str] = DEMO_PROMPTS, *, num_images: int = 2, seed: int = 0, device: str | torch.device = "cpu"
 ) -> Iterator[tuple[str, Generation]]:
     """Draw prompts in 2, 4 and 20 steps with the stock scheduler, and with `UCGMScheduler`, from the same noise.
 
@@ -42,9 +42,11 @@ def demo_blocks(
     Yields:
         The title of each way of sampling, and what it drew.
     """
-    pipe: Any = load_pipeline(MODEL).to(device)
+    stock: Any = load_pipeline(MODEL).to(device)
+    few: Any = load_pipeline(MODEL).to(device)
+    load_pipeline_lora(few, LORA)
 
-    def drawn(steps: int, guidance: float) -> Generation:
+    def drawn(pipe: Any, steps: int, guidance: float) -> Generation:
         return generate_images(
             pipe,
             prompts,
@@ -55,11 +57,9 @@ def demo_blocks(
             call={"guidance_scale": guidance},
         )
 
-    for steps in (*FEW_CALLS, MANY_CALLS):
-        yield f"Euler, {steps} steps", drawn(steps, GUIDANCE)
-    pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config)
-    many = drawn(MANY_CALLS, GUIDANCE)
-    load_pipeline_lora(pipe, LORA)
     for steps in FEW_CALLS:
-        yield f"UCGM, {steps} steps, LoRA", drawn(steps, 0.0)
-    yield f"UCGM, {MANY_CALLS} steps", many
+        yield f"Euler, {steps} steps", drawn(stock, steps, GUIDANCE)
+        yield f"UCGM, {steps} steps, LoRA", drawn(few, steps, 0.0)
+    yield f"Euler, {MANY_CALLS} steps", drawn(stock, MANY_CALLS, GUIDANCE)
+    stock.scheduler = UCGMScheduler.from_config(stock.scheduler.config)
+    yield f"UCGM, {MANY_CALLS} steps", drawn(stock, MANY_CALLS, GUIDANCE)

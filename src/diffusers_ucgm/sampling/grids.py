@@ -165,20 +165,22 @@ def respace(levels: Tensor, spacing: str) -> Tensor:
     return stop + torch.as_tensor(quantiles) * (start - stop)
 
 
-def distinct_integers(values: Tensor) -> Tensor:
+def distinct_integers(values: Tensor, lowest: int = 0) -> Tensor:
     """Falling values rounded to integers that still fall, each moved as little as possible.
 
     Args:
         values: Falling values from 0 up, shape `(N,)`.
+        lowest: The least integer, or 0 where the range has too few above it.
 
     Raises:
         ValueError: If there are fewer integers in the range than values.
     """
     rounded = [round(value) for value in floats(values)]
+    lowest = max(0, min(lowest, rounded[0] - len(rounded) + 1))
     for i in range(1, len(rounded)):
         rounded[i] = min(rounded[i], rounded[i - 1] - 1)
     for i in range(len(rounded) - 1, -1, -1):
-        rounded[i] = max(rounded[i], rounded[i + 1] + 1 if i + 1 < len(rounded) else 0)
+        rounded[i] = max(rounded[i], rounded[i + 1] + 1 if i + 1 < len(rounded) else lowest)
     if rounded[0] > round(float(values[0])):
         raise ValueError(f"`num_inference_steps` must be at most the number of integer times, got {len(rounded)}.")
     return torch.tensor(rounded, dtype=values.dtype)
@@ -308,19 +310,20 @@ class Spacing:
         return convention.time_of_sigma(respace(levels, self.levels).clamp(levels[-1], levels[0]))
 
 
-def whole_times(t: Tensor, convention: Convention) -> Tensor:
+def whole_times(t: Tensor, convention: Convention, lowest: int = 0) -> Tensor:
     """Times that are distinct whole numbers to the network.
 
     Args:
         t: Falling canonical times, float64, shape `(N,)`.
         convention: The model's convention.
+        lowest: The least of them, or 0 where the network has too few above it.
 
     Raises:
         ValueError: If the network has fewer whole times in the range.
     """
     timesteps = convention.timestep(t)
     rises = len(timesteps) > 1 and bool(timesteps[-1] > timesteps[0])
-    whole = distinct_integers(timesteps.flip(0)).flip(0) if rises else distinct_integers(timesteps)
+    whole = distinct_integers(timesteps.flip(0)).flip(0) if rises else distinct_integers(timesteps, lowest)
     return convention.time(whole)
 
 
@@ -351,7 +354,10 @@ def sampler_grid(
     if not 0 < strength <= 1:
         raise ValueError(f"`strength` must be in (0, 1], got {strength!r}.")
     original = original_inference_steps or spacing.original_inference_steps
+    lowest = 0
     if spacing.time_warp == "auto" and spacing.levels is None and not original:
+        # A call at the step with which the run ends would change nothing.
+        lowest = int(spacing.ends_at_first_step)
         t = _log_snr_times(num_points, spacing, convention, mu, strength)
     else:
         t = time_grid(num_points, spacing.warp, spacing.time_gaps)
@@ -361,7 +367,7 @@ def sampler_grid(
             t = spacing.shift_times(t * strength, mu, convention)
         else:
             t = spacing.space_levels((t * strength).clamp(min=convention.earliest), convention)
-    return whole_times(t, convention) if spacing.round_timesteps else t
+    return whole_times(t, convention, lowest) if spacing.round_timesteps else t
 
 
 def _log_snr_times(
