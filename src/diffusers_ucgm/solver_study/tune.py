@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -193,7 +193,7 @@ class _Sampling:
         if not self.search_guidance:
             return _Sampler(scheduler, self.num_inference_steps, call)
         most = 2 * self.num_inference_steps
-        guidance = _guidance_of(call)
+        guidance = Guidance.of_call(call)
         for steps in range(most, self.num_inference_steps, -1):
             scheduler.set_timesteps(steps)
             calls = len(scheduler.canonical_times)
@@ -339,18 +339,11 @@ def _check_guidance(pipe: Pipeline, searched: Sequence[str], call: Mapping[str, 
             f"`search_guidance` must name arguments that {type(pipe).__name__} takes, got {list(searched)}, of which "
             f"it lacks {missing}."
         )
-    if not _guidance_of(call).is_on:
+    if not Guidance.of_call(call).is_on:
         raise ValueError(
             "`search_guidance` must go with the `guidance_scale` of the target in `call`, other than 0 and 1, got "
             f"{call.get('guidance_scale')!r}."
         )
-
-
-def _guidance_of(call: Mapping[str, Any]) -> Guidance:
-    """The guidance that the arguments of a call ask for."""
-    start, stop = call.get("guidance_interval") or (0.0, 1.0)
-    scale = call.get("guidance_scale")
-    return Guidance(1.0 if scale is None else float(scale), (float(start), float(stop)))
 
 
 def _starts(config: Mapping[str, object]) -> dict[str, Settings]:
@@ -374,7 +367,7 @@ def _space(sampling: _Sampling, part: _Part) -> Space:
     wanted = dict(SEARCH_SPACE)
     if sampling.goal.needs_solutions:
         del wanted["stochasticity"]
-    wanted |= guidance_space(sampling.search_guidance, _guidance_of(sampling.call).scale)
+    wanted |= guidance_space(sampling.search_guidance, Guidance.of_call(sampling.call).scale)
     if _differ(sampling.times(part, time_warp=(a, 1.0, 1.0), time_gaps=(0.001, 0.01)) for a in (1.0, 2.0)):
         del wanted["shift"]  # the warp does as much
         return wanted
