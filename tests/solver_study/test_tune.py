@@ -253,7 +253,7 @@ def test_guidance_is_searched_within_the_evaluations_of_guided_calls(tmp_path):
 
 def test_an_interval_leaves_room_for_more_steps():
     pipe = class_pipeline()
-    goal = tune._objective("median", pipe)
+    goal = tune._objective("median", pipe.scheduler)
     sampling = tune._Sampling(pipe, 8, goal, None, 50, 64, False, GUIDED, ("interval",))
     all_times = sampling.sampler({"guidance_interval": [0.0, 1.0]})
     assert (all_times.steps, all_times.call) == (8, {**GUIDED, "guidance_interval": [0.0, 1.0]})

@@ -106,8 +106,8 @@ def tune_sampler(
     check(TUNE_ARGUMENTS, locals())
     started, call, run = time.perf_counter(), call or {}, RunFolder.of(output, "tune-sampler")
     num_seeds = NUM_SEEDS if num_seeds is None else num_seeds
-    goal = _objective(objective, pipe)
-    starts = _starts(pipe.scheduler.config)
+    own = UCGMScheduler.from_config(pipe.scheduler.config)
+    goal, starts = _objective(objective, own), _starts(own.config)
     _check_numbers(num_inference_steps=(num_inference_steps, 1), num_seeds=(num_seeds, 2))
     _check_numbers(num_held_out=(num_held_out, 2), num_trials=(num_trials, len(starts)))
     check_call(pipe, num_inference_steps, call)
@@ -309,13 +309,13 @@ def _judge(
     )
 
 
-def _objective(objective: str | Objective, pipe: Pipeline) -> Objective:
+def _objective(objective: str | Objective, own: UCGMScheduler) -> Objective:
     if isinstance(objective, str) and objective in OBJECTIVES:
         objective = OBJECTIVES[objective]
     if not isinstance(objective, Objective):
         raise ValueError(f"`objective` must be an `Objective` or one of {sorted(OBJECTIVES)}, got {objective!r}.")
     if objective.needs_solutions:
-        check_has_solutions(pipe, objective.name)
+        check_has_solutions(own, objective.name)
     return objective
 
 
@@ -348,7 +348,7 @@ def _check_guidance(pipe: Pipeline, searched: Sequence[str], call: Mapping[str, 
 
 def _starts(config: Mapping[str, object]) -> dict[str, Settings]:
     """Settings to begin with, by name: the pipeline's own, even steps, the paper's, an automatic ratio, multistep."""
-    own = dict(UCGMScheduler.from_config(config).config)
+    own = dict(config)
     even = {**own, **EVEN, "solver_order": 1}
     automatic = {**even, "extrapolation_ratio": "auto"}
     return {
