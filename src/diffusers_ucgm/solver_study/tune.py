@@ -237,7 +237,7 @@ class _Sampling:
             raise _NotFiniteError(f"The samples are not finite. {SAMPLING_REMEDY}")
         return self.goal.measure(samples, part.solutions)
 
-    def value(self, settings: Mapping[str, object], part: _Part) -> float | None:
+    def trial_value(self, settings: Mapping[str, object], part: _Part) -> float | None:
         """The objective for settings; None where they cannot be run."""
         try:
             return self.goal.value(self.rows(self.sampler(settings), part))
@@ -267,7 +267,7 @@ def _search(
     number, scale = sampling.num_inference_steps, sampling.call.get("guidance_scale")
     first = {name: parameters_of({**each, "guidance_scale": scale}, space, number) for name, each in starts.items()}
     return search_settings(
-        lambda settings: sampling.value(settings, part),
+        lambda settings: sampling.trial_value(settings, part),
         space,
         first,
         journal,
