@@ -44,6 +44,14 @@ def test_calls_are_guided_within_the_interval(scale, interval, expected):
     assert guidance.is_on == (scale not in (0.0, 1.0))
 
 
+def test_the_guidance_of_a_call_is_that_of_its_arguments():
+    assert not Guidance.of_call({}).is_on
+    assert not Guidance.of_call({"guidance_scale": None}).is_on
+    found = Guidance.of_call({"guidance_scale": 3, "guidance_interval": [0.2, 1], "num_inference_steps": 8})
+    assert found == Guidance(3.0, (0.2, 1.0))
+    assert Guidance.of_call({"guidance_scale": 2.0, "guidance_interval": None}).interval == (0.0, 1.0)
+
+
 def test_stock_flow_schedulers_have_canonical_times_as_sigmas():
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_timesteps(4)

@@ -287,19 +287,19 @@ def _check_scale(scale: object) -> None:
 def _lora_file(source: str, argument: str) -> Path:
     """The one safetensors file that a name stands for."""
     path = expanded(source)
+    if not path.exists():
+        if source in BUNDLED_LORAS:
+            return _lora_file_in(BUNDLED_LORAS[source], argument)
+        parts = source.split("/")
+        # A file of a repository is named behind it.
+        repository = "/".join(parts[:2]) if source.endswith(".safetensors") and len(parts) > 2 else source
+        local_or_hub(argument, repository, BUNDLED_LORAS)
+        return Path(hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]) or LORA_WEIGHTS_NAME))
     if path.is_dir():
         return _lora_file_in(path, argument)
-    if path.exists():
-        if not path.is_file() or path.suffix != ".safetensors":
-            raise ValueError(f"`{argument}` must be a LoRA in a safetensors file, got {source!r}.")
-        return path
-    if source in BUNDLED_LORAS:
-        return _lora_file_in(BUNDLED_LORAS[source], argument)
-    parts = source.split("/")
-    # A file of a repository is named behind it.
-    repository = "/".join(parts[:2]) if source.endswith(".safetensors") and len(parts) > 2 else source
-    local_or_hub(argument, repository, BUNDLED_LORAS)
-    return Path(hf_hub_download("/".join(parts[:2]), "/".join(parts[2:]) or LORA_WEIGHTS_NAME))
+    if not path.is_file() or path.suffix != ".safetensors":
+        raise ValueError(f"`{argument}` must be a LoRA in a safetensors file, got {source!r}.")
+    return path
 
 
 def _lora_file_in(folder: Path, argument: str) -> Path:

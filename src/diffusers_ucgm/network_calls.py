@@ -3,7 +3,9 @@
 A guided call has the conditions and the null conditions in one batch, so that it counts as one network call.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import ModelMixin
@@ -42,6 +44,13 @@ class Guidance:
     scale: float
     interval: tuple[float, float]
     channels: int | None = None
+
+    @classmethod
+    def of_call(cls, call: Mapping[str, Any]) -> "Guidance":
+        """The guidance that the arguments of a pipeline's call ask for."""
+        start, stop = call.get("guidance_interval") or (0.0, 1.0)
+        scale = call.get("guidance_scale")
+        return cls(1.0 if scale is None else float(scale), (float(start), float(stop)))
 
     @property
     def is_on(self) -> bool:

@@ -100,12 +100,12 @@ def add_second_time(network: Network, method: str = "sum", depth: int | None = N
             f"`network` must not have a second time yet, got {type(network).__name__}, which takes `{name}`. Use it "
             "as it is."
         )
-    time_embedding_of(network)
+    embedding = time_embedding_of(network)
     base = type(network)
     run = vars(network).pop("_gradient_checkpointing_func", None)
     try:
         network.__class__ = second_time_class(base)
-        _attach(network, method, depth)
+        _attach(network, embedding, method, depth)
     except ValueError:
         network.__class__ = base
         raise
@@ -175,9 +175,8 @@ class SecondTimeMixin:
         vars(self)["_checkpointing"] = run
 
 
-def _attach(network: ModelMixin, method: str, depth: int | None) -> None:
+def _attach(network: ModelMixin, embedding: TimeEmbedding, method: str, depth: int | None) -> None:
     """Put hooks and weights of the second time into a network of a class of this module."""
-    embedding = time_embedding_of(network)
     layers = embedder_layers(network, embedding)
     if method == "sum":
         network.register_to_config(second_time=method)
@@ -247,7 +246,7 @@ def second_time_class(base: type[ModelMixin]) -> type[ModelMixin]:
         **settings: object,
     ) -> None:
         base.__init__(self, *args, **settings)
-        _attach(self, second_time, second_time_depth)
+        _attach(self, time_embedding_of(self), second_time, second_time_depth)
 
     def forward(self: ModelMixin, *args: object, r_timestep: Tensor | float | None = None, **kwargs: object) -> object:
         call = None

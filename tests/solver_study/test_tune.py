@@ -81,7 +81,7 @@ def test_seeds_of_the_search_and_of_the_judgement_are_disjoint(tmp_path, monkeyp
 
 def test_a_search_that_was_stopped_makes_the_trials_of_one_that_was_not(tmp_path, monkeypatch):
     whole = tuned(tmp_path / "whole")
-    value, calls = tune._Sampling.value, []
+    value, calls = tune._Sampling.trial_value, []
 
     def stopping(*args):
         calls.append(args)
@@ -89,7 +89,7 @@ def test_a_search_that_was_stopped_makes_the_trials_of_one_that_was_not(tmp_path
             raise KeyboardInterrupt
         return value(*args)
 
-    monkeypatch.setattr(tune._Sampling, "value", stopping)
+    monkeypatch.setattr(tune._Sampling, "trial_value", stopping)
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             tuned(tmp_path / "stopped")
@@ -132,7 +132,7 @@ def test_a_killed_search_goes_on(tmp_path):
 
 def test_nothing_gained_is_said_and_the_own_settings_stay(tmp_path, monkeypatch):
     # A search whose best is its start.
-    monkeypatch.setattr(tune._Sampling, "value", lambda self, settings, part: 1.0)
+    monkeypatch.setattr(tune._Sampling, "trial_value", lambda self, settings, part: 1.0)
     pipe = exact_pipeline(UCGMScheduler(extrapolation_ratio="auto", extrapolation_order=3, shift=1.5))
     result = tuned(tmp_path, pipe)
     assert result.best.start == "own"
@@ -253,7 +253,7 @@ def test_guidance_is_searched_within_the_evaluations_of_guided_calls(tmp_path):
 
 def test_an_interval_leaves_room_for_more_steps():
     pipe = class_pipeline()
-    goal = tune._objective("median", pipe)
+    goal = tune._objective("median", pipe.scheduler)
     sampling = tune._Sampling(pipe, 8, goal, None, 50, 64, False, GUIDED, ("interval",))
     all_times = sampling.sampler({"guidance_interval": [0.0, 1.0]})
     assert (all_times.steps, all_times.call) == (8, {**GUIDED, "guidance_interval": [0.0, 1.0]})

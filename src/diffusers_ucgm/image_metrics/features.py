@@ -74,16 +74,17 @@ def load_features(name: str, device: str | torch.device = "cpu") -> FeatureNetwo
     """
     if name == "inception":
         return InceptionFeatures(device)
-    folder = BUNDLED_FEATURES.get(name, expanded(name))
-    if not folder.is_dir() and ":" in name:
+    if ":" in name and not expanded(name).is_dir():
         return _make_features(name, device)
+    found = local_or_hub("features", name, ["inception", *BUNDLED_FEATURES])
+    folder = BUNDLED_FEATURES.get(name, Path(found))
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(f"`features` must be a folder with a config.json, got {str(folder)!r} without one.")
         config = read_json(folder / "config.json")
         if config.get("_class_name") == ImageClassifier2DModel.__name__:
             return ClassifierFeatures(folder, device)
-    return TransformersFeatures(local_or_hub("features", name, ["inception", *BUNDLED_FEATURES]), device)
+    return TransformersFeatures(found, device)
 
 
 def _make_features(name: str, device: str | torch.device) -> FeatureNetwork:

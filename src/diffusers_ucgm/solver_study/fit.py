@@ -102,7 +102,7 @@ def fit_solver(
             f"`num_seeds` must be from {LEAST_SEEDS} to `batch_size`, since a fit runs its seeds in one batch, got "
             f"{num_seeds} with `batch_size={batch_size}`."
         )
-    check_has_solutions(pipe)
+    check_has_solutions(UCGMScheduler.from_config(pipe.scheduler.config))
     for number in numbers:
         check_call(pipe, number, call)
     check_outputs(run.folder)

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffusers_ucgm.contracts import Pipeline
 from diffusers_ucgm.image_metrics.features import FeatureNetwork, features_of, load_features
 from diffusers_ucgm.image_metrics.references import load_reference
 from diffusers_ucgm.image_metrics.requirements import check_width
@@ -166,13 +165,13 @@ def load_frechet_objective(
     return frechet_objective(network, found.statistics, identity=identity, batch_size=batch_size)
 
 
-def check_has_solutions(pipe: Pipeline, objective: str = "") -> None:
-    """Refuse a pipeline whose samples follow from more than their noise.
+def check_has_solutions(scheduler: UCGMScheduler, objective: str = "") -> None:
+    """Refuse the scheduler of a pipeline whose samples follow from more than their noise.
 
     Raises:
-        ValueError: If its scheduler adds fresh noise.
+        ValueError: If the scheduler adds fresh noise.
     """
-    stochasticity = UCGMScheduler.from_config(pipe.scheduler.config).config.stochasticity
+    stochasticity = scheduler.config.stochasticity
     if stochasticity != 0:
         asked = f"{objective!r} " if objective else "a scheduler "
         raise ValueError(

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -106,8 +106,8 @@ def tune_sampler(
     check(TUNE_ARGUMENTS, locals())
     started, call, run = time.perf_counter(), call or {}, RunFolder.of(output, "tune-sampler")
     num_seeds = NUM_SEEDS if num_seeds is None else num_seeds
-    goal = _objective(objective, pipe)
-    starts = _starts(pipe.scheduler.config)
+    own = UCGMScheduler.from_config(pipe.scheduler.config)
+    goal, starts = _objective(objective, own), _starts(own.config)
     _check_numbers(num_inference_steps=(num_inference_steps, 1), num_seeds=(num_seeds, 2))
     _check_numbers(num_held_out=(num_held_out, 2), num_trials=(num_trials, len(starts)))
     check_call(pipe, num_inference_steps, call)
@@ -193,7 +193,7 @@ class _Sampling:
         if not self.search_guidance:
             return _Sampler(scheduler, self.num_inference_steps, call)
         most = 2 * self.num_inference_steps
-        guidance = _guidance_of(call)
+        guidance = Guidance.of_call(call)
         for steps in range(most, self.num_inference_steps, -1):
             scheduler.set_timesteps(steps)
             calls = len(scheduler.canonical_times)
@@ -237,7 +237,7 @@ class _Sampling:
             raise _NotFiniteError(f"The samples are not finite. {SAMPLING_REMEDY}")
         return self.goal.measure(samples, part.solutions)
 
-    def value(self, settings: Mapping[str, object], part: _Part) -> float | None:
+    def trial_value(self, settings: Mapping[str, object], part: _Part) -> float | None:
         """The objective for settings; None where they cannot be run."""
         try:
             return self.goal.value(self.rows(self.sampler(settings), part))
@@ -267,7 +267,7 @@ def _search(
     number, scale = sampling.num_inference_steps, sampling.call.get("guidance_scale")
     first = {name: parameters_of({**each, "guidance_scale": scale}, space, number) for name, each in starts.items()}
     return search_settings(
-        lambda settings: sampling.value(settings, part),
+        lambda settings: sampling.trial_value(settings, part),
         space,
         first,
         journal,
@@ -309,13 +309,13 @@ def _judge(
     )
 
 
-def _objective(objective: str | Objective, pipe: Pipeline) -> Objective:
+def _objective(objective: str | Objective, own: UCGMScheduler) -> Objective:
     if isinstance(objective, str) and objective in OBJECTIVES:
         objective = OBJECTIVES[objective]
     if not isinstance(objective, Objective):
         raise ValueError(f"`objective` must be an `Objective` or one of {sorted(OBJECTIVES)}, got {objective!r}.")
     if objective.needs_solutions:
-        check_has_solutions(pipe, objective.name)
+        check_has_solutions(own, objective.name)
     return objective
 
 
@@ -339,23 +339,16 @@ def _check_guidance(pipe: Pipeline, searched: Sequence[str], call: Mapping[str, 
             f"`search_guidance` must name arguments that {type(pipe).__name__} takes, got {list(searched)}, of which "
             f"it lacks {missing}."
         )
-    if not _guidance_of(call).is_on:
+    if not Guidance.of_call(call).is_on:
         raise ValueError(
             "`search_guidance` must go with the `guidance_scale` of the target in `call`, other than 0 and 1, got "
             f"{call.get('guidance_scale')!r}."
         )
 
 
-def _guidance_of(call: Mapping[str, Any]) -> Guidance:
-    """The guidance that the arguments of a call ask for."""
-    start, stop = call.get("guidance_interval") or (0.0, 1.0)
-    scale = call.get("guidance_scale")
-    return Guidance(1.0 if scale is None else float(scale), (float(start), float(stop)))
-
-
 def _starts(config: Mapping[str, object]) -> dict[str, Settings]:
     """Settings to begin with, by name: the pipeline's own, even steps, the paper's, an automatic ratio, multistep."""
-    own = dict(UCGMScheduler.from_config(config).config)
+    own = dict(config)
     even = {**own, **EVEN, "solver_order": 1}
     automatic = {**even, "extrapolation_ratio": "auto"}
     return {
@@ -374,7 +367,7 @@ def _space(sampling: _Sampling, part: _Part) -> Space:
     wanted = dict(SEARCH_SPACE)
     if sampling.goal.needs_solutions:
         del wanted["stochasticity"]
-    wanted |= guidance_space(sampling.search_guidance, _guidance_of(sampling.call).scale)
+    wanted |= guidance_space(sampling.search_guidance, Guidance.of_call(sampling.call).scale)
     if _differ(sampling.times(part, time_warp=(a, 1.0, 1.0), time_gaps=(0.001, 0.01)) for a in (1.0, 2.0)):
         del wanted["shift"]  # the warp does as much
         return wanted
