@@ -283,6 +283,8 @@ def test_a_lora_of_a_class_conditional_pipeline_loads_into_it(tmp_path):
 def test_modules_that_are_not_there_are_named():
     with pytest.raises(ValueError, match=r"`target_modules` must name modules of Linear, got \['to_q'\]"):
         add_lora(nn.Linear(2, 2), 4, target_modules=["to_q"])
+    with pytest.raises(ValueError, match=r"must name layers with weights of their own, got \['1'\], .*'1', a SiLU"):
+        add_lora(nn.Sequential(nn.Linear(2, 2), nn.SiLU()), 4, target_modules=["1"])
 
 
 # docs/text-to-image-lora.md has these names.

@@ -83,7 +83,7 @@ def add_lora(
         target_modules: Ends of the names of the modules that get an adapter; None takes those of attention.
 
     Raises:
-        ValueError: If the network has no module of these names.
+        ValueError: If the network has no module of these names, or one of them has no weights.
     """
     targets = list(target_modules or ATTENTION)
     _check_targets(network, targets)
@@ -103,12 +103,24 @@ def add_lora(
 
 
 def _check_targets(network: nn.Module, targets: list[str]) -> None:
-    names = [name for name, _ in network.named_modules()]
-    if not any(name == target or name.endswith(f".{target}") for name in names for target in targets):
+    modules = dict(network.named_modules())
+    names = list(modules)
+    found = [name for name in names if any(name == target or name.endswith(f".{target}") for target in targets)]
+    if empty := [name for name in found if not _has_weights(modules[name])]:
+        raise ValueError(
+            f"`target_modules` must name layers with weights of their own, got {targets}, which take in {empty[0]!r}, "
+            f"a {type(modules[empty[0]]).__name__}. Name more of the path, such as 'layers.0.{targets[0]}'."
+        )
+    if not found:
         raise ValueError(
             f"`target_modules` must name modules of {type(network).__name__}, got {targets}. It has, for example, "
             f"{sorted({name.rsplit('.', 1)[-1] for name in names if name})[:20]}."
         )
+
+
+def _has_weights(layer: nn.Module) -> bool:
+    """Whether a layer has weights of its own, also inside another adapter."""
+    return isinstance(layer, BaseTunerLayer) or next(layer.parameters(recurse=False), None) is not None
 
 
 @contextmanager
