@@ -320,3 +320,21 @@ def prepare(output: Path, *, source: str | None = None, num_subjects: int = 150)
         write_json(temporary / record.name, {"settings": settings, "kinds": Counter(kinds.values())})
     print(f"Pictures: {folder} {dict(Counter(kinds.values()))}")
     return folder
+
+
+def write_prompts(output: Path) -> Path:
+    """Write `prompts.jsonl` for `ucgm evaluate`: the test split, and as many pictures of training as it has.
+
+    The order is random, so that the first prompts are of every kind.
+    """
+    rows: dict[str, list[dict[str, object]]] = {"train": [], "test": []}
+    for split in rows:
+        file = output / "data" / split / "metadata.jsonl"
+        if file.is_file():
+            read = map(json.loads, file.read_text().splitlines())
+            rows[split] = [{**row, "file_name": f"data/{split}/{row['file_name']}"} for row in read]
+    draws = random.Random(0)
+    seen = draws.sample(rows["train"], min(len(rows["train"]), len(rows["test"]) or len(rows["train"])))
+    lines = [json.dumps({name: row[name] for name in ("file_name", "text", "kind")}) for row in seen + rows["test"]]
+    draws.shuffle(lines)
+    return write_text(output / "prompts.jsonl", "\n".join(lines) + "\n")

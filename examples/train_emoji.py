@@ -30,18 +30,21 @@ from diffusers import (
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
-from emoji_images import SIZE, prepare
+from emoji_images import SIZE, prepare, write_prompts
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
-from transformers import CLIPConfig, CLIPModel, CLIPTextModel, PreTrainedTokenizerFast
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, PreTrainedTokenizerFast
 
 from diffusers_ucgm import UCGMTrainer, UCGMTrainingConfig
 from diffusers_ucgm.data.images import ImageItems, load_image_dataset
 from diffusers_ucgm.data.latent_cache import CachedLatents, cache_latents, finish_cache
 from diffusers_ucgm.files import replacing_folder, write_image, write_text
 from diffusers_ucgm.generation.image_grid import image_grid
+from diffusers_ucgm.generation.prompts import read_prompts
+from diffusers_ucgm.image_metrics.prompt_scores import score_real_images
+from diffusers_ucgm.image_metrics.text_image_model import TextImageModel
 from diffusers_ucgm.training.adapters import adapter_for_pipeline
 from diffusers_ucgm.training.checkpoints import (
     latest_checkpoint,
@@ -294,22 +297,26 @@ def train_text(output: Path, args: argparse.Namespace) -> None:
         model.save_pretrained(temporary)
 
 
-@torch.no_grad()
-def show_retrieval(output: Path, choices: int = 20) -> None:
+def complete_towers(output: Path) -> None:
+    """Put tokenizer and image processor beside the towers, as `--text-image-model` and transformers expect them."""
+    towers = output / "towers"
+    PreTrainedTokenizerFast.from_pretrained(output / "tokenizer").save_pretrained(towers)
+    # transformers 5 writes a name for this class that transformers 4 does not know; both know this one.
+    edit(towers / "tokenizer_config.json", "TokenizersBackend", "PreTrainedTokenizerFast")
+    half, size = [0.5] * 3, {"height": SIZE, "width": SIZE}
+    processor = CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=size, image_mean=half, image_std=half)
+    processor.save_pretrained(towers)
+
+
+def show_retrieval(output: Path) -> None:
     """Print how often the towers find a picture's caption among several, for each part of the test split."""
     split = "test" if (output / "data" / "test").is_dir() else "train"
-    images, rows = pictures(output / "data", split)
-    model = CLIPModel.from_pretrained(output / "towers").eval().to(DEVICE)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(output / "tokenizer")
-    found: dict[str, list[bool]] = {}
-    for index in torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).split(choices):
-        captions = [rows[i]["text"][0] for i in index.tolist()]
-        logits = model(pixel_values=to_float(images[index]), **tokens_of(tokenizer, captions)).logits_per_image
-        hits = logits.argmax(1).cpu() == torch.arange(len(index))
-        for i, hit in zip(index.tolist(), hits.tolist(), strict=True):
-            found.setdefault(str(rows[i]["kind"]), []).append(hit)
-    for kind, hits in sorted(found.items()):
-        print(f"{split}, {kind}: the caption among {choices} is found for {sum(hits) / len(hits):.3f} of {len(hits)}")
+    prompts = read_prompts(output / "data" / split / "metadata.jsonl")
+    for scores in score_real_images(TextImageModel(str(output / "towers"), DEVICE), prompts):
+        values = {**scores.left_out, **{name: f"{value:.3f}" for name, value in scores.metrics.items()}}
+        print(f"{split}, {scores.kind or 'all'}, {scores.num_images} pictures:")
+        for name, value in values.items():
+            print(f"  {name}: {value}")
 
 
 def new_pipeline(output: Path, transformer: ZImageTransformer2DModel, shift: float) -> ZImagePipeline:
@@ -517,6 +524,7 @@ def main(words: list[str] | None = None) -> None:
     output: Path = args.output
     if args.stage == "prepare":
         prepare(output, source=args.source, num_subjects=args.unseen_subjects)
+        print(f"Prompts of an evaluation: {write_prompts(output)}")
     elif args.stage == "autoencoder":
         if not (output / "vae").is_dir():
             train_autoencoder(output, args)
@@ -524,6 +532,8 @@ def main(words: list[str] | None = None) -> None:
     elif args.stage == "text":
         if not (output / "towers").is_dir():
             train_text(output, args)
+        if not (output / "towers" / "preprocessor_config.json").is_file():
+            complete_towers(output)
         show_retrieval(output)
     elif args.stage == "network":
         train_network(output, args)

@@ -11,8 +11,11 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, ZImageImg2ImgPipeline, ZImageInpaintPipeline
 from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 from diffusers_ucgm.data.images import load_image_dataset
+from diffusers_ucgm.generation.prompts import read_prompts
+from diffusers_ucgm.image_metrics.text_image_model import TextImageModel
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -180,6 +183,11 @@ def test_emoji_are_prepared_on_white_with_captions_and_licences(example, package
     assert "Permission is hereby granted" in told
     source = load_image_dataset(folder, "train")
     assert source.caption_column == "text"
+    prompts = read_prompts(packages / "prompts.jsonl")
+    in_test = [row for split, row in rows.values() if split == "test"]
+    assert len(prompts) == min(len(in_test), len(rows) - len(in_test)) + len(in_test)
+    assert {each.kind for each in prompts} == {"seen", *(row["kind"] for row in in_test)}
+    assert all(each.image.is_file() and each.text == rows[each.image.name][1]["text"][0] for each in prompts)
     before = (folder / "prepared.json").stat().st_mtime_ns
     example.main(["prepare", "--output", str(packages), "--unseen-subjects", "1"])
     assert (folder / "prepared.json").stat().st_mtime_ns == before
@@ -243,6 +251,22 @@ def squares(folder):
     return folder
 
 
+def assert_towers_are_whole(example, output):
+    """Stock transformers and `--text-image-model` load them, and images of 64 pixels come as in training."""
+    tokenizer = AutoTokenizer.from_pretrained(output / "towers")
+    assert (
+        tokenizer("A RED square").input_ids
+        == PreTrainedTokenizerFast.from_pretrained(output / "tokenizer")("A RED square").input_ids
+    )
+    assert "PreTrainedTokenizerFast" in (output / "towers" / "tokenizer_config.json").read_text()
+    images, _ = example.pictures(output / "data")
+    picture = example.to_pictures(example.to_float(images[:1]))[0]
+    pixels = AutoImageProcessor.from_pretrained(output / "towers")(picture, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixels, example.to_float(images[:1]).cpu())
+    model = TextImageModel(str(output / "towers"))
+    assert model.text_features(["a red square"]).shape == model.images(images[:1]).features.shape == (1, 32)
+
+
 # diffusers and transformers as they load and save, which is not the example's doing.
 @pytest.mark.filterwarnings("default")
 def test_the_stages_make_a_stock_pipeline_of_any_pictures(example, tmp_path, capsys):
@@ -258,7 +282,9 @@ def test_the_stages_make_a_stock_pipeline_of_any_pictures(example, tmp_path, cap
     for words in stages:
         example.main(words)
     printed = capsys.readouterr().out
-    assert "test, subject: the caption among 20 is found" in printed
+    assert "test, subject, 2 pictures:" in printed
+    assert "text_agreement: `text_features` must be of at least 20 different texts" in printed
+    assert_towers_are_whole(example, output)
     assert "0.8 MB" in printed
     folder = output / "pipeline"
     index = json.loads((folder / "model_index.json").read_text())

@@ -167,6 +167,7 @@ def _settings(folder: Path, rng: random.Random) -> None:
     (folder / "names.json").write_text(json.dumps({str(key): name for key, name in NAMES.items()}))
     (folder / "labels.json").write_text(json.dumps({"Bag": 0, "Coat": 1}))
     (folder / "prompts.txt").write_text("0\n1\n")
+    (folder / "prompts.jsonl").write_text('{"text": "Bag"}\n{"text": ["Coat", "Bag"], "kind": "clothes"}\n')
     (folder / "reference.yaml").write_text(
         "sample:\n  type: UNI\n  sampling_steps: 4\n  cfg_scale: 1.0\n  extrapol_ratio: 0.5\n"
         "transport:\n  type: Linear\n"

@@ -45,6 +45,8 @@ OPTIONS: Mapping[str, Fields] = {
         "output": Anything(("/proc/nope", "/dev/null")),
         "device": Anything(("banana", "cuda:99")),
         "save-reference": Anything(("a.txt", "/proc/nope/a.npz")),
+        "text-image-model": Anything(("banana", "./nope", "{file}", "")),
+        "prompts": Anything(("./nope.jsonl", "nope.jsonl")),
     },
     "cache": {
         "size": COUNT,

@@ -326,6 +326,7 @@ EVALUATE: Fields = {
     "size": Maybe(Either((COUNT, Several(COUNT, (8, 9))))),
     "features": Anything(("", "nope", 5, None, [], {}, "no.such:function", "os:", "json:loads:x", True)),
     "call": Maybe(Anything((5, "x", [1], {"nope": 1}, {"guidance_scale": "x"}, {1: 2}, True))),
+    "text_image_model": Maybe(Anything((5, "", "nope", "./nope", [], {}, True, b"clip", math.nan))),
     "background": PREPARE["background"],
     "allow_remote_files": Truth(),
     "overwrite_output_dir": Truth(),

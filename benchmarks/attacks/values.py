@@ -15,6 +15,22 @@ from .damage import OTHER_JSON, RUIN, TEXT_DAMAGE, changed_json, damaged_command
 from .tools import command_words
 
 
+# Lines that are no prompts, and the beginning of one.
+PROMPT_LINES = {
+    "without JSON": b"a cat\n",
+    "torn": b'{"text": "Bag"}\n{"text": "Co',
+    "brackets without end": b"[" * 100_000,
+    "a list": b'["Bag"]\n',
+    "without a text": b'{"caption": "Bag"}\n',
+    "a number as text": b'{"text": 5}\n',
+    "no text of a list": b'{"text": []}\n',
+    "null as text": b'{"text": null}\n',
+    "half a letter": b'{"text": "\\ud800"}\n',
+    "a kind that is no text": b'{"text": "Bag", "kind": [1]}\n',
+    "a file outside": b'{"text": "Bag", "file_name": "../../x.png"}\n',
+}
+
+
 def settings_file_attempts(rng: random.Random, artefacts: Path) -> list[Attempt]:
     group, attempts, folder = "settings files", [], artefacts / "settings"
 
@@ -56,11 +72,11 @@ def settings_file_attempts(rng: random.Random, artefacts: Path) -> list[Attempt]
                 what = f"{name} {what}"
                 attempts.append(Attempt(group, what, (name, *quoted(what)), run, False))
     prompts = with_option("evaluate", "--prompts")
-    for kind, content in (("empty", b""), ("not UTF-8", b"a\xff\xfe\n"), ("zeros", bytes(99)), ("blank", b"\n \n\n")):
-        run = partial(damaged_command, folder / "prompts.txt", "", content, prompts)
-        attempts.append(
-            Attempt(group, f"ucgm evaluate: prompts.txt {kind}", ("prompts.txt", "--prompts", "class_labels"), run)
-        )
+    unreadable = {"empty": b"", "not UTF-8": b"a\xff\xfe\n", "zeros": bytes(99), "blank": b"\n \n\n"}
+    for name, contents in (("prompts.txt", unreadable), ("prompts.jsonl", {**unreadable, **PROMPT_LINES})):
+        for kind, content in contents.items():
+            run = partial(damaged_command, folder / name, "", content, prompts)
+            attempts.append(Attempt(group, f"ucgm evaluate: {name} {kind}", (name, "--prompts", "class_labels"), run))
     return attempts
 
 

@@ -17,7 +17,7 @@ NO_OPTIONS = ("command", "target", "name")
 PATHS = (
     *("checkpoint", "config", "data", "features", "id2label", "label_map", "latent_statistics", "lora", "model"),
     *("pipeline", "reference", "reference_config", "scheduler", "setting_resume_from_checkpoint", "source", "target"),
-    "vae",
+    *("text_image_model", "vae"),
 )
 # Those that name results, which need not exist.
 RESULTS = ("output", "setting_output_dir", "trajectory", "save_reference", "plot")

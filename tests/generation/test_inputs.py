@@ -7,10 +7,12 @@ import pytest
 from diffusers_ucgm.generation.inputs import (
     call_argument,
     call_arguments,
+    described_conditions,
     further_arguments,
     given_conditions,
     load_model,
 )
+from diffusers_ucgm.generation.prompts import Prompt
 
 
 def options(**changes):
@@ -86,3 +88,19 @@ def test_an_argument_of_the_call_is_given_once():
     for words, options in ((["height=3"], ["height"]), (["height=3", "height=4"], [])):
         with pytest.raises(ValueError, match=r"`--call` must give each argument once, got height=\d besides"):
             further_arguments(Namespace(call=words), options)
+
+
+def test_a_file_of_json_lines_says_more_than_its_texts(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"text": "a cat", "kind": "animals"}\n{"text": ["a sea", "the sea"]}\n')
+    given = Namespace(labels=None, prompts=[str(file)])
+    assert given_conditions(given) == ["a cat", "a sea"]
+    assert described_conditions(given) == [Prompt("a cat", "animals"), Prompt("a sea", captions=("the sea",))]
+    assert described_conditions(Namespace(labels=None, prompts=["a cat"])) == ["a cat"]
+    with pytest.raises(ValueError, match="`--prompts` must be prompts, or one file of JSON lines"):
+        given_conditions(Namespace(labels=None, prompts=["a cat", str(file)]))
+    with pytest.raises(FileNotFoundError, match=r"`--prompts` must be a file of JSON lines, got 'nope\.jsonl'"):
+        given_conditions(Namespace(labels=None, prompts=["nope.jsonl"]))
+    (tmp_path / "folder.jsonl").mkdir()
+    with pytest.raises(ValueError, match="which is no file"):
+        given_conditions(Namespace(labels=None, prompts=[str(tmp_path / "folder.jsonl")]))

@@ -3,6 +3,7 @@
 import pytest
 from command_calls import arguments_of, default_of, parsed
 
+from diffusers_ucgm.generation.prompts import Prompt
 from diffusers_ucgm.image_metrics.evaluate import evaluate_pipeline
 
 
@@ -19,6 +20,7 @@ def test_each_option_reaches_the_evaluation(tmp_path, monkeypatch):
         monkeypatch,
         "image_metrics.evaluate:evaluate_pipeline",
         *(*EVALUATE, tmp_path / "real", *words, "--overwrite-output-dir", "--device", "cpu"),
+        *("--text-image-model", tmp_path / "real"),
     )
     assert type(found.pop("pipe")).__name__ == "UCGMPipeline"
     assert found.pop("state").num_processes == 1
@@ -32,6 +34,7 @@ def test_each_option_reaches_the_evaluation(tmp_path, monkeypatch):
         "call": {"guidance_scale": 2.5, "guidance_rescale": 0.5},
         "batch_size": 9,
         "seed": 4,
+        "text_image_model": str(tmp_path / "real"),
         "split": "test",
         "size": 48,
         "image_column": "photo",
@@ -44,10 +47,28 @@ def test_each_option_reaches_the_evaluation(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "name",
-    ["features", "num_samples", "batch_size", "seed", "split", "size", "image_column", "background"],
+    [
+        "features",
+        "num_samples",
+        "batch_size",
+        "seed",
+        "split",
+        "size",
+        "image_column",
+        "background",
+        "text_image_model",
+    ],
 )
 def test_defaults_are_those_of_the_function(name):
     assert getattr(parsed(*EVALUATE, "real"), name) == default_of(evaluate_pipeline, name)
+
+
+def test_prompts_keep_what_their_file_says_of_them(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "prompts.jsonl").write_text('{"text": "a cat", "kind": "animals", "file_name": "cat.png"}')
+    words = [*EVALUATE, tmp_path / "real", "--prompts", tmp_path / "prompts.jsonl", "--device", "cpu"]
+    found = arguments_of(monkeypatch, "image_metrics.evaluate:evaluate_pipeline", *words)
+    assert found["conditions"] == [Prompt("a cat", "animals", tmp_path / "cat.png")]
 
 
 def test_an_evaluation_needs_a_reference_and_other_commands_say_what_it_is_for(capsys):

@@ -98,6 +98,19 @@ def test_an_evaluation_says_its_metrics(tmp_path, capsys):
     found = {"metrics": {"frechet_distance": 12.5}, "left_out": {}, "num_samples": 64, "features": "inception"}
     (tmp_path / "results.json").write_text(json.dumps(found))
     assert "frechet_distance: 12.5000" in told(tmp_path, capsys)
+    sides = (("generated", 0.5), ("real", 0.8))
+    scores = [
+        {"images": images, "kind": kind, "metrics": {"text_agreement": value}, "left_out": {}}
+        for images, value in sides
+        for kind in (None, "seen")
+    ]
+    compared = {"model": "clip", "num_prompts": 30, "num_used_prompts": 20, "scores": scores}
+    metrics = {**found["metrics"], "text_agreement": 0.5}
+    (tmp_path / "results.json").write_text(json.dumps({**found, "metrics": metrics, "text_image": compared}))
+    printed = told(tmp_path, capsys)
+    assert "compared with its prompts by clip" in printed
+    assert "    seen: 0.5000, real images 0.8000, ratio 0.6250" in printed
+    assert "first 20 of 30 prompts" in printed
     (tmp_path / "results.json").write_text('{"metrics": 3}')
     assert main(["info", str(tmp_path)]) == 2
     assert "results.json" in capsys.readouterr().err

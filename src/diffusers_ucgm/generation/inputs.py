@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -14,8 +14,18 @@ from diffusers_ucgm.contracts import Pipeline
 from diffusers_ucgm.loading import DTYPES, load_pipeline, load_pipeline_lora
 from diffusers_ucgm.names import BUNDLED, expanded, local_or_hub, local_path, path_exists
 
+from .prompts import SUFFIX, Prompt, prompt_texts, read_prompts
 
-__all__ = ["call_argument", "call_arguments", "further_arguments", "given_conditions", "given_prompts", "load_model"]
+
+__all__ = [
+    "call_argument",
+    "call_arguments",
+    "described_conditions",
+    "further_arguments",
+    "given_conditions",
+    "given_prompts",
+    "load_model",
+]
 
 
 def load_model(args: argparse.Namespace, device: str | torch.device | None = None) -> Pipeline:
@@ -52,27 +62,54 @@ def given_conditions(args: argparse.Namespace) -> list[int | str] | None:
     """The conditions that `--labels` or `--prompts` name, or None for all classes.
 
     Raises:
-        ValueError: If the file of prompts is empty.
+        ValueError: If the file of prompts is empty or malformed.
+    """
+    return prompt_texts(described_conditions(args))
+
+
+def described_conditions(args: argparse.Namespace) -> list[int | str | Prompt] | None:
+    """The same, with what a file of JSON lines says of each prompt.
+
+    Raises:
+        ValueError: If the file of prompts is empty or malformed.
     """
     if args.labels is not None:
         return [int(word) if word.isdigit() else word for word in args.labels]
-    prompts = given_prompts(args)
+    prompts = _prompts(args)
     return None if prompts is None else [*prompts]
 
 
 def given_prompts(args: argparse.Namespace) -> list[str] | None:
-    """The prompts of `--prompts`, which are its words or the lines of a text file; None where there are none.
+    """The texts of `--prompts`; None where there are none.
 
     Raises:
-        ValueError: If the file of prompts is empty.
+        ValueError: If the file of prompts is empty or malformed.
     """
+    prompts = _prompts(args)
+    return None if prompts is None else [each.text if isinstance(each, Prompt) else each for each in prompts]
+
+
+def _prompts(args: argparse.Namespace) -> Sequence[str | Prompt] | None:
+    """The words of `--prompts`, or the lines of the file that it names; None where there are none."""
     if args.prompts is None:
         return None
+    if any(word.lower().endswith(SUFFIX) for word in args.prompts):
+        return read_prompts(_prompt_file(args.prompts))
     file = expanded(args.prompts[0])
     # The system looks up no text of the length of many prompts.
     if len(args.prompts) > 1 or not path_exists(file) or not file.is_file():
         return list(args.prompts)
     return _read_prompts(file)
+
+
+def _prompt_file(words: list[str]) -> Path:
+    """The one file of JSON lines that the words name."""
+    if len(words) > 1:
+        raise ValueError(f"`--prompts` must be prompts, or one file of JSON lines, got {words}.")
+    file = local_path("--prompts", words[0], "a file of JSON lines")
+    if not file.is_file():
+        raise ValueError(f"`--prompts` must be a file of JSON lines, got {str(file)!r}, which is no file.")
+    return file
 
 
 def _read_prompts(file: Path) -> list[str]:

@@ -25,7 +25,7 @@ def add_model_options(parser: argparse.ArgumentParser, output: str) -> None:
         "--prompts",
         nargs="+",
         metavar="PROMPT",
-        help="prompts, used in turn, or a text file with a prompt on each line",
+        help="prompts, used in turn, a text file with a prompt on each line, or a .jsonl file with `text`",
     )
     parser.add_argument("--batch-size", type=int, default=64, help="samples in a call (%(default)s)")
     _add_device(parser)
@@ -93,7 +93,7 @@ def _add_conditions(parser: argparse.ArgumentParser) -> None:
         dest="prompts",
         nargs="+",
         metavar="TEXT",
-        help="prompts, a row for each, or a text file with a prompt on each line",
+        help="prompts, a row for each, a text file with a prompt on each line, or a .jsonl file with `text`",
     )
     parser.add_argument(
         "--num-images",

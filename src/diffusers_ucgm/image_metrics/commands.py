@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
-from diffusers_ucgm.generation.inputs import call_arguments, further_arguments, given_conditions, load_model
+from diffusers_ucgm.generation.inputs import call_arguments, described_conditions, further_arguments, load_model
 from diffusers_ucgm.loading import load_scheduler
 from diffusers_ucgm.names import BUNDLED, local_or_hub
 from diffusers_ucgm.processes import check_launch
 
 from .references import check_reference
+from .score_lines import prompt_lines, score_lines
 
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ def evaluate(args: argparse.Namespace) -> int:
         raise ValueError(f"`--model` must be a folder for `--update-model-card`, got {args.model!r}.")
     local_or_hub("--model", args.model, BUNDLED)
     check_reference("--reference", args.reference)
+    if args.text_image_model is not None:
+        local_or_hub("--text-image-model", args.text_image_model)
+    conditions = described_conditions(args)
     steps = [] if args.steps is None else ["num_inference_steps"]
     further = further_arguments(args, [*call_arguments(args), *steps])
     state = PartialState(cpu=args.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU"))
@@ -43,11 +47,12 @@ def evaluate(args: argparse.Namespace) -> int:
         args.output,
         features=args.features,
         num_samples=args.num_samples,
-        conditions=given_conditions(args),
+        conditions=conditions,
         num_inference_steps=args.steps,
         call=call,
         batch_size=args.batch_size,
         seed=args.seed,
+        text_image_model=args.text_image_model,
         split=args.split,
         size=args.size,
         image_column=args.image_column,
@@ -81,8 +86,11 @@ def _metric_lines(result: "EvaluationResult") -> list[str]:
 
     known, skipped = result.reference["num_samples"], result.reference["skipped"]
     lines = [f"{result.num_samples} samples, {'an unknown number of' if known is None else known} real images"]
-    lines += [f"  {metric_name(name, result.features)}: {value:.4f}" for name, value in result.metrics.items()]
-    lines += [f"  {metric_name(name, result.features)}: left out, {why}" for name, why in result.left_out.items()]
+    values = {name: f"{value:.4f}" for name, value in result.metrics.items()}
+    values |= {name: f"left out, {why}" for name, why in result.left_out.items()}
+    for name, value in values.items():
+        lines += [f"  {metric_name(name, result)}: {value}", *score_lines(name, result.text_image)]
+    lines += prompt_lines(result.text_image)
     if skipped:
         lines.append(f"{len(skipped)} images of the reference were left out:")
     return lines + [f"  {each}" for each in skipped[:10]]

@@ -13,14 +13,17 @@ from diffusers_ucgm import files
 from diffusers_ucgm.constraints import check
 from diffusers_ucgm.contracts import Pipeline
 from diffusers_ucgm.files import JsonObject
+from diffusers_ucgm.generation.prompts import Prompt, prompt_texts
 from diffusers_ucgm.run_folder import RunFolder
 
 from .arguments import EVALUATE_ARGUMENTS
 from .features import FeatureNetwork, ImageFeatures, features_of, load_features
+from .prompt_scores import GENERATED, PromptJudge, check_prompts
 from .references import Reference, ReferenceSource, save_reference
 from .requirements import check_call, check_outputs, check_reference_fits
 from .samples import EARLIER_PLAN, SamplePlan, read_images, sample_grid
 from .statistics import FeatureStatistics, frechet_distance, inception_score, precision_recall
+from .text_image_model import TextImageModel
 
 
 __all__ = ["EvaluationResult", "evaluate_pipeline", "measure"]
@@ -35,13 +38,16 @@ class EvaluationResult:
 
     Attributes:
         metrics: `frechet_distance`, `spatial_frechet_distance`, `inception_score` with `inception_score_std`,
-            `precision` and `recall`, as far as features and reference give them.
+            `precision` and `recall`, as far as features and reference give them; with a model of images and texts also
+            `text_agreement`, `text_similarity` and `diversity`.
         left_out: The reason why each of the others is missing.
         num_samples: The number of generated images.
         features: The name of the feature network. With "inception" the distances are FID and sFID.
         reference: Source, split, size, number of images and those that could not be read.
         settings: The settings that the generated images depend on.
         versions: The versions of the packages that are installed.
+        text_image: The model of images and texts, the numbers of prompts, and the `PromptScores` of generated and
+            real images by the kind of prompt; None without a model.
     """
 
     metrics: dict[str, float]
@@ -51,10 +57,11 @@ class EvaluationResult:
     reference: JsonObject
     settings: JsonObject
     versions: dict[str, str]
+    text_image: JsonObject | None = None
 
     def to_dict(self) -> JsonObject:
-        """All of it, in the form that JSON holds."""
-        return asdict(self)
+        """All of it, in the form that JSON holds; without `text_image` where there is none."""
+        return {name: value for name, value in asdict(self).items() if name != "text_image" or value is not None}
 
 
 def evaluate_pipeline(
@@ -64,11 +71,12 @@ def evaluate_pipeline(
     *,
     features: str | FeatureNetwork = "inception",
     num_samples: int = 5000,
-    conditions: Sequence[int | str] | None = None,
+    conditions: Sequence[int | str | Prompt] | None = None,
     num_inference_steps: int | None = None,
     call: Mapping[str, object] | None = None,
     batch_size: int = 64,
     seed: int = 0,
+    text_image_model: str | Path | None = None,
     split: str = "train",
     size: int | tuple[int, int] | None = None,
     image_column: str | None = None,
@@ -88,11 +96,14 @@ def evaluate_pipeline(
             `num_samples`, or another reference or features, the samples in it are kept.
         features: A feature network, or a name that `load_features` takes.
         num_samples: The number of samples.
-        conditions: Classes or prompts in turn; None is every class equally often.
+        conditions: Classes or prompts in turn; None is every class equally often. A `Prompt` also has a kind and the
+            file of a real image, for `text_image_model`.
         num_inference_steps: The number of steps; None is the pipeline's own default.
         call: Further arguments of the pipeline's call, such as `guidance_scale`.
         batch_size: Samples in a call of the pipeline and in a file.
         seed: The seed of all samples.
+        text_image_model: A folder or repository of the Hub with a model of images and texts of `transformers`, which
+            compares the samples with their prompts; None compares nothing.
         split: The split of the reference.
         size: The height and width of the reference's images.
         image_column: The column of the reference's images.
@@ -107,7 +118,8 @@ def evaluate_pipeline(
         The result, in the main process; None in the others.
 
     Raises:
-        ValueError: If the folder holds another evaluation, or the pipeline generates no images.
+        ValueError: If the folder holds another evaluation, the pipeline generates no images, or `text_image_model`
+            cannot compare them with prompts.
         OSError: If a file cannot be written.
         RuntimeError: If another process works in the folder.
     """
@@ -116,12 +128,15 @@ def evaluate_pipeline(
     if is_main:
         check_outputs(output, reference_file)
     check_call(pipe, num_inference_steps, call or {})
-    plan = SamplePlan(pipe, num_samples, conditions, num_inference_steps, call or {}, batch_size, seed)
+    texts = prompt_texts(conditions)
+    plan = SamplePlan(pipe, num_samples, texts, num_inference_steps, call or {}, batch_size, seed)
+    prompts = [] if text_image_model is None else check_prompts(pipe, conditions)
     measuring = None
     if is_main:
         source = ReferenceSource(reference, split, size, image_column, background, allow_remote_files)
-        device = pipe.device if state is None else state.device
-        measuring = _Measuring.prepare(source, features, device or "cpu", reference_file, batch_size, progress)
+        device = (pipe.device if state is None else state.device) or "cpu"
+        judge = _judge(text_image_model, prompts, num_samples, source, batch_size, device)
+        measuring = _Measuring.prepare(source, features, device, reference_file, batch_size, progress, judge)
     settings = plan.settings()
     with _run_folder(output, state) as run:
         run.begin_together(settings, state, overwrite=overwrite_output_dir, earlier=EARLIER_PLAN)
@@ -199,6 +214,7 @@ class _Measuring:
     reference_file: str | Path | None
     batch_size: int
     progress: bool
+    judge: PromptJudge | None = None
 
     @classmethod
     def prepare(
@@ -209,12 +225,16 @@ class _Measuring:
         reference_file: str | Path | None,
         batch_size: int,
         progress: bool,
+        judge: PromptJudge | None,
     ) -> "_Measuring":
         """Load the features and check the reference, before hours of sampling: what they need may be missing."""
-        network = load_features(features, device) if isinstance(features, str) else features
+        if judge is not None and features == judge.model.name:
+            network = judge.model.images
+        else:
+            network = load_features(features, device) if isinstance(features, str) else features
         name = features if isinstance(features, str) else getattr(features, "__name__", "own")
         check_reference_fits(source, network, name)
-        return cls(source, network, name, reference_file, batch_size, progress)
+        return cls(source, network, name, reference_file, batch_size, progress, judge)
 
     def evaluate(self, plan: SamplePlan, settings: JsonObject, output: str | Path) -> EvaluationResult:
         """The metrics of the samples in a folder."""
@@ -226,6 +246,21 @@ class _Measuring:
             "num_samples": reference.num_samples,
             "skipped": list(reference.skipped),
         }
+        generated = self._features_of(self.network, plan, output)
+        metrics, left_out = measure(generated, reference)
+        found = None
+        if self.judge is not None:
+            same = self.judge.model.images is self.network
+            own = generated if same else self._features_of(self.judge.model.images, plan, output)
+            found = self.judge.results(own.features)
+            overall = _overall(found)
+            metrics, left_out = metrics | overall["metrics"], left_out | overall["left_out"]
+        return EvaluationResult(
+            metrics, left_out, plan.num_samples, self.features, description, settings, _versions(), found
+        )
+
+    def _features_of(self, network: FeatureNetwork, plan: SamplePlan, output: str | Path) -> ImageFeatures:
+        """The features of the samples in a folder."""
         images = tqdm(
             read_images(output, plan.num_samples),
             total=plan.num_samples,
@@ -233,8 +268,29 @@ class _Measuring:
             unit="image",
             desc="features",
         )
-        metrics, left_out = measure(features_of(self.network, images, self.batch_size), reference)
-        return EvaluationResult(metrics, left_out, plan.num_samples, self.features, description, settings, _versions())
+        return features_of(network, images, self.batch_size)
+
+
+def _judge(
+    name: str | Path | None,
+    prompts: list[Prompt],
+    num_samples: int,
+    source: ReferenceSource,
+    batch_size: int,
+    device: str | torch.device,
+) -> PromptJudge | None:
+    """The model that compares images with prompts, which are checked; None where no name is given."""
+    if name is None:
+        return None
+    model = TextImageModel(str(name), device)
+    judge = PromptJudge(model, prompts, num_samples, source.size, source.background, batch_size)
+    judge.check()
+    return judge
+
+
+def _overall(text_image: JsonObject) -> JsonObject:
+    """The scores of all generated images."""
+    return next(each for each in text_image["scores"] if each["images"] == GENERATED and each["kind"] is None)
 
 
 def _run_folder(output: str | Path, state: PartialState | None) -> RunFolder:

@@ -30,6 +30,7 @@ __all__ = [
     "TransformersFeatures",
     "features_of",
     "load_features",
+    "pooled_features",
     "spatial_features",
 ]
 
@@ -169,6 +170,19 @@ def spatial_features(maps: Tensor) -> Tensor:
     return maps[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).float().cpu()
 
 
+def pooled_features(output: Any) -> Tensor:
+    """The features in the output of a model of `transformers`, one row each, float32 on the CPU.
+
+    Args:
+        output: A tensor, or an output with `pooler_output` or, where nothing is pooled, `last_hidden_state`, whose
+            first token stands for all.
+    """
+    if not isinstance(output, Tensor):
+        pooled = getattr(output, "pooler_output", None)
+        output = output.last_hidden_state[:, 0] if pooled is None else pooled
+    return output.flatten(1).float().cpu()
+
+
 def _with_channels(images: Tensor, channels: int) -> Tensor:
     """Images as grey or as red, green and blue, still bytes."""
     if images.shape[1] == channels:
@@ -222,12 +236,13 @@ class ClassifierFeatures:
 class TransformersFeatures:
     """Pooled features of an image model of `transformers` (DINOv2, CLIP, ConvNeXt, ...), logits where it has them."""
 
-    def __init__(self, name: str, device: str | torch.device = "cpu") -> None:
+    def __init__(self, name: str, device: str | torch.device = "cpu", argument: str = "features") -> None:
         """Load the model and its image processor, which needs no torchvision.
 
         Args:
             name: A folder, or a repository of the Hub.
             device: The device of the network.
+            argument: The name of the model in errors.
 
         Raises:
             OSError: If there is no model under that name.
@@ -247,7 +262,7 @@ class TransformersFeatures:
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(
-                f"`features` must be an image model that transformers can load, got {name!r}: {reason}"
+                f"`{argument}` must be an image model that transformers can load, got {name!r}: {reason}"
             ) from error
         self.device = device
         self._body_output: Any = None
@@ -265,16 +280,8 @@ class TransformersFeatures:
         # Models of images and texts have a space for both.
         output: Any = getattr(self.model, "get_image_features", self.model)(pixel_values=pixels)
         if self._body_output is None:
-            return ImageFeatures(self._pool(output))
-        return ImageFeatures(self._pool(self._body_output), output.logits.float().cpu())
-
-    @staticmethod
-    def _pool(output: object) -> Tensor:
-        if not isinstance(output, Tensor):
-            pooled = getattr(output, "pooler_output", None)
-            # The first token stands for the image where nothing is pooled.
-            output = output.last_hidden_state[:, 0] if pooled is None else pooled
-        return output.flatten(1).float().cpu()
+            return ImageFeatures(pooled_features(output))
+        return ImageFeatures(pooled_features(self._body_output), output.logits.float().cpu())
 
 
 class InceptionFeatures:

@@ -20,11 +20,20 @@ METRIC_NAMES = {
     "precision": ("precision", "precision"),
     "recall": ("recall", "recall"),
 }
+# The names of the metrics of images and texts.
+TEXT_IMAGE_NAMES = {
+    "text_agreement": "text agreement",
+    "text_similarity": "text similarity",
+    "diversity": "diversity",
+}
 CARD = "README.md"
 
 
-def metric_name(metric: str, features: str) -> str:
-    """The name of a metric: FID and sFID only where the features are Inception's."""
+def metric_name(metric: str, result: EvaluationResult) -> str:
+    """The name of a metric with that of its features, and FID and sFID only where these are Inception's."""
+    if metric in TEXT_IMAGE_NAMES and result.text_image is not None:
+        return f"{TEXT_IMAGE_NAMES[metric]} ({result.text_image['model']})"
+    features = result.features
     usual, general = METRIC_NAMES[metric]
     return usual if features == "inception" else f"{general} ({features})"
 
@@ -41,12 +50,12 @@ def eval_results(result: EvaluationResult) -> list[EvalResult]:
     return [
         EvalResult(
             # The Hub has no task for images of classes.
-            task_type="unconditional-image-generation",
+            task_type="text-to-image" if metric in TEXT_IMAGE_NAMES else "unconditional-image-generation",
             dataset_type=Path(source).name,
             dataset_name=Path(source).name,
             dataset_split=result.reference.get("split"),
             metric_type=metric,
-            metric_name=metric_name(metric, result.features),
+            metric_name=metric_name(metric, result),
             metric_value=round(value, 4),
             metric_args={name: value for name, value in args.items() if value is not None},
         )

@@ -50,6 +50,11 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-samples", type=int, default=5000, help="number of samples (%(default)s)")
     add_reference_options(parser, required=True)
+    parser.add_argument(
+        "--text-image-model",
+        metavar="NAME",
+        help="compare samples and prompts by this model of transformers (CLIP, SigLIP, ...): folder or Hub name",
+    )
     parser.add_argument("--image-column", help="column of the reference's images, by default found by its name")
     parser.add_argument("--save-reference", metavar="FILE", help="write the reference's statistics to an .npz file")
     parser.add_argument(

@@ -32,6 +32,7 @@ __all__ = [
     "check_reference",
     "is_statistics_file",
     "load_reference",
+    "pixel_bytes",
     "readable_images",
     "reference_from_file",
     "save_reference",
@@ -368,7 +369,7 @@ def _resize(images: Tensor, size: int | tuple[int, int] | None) -> Iterator[Tens
             continue
         array = image.permute(1, 2, 0).numpy()
         opened = Image.fromarray(array[..., 0] if len(image) == 1 else array)
-        yield _pixel_bytes(prepare_image(opened, size, channels=len(image)))
+        yield pixel_bytes(prepare_image(opened, size, channels=len(image)))
 
 
 def readable_images(items: ImageItems) -> Iterator[Tensor]:
@@ -376,9 +377,9 @@ def readable_images(items: ImageItems) -> Iterator[Tensor]:
     for _, rows in items.blocks(64, lambda number: True):
         for row, sample in rows:
             if (item := items.prepare(row, sample)) is not None:
-                yield _pixel_bytes(item["pixels"])
+                yield pixel_bytes(item["pixels"])
 
 
-def _pixel_bytes(pixels: Tensor) -> Tensor:
+def pixel_bytes(pixels: Tensor) -> Tensor:
     """Unsigned bytes from floats in [-1, 1]."""
     return ((pixels + 1.0) * 127.5).round().to(torch.uint8)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from diffusers_ucgm.checks import check_finite
 
 
-__all__ = ["FeatureStatistics", "frechet_distance", "inception_score", "precision_recall"]
+__all__ = ["ALONE", "FeatureStatistics", "check_rows", "frechet_distance", "inception_score", "precision_recall"]
 
 # The number of rows of distances that are in memory at a time.
 BLOCK = 1000
@@ -61,7 +61,7 @@ class FeatureStatistics:
         Raises:
             ValueError: If there are fewer than two, or a feature is not finite.
         """
-        _check_rows("features", features)
+        check_rows("features", features)
         if len(features) < 2:
             raise ValueError(f"`features` must be of at least 2 images, got {len(features)}.")
         values = features.detach().cpu().double()
@@ -106,7 +106,7 @@ def inception_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> tuple
     """
     if splits < 2:
         raise ValueError(f"`splits` must be at least 2, got {splits}. The standard deviation is taken over them.")
-    _check_rows("logits", logits)
+    check_rows("logits", logits)
     if len(logits) < 2 * splits:
         raise ValueError(f"`logits` must be of at least {2 * splits} images for {splits} splits, got {len(logits)}.")
     try:
@@ -146,7 +146,7 @@ def precision_recall(generated: Tensor, reference: Tensor, *, neighbours: int = 
             feature is not finite.
     """
     for name, features in (("generated", generated), ("reference", reference)):
-        _check_rows(name, features)
+        check_rows(name, features)
     if generated.shape[1] != reference.shape[1]:
         raise ValueError(
             f"`reference` must have the {generated.shape[1]} features of `generated`, got {reference.shape[1]}."
@@ -161,6 +161,23 @@ def precision_recall(generated: Tensor, reference: Tensor, *, neighbours: int = 
     generated, reference = generated.float() - center, reference.float() - center
     precision = _fraction_inside(generated, reference, _radii(reference, neighbours))
     return precision, _fraction_inside(reference, generated, _radii(generated, neighbours))
+
+
+def check_rows(name: str, features: Tensor) -> None:
+    """Check that features are finite numbers, one row for each image.
+
+    Args:
+        name: The name of the features in errors.
+        features: The features, shape `(N, D)`.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    if features.ndim != 2 or not features.shape[1] or not features.is_floating_point():
+        raise ValueError(
+            f"`{name}` must be numbers of shape (N, D), got {features.dtype} of shape {tuple(features.shape)}."
+        )
+    check_finite(name, features)
 
 
 def _check_shapes(mean: Tensor, covariance: Tensor) -> None:
@@ -195,15 +212,6 @@ def _check_pair(generated: FeatureStatistics, reference: FeatureStatistics) -> N
     largest = max(float(each.abs().max()) for one in (generated, reference) for each in (one.mean, one.covariance))
     if largest > LARGEST:
         raise ValueError(f"`generated` and `reference` must be at most {LARGEST}, got values up to {largest:.3g}.")
-
-
-def _check_rows(name: str, features: Tensor) -> None:
-    """Check that features are finite numbers, one row for each image."""
-    if features.ndim != 2 or not features.shape[1] or not features.is_floating_point():
-        raise ValueError(
-            f"`{name}` must be numbers of shape (N, D), got {features.dtype} of shape {tuple(features.shape)}."
-        )
-    check_finite(name, features)
 
 
 def _radii(features: Tensor, neighbours: int) -> Tensor:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from diffusers_ucgm.files import JsonObject, read_json
+from diffusers_ucgm.image_metrics.score_lines import prompt_lines, score_lines
 from diffusers_ucgm.run_folder import RUN_FILE
 
 
@@ -175,10 +176,14 @@ def _describe_unfinished_cache(folder: Path) -> list[str]:
 
 def _describe_evaluation(folder: Path) -> list[str]:
     results = read_json(folder / "results.json")
+    values = {name: f"{value:.4f}" for name, value in results["metrics"].items()}
+    values |= {name: f"left out, {reason}" for name, reason in results.get("left_out", {}).items()}
+    compared = results.get("text_image")
     return [
         f"evaluation in {folder}: {results['num_samples']} samples, features {results['features']}",
-        *(f"  {name}: {value:.4f}" for name, value in results["metrics"].items()),
-        *(f"  {name}: left out, {reason}" for name, reason in results.get("left_out", {}).items()),
+        *([] if compared is None else [f"  compared with its prompts by {compared['model']}"]),
+        *(line for name, value in values.items() for line in (f"  {name}: {value}", *score_lines(name, compared))),
+        *prompt_lines(compared),
     ]
 
 
