@@ -82,9 +82,11 @@ OPTIONS: Mapping[str, Fields] = {
         "scheduler": Anything(("x", "=x", "a=./nope", "a={file}")),
         "output": Anything(("/proc/nope", "/dev/null")),
         "batch-size": COUNT,
+        "call": Anything(("height", "=5", "nope=1", "guidance_scale=x", "num_inference_steps=3")),
     },
     "tune-sampler": {
         "steps": COUNT,
+        "call": Anything(("height", "=5", "nope=1", "guidance_scale=x", "num_inference_steps=3")),
         "num-trials": COUNT,
         "num-seeds": Number(4, is_whole=True),
         "num-held-out": Number(2, is_whole=True),

@@ -66,8 +66,13 @@ def test_other_words_are_refused(word):
 
 
 def test_guidance_is_given_only_where_the_option_is():
-    assert call_arguments(Namespace(guidance_scale=None)) == {}
-    assert call_arguments(Namespace(guidance_scale=2.0)) == {"guidance_scale": 2.0}
+    assert call_arguments(Namespace(guidance_scale=None, call=[])) == {}
+    assert call_arguments(Namespace(guidance_scale=2.0, call=["height=8"])) == {"guidance_scale": 2.0, "height": 8}
+    steps = ["num_inference_steps=3"]
+    assert call_arguments(Namespace(guidance_scale=None, call=steps, steps=None)) == {"num_inference_steps": 3}
+    for options in ({}, {"steps": 5}, {"steps": [5, 8]}):
+        with pytest.raises(ValueError, match="`--call` must give each argument once, got num_inference_steps=3"):
+            call_arguments(Namespace(guidance_scale=None, call=steps, **options))
 
 
 def test_the_model_is_loaded_on_its_device():

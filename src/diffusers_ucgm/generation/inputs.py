@@ -123,9 +123,16 @@ def _read_prompts(file: Path) -> list[str]:
     return prompts
 
 
-def call_arguments(args: argparse.Namespace) -> dict[str, float]:
-    """The arguments of the pipeline's call that have options, besides steps and conditions."""
-    return {} if args.guidance_scale is None else {"guidance_scale": args.guidance_scale}
+def call_arguments(args: argparse.Namespace) -> dict[str, object]:
+    """The arguments of the pipeline's call, besides steps and conditions: `--guidance-scale`, and those of `--call`.
+
+    Raises:
+        ValueError: If an argument is given twice.
+    """
+    given: dict[str, object] = {} if args.guidance_scale is None else {"guidance_scale": args.guidance_scale}
+    # Commands that measure several numbers of steps have no option for one.
+    has_steps = getattr(args, "steps", ()) is not None
+    return given | further_arguments(args, [*given, *(["num_inference_steps"] if has_steps else [])])
 
 
 def further_arguments(args: argparse.Namespace, options: Iterable[str]) -> dict[str, object]:

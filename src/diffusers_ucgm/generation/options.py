@@ -32,6 +32,13 @@ def add_model_options(parser: argparse.ArgumentParser, output: str) -> None:
     _add_dtype(parser)
     parser.add_argument("--seed", type=int, default=0, help="decides the noise (%(default)s)")
     parser.add_argument("--guidance-scale", type=float, help="the pipeline's own by default")
+    parser.add_argument(
+        "--call",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="further arguments of the pipeline, such as height=512",
+    )
     add_lora_options(parser)
     parser.add_argument("--output", default=output, help="folder of the results (%(default)s)")
     add_overwriting(parser)

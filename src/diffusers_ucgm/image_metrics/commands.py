@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
-from diffusers_ucgm.generation.inputs import call_arguments, described_conditions, further_arguments, load_model
+from diffusers_ucgm.generation.inputs import call_arguments, described_conditions, load_model
 from diffusers_ucgm.loading import load_scheduler
 from diffusers_ucgm.names import BUNDLED, local_or_hub
 from diffusers_ucgm.processes import check_launch
@@ -33,14 +33,12 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.text_image_model is not None:
         local_or_hub("--text-image-model", args.text_image_model)
     conditions = described_conditions(args)
-    steps = [] if args.steps is None else ["num_inference_steps"]
-    further = further_arguments(args, [*call_arguments(args), *steps])
+    call = call_arguments(args)
     state = PartialState(cpu=args.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU"))
     check_launch(state.num_processes)
     pipe = load_model(args, state.device)
     if args.scheduler is not None:
         pipe.scheduler = load_scheduler(args.scheduler, argument="--scheduler")
-    call = {**call_arguments(args), **further}
     result = evaluate_pipeline(
         pipe,
         args.reference,

@@ -41,13 +41,6 @@ def add_evaluate_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser, "ucgm-evaluation")
     parser.add_argument("--steps", type=int, help="network calls; the pipeline's own number by default")
     parser.add_argument("--scheduler", help="folder with a scheduler that takes the place of the pipeline's")
-    parser.add_argument(
-        "--call",
-        nargs="+",
-        default=[],
-        metavar="NAME=VALUE",
-        help="further arguments of the pipeline, such as height=512",
-    )
     parser.add_argument("--num-samples", type=int, default=5000, help="number of samples (%(default)s)")
     add_reference_options(parser, required=True)
     parser.add_argument(

@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from diffusers_ucgm.contracts import Pipeline
+from diffusers_ucgm.generation.conditions import check_call_arguments, conditions_for
 from diffusers_ucgm.generation.inputs import call_arguments, given_conditions, load_model
 from diffusers_ucgm.image_metrics.references import check_reference
 from diffusers_ucgm.randomness import consecutive_seeds
@@ -42,6 +43,7 @@ def _fit(args: argparse.Namespace) -> int:
         )
     conditions, call = given_conditions(args), call_arguments(args)
     pipe = load_model(args)
+    check_call_arguments(pipe, call)
     with RunFolder(args.output, "tune-sampler").hold() as run:
         result = fit_solver(
             pipe,
@@ -77,8 +79,9 @@ def _search(args: argparse.Namespace) -> int:
         )
     if args.reference is not None:
         check_reference("--reference", args.reference)
-    conditions = given_conditions(args)
+    conditions, call = given_conditions(args), call_arguments(args)
     pipe = load_model(args)
+    check_call_arguments(pipe, call)
     objective: Objective | str = args.objective
     if objective not in OBJECTIVES:
         objective = _frechet(args, pipe)
@@ -97,7 +100,7 @@ def _search(args: argparse.Namespace) -> int:
             num_solution_calls=args.solution_calls,
             overwrite_output_dir=args.overwrite_output_dir,
             batch_size=args.batch_size,
-            call=call_arguments(args),
+            call=call,
         )
         print(report(result))
         # The search itself does without matplotlib.
@@ -137,15 +140,15 @@ def _frechet(args: argparse.Namespace, pipe: Pipeline) -> "Objective":
 
 def compare(args: argparse.Namespace) -> int:
     """Measure solvers on the same seeds, print the table, and write tables and plot."""
-    from diffusers_ucgm.generation.conditions import conditions_for
-
     from .compare import compare_solvers
     from .measurements import save_comparison
     from .stock_solvers import load_solver, stock_solvers, ucgm_solvers
 
     if args.reference is not None:
         check_reference("--reference", args.reference)
+    call = call_arguments(args)
     pipe = load_model(args)
+    check_call_arguments(pipe, call)
     config = pipe.scheduler.config
     # Solvers that add noise can only be judged by their images.
     stock = stock_solvers(config, noisy=args.reference is not None)
@@ -171,7 +174,7 @@ def compare(args: argparse.Namespace) -> int:
             num_solution_calls=args.solution_calls,
             overwrite_output_dir=args.overwrite_output_dir,
             batch_size=args.batch_size,
-            call=call_arguments(args),
+            call=call,
         )
         print(save_comparison(measurements, args.output, title=args.model, emphasised=own))
     return 0
