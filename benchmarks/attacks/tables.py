@@ -191,6 +191,7 @@ TRAINING: Fields = {
     "overwrite_output_dir": Truth(),
     # None is resolved by `lora_rank`.
     "teacher_decay": Maybe(SHARE),
+    "teacher_guidance_scale": NOT_NEGATIVE,
     "teacher_dtype": Maybe(Choice(("bf16", "fp16"))),
     "teacher_offload": Truth(),
     "lora_rank": INDEX,

@@ -1,14 +1,16 @@
 """The loss's teacher: a slow copy of the student, a frozen one, or the student itself (UCGM, section 3.2)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .constraints import check, fraction, of_type, optional
+from .constraints import check, fraction, number, of_type, optional
+from .guided_teacher import guided_teacher
 
 
 __all__ = ["Teacher"]
@@ -17,7 +19,21 @@ TEACHER_SETTINGS = {
     "student": of_type("a module of torch", nn.Module),
     "teacher_decay": fraction(),
     "dtype": optional(of_type("a dtype of torch", torch.dtype)),
+    "guidance_scale": number("a finite number from 0 up", lambda value: value >= 0, (0.0, 1e6)),
 }
+
+
+class Adapter(Protocol):
+    """How a network is called, with what stands for no condition."""
+
+    @property
+    def null_condition(self) -> Mapping[str, object] | None:
+        """The keywords without a condition, or None where there are none."""
+        ...
+
+    def __call__(self, network: Any, x_t: Tensor, t: Tensor, /, **condition: Any) -> Tensor:
+        """The prediction F, shape of `x_t`."""
+        ...
 
 
 class Teacher:
@@ -26,6 +42,7 @@ class Teacher:
     Attributes:
         model: The module to call without gradient. With `teacher_decay` 0, or where the base of an adapter is the
             teacher, it is the student itself; an averaged adapter runs in the student's own base.
+        guidance_scale: The scale of classifier-free guidance of its answers.
         decay: The decay of the next `update`. It warms up from 0 by
             `decay += (1 - decay) (teacher_decay - decay) / 2`.
     """
@@ -38,6 +55,7 @@ class Teacher:
         without_adapter: Callable[[], AbstractContextManager[object]] | None = None,
         dtype: torch.dtype | None = None,
         offload_from: torch.device | None = None,
+        guidance_scale: float = 1.0,
     ) -> None:
         """Copy the student where a copy is needed.
 
@@ -51,12 +69,14 @@ class Teacher:
             dtype: The dtype of a frozen copy; None keeps the student's.
             offload_from: A device whose memory a frozen copy leaves free: the copy stays on the CPU, and its weights
                 are on this device only during a call.
+            guidance_scale: The scale of classifier-free guidance of its answers, see `guided_teacher`.
 
         Raises:
-            ValueError: If `teacher_decay` is outside [0, 1].
+            ValueError: If `teacher_decay` is outside [0, 1], or `guidance_scale` is negative or not finite.
         """
-        check(TEACHER_SETTINGS, {"student": student, "teacher_decay": teacher_decay, "dtype": dtype})
-        self.teacher_decay = teacher_decay
+        settings = {"teacher_decay": teacher_decay, "dtype": dtype, "guidance_scale": guidance_scale}
+        check(TEACHER_SETTINGS, {"student": student, **settings})
+        self.teacher_decay, self.guidance_scale = teacher_decay, guidance_scale
         self.decay = 0.0
         self._without_adapter = without_adapter if teacher_decay == 1.0 else None
         self._is_copy = teacher_decay > 0.0 and without_adapter is None
@@ -76,8 +96,8 @@ class Teacher:
         with nullcontext() if self._without_adapter is None else self._without_adapter():
             yield self.model
 
-    def denoiser(self, adapter: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """The teacher as the loss calls it: `denoiser(x_t, t, **condition) -> F`.
+    def denoiser(self, adapter: Adapter) -> Callable[..., Tensor]:
+        """The teacher as the loss calls it: `denoiser(x_t, t, **condition) -> F`, under its guidance.
 
         Args:
             adapter: How the module is called, `adapter(network, x_t, t, **condition)`.
@@ -87,7 +107,9 @@ class Teacher:
             with self.network() as network:
                 return adapter(network, x_t, t, **condition)
 
-        return denoise
+        if self.guidance_scale == 1.0:
+            return denoise
+        return guided_teacher(denoise, adapter.null_condition or {}, self.guidance_scale)
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:

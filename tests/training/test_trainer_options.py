@@ -183,3 +183,32 @@ def test_a_tracker_is_given_settings_and_losses(tmp_path, monkeypatch):
     assert logged[1][1]["images_per_second"] > 0.0
     assert logged[-1] == "finished"
     assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])["step"] == 2
+
+
+# --- a guided teacher ------------------------------------------------------------------------------------------------
+
+
+def test_a_teacher_of_scale_one_is_the_teacher_without_guidance(tmp_path):
+    options = {"enhancement_ratio": 1.0, "teacher_decay": 1.0}
+    plain = trained(tmp_path / "plain", **options)
+    torch.testing.assert_close(trained(tmp_path / "one", **options, teacher_guidance_scale=1.0), plain, rtol=0, atol=0)
+    guided = trained(tmp_path / "guided", **options, teacher_guidance_scale=3.0)
+    assert any(not torch.equal(guided[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"teacher_decay": 0.9}, "`teacher_guidance_scale` must go with a frozen teacher"),
+        ({"enhancement_ratio": 0.0}, "must go with an `enhancement_ratio` above 0, got 2.0 without it"),
+        ({"consistency_ratio": 0.0}, "must go with consistency ratios above 0, got 0.0"),
+        ({"second_time": "any"}, "must go with velocity='teacher', got 2.0 without it"),
+        ({"second_time": "any", "velocity": "teacher"}, "must be 1 where `enhancement_ratio` guides the target"),
+        ({"teacher_guidance_scale": -1.0}, "`teacher_guidance_scale` must not be negative"),
+    ],
+)
+def test_guidance_of_a_teacher_that_nothing_asks_is_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        settings(
+            tmp_path, **{"enhancement_ratio": 1.0, "teacher_decay": 1.0, "teacher_guidance_scale": 2.0, **options}
+        )

@@ -73,6 +73,8 @@ class UCGMTrainingConfig(AnyStepSettings):
         teacher_decay: Decay of the averaged teacher of the loss; 1 freezes the initial weights, for tuning a
             pretrained model, and 0 is the student itself. By default 0.999, and with LoRA 1: the base model, with the
             adapter switched off. With LoRA the adapter alone is averaged.
+        teacher_guidance_scale: Guidance scale of a frozen teacher, so that a few-step model learns guided answers and is
+            sampled without guidance: F_null + s (F - F_null). 1 is the teacher without guidance, whose calls cost half.
         teacher_dtype: Precision of a frozen teacher's weights; null is that of the student.
         teacher_offload: Whether a frozen teacher stays in the CPU's memory and is on the device only during its calls.
         expert: Which network of a pipeline with two is trained, such as Wan 2.2's: "transformer" at high noise or
@@ -137,6 +139,7 @@ class UCGMTrainingConfig(AnyStepSettings):
     derivative: Literal["difference", "forward"] = "difference"
     # Resolved by `__post_init__`, which knows whether there is an adapter.
     teacher_decay: float = None  # pyright: ignore[reportAssignmentType]
+    teacher_guidance_scale: float = 1.0
     teacher_dtype: Literal["bf16", "fp16"] | None = None
     teacher_offload: bool = False
     expert: Literal["transformer", "transformer_2", "unet", "unet_2"] | None = None
@@ -221,11 +224,38 @@ class UCGMTrainingConfig(AnyStepSettings):
             )
 
     def _check_teacher(self) -> None:
+        if self.teacher_guidance_scale != 1.0:
+            self._check_guided_teacher()
         is_copy = self.teacher_decay == 1.0 and not self.lora_rank
         if not is_copy and (self.teacher_dtype or self.teacher_offload):
             raise ValueError(
                 "`teacher_dtype` and `teacher_offload` must go with a frozen copy, `teacher_decay=1` without LoRA, "
                 f"got {self.teacher_dtype!r} and {self.teacher_offload} with {self.teacher_decay}."
+            )
+
+    def _check_guided_teacher(self) -> None:
+        """Check that there is a frozen teacher whose answers are used, and that nothing else guides them."""
+        scale = self.teacher_guidance_scale
+        if self.teacher_decay != 1.0:
+            raise ValueError(
+                "`teacher_guidance_scale` must go with a frozen teacher, `teacher_decay=1`, got "
+                f"{scale} with {self.teacher_decay}: an average of guided answers would be guided again and again."
+            )
+        asks = self.velocity == "teacher" if self.is_any_step else self.enhancement_ratio > 0.0
+        if not asks:
+            needed = "velocity='teacher'" if self.is_any_step else "an `enhancement_ratio` above 0"
+            raise ValueError(
+                f"`teacher_guidance_scale` must go with {needed}, got {scale} without it: nothing asks the teacher."
+            )
+        if self.is_any_step and self.enhancement_ratio:
+            raise ValueError(
+                "`teacher_guidance_scale` must be 1 where `enhancement_ratio` guides the target already, got "
+                f"{scale} with {self.enhancement_ratio}."
+            )
+        if not self.is_any_step and any(ratio == 0.0 for _, ratio in self._ratios):
+            raise ValueError(
+                "`teacher_guidance_scale` must go with consistency ratios above 0, got "
+                f"{self.consistency_schedule or self.consistency_ratio!r}: at 0 the enhanced target guides by itself."
             )
 
     def _check_ratios(self) -> None:

@@ -198,6 +198,7 @@ def _make_teacher(config: UCGMTrainingConfig, transformer: ModelMixin, device: t
         without_adapter=partial(without_lora, transformer) if config.lora_rank else None,
         dtype=None if config.teacher_dtype is None else DTYPES[config.teacher_dtype],
         offload_from=device if config.teacher_offload else None,
+        guidance_scale=config.teacher_guidance_scale,
     )
 
 

@@ -63,6 +63,7 @@ RANGES = (
         (
             "learning_rate",
             "max_grad_norm",
+            "teacher_guidance_scale",
             "lr_warmup_steps",
             "adam_weight_decay",
             "adam_epsilon",

@@ -33,7 +33,7 @@ GROUPS = {
         "derivative",
     ),
     "any-step objective": ANY_STEP_SETTINGS,
-    "teacher": ("teacher_decay", "teacher_dtype", "teacher_offload"),
+    "teacher": ("teacher_decay", "teacher_guidance_scale", "teacher_dtype", "teacher_offload"),
     "LoRA": ("lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules"),
     "optimization": (
         "optimizer",
