@@ -1,6 +1,8 @@
 """A teacher under classifier-free guidance, so that a few-step model learns guided answers (arXiv 2210.03142).
 
-F = F(x_t, t, null) + s (F(x_t, t, c) - F(x_t, t, null))
+    F = F(x_t, t, null) + s (F(x_t, t, c) - F(x_t, t, null))
+
+The teacher is asked twice, with and without the condition; its times are the same in both calls.
 """
 
 from collections.abc import Mapping

@@ -73,8 +73,8 @@ class UCGMTrainingConfig(AnyStepSettings):
         teacher_decay: Decay of the averaged teacher of the loss; 1 freezes the initial weights, for tuning a
             pretrained model, and 0 is the student itself. By default 0.999, and with LoRA 1: the base model, with the
             adapter switched off. With LoRA the adapter alone is averaged.
-        teacher_guidance_scale: Guidance scale of a frozen teacher, so that a few-step model learns guided answers and is
-            sampled without guidance: F_null + s (F - F_null). 1 is the teacher without guidance, whose calls cost half.
+        teacher_guidance_scale: Guidance scale of a frozen teacher: a few-step model learns its guided answers, and is
+            sampled without guidance. 1 is the teacher without guidance, which takes one call in place of two.
         teacher_dtype: Precision of a frozen teacher's weights; null is that of the student.
         teacher_offload: Whether a frozen teacher stays in the CPU's memory and is on the device only during its calls.
         expert: Which network of a pipeline with two is trained, such as Wan 2.2's: "transformer" at high noise or
