@@ -6,6 +6,9 @@
     python examples/train_emoji.py network --output runs/emoji
     python examples/train_emoji.py pipeline --output runs/emoji
 
+`start` in place of `autoencoder` and `text` takes the parts of a pipeline, such as the bundled one, and `network` then
+trains its transformer further.
+
 `prepare` fetches 7,161 emoji from npm, or takes any source with captions (`--source`). `autoencoder` trains an
 AutoencoderKL (16x16x4 latents), `text` a CLIP of captions and pictures, whose text tower becomes the text encoder,
 and `network` the transformer by `UCGMTrainer`, on cached latents and captions. `pipeline` assembles them in half
@@ -19,8 +22,10 @@ import math
 import random
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -34,7 +39,7 @@ from emoji_images import SIZE, prepare, write_prompts
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset
+from torch.utils.data import ConcatDataset, Subset
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, PreTrainedTokenizerFast
 
 from diffusers_ucgm import UCGMTrainer, UCGMTrainingConfig
@@ -45,6 +50,7 @@ from diffusers_ucgm.generation.image_grid import image_grid
 from diffusers_ucgm.generation.prompts import read_prompts
 from diffusers_ucgm.image_metrics.prompt_scores import score_real_images
 from diffusers_ucgm.image_metrics.text_image_model import TextImageModel
+from diffusers_ucgm.loading import load_pipeline
 from diffusers_ucgm.training.adapters import adapter_for_pipeline
 from diffusers_ucgm.training.checkpoints import (
     latest_checkpoint,
@@ -65,6 +71,8 @@ TEXT_TOKENS = 32
 MAX_TEXT_TOKENS = 512
 HEAD_WIDTH = 32
 MAX_MEGABYTES = 14.0
+# The folder of a transformer that is trained further.
+START = "start"
 PROMPTS = (
     "red apple, fluent style",
     "woman surfing, dark skin tone, noto style",
@@ -366,15 +374,53 @@ def cache(pipe: ZImagePipeline, source: Path, output: Path, number: int) -> Conc
     return ConcatDataset([CachedLatents(folder) for folder in folders])
 
 
+def start(output: Path, source: str) -> None:
+    """Take the parts of a pipeline that this script trained, for further training of its transformer."""
+    pipe: Any = load_pipeline(source)
+    folders = {"vae": "vae", "text_encoder": "towers", "tokenizer": "tokenizer", "transformer": START}
+    for part, folder in folders.items():
+        if (output / folder).is_dir():
+            raise SystemExit(f"{output / folder} is there already. Take another --output.")
+        with replacing_folder(output / folder) as temporary:
+            getattr(pipe, part).save_pretrained(temporary)
+    print(f"Parts of {source}: {output}. Run `prepare` and `network` next.")
+
+
+def balanced(data: Path, items: ConcatDataset[dict[str, Tensor]], number: int) -> Subset[dict[str, Tensor]]:
+    """Images of rare subjects several times, because a third of all images are people in many skin tones.
+
+    An image of a concept with n images comes `sqrt(most / n)` times in each pass, rounded; `most` is the largest n.
+
+    Args:
+        data: The image folder.
+        items: `number` passes over its training split.
+        number: How many there are.
+    """
+    file = data / "train" / "metadata.jsonl"
+    concepts = [json.loads(line)["concept"] for line in file.read_text().splitlines()]
+    counts = Counter(concepts)
+    if len(items) != number * len(concepts):
+        raise SystemExit(f"--balance needs all {len(concepts)} images in each cache, got {len(items)} in {number}.")
+    most = max(counts.values())
+    repeats = [round(math.sqrt(most / counts[each])) for each in concepts]
+    rows = [i for i, times in enumerate(repeats) for _ in range(times)]
+    return Subset(items, [row + len(concepts) * each for each in range(number) for row in rows])
+
+
 def train_network(output: Path, args: argparse.Namespace) -> None:
     """Train by plain flow matching: ratio 0, no enhanced target, and dropped captions, which guidance needs."""
     towers = needs(output / "towers", "text")
-    text_width = CLIPConfig.from_pretrained(towers).text_config.hidden_size
-    pipe = new_pipeline(output, new_transformer(text_width, args.width, args.layers), shift=1.0).to(DEVICE)
+    if (output / START).is_dir():
+        transformer = ZImageTransformer2DModel.from_pretrained(output / START)
+    else:
+        text_width = CLIPTextModel.from_pretrained(towers).config.hidden_size
+        transformer = new_transformer(text_width, args.width, args.layers)
+    pipe = new_pipeline(output, transformer, shift=1.0).to(DEVICE)
     if DEVICE.type == "cpu":
         # PyTorch's fused attention is three times as slow in bfloat16 on a CPU.
         pipe.transformer.set_attention_backend("_native_math")
     data = cache(pipe, needs(output / "data", "prepare"), output, args.captions)
+    data = balanced(output / "data", data, args.captions) if args.balance else data
     null = encode_null(pipe, adapter_for_pipeline(pipe), max_sequence_length=TEXT_TOKENS)
     config = UCGMTrainingConfig(
         output_dir=str(output / "network-run"),
@@ -488,6 +534,7 @@ def new_parser() -> argparse.ArgumentParser:
             ("prepare", "write the pictures and captions as one image folder"),
             ("autoencoder", "train the autoencoder"),
             ("text", "train tokenizer and text encoder"),
+            ("start", "take the parts of a pipeline, to train its transformer further"),
             ("network", "cache latents and captions, and train the transformer"),
             ("pipeline", "assemble the pipeline and draw a grid"),
         )
@@ -502,7 +549,11 @@ def new_parser() -> argparse.ArgumentParser:
     stage["text"].add_argument("--vocabulary", type=int, default=1536, help="number of the tokenizer's tokens")
     stage["text"].add_argument("--width", type=int, default=128)
     stage["text"].add_argument("--layers", type=int, default=3)
+    stage["start"].add_argument("--pipeline", default="emoji", help="bundled name or folder")
     add_training(stage["network"], 4000, 64, 1e-3)
+    stage["network"].add_argument(
+        "--balance", action="store_true", help="show subjects of few images more often than those of many"
+    )
     stage["network"].add_argument("--width", type=int, default=192, help=f"a multiple of {HEAD_WIDTH}")
     stage["network"].add_argument("--layers", type=int, default=6)
     stage["network"].add_argument("--captions", type=int, default=4, help="captions of each picture")
@@ -535,6 +586,8 @@ def main(words: list[str] | None = None) -> None:
         if not (output / "towers" / "preprocessor_config.json").is_file():
             complete_towers(output)
         show_retrieval(output)
+    elif args.stage == "start":
+        start(output, args.pipeline)
     elif args.stage == "network":
         train_network(output, args)
     else:

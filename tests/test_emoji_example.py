@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, ZImageImg2ImgPipeline, ZImageInpaintPipeline
+from diffusers import DiffusionPipeline, ZImageImg2ImgPipeline, ZImageInpaintPipeline, ZImageTransformer2DModel
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -322,3 +322,22 @@ def test_the_stages_make_a_stock_pipeline_of_any_pictures(example, tmp_path, cap
         example.main(words)
     unchanged = {path: stamp for path, stamp in before.items() if "network-run" not in path.parts}
     assert unchanged == {path: path.stat().st_mtime_ns for path in unchanged}
+
+    example.main(["start", "--output", str(tmp_path / "further"), "--pipeline", str(folder)])
+    with pytest.raises(SystemExit, match="is there already. Take another --output"):
+        example.main(["start", "--output", str(tmp_path / "further"), "--pipeline", str(folder)])
+    (tmp_path / "further" / "data").symlink_to(output / "data")
+    further = ["--output", str(tmp_path / "further"), "--steps", "1", "--batch-size", "4", "--learning-rate", "0"]
+    example.main(["network", *further, "--captions", "1", "--balance"])
+    trained = ZImageTransformer2DModel.from_pretrained(tmp_path / "further" / "network-run" / "transformer")
+    torch.testing.assert_close(trained.state_dict(), pipe.transformer.state_dict(), rtol=0, atol=0)
+
+
+def test_images_of_rare_subjects_come_more_often(example, tmp_path):
+    (tmp_path / "train").mkdir()
+    lines = [json.dumps({"concept": each}) for each in ("apple", *["person"] * 9)]
+    (tmp_path / "train" / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    rows = list(example.balanced(tmp_path, list(range(20)), 2))
+    assert rows == [*[0] * 3, *range(1, 10), *[10] * 3, *range(11, 20)]
+    with pytest.raises(SystemExit, match="--balance needs all 10 images in each cache, got 19 in 2"):
+        example.balanced(tmp_path, list(range(19)), 2)
