@@ -208,6 +208,18 @@ def test_the_example_of_a_lora_runs(tmp_path, pipe):
     assert names["pipe"].scheduler.config.stochasticity == 1.0
 
 
+def test_a_bundled_stock_pipeline_is_named_as_its_class_can_load_it(tmp_path):
+    arguments = {"pipeline_class": "ZImagePipeline", "base_model": str(BUNDLED["emoji"])}
+    _, body = parts(card_of(tmp_path, {}, kind="lora", steps_done=1, few_step=True, **arguments))
+    example = code(body, "python")
+    assert 'ZImagePipeline.from_pretrained(BUNDLED["emoji"])' in example
+    assert "guidance_scale=0.0" in example
+    # Its first lines load the pipeline.
+    names = {}
+    exec(example[: example.index("pipe.load_lora_weights")], names)
+    assert type(names["pipe"]).__name__ == "ZImagePipeline"
+
+
 def test_the_example_of_a_pipeline_runs(tmp_path, pipe):
     pipe.save_pretrained(tmp_path)
     _, body = parts(card_of(tmp_path, {}, kind="pipeline", steps_done=1, few_step=True))

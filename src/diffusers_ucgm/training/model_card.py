@@ -186,7 +186,7 @@ def _example(folder: Path, model: CardModel) -> str:
     call = f"images = pipe({condition}, num_inference_steps={steps})"
     if model.kind == "pipeline":
         return f'{_imports(model)}\n\npipe = {owner}.from_pretrained("this/repository")\n{call}'
-    base = f'pipe = {owner}.from_pretrained("{model.base_name or UNNAMED}"'
+    base = f"pipe = {owner}.from_pretrained({_base(model)}"
     preset = f', preset="{"any" if model.any_step else "few"}-step"' if model.few_step else ""
     swap = f"pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config{preset})"
     if model.kind == "lora":
@@ -202,13 +202,24 @@ def _example(folder: Path, model: CardModel) -> str:
     return f"{imports}\n\n{network}\n{base}, {name}={name})\n{swap}\n{call}"
 
 
+def _base(model: CardModel) -> str:
+    """The base model as `from_pretrained` takes it; stock classes do not know the names of bundled models."""
+    name = f'"{model.base_name or UNNAMED}"'
+    return f"BUNDLED[{name}]" if _is_bundled_stock(model) else name
+
+
+def _is_bundled_stock(model: CardModel) -> bool:
+    return model.kind != "pipeline" and model.base_name in BUNDLED and model.pipeline_name != UCGMPipeline.__name__
+
+
 def _imports(model: CardModel) -> str:
     owner = model.pipeline_name
     if owner == "UCGMPipeline":
         return "from diffusers_ucgm import UCGMPipeline, UCGMScheduler"
     if model.kind == "pipeline":  # diffusers then finds the scheduler
         return f"import diffusers_ucgm\nfrom diffusers import {owner}"
-    return f"from diffusers import {owner}\nfrom diffusers_ucgm import UCGMScheduler"
+    bundled = "\nfrom diffusers_ucgm.names import BUNDLED" if _is_bundled_stock(model) else ""
+    return f"from diffusers import {owner}\nfrom diffusers_ucgm import UCGMScheduler{bundled}"
 
 
 def _component(config_file: Path) -> str:
