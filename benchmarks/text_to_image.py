@@ -1,8 +1,8 @@
 """The bundled text-to-image model by number of steps, guidance and LoRA: does an image show what its prompt says?
 
-    python benchmarks/text_to_image.py --data runs/emoji/data --text-image-model runs/emoji/towers --output runs/table
+    python benchmarks/text_to_image.py --data runs/emoji/data --output runs/table
 
-`--data` is what `examples/train_emoji.py prepare` writes, the model of images and texts is that of its stage `text`.
+`--data` is what `examples/train_emoji.py prepare` writes.
 Every row generates images of the same prompts from the same noise: of subjects that training saw, of combinations of
 subject and skin tone, gender or style that it did not see, and of whole subjects that it did not see. "agreement" is
 how often an image's own prompt is the most similar among 20 of its kind, beside that of the real images of the same
@@ -97,7 +97,7 @@ def cells(result: dict[str, Any], images: str) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--text-image-model", type=Path, required=True)
+    parser.add_argument("--text-image-model", type=Path, default=Path(__file__).parent / "emoji-towers")
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--lora", help="the bundled one by default")
     parser.add_argument("--prompts-of-a-kind", type=int, default=80)

@@ -555,7 +555,7 @@ def new_parser() -> argparse.ArgumentParser:
         "--balance", action="store_true", help="show subjects of few images more often than those of many"
     )
     stage["network"].add_argument("--width", type=int, default=192, help=f"a multiple of {HEAD_WIDTH}")
-    stage["network"].add_argument("--layers", type=int, default=6)
+    stage["network"].add_argument("--layers", type=int, default=5)
     stage["network"].add_argument("--captions", type=int, default=4, help="captions of each picture")
     stage["network"].add_argument("--mixed-precision", default="bf16", choices=("no", "bf16", "fp16"))
     stage["network"].add_argument("--compile", action="store_true", help="compile its blocks, which needs g++")
