@@ -15,10 +15,10 @@ __all__ = ["DEMO_PROMPTS", "demo_blocks"]
 
 MODEL, LORA = "emoji", "emoji-few-step"
 DEMO_PROMPTS = (
-    "red apple, fluent style",
     "grinning face, noto style",
     "woman firefighter, dark skin tone, fluent style",
-    "flag of Japan, noto style",
+    "man astronaut, medium skin tone, fluent style",
+    "flag of Germany",
     "octopus, fluent style",
 )
 # Calls of the few-step LoRA, and of the guided model. Z-Image's scale counts from 0: this is 3 elsewhere.
