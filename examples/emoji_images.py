@@ -167,7 +167,9 @@ def describe(entry: dict[str, object]) -> dict[str, tuple[str, list[str], str, s
     """Map the codes of an entry of `emoji.json`, and of its skin tones, to subject, aliases, tone and the rest."""
     name, category = str(entry["name"]), str(entry["subcategory"])
     subject = name.lower()
-    aliases = [re.sub(r"\d+$", "", str(short)).replace("_", " ").replace("-", " ") for short in entry["short_names"]]
+    # A number after a word tells short names apart; other names are a number, such as 100 and +1.
+    shorts = (re.sub(r"(?<=[a-z_])\d+$", "", str(short)) for short in entry["short_names"])
+    aliases = [short.replace("_", " ").replace("-", " ").strip() for short in shorts]
     if category in ("country-flag", "subdivision-flag"):
         subject, aliases = f"flag of {name.removesuffix(' Flag')}", []
     base = codes_of(str(entry["unified"]))

@@ -119,6 +119,8 @@ def test_an_entry_gives_subject_tone_gender_and_concept(images):
     assert {each[3] for farmer in farmers for each in farmer.values()} == {"man", "woman"}
     assert {each[5] for farmer in farmers for each in farmer.values()} == {"1f9d1-200d-1f33e"}
     assert images.describe(GHANA)["1f1ec-1f1ed"][:2] == ("flag of Ghana", [])
+    hundred = {**entry("HUNDRED POINTS SYMBOL", "1F4AF"), "short_names": ["100", "points2", "+1"]}
+    assert images.describe(hundred)["1f4af"][1] == ["100", "points", "+1"]
     kiss = images.describe(entry("KISS: MAN, MAN", "1F468-200D-2764-FE0F-200D-1F48B-200D-1F468", "family"))
     assert [each[3] for each in kiss.values()] == [""]
 
