@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--prompts-of-a-kind", type=int, default=80)
     parser.add_argument("--images", type=int, default=2, help="of each prompt")
     parser.add_argument("--batch-size", type=int, default=40)
+    parser.add_argument("--rows", nargs="+", choices=[row.folder for row in ROWS], help="all by default")
     parser.add_argument("--output", type=Path, default=Path("runs/text-to-image"))
     args = parser.parse_args()
     prompts = prompts_of(args.data, args.prompts_of_a_kind)
@@ -111,6 +112,8 @@ def main() -> None:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in ROWS:
+        if args.rows and row.folder not in args.rows:
+            continue
         started = time.perf_counter()
         result = measured(row, args, prompts)
         seconds = time.perf_counter() - started

@@ -269,7 +269,8 @@ def assert_towers_are_whole(example, output):
     assert model.text_features(["a red square"]).shape == model.images(images[:1]).features.shape == (1, 32)
 
 
-# diffusers and transformers as they load and save, which is not the example's doing.
+# The runs have a precision of their own. The warnings are those of diffusers and transformers as they load and save.
+@pytest.mark.usefixtures("fresh_accelerate")
 @pytest.mark.filterwarnings("default")
 def test_the_stages_make_a_stock_pipeline_of_any_pictures(example, tmp_path, capsys):
     output = tmp_path / "out"

@@ -211,8 +211,8 @@ MUTANTS = [
     Mutant(
         "a negative prompt that the pipeline ignores is taken",
         "generation/conditions.py",
-        "value <= 1.0:",
-        "value <= 0.0:",
+        "value <= unguided:",
+        "value < unguided:",
         ("tests/generation/test_conditions.py",),
     ),
     Mutant(
