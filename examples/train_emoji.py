@@ -309,8 +309,7 @@ def complete_towers(output: Path) -> None:
     """Put tokenizer and image processor beside the towers, as `--text-image-model` and transformers expect them."""
     towers = output / "towers"
     PreTrainedTokenizerFast.from_pretrained(output / "tokenizer").save_pretrained(towers)
-    # transformers 5 writes a name for this class that transformers 4 does not know; both know this one.
-    edit(towers / "tokenizer_config.json", "TokenizersBackend", "PreTrainedTokenizerFast")
+    name_tokenizer(towers / "tokenizer_config.json")
     half, size = [0.5] * 3, {"height": SIZE, "width": SIZE}
     processor = CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=size, image_mean=half, image_std=half)
     processor.save_pretrained(towers)
@@ -476,6 +475,11 @@ def edit(file: Path, before: str, after: str) -> None:
     write_text(file, file.read_text().replace(before, after))
 
 
+def name_tokenizer(file: Path) -> None:
+    """Call the tokenizer's class what transformers 4 and 5 know it by; transformers 5 writes a name of its own."""
+    edit(file, "TokenizersBackend", "PreTrainedTokenizerFast")
+
+
 def assemble(output: Path, args: argparse.Namespace) -> None:
     """The stock pipeline's folder, in half precision, with its card and the pictures' licences."""
     trained = needs(output / "network-run" / "transformer", "network")
@@ -487,9 +491,8 @@ def assemble(output: Path, args: argparse.Namespace) -> None:
         pipe.save_pretrained(temporary)
         # transformers 5 would compute in the files' half precision, in which CPUs are slow; diffusers does not.
         edit(temporary / "text_encoder" / "config.json", "float16", "float32")
-        # transformers 5 writes a name for this class that transformers 4 does not know; both know this one.
         for file in ("model_index.json", "tokenizer/tokenizer_config.json"):
-            edit(temporary / file, "TokenizersBackend", "PreTrainedTokenizerFast")
+            name_tokenizer(temporary / file)
         shutil.copyfile(output / "data" / "LICENCES.txt", temporary / "LICENCES.txt")
         megabytes = sum(file.stat().st_size for file in temporary.rglob("*") if file.is_file()) / 1e6
         write_text(temporary / "README.md", CARD.format(megabytes=megabytes, prompt=PROMPTS[0]))

@@ -21,7 +21,7 @@ from diffusers_ucgm.scheduler import UCGMScheduler
 from .demo import DEMO_PROMPTS, demo_blocks
 from .image_grid import image_grid
 from .images import Generation, generate_images
-from .inputs import further_arguments, given_conditions, given_prompts, load_model
+from .inputs import further_arguments, given_conditions, load_model
 from .trajectories import trajectory_strip
 
 
@@ -34,7 +34,7 @@ LETTERS, SMALL = 40, 64
 def demo(args: argparse.Namespace) -> int:
     """Draw prompts with the bundled model of emoji: the stock sampler and this package's, side by side."""
     _check_output(args)
-    prompts = given_prompts(args) or list(DEMO_PROMPTS)
+    prompts = [str(each) for each in given_conditions(args) or DEMO_PROMPTS]
     device = check_device(args.device or "cpu")
     blocks = {}
     for title, found in demo_blocks(prompts, num_images=args.num_images, seed=args.seed, device=device):

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
@@ -23,7 +23,6 @@ __all__ = [
     "described_conditions",
     "further_arguments",
     "given_conditions",
-    "given_prompts",
     "load_model",
 ]
 
@@ -75,31 +74,15 @@ def described_conditions(args: argparse.Namespace) -> list[int | str | Prompt] |
     """
     if args.labels is not None:
         return [int(word) if word.isdigit() else word for word in args.labels]
-    prompts = _prompts(args)
-    return None if prompts is None else [*prompts]
-
-
-def given_prompts(args: argparse.Namespace) -> list[str] | None:
-    """The texts of `--prompts`; None where there are none.
-
-    Raises:
-        ValueError: If the file of prompts is empty or malformed.
-    """
-    prompts = _prompts(args)
-    return None if prompts is None else [each.text if isinstance(each, Prompt) else each for each in prompts]
-
-
-def _prompts(args: argparse.Namespace) -> Sequence[str | Prompt] | None:
-    """The words of `--prompts`, or the lines of the file that it names; None where there are none."""
     if args.prompts is None:
         return None
     if any(word.lower().endswith(SUFFIX) for word in args.prompts):
-        return read_prompts(_prompt_file(args.prompts))
+        return [*read_prompts(_prompt_file(args.prompts))]
     file = expanded(args.prompts[0])
     # The system looks up no text of the length of many prompts.
     if len(args.prompts) > 1 or not path_exists(file) or not file.is_file():
         return list(args.prompts)
-    return _read_prompts(file)
+    return [*_read_prompts(file)]
 
 
 def _prompt_file(words: list[str]) -> Path:

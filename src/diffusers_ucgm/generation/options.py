@@ -65,6 +65,7 @@ def add_demo_options(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="prompts for the bundled model of emoji, a row for each, or a text file with a prompt on each line",
     )
+    parser.set_defaults(labels=None)
     parser.add_argument("--num-images", type=int, default=2, metavar="N", help="images of each prompt (%(default)s)")
     _add_image_options(parser, "ucgm-demo.png")
 

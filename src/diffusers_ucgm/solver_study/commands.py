@@ -1,6 +1,7 @@
 """The commands `ucgm compare` and `ucgm tune-sampler`."""
 
 import argparse
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -41,9 +42,8 @@ def _fit(args: argparse.Namespace) -> int:
             "`--objective` and `--reference` must go with `--method search`: a fit makes the distance from the "
             "solutions small."
         )
-    conditions, call = given_conditions(args), call_arguments(args)
-    pipe = load_model(args)
-    check_call_arguments(pipe, call)
+    conditions = given_conditions(args)
+    pipe, call = _model_and_call(args)
     with RunFolder(args.output, "tune-sampler").hold() as run:
         result = fit_solver(
             pipe,
@@ -63,7 +63,7 @@ def _fit(args: argparse.Namespace) -> int:
         print(report_fit(result))
         if find_spec("matplotlib") is not None:
             print(f"Plot: {result.plot()}")
-        return _show(args, pipe, result)
+        return _show(args, pipe, call, result)
 
 
 def _search(args: argparse.Namespace) -> int:
@@ -79,9 +79,8 @@ def _search(args: argparse.Namespace) -> int:
         )
     if args.reference is not None:
         check_reference("--reference", args.reference)
-    conditions, call = given_conditions(args), call_arguments(args)
-    pipe = load_model(args)
-    check_call_arguments(pipe, call)
+    conditions = given_conditions(args)
+    pipe, call = _model_and_call(args)
     objective: Objective | str = args.objective
     if objective not in OBJECTIVES:
         objective = _frechet(args, pipe)
@@ -107,15 +106,23 @@ def _search(args: argparse.Namespace) -> int:
         if result.held_out is not None and find_spec("matplotlib") is not None:
             values = [trial.value for trial in result.trials]
             print(f"Plot: {plot_tuning(*result.held_out, values, result.output / 'tuning.png')}")
-        return _show(args, pipe, result)
+        return _show(args, pipe, call, result)
 
 
-def _show(args: argparse.Namespace, pipe: Pipeline, result: "Result") -> int:
+def _model_and_call(args: argparse.Namespace) -> tuple[Pipeline, dict[str, object]]:
+    """The pipeline, and the arguments of its call, which it must take."""
+    call = call_arguments(args)
+    pipe = load_model(args)
+    check_call_arguments(pipe, call)
+    return pipe, call
+
+
+def _show(args: argparse.Namespace, pipe: Pipeline, call: Mapping[str, object], result: "Result") -> int:
     """Save and name what shows a result."""
     from .tuning_result import save_images, save_pipeline
 
     print(f"Scheduler: {result.output / 'scheduler'}")
-    print(f"Image: {save_images(pipe, result, call_arguments(args))}")
+    print(f"Image: {save_images(pipe, result, call)}")
     if args.save_pipeline:
         print(f"Pipeline: {save_pipeline(pipe, result)}")
     return 0
@@ -146,9 +153,7 @@ def compare(args: argparse.Namespace) -> int:
 
     if args.reference is not None:
         check_reference("--reference", args.reference)
-    call = call_arguments(args)
-    pipe = load_model(args)
-    check_call_arguments(pipe, call)
+    pipe, call = _model_and_call(args)
     config = pipe.scheduler.config
     # Solvers that add noise can only be judged by their images.
     stock = stock_solvers(config, noisy=args.reference is not None)

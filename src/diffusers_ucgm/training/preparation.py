@@ -28,6 +28,7 @@ from .optimizers import make_optimizer
 
 __all__ = [
     "PreparedParts",
+    "compile_network",
     "fit_second_time",
     "give_second_time",
     "lent_second_time",
