@@ -1244,6 +1244,20 @@ MUTANTS = [
         MULTISTEP_TESTS,
     ),
     Mutant(
+        "every adaptive correction counts in full",
+        "sampling/solver.py",
+        "share = min(1.0, FULL_CORRECTION * math.exp(t.log_ratio) / span**2)",
+        "share = 1.0",
+        MULTISTEP_TESTS,
+    ),
+    Mutant(
+        "a line through clipped estimates leads out of their range",
+        "sampling/runs.py",
+        "return self._clipping(x_next) if call.is_last and self._clipping is not None else x_next",
+        "return x_next",
+        ("tests/sampling/test_conventions.py",),
+    ),
+    Mutant(
         "second order that is a multistep method asks for half the steps",
         "sampling/solver.py",
         'return self.solver_order == 2 and self.solver_type != "multistep"',

@@ -164,11 +164,24 @@ def save_lora(
         for name, value in get_peft_model_state_dict(network, state_dict, ADAPTER).items()
     }
     second_time = {SECOND_TIME_SETTING: second_time_settings(network)} if has_second_time(network) else {}
-    settings = {f"{prefix}.{name}": _plain(value) for name, value in {**config.to_dict(), **second_time}.items()}
+    settings = {f"{prefix}.{name}": _plain(value) for name, value in {**_chosen(config), **second_time}.items()}
     metadata = {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(settings, sort_keys=True)}
     if notes:
         metadata[NOTES] = json.dumps(dict(notes), sort_keys=True)
     return files.write_tensors(folder / LORA_WEIGHTS_NAME, tensors, metadata)
+
+
+def _chosen(config: PeftConfig) -> dict[str, object]:
+    """The settings by which an adapter differs from peft's defaults, with its size.
+
+    An older peft refuses a file with settings that it does not know, even where they have no effect.
+    """
+    defaults = type(config)().to_dict()
+    return {
+        name: value
+        for name, value in config.to_dict().items()
+        if name in ("r", "lora_alpha", "target_modules") or value != defaults.get(name)
+    }
 
 
 def load_lora(network: nn.Module, folder: str | Path, prefix: str = "transformer") -> None:

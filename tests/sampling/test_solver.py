@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from diffusers_ucgm import GaussianMixture, UCGMScheduler
+from diffusers_ucgm.sampling import solver
 from diffusers_ucgm.sampling.runs import planned_run
+from diffusers_ucgm.sampling.solver import SolverSettings, plan
 
 
 MIXTURE = GaussianMixture(
@@ -316,3 +318,17 @@ def test_an_adaptive_run_keeps_a_constant_estimate():
         z_hat = (sample - gamma * x_hat) / alpha
         sample = scheduler.step(alpha_hat * z_hat + gamma_hat * x_hat, t, sample).prev_sample
     torch.testing.assert_close(sample, x_hat.expand_as(sample), rtol=0, atol=1e-5)
+
+
+def test_an_adaptive_correction_counts_less_in_long_steps_from_high_noise_levels(monkeypatch):
+    points = made(8, **ADAPTIVE)._schedule.points
+    damped = plan(SolverSettings(**ADAPTIVE_METHOD), points)
+    monkeypatch.setattr(solver, "FULL_CORRECTION", math.inf)
+    full = plan(SolverSettings(**ADAPTIVE_METHOD), points)
+    ratios = [point.log_ratio for point in points]
+    shares = []
+    for i in range(2, len(points)):
+        step = ratios[i] - ratios[i - 1]
+        shares.append(min(1.0, 1.5 * math.exp(ratios[i - 1]) / step**2))
+        assert damped[i].corrector_weight == pytest.approx(shares[-1] * full[i].corrector_weight)
+    assert shares[0] < 0.5 and shares[-1] == 1.0

@@ -159,7 +159,8 @@ class Run:
             x_next = call.result(x, output, change)
         if call.corrects and self._base is not None:
             x_next.add_(self._base)
-        return x_next
+        # A line through clipped estimates may lead out of their range.
+        return self._clipping(x_next) if call.is_last and self._clipping is not None else x_next
 
     def _base_of(self, call: Call, x: Tensor, output: Tensor, change: Tensor | None) -> Tensor | None:
         """What the call leaves for the correction of its step."""

@@ -22,7 +22,9 @@ continued to the data.
 Second order corrects `x_s`, by a second call at `x_s` or, as "multistep", by the call that begins the next step:
 `x_hat` is then known at both ends of the step, and the same equation is solved for the line between them before the
 run goes on (the idea of UniPC's corrector, arXiv 2302.04867). With "adaptive" and order 3 the corrector's polynomial
-goes through the estimate before these two as well.
+goes through the estimate before these two as well. With "adaptive" a long step from a high noise level t keeps a part
+of the prediction: the correction counts by `min(1, 1.5 / (sigma h^2))`, where `sigma = alpha(t) / gamma(t)`. Strong
+guidance makes the estimate follow the sample there, and a full correction would then magnify errors.
 
 Every step is linear in the sample, in the output and in what earlier calls left, so a `Call` holds weights alone.
 In the code as in the formulas, a step leads from the point t to the point s.
@@ -31,6 +33,7 @@ In the code as in the formulas, a step leads from the point t to the point s.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import NamedTuple
 
 from diffusers_ucgm.constraints import Setting, check, choice, number, one_of_two
@@ -42,6 +45,9 @@ from .weights import SAMPLE, GridPoint, Weights
 
 
 __all__ = ["SOLVER_SETTINGS", "Call", "SolverSettings", "plan"]
+
+# The largest `sigma h^2` of a step that "adaptive" corrects in full, with the noise level sigma and the length h in `l`.
+FULL_CORRECTION = 1.5
 
 SOLVER_SETTINGS: dict[str, Setting] = {
     "solver_order": one_of_two("1 or 2", 1, 2),
@@ -215,8 +221,8 @@ def _calls_of_one(settings: SolverSettings, points: Sequence[GridPoint], first: 
     calls: list[Call] = []
     weight = 0.0
     for i in range(first, len(points) - 1):
-        corrector = _multistep_corrector(settings, points, first, i)
         call = _single_call(settings, points, first, i)
+        corrector = _multistep_corrector(settings, points, first, i, call)
         calls.append(call._replace(base=corrector.base, base_history=corrector.history, corrector_weight=weight))
         weight = corrector.weight
     return calls, weight
@@ -342,12 +348,32 @@ class _Corrector(NamedTuple):
     weight: float = 0.0
 
 
-def _multistep_corrector(settings: SolverSettings, points: Sequence[GridPoint], first: int, i: int) -> _Corrector:
+def _multistep_corrector(
+    settings: SolverSettings, points: Sequence[GridPoint], first: int, i: int, prediction: Call
+) -> _Corrector:
     """The correction of the step from `points[i]` by the call that begins the next step.
 
     The data estimate is a line in `l` between both ends of the step, or a parabola that also goes through the estimate
-    before. The fresh noise of the step stays as it is.
+    before. The fresh noise of the step stays as it is. Where the order adapts, a long step at a high noise level keeps
+    a part of its prediction.
     """
+    full = _full_corrector(settings, points, first, i)
+    t, s = points[i], points[i + 1]
+    span = s.log_ratio - t.log_ratio
+    if not settings.is_adaptive or full.base is None or not LEAST_DISTANCE < span < math.inf:
+        return full
+    share = min(1.0, FULL_CORRECTION * math.exp(t.log_ratio) / span**2)
+    predicted = prediction.extrapolation or prediction.result
+    history = zip_longest(full.history, prediction.history_weights, fillvalue=0.0)
+    return _Corrector(
+        share * full.base + (1.0 - share) * predicted,
+        tuple(share * corrected + (1.0 - share) * kept for corrected, kept in history),
+        share * full.weight,
+    )
+
+
+def _full_corrector(settings: SolverSettings, points: Sequence[GridPoint], first: int, i: int) -> _Corrector:
+    """The correction by a polynomial through the estimates, in full."""
     t, s = points[i], points[i + 1]
     rate = settings.rate(t, s)
     if settings.solver_order == 1 or math.isinf(rate):
