@@ -321,14 +321,17 @@ def test_an_adaptive_run_keeps_a_constant_estimate():
 
 
 def test_an_adaptive_correction_counts_less_in_long_steps_from_high_noise_levels(monkeypatch):
-    points = made(8, **ADAPTIVE)._schedule.points
+    points = made(8, **ADAPTIVE_METHOD, time_warp="auto")._schedule.points
     damped = plan(SolverSettings(**ADAPTIVE_METHOD), points)
     monkeypatch.setattr(solver, "FULL_CORRECTION", math.inf)
     full = plan(SolverSettings(**ADAPTIVE_METHOD), points)
     ratios = [point.log_ratio for point in points]
     shares = []
-    for i in range(2, len(points)):
+    for i in range(1, len(points)):
         step = ratios[i] - ratios[i - 1]
+        if not math.isfinite(step):
+            continue
         shares.append(min(1.0, 1.5 * math.exp(ratios[i - 1]) / step**2))
         assert damped[i].corrector_weight == pytest.approx(shares[-1] * full[i].corrector_weight)
-    assert shares[0] < 0.5 and shares[-1] == 1.0
+    assert min(shares) < 0.5
+    assert shares[-1] == 1.0

@@ -46,7 +46,7 @@ from .weights import SAMPLE, GridPoint, Weights
 
 __all__ = ["SOLVER_SETTINGS", "Call", "SolverSettings", "plan"]
 
-# The largest `sigma h^2` of a step that "adaptive" corrects in full, with the noise level sigma and the length h in `l`.
+# The largest `sigma h^2` of a step that "adaptive" corrects in full: noise level sigma, length h in `l`.
 FULL_CORRECTION = 1.5
 
 SOLVER_SETTINGS: dict[str, Setting] = {
