@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from comfy.samplers import KSAMPLER
+
 from diffusers_ucgm.k_diffusion import k_diffusion_sampler, k_diffusion_sigmas
 
 
@@ -41,7 +42,7 @@ class UCGMSampler:
     FUNCTION = "get_sampler"
 
     @classmethod
-    def INPUT_TYPES(cls) -> Inputs:  # noqa: N802 - ComfyUI's name
+    def INPUT_TYPES(cls) -> Inputs:
         """The settings of `UCGMScheduler` that belong to the solver, under their names."""
         return {
             "required": {
@@ -72,7 +73,7 @@ class UCGMSampler:
                 ),
                 "path": (
                     list(PATHS),
-                    {"tooltip": "The model's path. 'auto' asks the model: flow matching, or epsilon and v prediction."},
+                    {"tooltip": "The model's path. 'auto' asks the model: flow matching, or eps and v prediction."},
                 ),
             }
         }
@@ -103,7 +104,7 @@ class UCGMSigmas:
     """The sampler's own grid for a model as SIGMAS."""
 
     DESCRIPTION = (
-        "The UCGM sampler's grid for a model. 'auto' follows from the model's path, its shift and the number of steps; "
+        "The UCGM sampler's grid for a model. 'auto' follows from the model's path and shift and the number of steps; "
         "'warp' is the grid of the paper, for which 1.17, 0.8 and 1.1 are its multi-step settings and a gap of 0.3 to "
         "0.8 at the data its few-step settings."
     )
@@ -112,7 +113,7 @@ class UCGMSigmas:
     FUNCTION = "get_sigmas"
 
     @classmethod
-    def INPUT_TYPES(cls) -> Inputs:  # noqa: N802
+    def INPUT_TYPES(cls) -> Inputs:
         """The model, the number of steps, and the settings `time_warp` and `time_gaps` of `UCGMScheduler`."""
         return {
             "required": {
@@ -161,7 +162,7 @@ class UCGMSavedScheduler:
     FUNCTION = "get_both"
 
     @classmethod
-    def INPUT_TYPES(cls) -> Inputs:  # noqa: N802
+    def INPUT_TYPES(cls) -> Inputs:
         """The folder and the number of steps."""
         tooltip = "A folder with scheduler_config.json, or the folder of a saved pipeline."
         return {
@@ -173,7 +174,7 @@ class UCGMSavedScheduler:
         }
 
     @classmethod
-    def IS_CHANGED(cls, folder: str, **inputs: object) -> str:  # noqa: N802
+    def IS_CHANGED(cls, folder: str, **inputs: object) -> str:
         """What differs when a file was written anew, so that ComfyUI reads it again."""
         digest = hashlib.sha256()
         for file in sorted(Path(folder).expanduser().glob("**/scheduler_config.json")):

@@ -77,7 +77,8 @@ def k_diffusion_sampler(scheduler: Scheduler, is_flow: bool | None = None) -> KD
     """The solver of a scheduler as a sampler of k-diffusion, which ComfyUI's `KSAMPLER` takes as it is.
 
     The caller gives the noise levels; the scheduler decides what each step does with them. In a run at the levels of
-    one of its `fitted_solvers`, that solver takes the place of the settings'.
+    one of its `fitted_solvers`, that solver takes the place of the settings'. Steps are made in the samples of the
+    host, so that `solver_type="velocity"` is Heun's method in the noise level, as with `divides_samples=True`.
 
     Args:
         scheduler: A `UCGMScheduler`, or what does not need diffusers: some of its settings by name, with the others at
