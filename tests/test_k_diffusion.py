@@ -1,8 +1,13 @@
 """The sampler behind k-diffusion's interface: the same numbers as `UCGMScheduler`, in every host's form."""
 
+import inspect
 import json
+import re
 import subprocess
 import sys
+from collections import namedtuple
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -46,6 +51,7 @@ PATHS = {
     "scm": {"transport": "scm"},
 }
 STEPS = 6
+PAGE = Path(__file__).parents[1] / "docs" / "integrations" / "comfyui.md"
 
 
 def noise(seed=0, number=3):
@@ -387,3 +393,50 @@ def test_it_runs_where_no_library_of_models_is(tmp_path):
     # The solver, and neither the scheduler nor a pipeline.
     assert {"diffusers_ucgm.k_diffusion", "diffusers_ucgm.sampling.solver"} <= set(found["ours"])
     assert {"diffusers_ucgm.pipeline", "diffusers_ucgm.loss", "diffusers_ucgm.loading"}.isdisjoint(found["ours"])
+
+
+def python_blocks(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def test_the_example_of_the_page_runs():
+    names = {}
+    exec(python_blocks(PAGE)[0], names)
+    assert names["latents"].shape == (2, 4, 8, 8)
+    assert 0.5 < float(names["latents"].std()) < 2.0
+
+
+class KDiffusionSampler:
+    """How Forge and AUTOMATIC1111 call a function of k-diffusion, in our own words."""
+
+    def __init__(self, function, model):
+        self.function, self.model = function, model
+        self.options_by_function = {function: []}  # they look it up in a table
+
+    def sample(self, x, sigmas, callback):
+        parameters = inspect.signature(self.function).parameters
+        assert "sigmas" in parameters
+        assert {"n", "sigma_min", "sigma_max", "eta", "s_noise"}.isdisjoint(parameters)
+        extra = {"cond": 1, "uncond": 2, "cond_scale": 7.0}
+        return self.function(
+            self.model, x, extra_args=extra, disable=False, callback=callback, sigmas=sigmas, noise_sampler=None
+        )
+
+
+def test_the_extension_of_the_page_adds_the_sampler(monkeypatch):
+    lists = ModuleType("modules.sd_samplers")
+    lists.all_samplers, lists.all_samplers_map, lists.set_samplers = [], {}, lambda: None
+    common, kdiffusion = ModuleType("modules.sd_samplers_common"), ModuleType("modules.sd_samplers_kdiffusion")
+    common.SamplerData = namedtuple("SamplerData", ["name", "constructor", "aliases", "options"])
+    kdiffusion.KDiffusionSampler = KDiffusionSampler
+    package = ModuleType("modules")
+    package.sd_samplers = lists
+    for module in (package, lists, common, kdiffusion):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(python_blocks(PAGE)[1], {})
+    seen, sigmas = [], torch.tensor([14.6, 5.0, 1.0, 0.3, 0.0])
+    sampler = lists.all_samplers_map["UCGM"].constructor(Wrapped(torch.linspace(0.03, 14.6, 1000)))
+    found = sampler.sample(14.6 * noise(), sigmas, lambda told: seen.append(told["i"]))
+    assert seen == [0, 1, 2, 3]
+    expected = k_diffusion_sampler(ADAPTIVE, is_flow=False)(denoiser(False), 14.6 * noise(), sigmas, disable=True)
+    torch.testing.assert_close(found, expected)

@@ -177,7 +177,14 @@ def k_diffusion_sigmas(
 def _settings_of(scheduler: Scheduler) -> tuple[SchedulerConfig, bool]:
     """All settings of a scheduler, and whether they name the path of a model."""
     values, name = _values_of(scheduler)
-    unknown = [key for key in values if key not in DEFAULTS and not key.startswith("_")]
+    _check_names(values, name)
+    config = cast("SchedulerConfig", {key: values.get(key, default) for key, default in DEFAULTS.items()})
+    check_settings(config)
+    return config, "transport" in values
+
+
+def _check_names(values: Mapping[str, object], name: str | None) -> None:
+    """Refuse the settings of a scheduler of another class, and names that `UCGMScheduler` does not have."""
     is_config = name is not None or any(key.startswith("_") for key in values)
     # The config of a stock scheduler has names in common with ours, and none of the sampler's.
     if name not in (None, CLASS_NAME) or (is_config and "extrapolation_ratio" not in values):
@@ -185,14 +192,12 @@ def _settings_of(scheduler: Scheduler) -> tuple[SchedulerConfig, bool]:
             f"`scheduler` must be a `{CLASS_NAME}` or of one, got {name or 'another config'}. Make one by "
             f"`{CLASS_NAME}.from_config(config)`, where diffusers is installed, and save it by `save_pretrained`."
         )
-    if unknown and not is_config:
+    unknown = [] if is_config else [key for key in values if key not in DEFAULTS]  # a config carries stock settings
+    if unknown:
         raise ValueError(
             f"`scheduler` must have settings of `{CLASS_NAME}`, got {unknown[0]!r}."
             f"{did_you_mean(unknown[0], DEFAULTS)}"
         )
-    config = cast("SchedulerConfig", {key: values.get(key, default) for key, default in DEFAULTS.items()})
-    check_settings(config)
-    return config, "transport" in values
 
 
 def _values_of(scheduler: Scheduler) -> tuple[Mapping[str, object], str | None]:
