@@ -163,13 +163,24 @@ class UCGMSavedScheduler:
 
     @classmethod
     def INPUT_TYPES(cls) -> Inputs:
-        """The folder and the number of steps."""
+        """The folder, the number of steps, and the argument `mu` of `set_timesteps`."""
         tooltip = "A folder with scheduler_config.json, or the folder of a saved pipeline."
         return {
             "required": {
                 "folder": ("STRING", {"default": "", "tooltip": tooltip}),
                 "steps": STEPS,
                 "denoise": DENOISE,
+                "mu": (
+                    "FLOAT",
+                    {
+                        "default": 1.15,
+                        "min": -10.0,
+                        "max": 10.0,
+                        "step": 0.01,
+                        "round": False,
+                        "tooltip": "The shift by the image's size, for schedulers with use_dynamic_shifting (Flux).",
+                    },
+                ),
             }
         }
 
@@ -177,13 +188,13 @@ class UCGMSavedScheduler:
     def IS_CHANGED(cls, folder: str, **inputs: object) -> str:
         """What differs when a file was written anew, so that ComfyUI reads it again."""
         digest = hashlib.sha256()
-        for file in sorted(Path(folder).expanduser().glob("**/scheduler_config.json")):
-            digest.update(file.read_bytes())
+        for file in (Path(folder).expanduser() / part / "scheduler_config.json" for part in ("", "scheduler")):
+            digest.update(file.read_bytes() if file.is_file() else b"")
         return digest.hexdigest()
 
-    def get_both(self, folder: str, steps: int, denoise: float) -> tuple[KSAMPLER, torch.Tensor]:
+    def get_both(self, folder: str, steps: int, denoise: float, mu: float) -> tuple[KSAMPLER, torch.Tensor]:
         """The SAMPLER and the SIGMAS."""
-        return KSAMPLER(k_diffusion_sampler(folder)), _sigmas(folder, steps, denoise)
+        return KSAMPLER(k_diffusion_sampler(folder)), _sigmas(folder, steps, denoise, mu)
 
 
 def model_settings(sampling: Any) -> dict[str, Any]:
@@ -216,10 +227,10 @@ def model_settings(sampling: Any) -> dict[str, Any]:
     }
 
 
-def _sigmas(scheduler: dict[str, Any] | str, steps: int, denoise: float) -> torch.Tensor:
+def _sigmas(scheduler: dict[str, Any] | str, steps: int, denoise: float, mu: float | None = None) -> torch.Tensor:
     if denoise == 0:
         return torch.empty(0)
-    return k_diffusion_sigmas(scheduler, steps, strength=None if denoise == 1 else denoise)
+    return k_diffusion_sigmas(scheduler, steps, mu, None if denoise == 1 else denoise)
 
 
 NODE_CLASS_MAPPINGS = {

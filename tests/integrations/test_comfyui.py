@@ -183,6 +183,14 @@ def test_a_saved_scheduler_brings_its_grid_and_its_solver(pack, tmp_path):
         run(node, folder=str(tmp_path / "other"))
 
 
+def test_a_saved_scheduler_with_a_shift_by_size_takes_mu(pack, tmp_path):
+    scheduler = UCGMScheduler(use_dynamic_shifting=True)
+    scheduler.save_pretrained(tmp_path)
+    _, sigmas = run(pack.NODE_CLASS_MAPPINGS["UCGMSavedScheduler"], folder=str(tmp_path), steps=STEPS, mu=0.8)
+    scheduler.set_timesteps(STEPS, mu=0.8)
+    torch.testing.assert_close(sigmas, scheduler.sigmas, rtol=0, atol=1e-6)
+
+
 def test_the_workflow_names_the_inputs_of_the_nodes(pack):
     workflow = json.loads((PACK / "workflow_api.json").read_text())
     found = {each["class_type"]: each["inputs"] for each in workflow.values()}
