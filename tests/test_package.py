@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "diffusers_ucgm"
 TESTS = ROOT / "tests"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-SCRIPTS = sorted(file for folder in ("benchmarks", "examples", "tools") for file in (ROOT / folder).rglob("*.py"))
+SCRIPTS = sorted(
+    file for folder in ("benchmarks", "examples", "integrations", "tools") for file in (ROOT / folder).rglob("*.py")
+)
 
 # From the core outwards; a module imports only from the sets above its own.
 LAYERS = [
@@ -40,7 +42,7 @@ LAYERS = [
     {"second_time"},
     {"lora", "told_times"},
     {"fingerprint"},
-    {"data", "distances", "hub", "loss_inputs", "scheduler", "student_path", "time_pairs"},
+    {"data", "distances", "hub", "k_diffusion", "loss_inputs", "scheduler", "student_path", "time_pairs"},
     {"guided_targets", "guided_teacher", "loss_settings"},
     {"teacher"},
     {"any_step", "loss_batch"},
@@ -58,6 +60,7 @@ LAYERS = [
 THIRD_PARTY = {
     "transports": {"torch"},
     "sampling": {"numpy", "scipy", "torch"},  # scipy on demand
+    "k_diffusion": {"torch", "tqdm"},
     "any_step": {"torch"},
     "distances": {"torch"},
     "guided_targets": {"torch"},

@@ -47,6 +47,7 @@ CONVENTION_TESTS = (
 FITTED_TESTS = ("tests/sampling/test_fitted.py",)
 FIT_TESTS = ("tests/solver_study/test_least_squares.py",)
 TIMES_TESTS = ("tests/solver_study/test_times.py",)
+K_DIFFUSION_TESTS = ("tests/test_k_diffusion.py", "tests/sampling/test_noise_levels.py")
 LOADING_TESTS = ("tests/test_load_in_new_process.py",)
 SWAP_TESTS = ("tests/sampling/test_swap.py",)
 LOSS_TESTS = ("tests/test_loss.py", "tests/test_targets.py", "tests/test_loss_inputs.py")
@@ -2403,6 +2404,56 @@ MUTANTS = [
         "    if empty or (held and len(missing) > len(others)):",
         "    if held and len(missing) > len(others):",
         ("tests/test_damaged_files.py",),
+    ),
+    # The sampler in hosts of k-diffusion
+    Mutant(
+        "a run that stops on the way makes a call at its end",
+        "sampling/noise_levels.py",
+        "        calls = calls[:-1]\n",
+        "        calls = calls[:]\n",
+        K_DIFFUSION_TESTS,
+    ),
+    Mutant(
+        "samples of other paths are those of flows",
+        "sampling/noise_levels.py",
+        "gamma = 1.0 - level if is_flow else 1.0",
+        "gamma = 1.0 - level",
+        K_DIFFUSION_TESTS,
+    ),
+    Mutant(
+        "a fitted solver keeps the weights of another scale",
+        "sampling/noise_levels.py",
+        "if is_linear(config) or convention.divides:",
+        "if True:",
+        K_DIFFUSION_TESTS,
+    ),
+    Mutant(
+        "fresh noise has unit variance on a path of larger noise",
+        "k_diffusion.py",
+        "scale * sampler(",
+        "sampler(",
+        K_DIFFUSION_TESTS,
+    ),
+    Mutant(
+        "a correction is reported as a step",
+        "k_diffusion.py",
+        "if callback is not None and settings.step_of(index) == i:",
+        "if callback is not None:",
+        K_DIFFUSION_TESTS,
+    ),
+    Mutant(
+        "the model gets levels of half precision",
+        "k_diffusion.py",
+        "torch.promote_types(x.dtype, torch.float32))",
+        "x.dtype)",
+        K_DIFFUSION_TESTS,
+    ),
+    Mutant(
+        "the scheduler of another path is taken",
+        "k_diffusion.py",
+        "if of_settings is not None and known[0] != of_settings:",
+        "if False:",
+        K_DIFFUSION_TESTS,
     ),
 ]
 

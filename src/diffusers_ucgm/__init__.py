@@ -12,6 +12,7 @@ from .deferred import defer
 
 
 if TYPE_CHECKING:
+    from .k_diffusion import k_diffusion_sampler, k_diffusion_sigmas
     from .loss import UCGMLoss, UCGMLossOutput
     from .models.edm2_unet_2d import EDM2UNet2DModel
     from .models.transformer_2d import UCGMTransformer2DModel
@@ -47,6 +48,8 @@ __all__ = [
     "add_second_time",
     "get_preset",
     "get_transport",
+    "k_diffusion_sampler",
+    "k_diffusion_sigmas",
     "register_transport",
     "tell_target_times",
 ]
@@ -71,6 +74,8 @@ _MODULES = {
     "add_second_time": "second_time",
     "get_preset": "presets",
     "get_transport": "transports",
+    "k_diffusion_sampler": "k_diffusion",
+    "k_diffusion_sigmas": "k_diffusion",
     "register_transport": "transports",
     "tell_target_times": "told_times",
 }

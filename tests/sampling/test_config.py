@@ -8,6 +8,7 @@ from typing import Literal, Union, get_args, get_origin, get_type_hints
 import pytest
 
 from diffusers_ucgm import UCGMScheduler
+from diffusers_ucgm.sampling.config import DEFAULTS as WITHOUT_DIFFUSERS
 from diffusers_ucgm.sampling.config import Auto, RatioRule, SchedulerConfig, SolverType
 from diffusers_ucgm.sampling.settings import SCHEDULER_SETTINGS
 
@@ -29,6 +30,10 @@ def is_of(value, hint):
 
 def test_each_setting_of_the_constructor_has_a_type_and_no_other_has():
     assert set(HINTS) == set(DEFAULTS) == set(SCHEDULER_SETTINGS)
+
+
+def test_the_defaults_without_diffusers_are_those_of_the_constructor():
+    assert WITHOUT_DIFFUSERS == DEFAULTS
 
 
 @pytest.mark.parametrize("name", HINTS)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 
-__all__ = ["Auto", "RatioRule", "SchedulerConfig", "SolverType"]
+__all__ = ["DEFAULTS", "Auto", "RatioRule", "SchedulerConfig", "SolverType"]
 
 Auto = Literal["auto"]
 # Rules by which the extrapolation follows from the grid.
@@ -56,3 +56,49 @@ class SchedulerConfig(TypedDict):
     extrapolation_order: int
     fitted_solvers: Sequence[Mapping[str, Any]] | None
     target_time: str
+
+
+# The defaults of `UCGMScheduler`, for those who have its settings without diffusers. A test compares them.
+DEFAULTS: SchedulerConfig = {
+    "num_train_timesteps": 1000,
+    "transport": "linear",
+    "prediction_type": None,
+    "solver_order": 1,
+    "solver_type": "velocity",
+    "extrapolation_ratio": 0.5,
+    "stochasticity": 0.0,
+    "time_warp": (1.17, 0.8, 1.1),
+    "time_gaps": (0.001, 0.001),
+    "shift": 1.0,
+    "use_dynamic_shifting": False,
+    "time_shift_type": "exponential",
+    "shift_terminal": None,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "rescale_betas_zero_snr": False,
+    "snr_shift_scale": 1.0,
+    "sigma_min": 0.002,
+    "sigma_max": 80.0,
+    "sigma_data": 0.5,
+    "sigma_schedule": "karras",
+    "rho": 7.0,
+    "sigma_embedding": "log",
+    "clip_sample": False,
+    "clip_sample_range": 1.0,
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 1.0,
+    "clips_estimates": True,
+    "divides_samples": False,
+    "ends_at_first_step": False,
+    "original_inference_steps": None,
+    "round_timesteps": False,
+    "extrapolation_order": 2,
+    "fitted_solvers": None,
+    "target_time": "auto",
+}

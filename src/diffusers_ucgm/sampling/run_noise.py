@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from diffusers_ucgm.randomness import numbered_seed
+from diffusers_ucgm.randomness import consecutive_seeds, numbered_seed
 
 
 __all__ = ["RunNoise"]
@@ -38,6 +38,18 @@ class RunNoise:
     def of(cls, sample: Tensor, known: "RunNoise | None") -> "RunNoise":
         """The run's source of noise: the known one where it has a seed for every sample, or else a new one."""
         return known if known is not None and known.fits(sample) else cls(sample)
+
+    @classmethod
+    def of_seed(cls, seed: int, number: int) -> "RunNoise":
+        """The source of noise of a run for which a host has a seed.
+
+        Args:
+            seed: The seed of the first sample; the next sample has the next one.
+            number: The number of samples.
+        """
+        noise = cls(torch.empty(0, 1))
+        noise.seeds = [*consecutive_seeds(seed, number)]
+        return noise
 
     def __call__(self, index: int, like: Tensor) -> Tensor:
         """Standard normal noise of a step.

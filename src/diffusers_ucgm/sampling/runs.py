@@ -28,7 +28,7 @@ from .timesteps import Schedule
 from .weights import SAMPLE, GridPoint
 
 
-__all__ = ["Noise", "PublishedRun", "Run", "SamplerRun", "Step", "TokenRun", "planned_run"]
+__all__ = ["Noise", "PublishedRun", "Run", "SamplerRun", "Step", "TokenRun", "planned_run", "run_of_plan"]
 
 # Standard normal noise of the shape, dtype and device of a tensor.
 Noise = Callable[[Tensor], Tensor]
@@ -80,19 +80,38 @@ def planned_run(
     settings, points = SolverSettings.of(config), schedule.points
     end = GridPoint.at(convention, convention.earliest) if config["ends_at_first_step"] else None
     calls = plan(settings, points, begin_index, end)
-    clipping = Clipping.of(config)
+    fitted = fitted_solvers_of(config["fitted_solvers"]).get(len(points))
+    if fitted is not None and begin_index == 0 and fitted.serves(schedule.timesteps[: len(points)]):
+        calls = fitted.calls(calls, points)
+    run = run_of_plan(config, calls, points, convention.transport, begin_index)
+    if convention.ends_at_data:
+        run.calls.append(Call(SAMPLE, SAMPLE))
+    return run
+
+
+def run_of_plan(
+    config: SchedulerConfig, calls: list[Call], points: Sequence[GridPoint], transport: Transport, begin_index: int = 0
+) -> "Run | PublishedRun":
+    """The run of the calls of a plan.
+
+    Args:
+        config: The scheduler's settings.
+        calls: The plan.
+        points: The grid, from noise to data.
+        transport: The model's path and prediction.
+        begin_index: The first call made.
+
+    Raises:
+        ValueError: If the reference's second order is asked to start at pure noise.
+    """
+    settings, clipping = SolverSettings.of(config), Clipping.of(config)
+    if settings.is_published:
+        return PublishedRun(calls, settings, points, transport, begin_index)
     if settings.follows_grid and clipping is None and any(call.corrector_weight for call in calls):
         # As a table, a corrector takes neither memory nor time of its own. Clipping is not linear in the sample.
         rest = calls[begin_index:]
         table = FittedSolver((), tuple(map(tuple, weights_of(rest))))
         calls = [*calls[:begin_index], *table.calls(rest, points[begin_index:])]
-    fitted = fitted_solvers_of(config["fitted_solvers"]).get(len(points))
-    if fitted is not None and begin_index == 0 and fitted.serves(schedule.timesteps[: len(points)]):
-        calls = fitted.calls(calls, points)
-    if convention.ends_at_data:
-        calls.append(Call(SAMPLE, SAMPLE))
-    if settings.is_published:
-        return PublishedRun(calls, settings, points, convention.transport, begin_index)
     reach = max([settings.reach, *(len(call.history_weights) for call in calls)])
     return Run(calls, reach, clipping)
 
