@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from diffusers_ucgm.files import JsonObject, check_tensors, read_json
 from diffusers_ucgm.names import LORA_WEIGHTS_NAME
+from diffusers_ucgm.standalone.code import installed_index
 
 from .loras import describe_lora
 
@@ -93,7 +94,7 @@ def _no_shift(scheduler: "UCGMScheduler") -> float:
 
 
 def _describe_pipeline(folder: Path, steps: int) -> list[str]:
-    index = read_json(folder / "model_index.json")
+    index = installed_index(read_json(folder / "model_index.json"))
     lines = [f"{index['_class_name']} in {folder}"]
     if labels := index.get("id2label"):
         lines.append(f"classes: {', '.join(labels.values())}")
