@@ -8,8 +8,8 @@ from .files import write_text
 
 __all__ = ["OWN_EXAMPLE", "STANDALONE_EXAMPLE", "STOCK_EXAMPLE", "save_readme"]
 
-# The example of a stock pipeline: `import diffusers_ucgm` is all that diffusers needs to load our components. diffusers
-# warns of missing packages that lines of a saved file's text begin to import, so that these are no whole lines.
+# The example of a stock pipeline: `import diffusers_ucgm` is all that diffusers needs to load our components. No line
+# here begins with `import`: diffusers takes it for an import of a saved file, and warns where it has no such package.
 STOCK_EXAMPLE = (
     "import diffusers_ucgm\n"
     "from diffusers import DiffusionPipeline\n"

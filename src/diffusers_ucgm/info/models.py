@@ -67,8 +67,10 @@ def sigmas_of(folder: Path, steps: int) -> list[float]:
     Raises:
         ValueError: If there is no scheduler, or stock schedulers cannot be given its times.
     """
+    from diffusers_ucgm.sampling.stock_sigmas import no_shift
+
     scheduler = _scheduler_with_times(_scheduler_config(folder, "--sigmas"), steps)
-    return scheduler.stock_sigmas(steps, _no_shift(scheduler))
+    return scheduler.stock_sigmas(steps, no_shift(scheduler.config.time_shift_type))
 
 
 def _scheduler_config(folder: Path, option: str) -> JsonObject:
@@ -81,16 +83,12 @@ def _scheduler_config(folder: Path, option: str) -> JsonObject:
 
 def _scheduler_with_times(config: dict[str, object], steps: int) -> "UCGMScheduler":
     """A scheduler with its times, which have no shift where the pipeline would give `mu`."""
+    from diffusers_ucgm.sampling.stock_sigmas import no_shift
     from diffusers_ucgm.scheduler import UCGMScheduler
 
     scheduler: UCGMScheduler = UCGMScheduler.from_config(config)
-    scheduler.set_timesteps(steps, mu=_no_shift(scheduler))
+    scheduler.set_timesteps(steps, mu=no_shift(scheduler.config.time_shift_type))
     return scheduler
-
-
-def _no_shift(scheduler: "UCGMScheduler") -> float:
-    """The `mu` that shifts no time."""
-    return 1.0 if scheduler.config.time_shift_type == "linear" else 0.0
 
 
 def _describe_pipeline(folder: Path, steps: int) -> list[str]:

@@ -155,7 +155,7 @@ class _Bundle:
         if isinstance(target, External):
             return target
         module = self.modules[REPLACED.get(target.module, target.module)]
-        if any(target.name in each.defines for each in module.statements):
+        if target.name in module.defined:
             return Own(module.name, target.name)
         if target.name not in module.bindings:
             raise ValueError(f"`{target.module}` must define {target.name!r}, which another module takes from it.")
@@ -182,33 +182,15 @@ class _Bundle:
     def _reached(self, roots: list[Own]) -> set[tuple[str, int]]:
         """The statements that are needed for names, by module and first line."""
         kept: set[tuple[str, int]] = set()
-        seen: set[Own] = set()
         while roots:
             wanted = roots.pop()
-            if wanted in seen:
-                continue
-            seen.add(wanted)
             module = self.modules[wanted.module]
             for statement in module.statements:
-                if wanted.name in statement.defines:
+                is_needed = wanted.name in statement.defines or _is_effect(statement)
+                if is_needed and (module.name, statement.first) not in kept:
                     kept.add((module.name, statement.first))
                     roots += [each for each in self._targets(module, statement) if isinstance(each, Own)]
-        return kept | {
-            (module.name, statement.first)
-            for module in self.modules.values()
-            for statement in module.statements
-            if self._is_effect_on(seen, module, statement)
-        }
-
-    def _is_effect_on(self, names: set[Own], module: SourceModule, statement: Statement) -> bool:
-        """Whether a statement defines nothing, but does something with names that are kept.
-
-        An assignment that defines nothing changes another package: `diffusers.UCGMPipeline` is the installed one.
-        """
-        if statement.defines or isinstance(statement.node, ast.Assign):
-            return False
-        own = {each for each in self._targets(module, statement) if isinstance(each, Own)}
-        return bool(own) and own <= names
+        return kept
 
     def _names_of_definitions(self) -> dict[Own, str]:
         """The names of all definitions in the one file: their own, or with the module where that is taken."""
@@ -250,6 +232,14 @@ class _Bundle:
             for number in range(node.lineno, (node.end_lineno or node.lineno) + 1):
                 del lines[number]
         return b"\n".join(lines.values()).decode().strip("\n")
+
+
+def _is_effect(statement: Statement) -> bool:
+    """Whether a statement does something in place of defining a name.
+
+    An assignment that defines no name changes another package: `diffusers.UCGMPipeline` is the installed class.
+    """
+    return not statement.defines and not isinstance(statement.node, ast.Assign)
 
 
 def _in_order(root: str) -> dict[str, SourceModule]:

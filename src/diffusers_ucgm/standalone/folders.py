@@ -8,6 +8,7 @@
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -34,7 +35,7 @@ class Configured(Protocol):
     """An object with the settings of diffusers."""
 
     @property
-    def config(self) -> JsonObject:
+    def config(self) -> Mapping[str, object]:
         """The settings."""
         ...
 
@@ -42,7 +43,7 @@ class Configured(Protocol):
 def save_scheduler_files(folder: str | os.PathLike, scheduler: Configured, standalone: bool) -> None:
     """Write what lies beside the config of a scheduler: how it is loaded, and its code where that is asked for.
 
-    Where the folder is a part of a saved pipeline, the pipeline's index names the code.
+    Where the folder is a part of a saved pipeline, the whole pipeline gets its code: see `make_standalone`.
 
     Args:
         folder: The scheduler's folder, made if it does not exist.
@@ -63,10 +64,12 @@ def save_scheduler_files(folder: str | os.PathLike, scheduler: Configured, stand
     write_text(path / f"{code.name}.py", code.text)
     file = path.parent / INDEX
     if file.is_file() and path.name in (index := read_json(file)):
+        _check_told(index, scheduler.config)
         _write_index(file, {**index, path.name: [code.name, title]})
+        make_standalone(path.parent)
 
 
-def check_standalone(config: JsonObject) -> None:
+def check_standalone(config: Mapping[str, object]) -> None:
     """Check that a scheduler's settings name nothing from outside this package.
 
     Raises:
@@ -104,9 +107,14 @@ def make_standalone(folder: str | os.PathLike) -> list[Path]:
 
     Returns:
         The files of code, which are none where no part is of this package.
+
+    Raises:
+        ValueError: If a stock pipeline needs `tell_target_times`.
     """
     file = Path(folder) / INDEX
     index, written = read_json(file), []
+    config = file.parent / "scheduler" / "scheduler_config.json"
+    _check_told(index, read_json(config) if config.is_file() else {})
     for part, value in index.items():
         is_pipeline = part == "_class_name" and value in ("UCGMPipeline", ["pipeline", "UCGMPipeline"])
         library, name = ("pipeline", "UCGMPipeline") if is_pipeline else _pair(value)
@@ -114,8 +122,26 @@ def make_standalone(folder: str | os.PathLike) -> list[Path]:
             place = file.parent if is_pipeline else file.parent / part
             written.append(write_text(place / f"{code.name}.py", code.text))
             index[part] = [code.name, name]
+            if (place / "README.md").is_file():
+                save_readme(place, str(name), STANDALONE_EXAMPLE)
     _write_index(file, index)
     return written
+
+
+def _check_told(index: JsonObject, config: Mapping[str, object]) -> None:
+    """Check that a pipeline tells its network where each call leads, where the scheduler counts on it.
+
+    Raises:
+        ValueError: If it is a stock pipeline, which only `tell_target_times` has do so.
+    """
+    is_ours = index.get("_class_name") in ("UCGMPipeline", ["pipeline", "UCGMPipeline"])
+    is_of_two_times = any(str(name).startswith("SecondTime") for _, name in map(_pair, index.values()))
+    if is_of_two_times and not is_ours and config.get("target_time") in ("next", "end"):
+        raise ValueError(
+            f"`target_time` must be 'auto' or 'same' where {index['_class_name']} is saved with its code, got "
+            f"{config['target_time']!r}: a stock pipeline does not tell its network where a call leads, and "
+            "`tell_target_times` is in this package alone."
+        )
 
 
 def _pair(value: object) -> tuple[str | None, object]:

@@ -79,6 +79,7 @@ class SourceModule:
         lines: Its lines as bytes, which the places of the tree count in.
         statements: What it consists of.
         bindings: What its imported names stand for.
+        defined: The names that its statements define.
     """
 
     name: str
@@ -86,6 +87,7 @@ class SourceModule:
     lines: tuple[bytes, ...]
     statements: tuple[Statement, ...]
     bindings: dict[str, Target]
+    defined: frozenset[str]
 
     @property
     def requirements(self) -> list[str]:
@@ -98,7 +100,7 @@ class SourceModule:
         """What a name stands for in a statement; None where it is Python's own."""
         if name in statement.imports:
             return statement.imports[name]
-        if any(name in each.defines for each in self.statements):
+        if name in self.defined:
             return Own(self.name, name)
         return self.bindings.get(name)
 
@@ -118,7 +120,9 @@ def read_module(name: str) -> SourceModule:
     statements = tuple(
         _statement(node, end + 1, name) for end, node in zip(ends, tree.body, strict=False) if not _is_passed(node)
     )
-    return SourceModule(name, ast.get_docstring(tree) or "", tuple(text.encode().splitlines()), statements, bindings)
+    defined = frozenset(each for statement in statements for each in statement.defines)
+    lines = tuple(text.encode().splitlines())
+    return SourceModule(name, ast.get_docstring(tree) or "", lines, statements, bindings, defined)
 
 
 def _file_of(name: str) -> Path:
