@@ -237,6 +237,7 @@ ALLOWED: dict[str, set[str]] = {
     "pipeline.py": {"save_pretrained"},  # the host's own, which it extends
     # Into the folder of `replacing_folder`:
     "conversion/convert.py": {"save_pretrained"},
+    "export/models.py": {"save_pretrained"},
     "solver_study/fit.py": {"save_pretrained"},
     "solver_study/tune.py": {"save_pretrained"},
     "solver_study/tuning_result.py": {"save_pretrained"},

@@ -1811,10 +1811,24 @@ MUTANTS = [
         ("tests/test_deferred.py",),
     ),
     Mutant(
+        "the index of a folder does not name the code in it",
+        "standalone/folders.py",
+        "            index[part] = [code.name, name]",
+        "            pass",
+        ("tests/standalone/test_folders.py",),
+    ),
+    Mutant(
+        "two names of one file are not told apart",
+        "standalone/bundle.py",
+        "name if name not in taken else",
+        "name if True else",
+        ("tests/standalone/test_bundle.py",),
+    ),
+    Mutant(
         "a saved folder says nothing of the import",
         "readme.py",
-        "    if file.exists():",
-        "    if True:",
+        '    if not file.exists() or file.read_text(encoding="utf-8") in ours:',
+        "    if False:",
         LOADING_TESTS,
     ),
     Mutant(

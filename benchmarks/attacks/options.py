@@ -105,6 +105,14 @@ OPTIONS: Mapping[str, Fields] = {
         "sample-size": COUNT,
         "output": Anything(("/proc/nope", "/dev/null")),
     },
+    "export": {
+        "sigmas": COUNT,
+        "mu": Number(),
+        "model": Anything(("./nope", "fashion-mnst", "{file}", "")),
+        "scheduler": Anything(("./nope", "{file}", "")),
+        "preset": Anything(("banana", "")),
+        "output": Anything(("/proc/nope", "/dev/null")),
+    },
     "info": {"steps": COUNT, "plot": Anything(("/proc/nope/a.png", "a.banana"))},
 }
 

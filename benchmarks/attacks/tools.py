@@ -133,6 +133,7 @@ def command_words(command: str, artefacts: Path, folder: Path) -> list[str]:
         "tune-sampler": ["--model", pipe, "--steps", "2", "--num-trials", "8", "--num-seeds", "4"]
         + ["--num-held-out", "2", "--solution-calls", "8", "--output", out],
         "convert": ["--checkpoint", str(artefacts / "checkpoint.safetensors"), "--output", out],
+        "export": ["--model", pipe, "--standalone", "--output", out],
         "info": [pipe],
     }
     return [command, *found[command]]

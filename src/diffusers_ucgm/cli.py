@@ -55,6 +55,11 @@ COMMANDS = {
     "convert": Command(
         "conversion.options", "conversion.commands", "convert a published checkpoint of the paper to diffusers' form"
     ),
+    "export": Command(
+        "export.options",
+        "export.commands",
+        "write a pipeline with its code, for use without this package, or schedules as plain sigmas",
+    ),
     "evaluate": Command(
         "image_metrics.options",
         "image_metrics.commands",

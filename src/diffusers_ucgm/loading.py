@@ -1,8 +1,10 @@
 """Pipelines and LoRAs by name, as the commands take them: bundled, in a folder, or on the Hub."""
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from diffusers.utils.import_utils import compare_versions
 from huggingface_hub import hf_hub_download
 from safetensors import SafetensorError, safe_open
 
-from .files import check_tensors, read_json
+from .files import JsonObject, check_tensors, read_json
 from .labels import keep_class_names
 from .lora import LORA_WEIGHTS_NAME, has_active_lora, insert_lora, lora_notes
 from .models.edm2_unet_2d import EDM2UNet2DModel
@@ -22,6 +24,7 @@ from .names import BUNDLED, BUNDLED_LORAS, did_you_mean, expanded, local_or_hub,
 from .pipeline import UCGMPipeline
 from .scheduler import UCGMScheduler
 from .second_time import SECOND_TIME_CLASSES, check_class
+from .standalone.code import installed_index
 from .told_times import tell_target_times
 
 
@@ -74,10 +77,24 @@ def load_pipeline(
 def _load_parts(name: str, folder: Path, dtype: torch.dtype) -> diffusers.DiffusionPipeline:
     """The pipeline of an index, in a folder or on the Hub."""
     index: Any = diffusers.DiffusionPipeline.load_config(str(folder))
-    cls = UCGMPipeline if index["_class_name"] == "UCGMPipeline" else diffusers.DiffusionPipeline
+    cls = UCGMPipeline if installed_index(index)["_class_name"] == "UCGMPipeline" else diffusers.DiffusionPipeline
     # A pipeline that was saved without some part, as SD3 without T5, is loaded without it only if that is said.
     absent = {part: None for part, value in index.items() if value == [None, None]}
-    return cls.from_pretrained(name, **{DTYPE: dtype}, use_safetensors=True, **absent)
+    own = {} if cls is UCGMPipeline else _parts_with_code(index, folder, dtype)
+    return cls.from_pretrained(name, **{DTYPE: dtype}, use_safetensors=True, **absent, **own)
+
+
+def _parts_with_code(index: JsonObject, folder: Path, dtype: torch.dtype) -> dict[str, object]:
+    """The parts of a stock pipeline that its folder has code for: they are this package's, and the code is not run."""
+    found: dict[str, object] = {}
+    for part, value in installed_index(index).items():
+        if value == index[part]:
+            continue
+        # diffusers looks for the classes of given parts in the module that the index names.
+        sys.modules.setdefault(index[part][0], import_module(value[0]))
+        is_scheduler = value[1] == UCGMScheduler.__name__
+        found[part] = load_scheduler(folder / part) if is_scheduler else load_network(str(folder / part), dtype)
+    return found
 
 
 def load_scheduler(folder: str | Path, *, argument: str = "folder") -> diffusers.SchedulerMixin:
@@ -201,7 +218,7 @@ def _check_pipeline_folder(folder: Path, argument: str) -> None:
             f"`{argument}` must be the folder of a pipeline, with model_index.json, got {str(folder)!r}."
             f"{_instead(folder)}"
         )
-    index = read_json(file)
+    index = installed_index(read_json(file))
     if not isinstance(index.get("_class_name"), str):
         raise ValueError(f"{str(file)!r} must name its class as '_class_name', got {index.get('_class_name')!r}.")
     for part in filter(lambda name: _is_part(name, index[name]), index):

@@ -23,9 +23,12 @@ __all__ = [
 # The feature networks inside the package.
 BUNDLED_CLASSIFIERS = ("fashion-mnist-classifier",)
 FOLDER = Path(__file__).parent / "bundled"
-# The pipelines inside the package, by the name that `load_pipeline` takes. "emoji" is a stock pipeline.
+# The pipelines inside the package, by the name that `load_pipeline` takes. "emoji" is a stock pipeline. Code that was
+# saved with a model (`standalone`) has none of them beside it.
 BUNDLED = {
-    name: FOLDER / name for name in ("emoji", "fashion-mnist", "fashion-mnist-2-step", "fashion-mnist-any-step")
+    name: FOLDER / name
+    for name in ("emoji", "fashion-mnist", "fashion-mnist-2-step", "fashion-mnist-any-step")
+    if (FOLDER / name).is_dir()
 }
 # The LoRAs inside the package, each for the pipeline with which its name begins.
 BUNDLED_LORAS = {"emoji-few-step": FOLDER / "emoji-few-step"}

@@ -35,14 +35,12 @@ from .pipeline_arguments import (
     names_by_id,
     schedule_arguments,
 )
-from .readme import OWN_EXAMPLE, save_readme
 from .sampling.settings import CALL_ARGUMENTS
+from .standalone.code import IS_STANDALONE, installed_index
+from .standalone.folders import check_standalone, make_standalone, save_pipeline_files
 
 
 __all__ = ["BUNDLED", "UCGMPipeline", "UCGMPipelineOutput", "denormalize_latents", "normalize_latents"]
-
-# The module of a saved folder that `DiffusionPipeline.from_pretrained(..., custom_pipeline=...)` loads.
-HUB_MODULE = "from diffusers_ucgm.pipeline import UCGMPipeline\n\n\n__all__ = ['UCGMPipeline']\n"
 
 
 @dataclass
@@ -169,7 +167,18 @@ class UCGMPipeline(DiffusionPipeline):
         kwargs.setdefault("use_safetensors", True)
         return super().from_pretrained(name, **kwargs)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """What `model_index.json` holds, with this package's classes where a folder has a file of their code.
+
+        The arguments and what is returned are those of `DiffusionPipeline.load_config`.
+        """
+        found: Any = super().load_config(*args, **kwargs)
+        return (installed_index(found[0]), *found[1:]) if isinstance(found, tuple) else installed_index(found)
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *args: Any, standalone: bool = False, **kwargs: Any
+    ) -> None:
         """Save the pipeline, with a `README.md` that says how to load it, unless there is one.
 
         `DiffusionPipeline.from_pretrained` finds this class after `from diffusers_ucgm import UCGMPipeline`, or by
@@ -178,13 +187,28 @@ class UCGMPipeline(DiffusionPipeline):
         Args:
             save_directory: The folder, made if it does not exist.
             args: Positional arguments of `DiffusionPipeline.save_pretrained`.
+            standalone: Whether the code of the classes of this package is saved too, in `pipeline.py` and beside each
+                part. `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` then loads the folder where
+                this package is not installed.
             kwargs: Keyword arguments of `DiffusionPipeline.save_pretrained`.
+
+        Raises:
+            ValueError: If the code is to be saved and uploaded at once, or is not all in this package.
         """
-        files.write_text(Path(save_directory) / "pipeline.py", HUB_MODULE)
-        save_readme(save_directory, type(self).__name__, OWN_EXAMPLE)
+        is_whole = standalone or IS_STANDALONE
+        if is_whole and kwargs.get("push_to_hub"):
+            raise ValueError(
+                "`push_to_hub` must be False where the code is saved too, since diffusers uploads the folder before "
+                "its index names the code. Save the folder, and then run `hf upload OWNER/NAME FOLDER`."
+            )
+        if is_whole:
+            check_standalone(self.scheduler.config)
+        save_pipeline_files(save_directory, type(self).__name__, is_whole)
         # A network that was given a second time is of another class than it was when the pipeline was made.
         self.register_modules(transformer=self.transformer)
         super().save_pretrained(save_directory, *args, **kwargs)
+        if is_whole:
+            make_standalone(save_directory)
 
     def load_lora_weights(
         self,

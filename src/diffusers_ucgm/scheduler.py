@@ -17,7 +17,6 @@ from torch import Tensor
 
 from .constraints import KEYWORDS, PATH, brief, is_whole, plain
 from .presets import get_preset
-from .readme import STOCK_EXAMPLE, save_readme
 from .sampling.beta_schedules import cumulative_alphas_of
 from .sampling.config import SchedulerConfig
 from .sampling.conventions import Convention, convention_of
@@ -34,6 +33,7 @@ from .sampling.stock_sigmas import sigmas_of_run
 from .sampling.swap import OWN_SETTINGS, read_swap
 from .sampling.target_times import check_told, note_call, told_timesteps
 from .sampling.timesteps import Schedule, ScheduleArguments, check_timestep, first_place, place_of
+from .standalone.folders import save_scheduler_files
 from .transports import Transport
 
 
@@ -244,12 +244,16 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         """
         return cls(**{**get_preset(name).scheduler, **kwargs})
 
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: object) -> None:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, standalone: bool = False, **kwargs: object
+    ) -> None:
         """Save the settings, with a `README.md` that says how to load them, unless the folder has one.
 
-        The arguments are those of `SchedulerMixin.save_pretrained`.
+        The arguments are those of `SchedulerMixin.save_pretrained`, and `standalone`: whether `ucgm_scheduler.py` is
+        saved too, by which diffusers loads it without this package (`trust_remote_code=True`). In the folder of a
+        saved pipeline, its `model_index.json` then names that file.
         """
-        save_readme(save_directory, type(self).__name__, STOCK_EXAMPLE)
+        save_scheduler_files(save_directory, self, standalone)
         super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     @property
@@ -343,17 +347,8 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             ValueError: If an argument is of the wrong type or out of its range, if neither `timesteps`, `sigmas` nor
                 `num_inference_steps` decides, if given times rise or leave the path, or if `mu` is missing.
         """
-        arguments = ScheduleArguments(
-            num_inference_steps,
-            device,
-            timesteps,
-            sigmas,
-            mu,
-            original_inference_steps,
-            strength,
-            max_timesteps,
-            intermediate_timesteps,
-        )
+        of_model = original_inference_steps, strength, max_timesteps, intermediate_timesteps
+        arguments = ScheduleArguments(num_inference_steps, device, timesteps, sigmas, mu, *of_model)
         self._spacing, self._solver = Spacing.of(self._settings), SolverSettings.of(self._settings)
         schedule = Schedule.of(arguments, self._spacing, self.convention, self._solver.repeats)
         self._set_run(schedule, None)

@@ -259,7 +259,12 @@ def second_time_class(base: type[ModelMixin]) -> type[ModelMixin]:
     settings = (("second_time", "sum"), ("second_time_depth", None))
     _tell_signature(__init__, made, settings)
     _tell_signature(forward, called, ((SECOND_TIME, None),))
-    body = {"__init__": __init__, "forward": forward, "__module__": __name__, "__doc__": base.__doc__}
+    body = {
+        "__init__": __init__,
+        "forward": forward,
+        "__module__": SecondTimeMixin.__module__,
+        "__doc__": base.__doc__,
+    }
     for name in ("_keep_in_fp32_modules", "_skip_layerwise_casting_patterns"):
         # Where the network's own embedder may be kept from a cast, the new one is.
         if known := getattr(base, name, None):

@@ -23,7 +23,7 @@ from torch import Tensor
 from .names import did_you_mean
 
 
-__all__ = ["PATHS", "PREDICTIONS", "TRANSPORTS", "Transport", "get_transport", "register_transport"]
+__all__ = ["BUILT_IN", "PATHS", "PREDICTIONS", "TRANSPORTS", "Transport", "get_transport", "register_transport"]
 
 Coefficient = Callable[[Tensor], Tensor]
 
@@ -199,6 +199,8 @@ TRANSPORTS: dict[str, Transport] = {
     "edm": Transport(*PATHS["edm"], lambda t: -0.5 * _edm_scale(t), lambda t: 2.0 * _edm_sigma(t) * _edm_scale(t)),
     "random": Transport(*PATHS["random"], _constant(1.0), lambda t: -1.0 - torch.exp(-5.0 * t)),
 }
+# Those that need no `register_transport`.
+BUILT_IN = frozenset(TRANSPORTS)
 
 
 def get_transport(name: str, prediction_type: str | None = None) -> Transport:

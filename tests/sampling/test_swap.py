@@ -366,3 +366,10 @@ def test_odd_values_of_what_a_swap_leaves_behind_are_refused_by_name():
     for name in ([], {}, 3, "NoSuchScheduler"):
         config = {**UCGMScheduler.from_config(DDIMScheduler().config).config, STOCK_CLASS: name}
         assert UCGMScheduler.from_config(config, set_alpha_to_one=False).config.ends_at_first_step is True
+
+
+def test_what_modular_pipelines_give_to_every_loader_is_no_typo(tmp_path):
+    scheduler = UCGMScheduler(extrapolation_ratio=0.25)
+    scheduler.save_pretrained(tmp_path)
+    loaded = UCGMScheduler.from_pretrained(tmp_path, variant=None, trust_remote_code=False)
+    assert loaded.config.extrapolation_ratio == 0.25

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from diffusers_ucgm.files import JsonObject, check_tensors, read_json
 from diffusers_ucgm.names import LORA_WEIGHTS_NAME
+from diffusers_ucgm.standalone.code import installed_index
 
 from .loras import describe_lora
 
@@ -66,8 +67,10 @@ def sigmas_of(folder: Path, steps: int) -> list[float]:
     Raises:
         ValueError: If there is no scheduler, or stock schedulers cannot be given its times.
     """
+    from diffusers_ucgm.sampling.stock_sigmas import no_shift
+
     scheduler = _scheduler_with_times(_scheduler_config(folder, "--sigmas"), steps)
-    return scheduler.stock_sigmas(steps, _no_shift(scheduler))
+    return scheduler.stock_sigmas(steps, no_shift(scheduler.config.time_shift_type))
 
 
 def _scheduler_config(folder: Path, option: str) -> JsonObject:
@@ -80,20 +83,16 @@ def _scheduler_config(folder: Path, option: str) -> JsonObject:
 
 def _scheduler_with_times(config: dict[str, object], steps: int) -> "UCGMScheduler":
     """A scheduler with its times, which have no shift where the pipeline would give `mu`."""
+    from diffusers_ucgm.sampling.stock_sigmas import no_shift
     from diffusers_ucgm.scheduler import UCGMScheduler
 
     scheduler: UCGMScheduler = UCGMScheduler.from_config(config)
-    scheduler.set_timesteps(steps, mu=_no_shift(scheduler))
+    scheduler.set_timesteps(steps, mu=no_shift(scheduler.config.time_shift_type))
     return scheduler
 
 
-def _no_shift(scheduler: "UCGMScheduler") -> float:
-    """The `mu` that shifts no time."""
-    return 1.0 if scheduler.config.time_shift_type == "linear" else 0.0
-
-
 def _describe_pipeline(folder: Path, steps: int) -> list[str]:
-    index = read_json(folder / "model_index.json")
+    index = installed_index(read_json(folder / "model_index.json"))
     lines = [f"{index['_class_name']} in {folder}"]
     if labels := index.get("id2label"):
         lines.append(f"classes: {', '.join(labels.values())}")

@@ -17,10 +17,19 @@ from .tensors import floats
 from .timesteps import Schedule, ScheduleArguments
 
 
-__all__ = ["sigmas_of_run", "stock_sigmas"]
+__all__ = ["no_shift", "sigmas_of_run", "stock_sigmas"]
 
 # Times that come back from a stock scheduler's shift with larger differences are others.
 TOLERANCE = 1e-5
+
+
+def no_shift(time_shift_type: str) -> float:
+    """The `mu` that shifts no time, for a schedule that its pipeline will shift.
+
+    Args:
+        time_shift_type: The meaning of `mu`, "exponential" or "linear".
+    """
+    return 1.0 if time_shift_type == "linear" else 0.0
 
 
 def sigmas_of_run(

@@ -45,6 +45,8 @@ FLOW_KEYS = {"shift"}
 ALL_PATH_KEYS = FLOW_KEYS.union(*PATH_KEYS.values())
 # Stock schedulers have two names for the shift of a flow.
 OTHER_NAME = {"shift": "flow_shift", "flow_shift": "shift"}
+# What modular pipelines of diffusers give to `from_pretrained` of every component, whatever it takes.
+LOADER_KEYWORDS = ("trust_remote_code", "variant")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Swap:
 
     def warn_of_unknown(self) -> None:
         """Warn of the keywords that neither class knows, each with the known name that is most like it."""
-        for name in self.unknown:
+        for name in [each for each in self.unknown if each not in LOADER_KEYWORDS]:
             warnings.warn(
                 f"`{name}` is neither a setting of `UCGMScheduler` nor of the scheduler that the config is of, and "
                 f"has no effect.{did_you_mean(name, sorted(self.known))}",

@@ -1,0 +1,1 @@
+"""The command `ucgm export`: models and schedules for use without this package."""

@@ -1,0 +1,1 @@
+"""Folders that diffusers loads without this package: modules that hold our classes with all that these use."""
