@@ -51,7 +51,7 @@ LAYERS = [
     {"conversion", "generation"},
     {"image_metrics", "training"},
     {"solver_study"},
-    {"info"},
+    {"info", "web_demo"},
     {"cli"},
 ]
 # What the core may import besides the standard library and the layers above.
