@@ -21,6 +21,7 @@ HEAVY = {
     "PIL",
     "matplotlib",
     "optuna",
+    "gradio",
 }
 
 

@@ -62,7 +62,7 @@ LAYERS = [
     {"conversion", "export", "generation"},
     {"image_metrics", "training"},
     {"solver_study"},
-    {"info"},
+    {"info", "web_demo"},
     {"cli"},
 ]
 # What the core may import besides the standard library and the layers above.

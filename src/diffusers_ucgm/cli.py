@@ -46,6 +46,11 @@ COMMANDS = {
         "draw emoji from text in 2, 4 and 20 steps, with the stock sampler and with this package's",
     ),
     "sample": Command("generation.options", "generation.commands", "generate a grid of images, a row for each label"),
+    "serve": Command(
+        "web_demo.options",
+        "web_demo.commands",
+        "open a page in the browser: two solvers side by side, and their quality by network calls",
+    ),
     "info": Command("info.options", "info.commands", "describe a folder: a model, a run, a cache, an evaluation"),
     "train": Command("training.options", "training.commands", "train a network, or tune a pipeline to few steps"),
     "cache": Command("training.options", "training.commands", "encode images and captions once, for `train`"),

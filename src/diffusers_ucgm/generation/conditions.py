@@ -12,7 +12,7 @@ from diffusers_ucgm.pipeline import UCGMPipeline
 from .arguments import CALL_ARGUMENTS
 
 
-__all__ = ["check_call_arguments", "conditions_for"]
+__all__ = ["check_call_arguments", "conditions_for", "no_guidance"]
 
 # The arguments of a pipeline's call that `generate` gives, and what decides them.
 OWN_ARGUMENTS = {
@@ -71,6 +71,14 @@ def check_call_arguments(pipe: Pipeline, call: Mapping[str, object]) -> None:
     _check_numbers(call)
     if call.get("negative_prompt") is not None:
         _check_negative_prompt(pipe, call)
+
+
+def no_guidance(pipe: Pipeline) -> dict[str, float]:
+    """The argument that switches guidance off where a stock pipeline guides by default."""
+    accepted = call_parameters(pipe)
+    # With both arguments the guidance scale is an input of the network, and guidance needs a negative prompt.
+    guides = "guidance_scale" in accepted and "true_cfg_scale" not in accepted
+    return {"guidance_scale": unguided_scale(type(pipe).__name__)} if guides else {}
 
 
 def _check_numbers(call: Mapping[str, object]) -> None:

@@ -6,7 +6,7 @@ from diffusers_ucgm.names import DTYPE_NAMES
 from diffusers_ucgm.run_folder import add_overwriting
 
 
-__all__ = ["OPTIONS", "add_model_options"]
+__all__ = ["OPTIONS", "add_call_option", "add_device", "add_dtype", "add_lora_options", "add_model_options"]
 
 
 def add_model_options(parser: argparse.ArgumentParser, output: str) -> None:
@@ -28,10 +28,18 @@ def add_model_options(parser: argparse.ArgumentParser, output: str) -> None:
         help="prompts, used in turn, a text file with a prompt on each line, or a .jsonl file with `text`",
     )
     parser.add_argument("--batch-size", type=int, default=64, help="samples in a call (%(default)s)")
-    _add_device(parser)
-    _add_dtype(parser)
+    add_device(parser)
+    add_dtype(parser)
     parser.add_argument("--seed", type=int, default=0, help="decides the noise (%(default)s)")
     parser.add_argument("--guidance-scale", type=float, help="the pipeline's own by default")
+    add_call_option(parser)
+    add_lora_options(parser)
+    parser.add_argument("--output", default=output, help="folder of the results (%(default)s)")
+    add_overwriting(parser)
+
+
+def add_call_option(parser: argparse.ArgumentParser) -> None:
+    """Add further arguments of the pipeline's call."""
     parser.add_argument(
         "--call",
         nargs="+",
@@ -39,9 +47,6 @@ def add_model_options(parser: argparse.ArgumentParser, output: str) -> None:
         metavar="NAME=VALUE",
         help="further arguments of the pipeline, such as height=512",
     )
-    add_lora_options(parser)
-    parser.add_argument("--output", default=output, help="folder of the results (%(default)s)")
-    add_overwriting(parser)
 
 
 def add_lora_options(parser: argparse.ArgumentParser) -> None:
@@ -122,7 +127,7 @@ def _add_call_options(parser: argparse.ArgumentParser) -> None:
     call.add_argument("--num-frames", type=int, metavar="N", help="frames of a video, which are shown side by side")
     call.add_argument("--call", nargs="+", default=[], metavar="NAME=VALUE", help="further arguments of its call")
     call.add_argument("--batch-size", type=int, default=16, metavar="N", help="images in a call (%(default)s)")
-    _add_dtype(call)
+    add_dtype(call)
 
 
 def _add_sampler_options(parser: argparse.ArgumentParser) -> None:
@@ -151,15 +156,17 @@ def _add_image_options(parser: argparse.ArgumentParser, output: str) -> None:
         metavar="N",
         help="factor by which images are enlarged; by default 2 for images up to 64 pixels, and 1 for larger ones",
     )
-    _add_device(parser)
+    add_device(parser)
     parser.add_argument("--output", default=output, metavar="FILE", help="the image's file (%(default)s)")
 
 
-def _add_device(parser: argparse.ArgumentParser) -> None:
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add the device."""
     parser.add_argument("--device", help="cpu, cuda or another device; by default an accelerator where there is one")
 
 
-def _add_dtype(parser: argparse._ActionsContainer) -> None:
+def add_dtype(parser: argparse._ActionsContainer) -> None:
+    """Add the dtype of the weights."""
     parser.add_argument(
         "--torch-dtype", choices=DTYPE_NAMES, default="fp32", help="dtype of the loaded weights (%(default)s)"
     )

@@ -9,7 +9,7 @@ from diffusers_ucgm import files
 from .plots import plot_quality
 
 
-__all__ = ["MEASURES", "Measurement", "comparison_curves", "comparison_table", "save_comparison", "verdict"]
+__all__ = ["MEASURES", "Measurement", "comparison_curves", "comparison_table", "gaps", "save_comparison", "verdict"]
 
 # The measures of a table, and their names in it.
 MEASURES = {
@@ -118,6 +118,12 @@ def comparison_curves(
     return {name: ([*sorted(curve)], [curve[made] for made in sorted(curve)]) for name, curve in curves.items()}
 
 
+def gaps(measurements: Sequence[Measurement]) -> str:
+    """The reasons of measurements without a number, or an empty text."""
+    reasons = [f"- {each.solver} at {each.calls} calls: {each.reason}" for each in measurements if each.reason]
+    return "\n".join(["Without a number:", *reasons]) if reasons else ""
+
+
 def save_comparison(
     measurements: Sequence[Measurement], output: str | Path, *, title: str = "", emphasised: Collection[str] = ()
 ) -> str:
@@ -138,14 +144,14 @@ def save_comparison(
         ImportError: If matplotlib is not installed.
     """
     output = Path(output)
-    sections, gaps = _sections(measurements), _gaps(measurements)
+    sections, unmeasured = _sections(measurements), gaps(measurements)
     curves = comparison_curves(measurements)
     plot = plot_quality(curves, output / PLOT, measure=MEASURES["median"], title=title, emphasised=emphasised)
     files.write_text(
-        output / TABLES, _join(f"# {title}" if title else "", *sections.values(), gaps, between="\n\n") + "\n"
+        output / TABLES, _join(f"# {title}" if title else "", *sections.values(), unmeasured, between="\n\n") + "\n"
     )
     shown = [sections[name] for name in ("median", "evaluations") if name in sections]
-    return _join(*shown, gaps, f"Tables: {(output / TABLES).resolve()}\nPlot: {plot}", between="\n")
+    return _join(*shown, unmeasured, f"Tables: {(output / TABLES).resolve()}\nPlot: {plot}", between="\n")
 
 
 def _sections(measurements: Sequence[Measurement]) -> dict[str, str]:
@@ -157,12 +163,6 @@ def _sections(measurements: Sequence[Measurement]) -> dict[str, str]:
         name: f"{MEASURES[name].capitalize()}, by network calls:\n\n{comparison_table(measurements, name)}"
         for name in measures
     }
-
-
-def _gaps(measurements: Sequence[Measurement]) -> str:
-    """The reasons of measurements without a number, or an empty text."""
-    reasons = [f"- {each.solver} at {each.calls} calls: {each.reason}" for each in measurements if each.reason]
-    return "\n".join(["Without a number:", *reasons]) if reasons else ""
 
 
 def _join(*parts: str, between: str) -> str:
