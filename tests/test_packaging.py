@@ -1,6 +1,7 @@
 """What `pyproject.toml` declares: every package that ours imports, with the bounds that the tests are run with."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,11 +56,11 @@ IMPORTED = set().union(*map(distributions, SOURCES))
 
 
 def test_every_package_that_is_imported_is_declared():
-    assert IMPORTED - set(requirements("eval", "tune")) == ON_DEMAND
+    assert IMPORTED - set(requirements("completion", "eval", "tune")) == ON_DEMAND
 
 
 def test_every_package_that_is_declared_is_imported():
-    assert set(requirements("eval", "tune")) <= IMPORTED
+    assert set(requirements("completion", "eval", "tune")) <= IMPORTED
 
 
 @pytest.mark.parametrize("source", ["import numpy.linalg", "def f():\n    from numpy import linalg"])
@@ -78,6 +79,15 @@ def test_lower_bounds_are_the_versions_that_the_tests_are_run_with():
         (bound,), (pin,) = requirement.specifier, pins[name].specifier
         assert bound.operator == ">="
         assert pin.version == bound.version or pin.version.startswith(f"{bound.version}."), name
+
+
+def test_the_repository_has_one_address():
+    address = PROJECT["urls"]["Repository"]
+    own = [url for name, url in PROJECT["urls"].items() if name != "Paper"]
+    assert all(url == address or url.startswith(f"{address}/") for url in own)
+    named = r"https://github\.com/[\w-]+/diffusers-ucgm\b"
+    files = [ROOT / "CITATION.cff", ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    assert set().union(*(re.findall(named, file.read_text()) for file in files)) == {address}
 
 
 @pytest.mark.parametrize(
