@@ -72,7 +72,7 @@ COMMANDS = {
     ),
     "presets": Command("info.options", "info.commands", "list the paper's settings of the sampler and their results"),
     "recipes": Command("info.options", "info.commands", "list the named settings of `ucgm train`, or print one"),
-    "completion": Command("completion", "completion", "print a script by which a shell completes commands and options"),
+    "completion": Command("completion", "completion", "print a script with which a shell completes commands"),
 }
 # What `ucgm` alone prints. The numbers are small, so that each line ends within a few minutes on a CPU.
 OVERVIEW = """\

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from diffusers_ucgm.checks import check_device
-from diffusers_ucgm.contracts import Pipeline, call_parameters, takes_classes, unguided_scale
+from diffusers_ucgm.contracts import Pipeline, takes_classes
 from diffusers_ucgm.files import check_writable, write_image
 from diffusers_ucgm.labels import class_names
 from diffusers_ucgm.loading import load_scheduler
@@ -18,6 +18,7 @@ from diffusers_ucgm.pipeline import UCGMPipeline
 from diffusers_ucgm.presets import SAMPLER_SETTINGS, Preset, get_preset
 from diffusers_ucgm.scheduler import UCGMScheduler
 
+from .conditions import no_guidance
 from .demo import DEMO_PROMPTS, demo_blocks
 from .image_grid import image_grid
 from .images import Generation, generate_images
@@ -132,16 +133,8 @@ def _defaults(pipe: Pipeline, preset: Preset | None) -> dict[str, Any]:
         published = {} if preset is None else preset.call
         return {"num_inference_steps": 2 if is_few_step else 40, **(pipe.config.call_defaults or {}), **published}
     # A few-step model is sampled without guidance: its training has put guidance into the weights.
-    call = {"num_inference_steps": 4, **_no_guidance(pipe)} if is_few_step else {}
+    call = {"num_inference_steps": 4, **no_guidance(pipe)} if is_few_step else {}
     return call if preset is None else {**call, "num_inference_steps": preset.num_inference_steps}
-
-
-def _no_guidance(pipe: Pipeline) -> dict[str, float]:
-    """The argument that switches guidance off where a stock pipeline guides by default."""
-    accepted = call_parameters(pipe)
-    # With both arguments the guidance scale is an input of the network, and guidance needs a negative prompt.
-    guides = "guidance_scale" in accepted and "true_cfg_scale" not in accepted
-    return {"guidance_scale": unguided_scale(type(pipe).__name__)} if guides else {}
 
 
 def _call_options(args: argparse.Namespace) -> dict[str, object]:

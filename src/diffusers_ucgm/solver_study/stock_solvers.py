@@ -30,6 +30,7 @@ from diffusers_ucgm.scheduler import UCGMScheduler
 __all__ = [
     "NOISY_SOLVERS",
     "STOCK_SOLVERS",
+    "UCGM_SOLVERS",
     "Solver",
     "StockSolver",
     "load_solver",
@@ -257,6 +258,15 @@ NOISY_SOLVERS: dict[str, dict[str, StockSolver]] = {
     },
     "sigma_space": {"EDMDPMSolverMultistep SDE": StockSolver("EDMDPMSolverMultistep", SDE)},
 }
+# Settings of `UCGMScheduler` beside those of a model, by name.
+UCGM_SOLVERS: dict[str, Settings] = {
+    "UCGM-S": {},
+    "UCGM-S paper": {"preset": "multi-step"},
+    "UCGM-S ratio 0.3": {"extrapolation_ratio": 0.3},
+    "UCGM-S auto": METHODS["auto-2"],
+    "UCGM-S auto order 3": METHODS["auto-3"],
+    "UCGM-S velocity": METHODS["velocity"],
+}
 # Pipelines read these from a flow's scheduler to work out `mu`.
 CARRIED = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
 SHARED_OF_DISCRETE_BETA = (
@@ -301,16 +311,8 @@ def ucgm_solvers(config: Mapping[str, object]) -> dict[str, UCGMScheduler]:
     Args:
         config: The config of the pipeline's scheduler, as in `stock_solvers`.
     """
-    changes: dict[str, Settings] = {
-        "UCGM-S": {},
-        "UCGM-S paper": {"preset": "multi-step"},
-        "UCGM-S ratio 0.3": {"extrapolation_ratio": 0.3},
-        "UCGM-S auto": METHODS["auto-2"],
-        "UCGM-S auto order 3": METHODS["auto-3"],
-        "UCGM-S velocity": METHODS["velocity"],
-    }
     stock = next((each.config for each in stock_solvers(config).values()), config)
-    return {name: UCGMScheduler.from_config(stock, **settings) for name, settings in changes.items()}
+    return {name: UCGMScheduler.from_config(stock, **settings) for name, settings in UCGM_SOLVERS.items()}
 
 
 def load_solver(folder: str, calls: Sequence[int], *, argument: str = "folder") -> Solver:
