@@ -55,6 +55,9 @@ COMMANDS = {
     "convert": Command(
         "conversion.options", "conversion.commands", "convert a published checkpoint of the paper to diffusers' form"
     ),
+    "card": Command(
+        "generation.options", "generation.commands", "write the model card of a saved pipeline, with a picture"
+    ),
     "evaluate": Command(
         "image_metrics.options",
         "image_metrics.commands",
