@@ -2,6 +2,7 @@
 
     python -m pip install dist/diffusers_ucgm-*.whl
     cd /tmp && python -I /path/to/tools/check_wheel.py
+    cd /tmp && python -I /path/to/tools/check_wheel.py --light   # after `pip install --no-deps`
 
 `-I` keeps the current folder and PYTHONPATH out of the search for modules. Each check prints a line; the first that
 fails ends the run with a traceback.
@@ -76,13 +77,26 @@ def check_public_names() -> str:
     return f"{len(names)} names"
 
 
-def check_command() -> str:
-    """The command is installed, shows what it can do, and draws with a bundled model."""
-    from diffusers_ucgm.cli import main
+def check_sources() -> str:
+    """This Python reads every module, and the help of every command needs no dependency."""
+    from diffusers_ucgm import cli
 
+    place = Path(cli.__file__).parent
+    files = sorted(place.rglob("*.py"))
+    for file in files:
+        compile(file.read_text(encoding="utf-8"), str(file), "exec")
     command = Path(sys.executable).with_name("ucgm")
     shown = subprocess.run([command], capture_output=True, text=True, check=True).stdout
     assert "ucgm demo" in shown
+    for name in cli.COMMANDS:
+        subprocess.run([command, name, "--help"], capture_output=True, check=True)
+    return f"{len(files)} modules, {len(cli.COMMANDS)} commands"
+
+
+def check_command() -> str:
+    """The command draws with a bundled model."""
+    from diffusers_ucgm.cli import main
+
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as printed:
         output = Path(folder, "grid.png")
         words = ["sample", "--model", "fashion-mnist-2-step", "--labels", "Bag", "--num-images", "1", "--steps", "2"]
@@ -110,15 +124,18 @@ def check_without_us() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-CHECKS = (check_import, check_metadata, check_public_names, check_command, check_swap, check_without_us)
+WITHOUT_DEPENDENCIES = (check_import, check_metadata, check_sources)
+CHECKS = (*WITHOUT_DEPENDENCIES, check_public_names, check_command, check_swap, check_without_us)
+SHOWN = ("torch", "diffusers", "transformers", "huggingface-hub", "numpy")
 
 
 def main() -> int:
     """Run the checks in turn."""
     refuse_connections()
-    versions = {name: version(name) for name in ("torch", "diffusers", "transformers", "huggingface-hub", "numpy")}
-    print(f"Python {sys.version.split()[0]}", *(f"{name} {found}" for name, found in versions.items()), sep=", ")
-    for check in CHECKS:
+    is_light = "--light" in sys.argv[1:]
+    versions = () if is_light else [f"{name} {version(name)}" for name in SHOWN]
+    print(f"Python {sys.version.split()[0]}", *versions, sep=", ")
+    for check in WITHOUT_DEPENDENCIES if is_light else CHECKS:
         print(f"{check.__name__}: {check()}", flush=True)
     return 0
 
