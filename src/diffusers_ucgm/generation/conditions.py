@@ -76,11 +76,7 @@ def check_call_arguments(pipe: Pipeline, call: Mapping[str, object]) -> None:
 
 
 def no_guidance(pipe: Pipeline) -> dict[str, float]:
-    """The argument that switches guidance off where a stock pipeline guides by default.
-
-    Args:
-        pipe: A pipeline of any class.
-    """
+    """The argument that switches guidance off where a stock pipeline guides by default."""
     accepted = call_parameters(pipe)
     # With both arguments the guidance scale is an input of the network, and guidance needs a negative prompt.
     guides = "guidance_scale" in accepted and "true_cfg_scale" not in accepted

@@ -17,6 +17,7 @@ __all__ = [
     "comparison_csv",
     "comparison_curves",
     "comparison_table",
+    "gaps",
     "save_comparison",
     "verdict",
 ]
@@ -140,6 +141,12 @@ def comparison_curves(
     return {name: ([*sorted(curve)], [curve[made] for made in sorted(curve)]) for name, curve in curves.items()}
 
 
+def gaps(measurements: Sequence[Measurement]) -> str:
+    """The reasons of measurements without a number, or an empty text."""
+    reasons = [f"- {each.solver} at {each.calls} calls: {each.reason}" for each in measurements if each.reason]
+    return "\n".join(["Without a number:", *reasons]) if reasons else ""
+
+
 def comparison_csv(measurements: Iterable[Measurement]) -> str:
     """The measurements as CSV: a line for each solver and budget, and a column for each value of `Measurement`.
 
@@ -173,19 +180,19 @@ def save_comparison(
         ImportError: If matplotlib is not installed.
     """
     output = Path(output)
-    sections, gaps = _sections(measurements), _gaps(measurements)
+    sections, unmeasured = _sections(measurements), gaps(measurements)
     plots = [
         plot_quality(curves, output / name, measure=MEASURES[measure], title=title, emphasised=emphasised)
         for measure, name in PLOTS.items()
         if (curves := comparison_curves(measurements, measure)) or measure == "median"
     ]
     files.write_text(
-        output / TABLES, _join(f"# {title}" if title else "", *sections.values(), gaps, between="\n\n") + "\n"
+        output / TABLES, _join(f"# {title}" if title else "", *sections.values(), unmeasured, between="\n\n") + "\n"
     )
     files.write_text(output / VALUES, comparison_csv(measurements))
     shown = [sections[name] for name in SHOWN if name in sections]
     written = [f"Tables: {(output / TABLES).resolve()}", f"Values: {(output / VALUES).resolve()}"]
-    return _join(*shown, gaps, *written, *(f"Plot: {plot}" for plot in plots), between="\n")
+    return _join(*shown, unmeasured, *written, *(f"Plot: {plot}" for plot in plots), between="\n")
 
 
 def _sections(measurements: Sequence[Measurement]) -> dict[str, str]:
@@ -200,12 +207,6 @@ def _sections(measurements: Sequence[Measurement]) -> dict[str, str]:
         f"{comparison_table(measurements, name)}"
         for name in measures
     }
-
-
-def _gaps(measurements: Sequence[Measurement]) -> str:
-    """The reasons of measurements without a number, or an empty text."""
-    reasons = [f"- {each.solver} at {each.calls} calls: {each.reason}" for each in measurements if each.reason]
-    return "\n".join(["Without a number:", *reasons]) if reasons else ""
 
 
 def _has_other_measures(row: Collection[Measurement], measure: str) -> bool:
