@@ -115,17 +115,15 @@ def loading_lines(folder: str | Path, call: str = "") -> list[str]:
     index = files.read_json(Path(folder) / INDEX)
     owner = index["_class_name"][1] if isinstance(index["_class_name"], list) else index["_class_name"]
     libraries = {value[0] for value in index.values() if isinstance(value, list) and isinstance(value[0], str)}
-    imported = owner if owner != "UCGMPipeline" else "DiffusionPipeline"
-    alone = f'from diffusers import {imported}\n\npipe = {imported}.from_pretrained("this/repository"'
     if any(name.startswith(("ucgm_", "pipeline")) for name in libraries):
         return [
             "The folder holds the code of its classes, so that diffusers alone loads it:",
-            _block(f"{alone}, trust_remote_code=True)", call),
+            _block(_with_diffusers("DiffusionPipeline", ", trust_remote_code=True"), call),
             f"With {PACKAGE}, whose code then takes the place of the folder's:",
             _block(_with_package(owner), call),
         ]
     if owner != "UCGMPipeline" and not any(name.startswith("diffusers_ucgm") for name in libraries):
-        return ["diffusers alone loads it:", _block(f"{alone})", call)]
+        return ["diffusers alone loads it:", _block(_with_diffusers(owner), call)]
     return [f"With {PACKAGE}:", _block(_with_package(owner), call), EXPORT]
 
 
