@@ -127,12 +127,17 @@ def loading_lines(folder: str | Path, call: str = "") -> list[str]:
     return [f"With {PACKAGE}:", _block(_with_package(owner), call), EXPORT]
 
 
+def _with_diffusers(owner: str, arguments: str = "") -> str:
+    """The lines that load a pipeline of a class of diffusers."""
+    return f'from diffusers import {owner}\n\npipe = {owner}.from_pretrained("this/repository"{arguments})'
+
+
 def _with_package(owner: str) -> str:
     """The lines that load a pipeline of a class with this package."""
     if owner == "UCGMPipeline":
         return 'from diffusers_ucgm import UCGMPipeline\n\npipe = UCGMPipeline.from_pretrained("this/repository")'
     # diffusers finds our components once the package is imported.
-    return f'import diffusers_ucgm\nfrom diffusers import {owner}\n\npipe = {owner}.from_pretrained("this/repository")'
+    return f"import diffusers_ucgm\n{_with_diffusers(owner)}"
 
 
 def _block(lines: str, call: str) -> str:
