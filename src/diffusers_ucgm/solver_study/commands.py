@@ -219,17 +219,6 @@ def _few_step_model(args: argparse.Namespace, pipe: Pipeline, model: str, lora: 
     return cast(Pipeline, found.to(pipe.device))
 
 
-def list_solvers() -> None:
-    """Print the names that `--only` takes, by the kind of the model's path."""
-    from .stock_solvers import NOISY_SOLVERS, STOCK_SOLVERS, UCGM_SOLVERS
-
-    for path, kind in PATHS.items():
-        print(f"{kind}:")
-        print(*(f"  {name}" for name in (*UCGM_SOLVERS, *STOCK_SOLVERS[path])), sep="\n")
-        print("  with --reference only, because they add noise:")
-        print(*(f"    {name}" for name in NOISY_SOLVERS[path]), sep="\n")
-
-
 def _choose(solvers: "dict[str, Solver]", names: list[str] | None) -> "dict[str, Solver]":
     """The solvers of some names; None stands for all.
 
@@ -243,11 +232,5 @@ def _choose(solvers: "dict[str, Solver]", names: list[str] | None) -> "dict[str,
     return {name: solver for name, solver in solvers.items() if name in names}
 
 
-# The kinds of a model's path, as `UCGMScheduler` and as people call them.
-PATHS = {
-    "linear": "flow matching",
-    "discrete_beta": "a noise schedule of discrete times, as of DDPM and Stable Diffusion",
-    "sigma_space": "EDM",
-}
 METHODS = {"fit": _fit, "times": _fit, "search": _search}
 COMMANDS = {"compare": compare, "tune-sampler": tune}

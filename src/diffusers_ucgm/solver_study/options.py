@@ -1,6 +1,7 @@
 """The options of `ucgm compare` and `ucgm tune-sampler`."""
 
 import argparse
+import sys
 
 from diffusers_ucgm.generation.options import add_model_options
 from diffusers_ucgm.image_metrics.options import add_reference_options
@@ -101,9 +102,9 @@ class _ListSolvers(argparse.Action):
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from .commands import list_solvers
+        from .stock_solvers import solver_list
 
-        list_solvers()
+        sys.stdout.write(f"{solver_list()}\n")
         parser.exit()
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "StockSolver",
     "load_solver",
     "silence_stock",
+    "solver_list",
     "stock_solvers",
     "ucgm_solvers",
 ]
@@ -267,6 +268,12 @@ UCGM_SOLVERS: dict[str, Settings] = {
     "UCGM-S auto order 3": METHODS["auto-3"],
     "UCGM-S velocity": METHODS["velocity"],
 }
+# The kinds of a model's path, as `UCGMScheduler` and as people call them.
+KINDS = {
+    "linear": "flow matching",
+    "discrete_beta": "a noise schedule of discrete times, as of DDPM and Stable Diffusion",
+    "sigma_space": "EDM",
+}
 # Pipelines read these from a flow's scheduler to work out `mu`.
 CARRIED = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
 SHARED_OF_DISCRETE_BETA = (
@@ -313,6 +320,15 @@ def ucgm_solvers(config: Mapping[str, object]) -> dict[str, UCGMScheduler]:
     """
     stock = next((each.config for each in stock_solvers(config).values()), config)
     return {name: UCGMScheduler.from_config(stock, **settings) for name, settings in UCGM_SOLVERS.items()}
+
+
+def solver_list() -> str:
+    """The names of the solvers that `ucgm compare` knows, a line each, by the kind of the model's path."""
+    lines: list[str] = []
+    for path, kind in KINDS.items():
+        lines += [f"{kind}:", *(f"  {name}" for name in (*UCGM_SOLVERS, *STOCK_SOLVERS[path]))]
+        lines += ["  with --reference only, because they add noise:", *(f"    {name}" for name in NOISY_SOLVERS[path])]
+    return "\n".join(lines)
 
 
 def load_solver(folder: str, calls: Sequence[int], *, argument: str = "folder") -> Solver:
