@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from diffusers.utils.import_utils import compare_versions
 import two_time_networks as two_time
 
 from diffusers_ucgm import add_second_time
@@ -105,6 +106,11 @@ def test_gradient_checkpointing_changes_nothing(name, method):
 
 
 @torch.no_grad()
+# Its compiler takes no context managers of Python, by which these networks hand on a call's second time.
+cannot_compile = pytest.mark.skipif(compare_versions("torch", "<", "2.7.0"), reason="torch 2.6 cannot compile them")
+
+
+@cannot_compile
 def test_one_graph_when_compiled():
     network, call = dit()
     compiled = torch.compile(network, backend="eager", fullgraph=True)
@@ -112,6 +118,7 @@ def test_one_graph_when_compiled():
     torch.testing.assert_close(call(compiled), call(network))
 
 
+@cannot_compile
 @pytest.mark.parametrize("name", ["flux", "ltx", "wan"])
 @torch.no_grad()
 def test_late_blocks_are_compiled(name):
