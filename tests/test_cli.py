@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from diffusers import DiTTransformer2DModel
 from PIL import Image
 from safetensors.torch import save_file
 
-from diffusers_ucgm.cli import main
+from diffusers_ucgm.cli import OVERVIEW, main, parser_for
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -36,6 +37,37 @@ def test_help_does_not_load_torch():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "sample" in result.stdout
     assert "loaded: []" in result.stdout
+
+
+def overview_lines():
+    """The command lines of the overview, as words after `ucgm`."""
+    lines = [line.strip() for line in OVERVIEW.splitlines() if line.startswith("  ")]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("ucgm ")]
+
+
+def test_the_name_alone_shows_what_one_can_do(capsys):
+    assert main([]) == 0
+    assert capsys.readouterr().out == OVERVIEW
+    # Five things, of which the last takes two commands.
+    assert [words[0] for words in overview_lines()] == ["demo", "sample", "compare", "tune-sampler", "cache", "train"]
+
+
+@pytest.mark.parametrize("words", overview_lines(), ids=lambda words: words[0])
+def test_the_lines_of_the_overview_are_commands(words):
+    assert parser_for(words).parse_args(words).command == words[0]
+
+
+def test_the_overviews_models_are_tuned_and_drawn_with(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lines = {words[0]: words for words in overview_lines()}
+    for name in ("Sneaker", "Bag"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(8):
+            Image.new("L", (40, 32), 30 * i).save(tmp_path / "photos" / name / f"{i}.png")
+    assert main(lines["sample"]) == 0
+    assert main(lines["cache"]) == 0
+    assert main([*lines["train"], "--max-train-steps", "1", "--train-batch-size", "2"]) == 0
+    assert (tmp_path / "run" / "pipeline" / "model_index.json").is_file()
 
 
 def test_sample_saves_one_row_for_each_label(model, tmp_path, capsys):

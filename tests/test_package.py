@@ -29,6 +29,7 @@ LAYERS = [
     {"autoencoders", "checks", "constraints", "deferred", "files", "interruptions", "names", "network_caches"},
     {"command_parser", "console", "partial_calls", "processes", "randomness", "training_times"},
     {
+        "completion",
         "labels",
         "locks",
         "models",

@@ -1,11 +1,13 @@
 """What `pyproject.toml` declares: every package that ours imports, with the bounds that the tests are run with."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 
@@ -21,6 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 # What only people with a GPU or a certain optimizer or feature network have; an error says how to get it.
 ON_DEMAND = {"bitsandbytes", "deepspeed", "schedulefree", "torch-fidelity"}
+PYTHON = "Programming Language :: Python :: "
 # They take seconds to import.
 SLOW = {"accelerate", "datasets", "peft", "transformers"}
 
@@ -55,11 +58,11 @@ IMPORTED = set().union(*map(distributions, SOURCES))
 
 
 def test_every_package_that_is_imported_is_declared():
-    assert IMPORTED - set(requirements("demo", "eval", "tune")) == ON_DEMAND
+    assert IMPORTED - set(requirements("completion", "demo", "eval", "tune")) == ON_DEMAND
 
 
 def test_every_package_that_is_declared_is_imported():
-    assert set(requirements("demo", "eval", "tune")) <= IMPORTED
+    assert set(requirements("completion", "demo", "eval", "tune")) <= IMPORTED
 
 
 @pytest.mark.parametrize("source", ["import numpy.linalg", "def f():\n    from numpy import linalg"])
@@ -80,6 +83,25 @@ def test_lower_bounds_are_the_versions_that_the_tests_are_run_with():
         (bound,), (pin,) = requirement.specifier, pins[name].specifier
         assert bound.operator == ">="
         assert pin.version == bound.version or pin.version.startswith(f"{bound.version}."), name
+
+
+def test_a_workflow_runs_the_suite_on_every_python_and_with_the_oldest_versions():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())["jobs"]
+    pythons = {each.rpartition(" ")[2] for each in PROJECT["classifiers"] if each.startswith(PYTHON)} - {"3", "Only"}
+    assert set(jobs["newest"]["strategy"]["matrix"]["python"]) == pythons
+    assert PROJECT["requires-python"] == ">=" + min(pythons, key=lambda name: int(name.partition(".")[2]))
+    commands = [step["run"] for step in jobs["oldest"]["steps"] if "run" in step]
+    assert all("-c constraints/oldest.txt" in each for each in commands if "pip install" in each)
+    assert any("pytest" in each for each in commands)
+
+
+def test_the_repository_has_one_address():
+    address = PROJECT["urls"]["Repository"]
+    own = [url for name, url in PROJECT["urls"].items() if name != "Paper"]
+    assert all(url == address or url.startswith(f"{address}/") for url in own)
+    named = r"https://github\.com/[\w-]+/diffusers-ucgm\b"
+    files = [ROOT / "CITATION.cff", ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    assert set().union(*(re.findall(named, file.read_text()) for file in files)) == {address}
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,14 @@ import threading
 import pytest
 import torch
 import two_time_networks as two_time
+from diffusers.utils.import_utils import compare_versions
 
 from diffusers_ucgm import add_second_time
 from diffusers_ucgm.two_time_calls import current_call
+
+
+# The compiler of torch 2.6 takes no context managers of Python, by which these networks hand on a call's second time.
+cannot_compile = pytest.mark.skipif(compare_versions("torch", "<", "2.7.0"), reason="torch 2.6 cannot compile them")
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -105,6 +110,7 @@ def test_gradient_checkpointing_changes_nothing(name, method):
 
 
 @torch.no_grad()
+@cannot_compile
 def test_one_graph_when_compiled():
     network, call = dit()
     compiled = torch.compile(network, backend="eager", fullgraph=True)
@@ -112,6 +118,7 @@ def test_one_graph_when_compiled():
     torch.testing.assert_close(call(compiled), call(network))
 
 
+@cannot_compile
 @pytest.mark.parametrize("name", ["flux", "ltx", "wan"])
 @torch.no_grad()
 def test_late_blocks_are_compiled(name):

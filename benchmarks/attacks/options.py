@@ -80,6 +80,8 @@ OPTIONS: Mapping[str, Fields] = {
         "solution-calls": COUNT,
         "only": Anything(("Banana", "ucgm", "")),
         "scheduler": Anything(("x", "=x", "a=./nope", "a={file}")),
+        "few-step-model": Anything(("x", "=x", "a=", "a=./nope", "a={file}")),
+        "few-step-lora": Anything(("x", "=x", "a=", "a=./nope", "a={file}")),
         "output": Anything(("/proc/nope", "/dev/null")),
         "batch-size": COUNT,
         "call": Anything(("height", "=5", "nope=1", "guidance_scale=x", "num_inference_steps=3")),

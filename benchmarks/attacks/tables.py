@@ -338,6 +338,7 @@ COMPARE: Fields = {
     "seeds": Anything((None, [], [0], ["a", "b"], [0.5, 1.5], 5, "ab", [math.nan, 1], [0, 1, 2])),
     "solvers": Anything((None, {}, [], 5, "UCGM", {"a": None}, {"a": "ddim"}, {"a": {2: "x"}}, {5: 5})),
     "calls": Several(COUNT, (2, 3), is_fixed=False),
+    "few_step": Anything(([], 5, "UCGM", {"a": None}, {"a": "emoji"}, {5: 5})),
     "num_solution_calls": COUNT,
     "batch_size": COUNT,
     "overwrite_output_dir": Truth(),

@@ -65,6 +65,9 @@ COMMANDS = {
         "export.commands",
         "write a pipeline with its code, for use without this package, or schedules as plain sigmas",
     ),
+    "card": Command(
+        "generation.options", "generation.commands", "write the model card of a saved pipeline, with a picture"
+    ),
     "evaluate": Command(
         "image_metrics.options",
         "image_metrics.commands",
@@ -82,14 +85,37 @@ COMMANDS = {
     ),
     "presets": Command("info.options", "info.commands", "list the paper's settings of the sampler and their results"),
     "recipes": Command("info.options", "info.commands", "list the named settings of `ucgm train`, or print one"),
+    "completion": Command("completion", "completion", "print a script with which a shell completes commands"),
 }
+# What `ucgm` alone prints. The numbers are small, so that each line ends within a few minutes on a CPU.
+OVERVIEW = """\
+ucgm: a sampler with fewer network calls for diffusers pipelines, and models tuned to 1 to 4 steps
+
+Draw emoji from text, with the stock sampler beside this package's:
+  ucgm demo
+
+Generate images with a pipeline: a bundled one, a folder, or a repository of the Hub:
+  ucgm sample --model fashion-mnist --labels Sneaker Bag --steps 10
+
+Compare the solvers that can run a pipeline, at equal numbers of network calls:
+  ucgm compare --model fashion-mnist --calls 5 10 --num-samples 16 --solution-calls 100
+
+Fit the sampler to a pipeline:
+  ucgm tune-sampler --model fashion-mnist --steps 5 10 --num-seeds 16 --num-held-out 32 --solution-calls 200
+
+Tune a pipeline to 2 steps on images of yours, here in `photos` with a folder for each class:
+  ucgm cache --pipeline fashion-mnist --source photos --size 32 --output cache
+  ucgm train --pipeline fashion-mnist --data cache --recipe two-step --output-dir run
+
+`ucgm --help` lists all commands, and `ucgm COMMAND --help` the options of one.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        argv: The words after `ucgm`; None takes them from the process.
+        argv: The words after `ucgm`; None takes them from the process. Without any, `OVERVIEW` is printed.
 
     Returns:
         0, or 2 after a mistake of the user's, which is printed without a traceback; 130 after Ctrl-C and 143 after
@@ -100,6 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.stdout = output = Output(stream)
     try:
         with interruptible():
+            if not words:
+                print(OVERVIEW, end="")
+                return 0
             args = parser_for(words).parse_args(words)
             return _run(args)
     except KeyboardInterrupt as stop:
@@ -128,7 +157,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def parser_for(words: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser for a command line; only the command that it names gets its options.
+    """The parser for a command line; only the command that it names gets its options, or all for a completion.
 
     Args:
         words: The command line after `ucgm`.
@@ -141,10 +170,11 @@ def parser_for(words: Sequence[str]) -> argparse.ArgumentParser:
     given = next((word for word in words if not word.startswith("-")), None)
     for name, command in COMMANDS.items():
         own = commands.add_parser(name, help=command.help)
-        if name == given:
+        if given in (name, "completion"):
             _module(command.options).OPTIONS[name](own)
             own.add_argument("--traceback", action="store_true", help="show where in the code an error is from")
-            own.set_defaults(command=name)
+            own.set_defaults(command=name, parser=parser)
+        if name == given:
             own.check_options(words[words.index(name) + 1 :])
     return parser
 

@@ -45,7 +45,10 @@ OWNED = {
     ),
     "cache": ("plan.json", "cache.json", "length.json", "null_condition.safetensors", "shard-*.safetensors"),
     "evaluate": ("plan.json", "results.json", "samples.png", "samples/samples-*.safetensors"),
-    "compare": ("comparison.json", "comparison.md", "quality.png", "solutions/solutions-*.safetensors"),
+    "compare": (
+        *("comparison.json", "comparison.md", "comparison.csv", "quality.png", "frechet.png"),
+        "solutions/solutions-*.safetensors",
+    ),
     "tune-sampler": (
         *(
             "plan.json",

@@ -418,7 +418,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             raise RuntimeError("`step` was called before `set_timesteps`.")
         check_told(self.config.target_time)
         check_step(model_output, sample, generator, return_dict, eta, per_token_timesteps, pred_original_sample)
-        model_output = without_variance(model_output, sample, self.config.get("variance_type"))
+        model_output = without_variance(model_output, sample, getattr(self.config, "variance_type", None))
         check_timestep(timestep, self._schedule.whole_times)
         index = self._start(timestep)
         if index >= len(self._run.calls):

@@ -1,6 +1,7 @@
 """`ucgm sample` for pipelines of diffusers: prompts, arguments of the call, LoRA, and what is refused at once."""
 
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -159,3 +160,49 @@ def test_a_saved_scheduler_is_used(classes, tmp_path, capsys):
     words = ["sample", "--model", classes, "--labels", "Bag", "--output", str(tmp_path / "grid.png")]
     assert main([*words, "--scheduler", str(tmp_path / "tuned")]) == 0
     assert "8 images, 2 network calls" in capsys.readouterr().out
+
+
+def test_a_card_is_drawn_and_uploaded_with_the_folder(classes, tmp_path, capsys, monkeypatch):
+    uploaded = []
+
+    class Api:
+        def __init__(self, token=None):
+            pass
+
+        def create_repo(self, repo_id, private=None, exist_ok=False):
+            pass
+
+        def upload_folder(self, repo_id, folder_path, commit_message, ignore_patterns):
+            uploaded.append((repo_id, sorted(each.name for each in Path(folder_path).iterdir() if each.is_file())))
+            return "https://hub/owner/name"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    folder = tmp_path / "model"
+    shutil.copytree(classes, folder)
+    words = ["card", str(folder), "--steps", "2", "--num-images", "2", "--device", "cpu"]
+    assert main([*words, "--push-to-hub", "not a name"]) == 2
+    assert "`--push-to-hub` must be owner/name on the Hub" in capsys.readouterr().err
+    assert main([*words, "--push-to-hub", "owner/name", "--name", "Shapes"]) == 0
+    printed = capsys.readouterr().out
+    assert f"Card: {folder / 'README.md'}" in printed
+    assert "Uploaded: https://hub/owner/name" in printed
+    assert uploaded == [("owner/name", ["README.md", "model_index.json", "pipeline.py", "samples.png"])]
+    text = (folder / "README.md").read_text()
+    assert "# Shapes\n" in text
+    assert "Samples of 2 network calls each, from seed 0" in text
+    assert "pipe([0], num_inference_steps=2).images" in text
+    with Image.open(folder / "samples.png") as grid:
+        assert grid.width > 2 * 16
+
+
+def test_a_card_of_a_text_model_has_a_picture_where_prompts_are_given(sd3, tmp_path, capsys):
+    folder = tmp_path / "model"
+    shutil.copytree(sd3, folder)
+    assert main(["card", str(folder), "--device", "cpu"]) == 0
+    assert "No picture is drawn without prompts" in capsys.readouterr().out
+    assert not (folder / "samples.png").exists()
+    words = ["--prompt", "a cat", "--num-images", "1", "--steps", "1", "--height", "32", "--width", "32"]
+    assert main(["card", str(folder), "--device", "cpu", *words]) == 0
+    assert "![Samples](samples.png)" in (folder / "README.md").read_text()
+    assert main(["card", str(tmp_path / "none")]) == 2
+    assert "none" in capsys.readouterr().err

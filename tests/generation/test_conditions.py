@@ -6,7 +6,12 @@ from exact_pipeline import exact_pipeline
 from prompt_pipelines import prompt_pipeline
 
 from diffusers_ucgm import UCGMPipeline
-from diffusers_ucgm.generation.conditions import check_call_arguments, conditions_for
+from diffusers_ucgm.generation.conditions import (
+    call_of_few_steps,
+    check_call_arguments,
+    conditions_for,
+    no_guidance,
+)
 
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -79,3 +84,17 @@ def test_common_arguments_of_a_call_are_refused_before_it(call, message):
     with pytest.raises(ValueError, match=message):
         check_call_arguments(pipe, call)
     check_call_arguments(pipe, dict.fromkeys(call))
+
+
+def test_a_few_step_model_is_called_without_guidance():
+    guided = {"guidance_scale": 4.0, "negative_prompt": "dark", "height": 64}
+    sd3, _ = prompt_pipeline("sd3")
+    assert call_of_few_steps(sd3, guided) == {"height": 64, "guidance_scale": 1.0}
+    z_image = stock_pipelines.z_image().pipe
+    assert call_of_few_steps(z_image, guided) == {"height": 64, "guidance_scale": 0.0} | no_guidance(z_image)
+    # The guidance scale of Flux is an input of its network.
+    flux, _ = prompt_pipeline("flux")
+    assert no_guidance(flux) == {}
+    assert call_of_few_steps(flux, {**guided, "true_cfg_scale": 2.0}) == {"guidance_scale": 4.0, "height": 64}
+    # A pipeline of this package may have been saved with a scale of its own.
+    assert call_of_few_steps(exact_pipeline(), {"guidance_scale": 4.0}) == {}

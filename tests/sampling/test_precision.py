@@ -9,6 +9,7 @@ import pickle  # noqa: TID251
 import diffusers
 import pytest
 import torch
+from diffusers.utils.import_utils import compare_versions
 from stock_pipelines import PIPELINES, PUBLISHED
 
 from diffusers_ucgm import UCGMScheduler
@@ -101,7 +102,10 @@ def dtypes_of_steps(case, dtype):
 
 
 # Their pictures leave the pipeline through numpy, which has no bfloat16.
-WITHOUT_BFLOAT16 = ("ddpm", "ddim")
+WITHOUT_BFLOAT16 = ["ddpm", "ddim"]
+# Before diffusers 0.42 this pipeline encodes a picture in float32 with an autoencoder in bfloat16, and fails.
+if compare_versions("diffusers", "<", "0.42.0"):
+    WITHOUT_BFLOAT16.append("stable_video")
 
 
 @pytest.mark.parametrize("build", [each for each in PIPELINES if each.__name__ not in WITHOUT_BFLOAT16])

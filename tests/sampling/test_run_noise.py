@@ -128,4 +128,5 @@ def test_compiled_steps_take_the_same_noise():
         scheduler.set_timesteps(3)
         step = torch.compile(scheduler.step, backend="eager") if compiles else scheduler.step
         results.append(step(torch.zeros_like(sample), scheduler.timesteps[0], sample, return_dict=False)[0])
-    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+    # The compiled step of torch 2.6 rounds otherwise; another noise would be far away.
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=1e-6)

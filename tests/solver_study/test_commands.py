@@ -1,16 +1,20 @@
 """`ucgm compare` and `ucgm tune`."""
 
+import csv
 import sys
 from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
 from class_pipelines import autoencoder, pipeline
+from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler
 from diffusers_ucgm.cli import main
 from diffusers_ucgm.image_metrics.features import ImageFeatures
+from diffusers_ucgm.lora import add_lora, save_lora
+from diffusers_ucgm.solver_study.stock_solvers import stock_solvers, ucgm_solvers
 
 
 def test_the_command_writes_tables_and_plot(tmp_path, capsys):
@@ -24,13 +28,59 @@ def test_the_command_writes_tables_and_plot(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "| solver | 1 | 2 |" in printed
     assert "| tuned |  | " in printed
-    assert {"comparison.json", "comparison.md", "quality.png"} <= {each.name for each in (tmp_path / "out").iterdir()}
+    written = {each.name for each in (tmp_path / "out").iterdir()}
+    assert {"comparison.json", "comparison.md", "comparison.csv", "quality.png"} <= written
     assert main([*words, "--only", "Magic"]) == 2
     assert "`--only` must name some of" in capsys.readouterr().err
     assert main([*words, "--scheduler", "tuned"]) == 2
     assert "`--scheduler` must be a word of the form NAME=FOLDER, got 'tuned'" in capsys.readouterr().err
     assert main([*words, "--scheduler", f"x={tmp_path}/none-{{calls}}"]) == 2
     assert "`--scheduler` must name a folder for at least one of [1, 2] calls" in capsys.readouterr().err
+
+
+def test_the_names_of_the_solvers_are_listed_without_a_model(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["compare", "--list-solvers"])
+    assert not end.value.code
+    printed = capsys.readouterr().out
+    names = {line.strip() for line in printed.splitlines()}
+    config = FlowMatchEulerDiscreteScheduler().config
+    assert names >= {*ucgm_solvers(config), *stock_solvers(config, noisy=True)}
+    assert names >= {*stock_solvers(DDIMScheduler().config, noisy=True), *stock_solvers(EDMEulerScheduler().config)}
+
+
+def test_few_step_models_and_loras_are_compared_by_their_images(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    model, tuned, real, output = (tmp_path / name for name in ("model", "tuned", "real", "out"))
+    pipe = pipeline(autoencoder("kl", channels=1))
+    pipe.save_pretrained(model)
+    add_lora(pipe.transformer, 2)
+    save_lora(pipe.transformer, tmp_path / "lora", notes={"sampler": {"stochasticity": 1.0}})
+    pipeline(autoencoder("kl", channels=1), UCGMScheduler(stochasticity=1.0)).save_pretrained(tuned)
+    real.mkdir()
+    for i in range(4):
+        Image.new("L", (16, 16), 60 * i).save(real / f"{i}.png")
+    make = lambda device: lambda pictures: ImageFeatures(pictures.float().flatten(1).mean(1, keepdim=True) / 255.0)
+    monkeypatch.setitem(sys.modules, "own_features", SimpleNamespace(make=make))
+    words = ["compare", "--model", str(model), "--num-samples", "4", "--calls", "1", "2", "--only", "UCGM-S"]
+    words += ["--solution-calls", "9", "--output", str(output), "--device", "cpu"]
+    few_step = ["--few-step-model", f"two={tuned}", "--few-step-lora", f"adapter={tmp_path / 'lora'}"]
+    assert main([*words, *few_step]) == 2
+    assert "must go with `--reference`" in capsys.readouterr().err
+    words += ["--reference", str(real), "--features", "own_features:make"]
+    assert main([*words, *few_step]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("| two |") == printed.count("| adapter |") == 1
+    assert "Plot: " + str(output.resolve() / "frechet.png") in printed
+    rows = list(csv.DictReader((output / "comparison.csv").read_text().splitlines()))
+    assert [(row["solver"], row["calls"]) for row in rows] == [
+        (name, calls) for name in ("UCGM-S", "two", "adapter") for calls in ("1", "2")
+    ]
+    assert all(row["frechet_distance"] for row in rows)
+    assert main([*words, *few_step, "--few-step-lora", "two=x"]) == 2
+    assert "must have different names, got 'two' twice" in capsys.readouterr().err
+    assert main([*words, "--few-step-model", "a=./nowhere"]) == 2
+    assert "`--few-step-model` must " in capsys.readouterr().err
 
 
 def test_command_tunes_shows_and_saves(tmp_path, capsys):

@@ -4,8 +4,9 @@ import pytest
 import torch
 from diffusers import PNDMScheduler
 from exact_comparisons import NUMBER, PATHS, compared, exact
-from exact_fields import ExactTransformer2DModel
+from exact_fields import ExactTransformer2DModel, exact_pipeline, random_mixture
 from full_disk import assert_named_and_gone
+from prompt_pipelines import prompt_pipeline
 
 from diffusers_ucgm import UCGMScheduler
 from diffusers_ucgm.solver_study import compare
@@ -143,6 +144,66 @@ def test_the_frechet_distance_is_of_the_pictures():
     (row,) = compared(pipe, {"own": pipe.scheduler}, (2,), frechet=objective, batch_size=5)
     assert shapes == [(NUMBER, 1, 2, 2)]
     assert 0.0 < row.frechet_distance < 1.0
+
+
+def of_images(value=lambda rows: float(rows.mean())):
+    """An objective in the place of a Fréchet distance: a number of the images."""
+    return Objective("frechet", lambda pictures, _: pictures, value, "pt", needs_solutions=False)
+
+
+def test_a_few_step_model_stands_beside_solvers_by_its_images(tmp_path):
+    pipe, tuned = exact(), exact(UCGMScheduler(stochasticity=1.0))
+    solvers = {"own": UCGMScheduler.from_config(pipe.scheduler.config)}
+    settings = {"frechet": of_images(), "output": tmp_path, "batch_size": 5}
+    rows = compared(pipe, solvers, (2, 4), few_step={"tuned": tuned}, **settings)
+    assert [(row.solver, row.calls, row.calls_made) for row in rows] == [
+        *(("own", 2, 2), ("own", 4, 4), ("tuned", 2, 2), ("tuned", 4, 4))
+    ]
+    assert all(row.median is not None and row.median_low <= row.median <= row.median_high for row in rows[:2])
+    assert all(row.median is row.median_low is row.rms is None for row in rows[2:])
+    assert all(row.frechet_distance is not None for row in rows)
+    calls = []
+    tuned.transformer.register_forward_hook(lambda *_: calls.append(1))
+    assert compared(pipe, solvers, (2, 4), few_step={"tuned": tuned}, **settings) == rows
+    assert not calls
+    # Another model under the same name is measured again.
+    other = exact_pipeline(random_mixture(4, 2, seed=3), UCGMScheduler(stochasticity=1.0))
+    again = compared(pipe, solvers, (2, 4), few_step={"tuned": other}, **settings)
+    assert again[:2] == rows[:2]
+    assert again[2].frechet_distance != rows[2].frechet_distance
+
+
+def test_a_few_step_model_is_not_guided(monkeypatch):
+    pipe, tuned = exact(), exact(UCGMScheduler(stochasticity=1.0))
+    given, draw = [], compare.generate
+
+    def seen(model, *args, **settings):
+        given.append((model is tuned, dict(settings["call"])))
+        return draw(model, *args, **settings)
+
+    monkeypatch.setattr(compare, "generate", seen)
+    solvers = {"own": UCGMScheduler.from_config(pipe.scheduler.config)}
+    compared(pipe, solvers, (1,), few_step={"t": tuned}, frechet=of_images(), call={"guidance_scale": 2.0})
+    assert given == [(False, {"guidance_scale": 2.0}), (True, {})]
+
+
+@pytest.mark.parametrize(
+    ("name", "frechet", "message"),
+    [
+        ("tuned", None, r"`few_step` must go with `frechet` \(`--reference`\), got \['tuned'\] alone"),
+        ("own", of_images(), "`few_step` must have names that no solver has, got 'own'"),
+    ],
+)
+def test_few_step_models_that_cannot_stand_beside_solvers_are_refused(name, frechet, message):
+    pipe = exact()
+    with pytest.raises(ValueError, match=message):
+        compared(pipe, {"own": pipe.scheduler}, (2,), few_step={name: exact()}, frechet=frechet)
+
+
+def test_a_few_step_model_of_prompts_is_refused_beside_one_of_classes():
+    pipe, (sd3, _) = exact(), prompt_pipeline("sd3")
+    with pytest.raises(ValueError, match="`few_step` must take the conditions of `pipe`, a UCGMPipeline, got 'tuned'"):
+        compared(pipe, {"own": pipe.scheduler}, (2,), few_step={"tuned": sd3}, frechet=of_images())
 
 
 def test_the_table_marks_the_best_and_the_calls_really_made():

@@ -5,7 +5,7 @@ from command_calls import arguments_of, default_of, parsed
 
 from diffusers_ucgm.solver_study.compare import compare_solvers
 from diffusers_ucgm.solver_study.fit import fit_solver
-from diffusers_ucgm.solver_study.options import named_folder
+from diffusers_ucgm.solver_study.options import name_and_value
 from diffusers_ucgm.solver_study.tune import tune_sampler
 
 
@@ -102,14 +102,21 @@ def test_defaults_of_a_comparison_are_those_of_the_function():
 
 def test_saved_schedulers_are_given_one_after_the_other():
     args = parsed(*COMPARE, "--scheduler", "a=one", "--scheduler", "b=two")
-    assert [named_folder(word) for word in args.scheduler] == [("a", "one"), ("b", "two")]
-    assert named_folder("tuned=runs/x=4/{calls}") == ("tuned", "runs/x=4/{calls}")
+    assert [name_and_value(word) for word in args.scheduler] == [("a", "one"), ("b", "two")]
+    assert name_and_value("tuned=runs/x=4/{calls}") == ("tuned", "runs/x=4/{calls}")
 
 
 @pytest.mark.parametrize("word", ["tuned", "=folder", ""])
 def test_a_folder_without_a_name_is_refused(word):
     with pytest.raises(ValueError, match=rf"`--scheduler` must be a word of the form NAME=FOLDER, got '{word}'\."):
-        named_folder(word)
+        name_and_value(word)
+
+
+def test_few_step_models_and_loras_are_named():
+    args = parsed(*COMPARE, "--few-step-model", "a=owner/name", "--few-step-lora", "b=lora", "--few-step-lora", "c=x")
+    assert (args.few_step_model, args.few_step_lora) == (["a=owner/name"], ["b=lora", "c=x"])
+    with pytest.raises(ValueError, match=r"`--few-step-lora` must be a word of the form NAME=LORA, got 'b='\."):
+        name_and_value("b=", "--few-step-lora", "LORA")
 
 
 def test_a_search_needs_the_number_of_its_network_calls(capsys):

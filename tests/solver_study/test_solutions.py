@@ -10,6 +10,7 @@ from diffusers_ucgm.generation.generate import generate
 from diffusers_ucgm.solver_study import solutions
 from diffusers_ucgm.solver_study.solutions import (
     distances,
+    median_interval,
     reference_solutions,
     solution_paths,
     solution_scheduler,
@@ -170,3 +171,19 @@ def test_points_lie_between_the_corrected_samples_of_the_calls_around_them():
     paths = solution_paths(pipe, [0], [1], [*times, *between], num_calls=calls, progress=False)
     samples = torch.stack([*(step.before for step in steps), *expected, seen[-1].sample], dim=1)
     torch.testing.assert_close(paths, samples, rtol=0, atol=1e-5)
+
+
+def test_the_interval_of_a_median_holds_it_in_about_95_of_100_draws():
+    generator = torch.Generator().manual_seed(1)
+    draws = torch.rand(200, 65, generator=generator)
+    intervals = [median_interval(draw) for draw in draws]
+    covered = sum(low <= 0.5 <= high for low, high in intervals)
+    assert 180 <= covered <= 198
+    assert median_interval(draws[0]) == intervals[0]
+    width = [high - low for low, high in (median_interval(draws.flatten()[:number]) for number in (100, 10_000))]
+    # It shrinks with the root of the number of seeds.
+    assert width[0] / width[1] == pytest.approx(10.0, rel=0.5)
+
+
+def test_the_interval_of_equal_distances_is_a_point():
+    assert median_interval(torch.full((3,), 0.25)) == (0.25, 0.25)

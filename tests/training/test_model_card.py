@@ -158,6 +158,7 @@ def test_cards_say_what_was_done_and_how_to_draw(tmp_path, kind, pipeline_class,
     assert ('preset="few-step"' in example) == (few_step and kind != "pipeline")
     assert json.loads(code(body, "json")) == settings
     assert "208 optimizer steps" in body
+    assert ("ucgm export --model this/repository --standalone" in body) == (kind == "pipeline")
     assert "![Samples](validation.png)" in body
     assert (tmp_path / "validation.png").is_file()
 

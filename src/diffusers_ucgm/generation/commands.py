@@ -2,7 +2,7 @@
 
 import argparse
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,16 @@ from PIL import Image
 from diffusers_ucgm.checks import check_device
 from diffusers_ucgm.contracts import Pipeline, takes_classes
 from diffusers_ucgm.files import check_writable, write_image
+from diffusers_ucgm.hub import check_repository, push_folder_to_hub
 from diffusers_ucgm.labels import class_names
 from diffusers_ucgm.loading import load_scheduler
-from diffusers_ucgm.names import did_you_mean
+from diffusers_ucgm.names import did_you_mean, local_path
 from diffusers_ucgm.pipeline import UCGMPipeline
 from diffusers_ucgm.presets import SAMPLER_SETTINGS, Preset, get_preset
 from diffusers_ucgm.scheduler import UCGMScheduler
 
-from .conditions import no_guidance
+from .card import save_pipeline_card
+from .conditions import conditions_for, no_guidance
 from .demo import DEMO_PROMPTS, demo_blocks
 from .image_grid import image_grid
 from .images import Generation, generate_images
@@ -30,6 +32,8 @@ __all__ = ["COMMANDS"]
 
 # A row's name has at most this number of letters; images up to this number of pixels are enlarged.
 LETTERS, SMALL = 40, 64
+# The classes in the picture of a card.
+MOST_ROWS = 8
 
 
 def demo(args: argparse.Namespace) -> int:
@@ -76,6 +80,50 @@ def sample(args: argparse.Namespace) -> int:
         )
         print(f"Trajectory: {write_image(args.trajectory, strip)}")
     return 0
+
+
+def card(args: argparse.Namespace) -> int:
+    """Write the card of a saved pipeline, with a picture where classes or prompts are known, and upload the folder."""
+    check_repository("--push-to-hub", args.push_to_hub)
+    local_path("FOLDER", args.model, "the folder of a saved pipeline")
+    further = further_arguments(args, _call_options(args))
+    conditions = given_conditions(args)
+    pipe = load_model(args)
+    is_by_class = takes_classes(pipe)
+    call = {**_defaults(pipe, None), **_call_options(args), **further}
+    grid, caption = None, ""
+    if is_by_class and conditions is None:
+        conditions = conditions_for(pipe, None)[:MOST_ROWS]
+    if conditions is not None:
+        grid, caption = _card_picture(args, pipe, conditions, call)
+    else:
+        print("No picture is drawn without prompts: name some by --prompt.")
+    written = save_pipeline_card(
+        args.model, pipe, grid=grid, caption=caption, name=args.name, call=call, overwrite=args.overwrite
+    )
+    print(f"Card: {written}")
+    if args.push_to_hub is not None:
+        print(f"Uploaded: {push_folder_to_hub(args.model, args.push_to_hub)}")
+    return 0
+
+
+def _card_picture(
+    args: argparse.Namespace, pipe: Pipeline, conditions: Sequence[int | str], call: Mapping[str, Any]
+) -> tuple[Image.Image, str]:
+    """Samples of a pipeline in a grid, and the sentence that says how they were drawn."""
+    found = generate_images(
+        pipe,
+        conditions,
+        num_images=4 if args.num_images is None else args.num_images,
+        num_inference_steps=call.get("num_inference_steps"),
+        seed=args.seed,
+        batch_size=args.batch_size,
+        call={name: value for name, value in call.items() if name != "num_inference_steps"},
+    )
+    first = found.images[0][0]
+    title = f"{found.num_network_calls} network calls"
+    grid = image_grid({title: found.images}, _row_names(pipe, found.conditions), 2 if first.width <= SMALL else 1)
+    return grid, f"Samples of {title} each, from seed {args.seed}: the first ones drawn, without a selection."
 
 
 def _check_output(args: argparse.Namespace) -> None:
@@ -168,4 +216,4 @@ def _save(blocks: dict[str, list[list[Image.Image]]], names: Sequence[str], scal
     return write_image(output, image_grid(blocks, names, scale))
 
 
-COMMANDS = {"demo": demo, "sample": sample}
+COMMANDS = {"card": card, "demo": demo, "sample": sample}

@@ -12,7 +12,7 @@ from diffusers_ucgm.pipeline import UCGMPipeline
 from .arguments import CALL_ARGUMENTS
 
 
-__all__ = ["check_call_arguments", "conditions_for", "no_guidance"]
+__all__ = ["call_of_few_steps", "check_call_arguments", "conditions_for", "no_guidance"]
 
 # The arguments of a pipeline's call that `generate` gives, and what decides them.
 OWN_ARGUMENTS = {
@@ -25,6 +25,8 @@ OWN_ARGUMENTS = {
     "output_type": "what is done with the samples decides it",
     "return_dict": "what is done with the samples decides it",
 }
+# The arguments of a pipeline's call that guide it.
+GUIDANCE = ("guidance_scale", "guidance_interval", "negative_prompt", "true_cfg_scale")
 
 
 def conditions_for(
@@ -79,6 +81,23 @@ def no_guidance(pipe: Pipeline) -> dict[str, float]:
     # With both arguments the guidance scale is an input of the network, and guidance needs a negative prompt.
     guides = "guidance_scale" in accepted and "true_cfg_scale" not in accepted
     return {"guidance_scale": unguided_scale(type(pipe).__name__)} if guides else {}
+
+
+def call_of_few_steps(pipe: Pipeline, call: Mapping[str, object]) -> dict[str, object]:
+    """The arguments of a multi-step model's call, without guidance, for a few-step model.
+
+    The training of a few-step model has put guidance into its weights.
+
+    Args:
+        pipe: The few-step pipeline.
+        call: The arguments of the multi-step pipeline's call.
+    """
+    # With both arguments the guidance scale is an input of the network.
+    is_input = {"guidance_scale", "true_cfg_scale"} <= set(call_parameters(pipe))
+    guiding = set(GUIDANCE) - ({"guidance_scale"} if is_input else set())
+    kept = {name: value for name, value in call.items() if name not in guiding}
+    # A `UCGMPipeline` does not guide by default, and may have been saved with a scale of its own.
+    return kept if isinstance(pipe, UCGMPipeline) else {**kept, **no_guidance(pipe)}
 
 
 def _check_numbers(call: Mapping[str, object]) -> None:

@@ -95,6 +95,20 @@ def add_sample_options(parser: argparse.ArgumentParser) -> None:
     _add_image_options(parser, "ucgm-sample.png")
 
 
+def add_card_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `ucgm card`."""
+    parser.add_argument("model", metavar="FOLDER", help="a saved pipeline, in which README.md is written")
+    parser.set_defaults(lora=None, lora_scale=None)
+    _add_conditions(parser)
+    parser.add_argument("--steps", type=int, metavar="N", help="network calls, by default as for `ucgm sample`")
+    _add_call_options(parser)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="decides the noise (%(default)s)")
+    _add_device(parser)
+    parser.add_argument("--name", help="the card's title; the folder's name by default")
+    parser.add_argument("--overwrite", action="store_true", help="replace a README.md that somebody wrote")
+    parser.add_argument("--push-to-hub", metavar="REPOSITORY", help="owner/name to which the folder is uploaded then")
+
+
 def _add_conditions(parser: argparse.ArgumentParser) -> None:
     conditions = parser.add_mutually_exclusive_group()
     conditions.add_argument(
@@ -176,4 +190,4 @@ def _number_or_auto(word: str) -> float | str:
     return word if word == "auto" else float(word)
 
 
-OPTIONS = {"demo": add_demo_options, "sample": add_sample_options}
+OPTIONS = {"card": add_card_options, "demo": add_demo_options, "sample": add_sample_options}

@@ -60,8 +60,9 @@ def result_rule(config: Mapping[str, object]) -> str:
     Args:
         config: The sampler's config, with the class and the keys of the stock config that it was made from.
     """
-    if (stock_class := config.get(STOCK_CLASS)) is not None:
-        return SCHEDULER_RULES.get(str(stock_class), "promoted")
+    # `get` of a key that is missing ends a compiled step under torch 2.6.
+    if STOCK_CLASS in config and config[STOCK_CLASS] is not None:
+        return SCHEDULER_RULES.get(str(config[STOCK_CLASS]), "promoted")
     found = (rule for key, rule in KEY_RULES if key in config)
     return next(found, PATH_RULES.get(str(config["transport"]), "model_output"))
 

@@ -43,6 +43,9 @@ PATH_KEYS = {
 }
 FLOW_KEYS = {"shift"}
 ALL_PATH_KEYS = FLOW_KEYS.union(*PATH_KEYS.values())
+# The settings of `FlowMatchHeunDiscreteScheduler` and of `FlowMapEulerDiscreteScheduler`, which are read differently.
+# diffusers has the second from 0.39 on.
+OF_TWO_CLASSES = {"num_train_timesteps", "shift"}
 # Stock schedulers have two names for the shift of a flow.
 OTHER_NAME = {"shift": "flow_shift", "flow_shift": "shift"}
 # What modular pipelines of diffusers give to `from_pretrained` of every component, whatever it takes.
@@ -136,8 +139,8 @@ def _with_class(config: dict[str, object]) -> dict[str, object]:
     """A stock config with its class: that of a scheduler that was made by hand is known by its settings."""
     settings = {name for name in config if not name.startswith("_")}
     same = [each for each in STOCK_SCHEDULERS if set(stock_settings(each)) == settings]
-    # Classes of the same settings are read alike, but for this one.
-    return {"_class_name": same[-1], **config} if same and "FlowMapEulerDiscreteScheduler" not in same else config
+    # Classes of the same settings are read alike, but for two.
+    return {"_class_name": same[-1], **config} if same and settings != OF_TWO_CLASSES else config
 
 
 def _translation(stock: Mapping[str, object]) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from diffusers import SchedulerMixin
+from diffusers import DiffusionPipeline, SchedulerMixin
 
 from diffusers_ucgm.constraints import (
     KEYWORDS,
@@ -62,6 +62,12 @@ def _are_parts_of_guidance(value: object) -> bool:
     return all(part in ("interval", "scale") for part in parts) and _is_distinct(parts)
 
 
+def _is_models(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and isinstance(model, DiffusionPipeline) for name, model in value.items()
+    )
+
+
 # A path, or the folder that a command keeps locked for what it writes afterwards.
 _OUTPUT = or_else("a RunFolder", lambda value: isinstance(value, RunFolder), PATH)
 COMPARE_ARGUMENTS: dict[str, Setting] = {
@@ -71,6 +77,7 @@ COMPARE_ARGUMENTS: dict[str, Setting] = {
     "solvers": Setting((("schedulers by name, or mappings from budgets to schedulers", _is_solvers),)),
     "calls": Setting((("a list of whole numbers", _is_seeds),)),
     "output": optional(_OUTPUT),
+    "few_step": optional(Setting((("pipelines of diffusers by name", _is_models),))),
     "num_solution_calls": whole(MOST_CALLS),
     "cache": optional(PATH),
     "batch_size": integer(1),

@@ -3,17 +3,18 @@
 import argparse
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from diffusers_ucgm.contracts import Pipeline
 from diffusers_ucgm.generation.conditions import check_call_arguments, conditions_for
 from diffusers_ucgm.generation.inputs import call_arguments, given_conditions, load_model
 from diffusers_ucgm.image_metrics.references import check_reference
+from diffusers_ucgm.loading import DTYPES, load_pipeline, load_pipeline_lora
 from diffusers_ucgm.randomness import consecutive_seeds
 from diffusers_ucgm.run_folder import RunFolder
 
 from .defaults import OBJECTIVE_NAMES
-from .options import named_folder
+from .options import name_and_value
 
 
 if TYPE_CHECKING:
@@ -153,13 +154,14 @@ def compare(args: argparse.Namespace) -> int:
 
     if args.reference is not None:
         check_reference("--reference", args.reference)
+    sources = _few_step_sources(args)
     pipe, call = _model_and_call(args)
     config = pipe.scheduler.config
     # Solvers that add noise can only be judged by their images.
     stock = stock_solvers(config, noisy=args.reference is not None)
     solvers = _choose({**ucgm_solvers(config), **stock}, args.only)
     own = [name for name in solvers if name.startswith("UCGM")]
-    for name, folder in map(named_folder, args.scheduler):
+    for name, folder in map(name_and_value, args.scheduler):
         if name in solvers:
             raise ValueError(
                 f"`--scheduler` must have a name that no other solver has, got {name!r}. The others are "
@@ -167,6 +169,7 @@ def compare(args: argparse.Namespace) -> int:
             )
         solvers[name] = load_solver(folder, args.calls, argument="--scheduler")
         own.append(name)
+    few_step = {name: _few_step_model(args, pipe, *source) for name, source in sources.items()}
     with RunFolder(args.output, "compare").hold() as run:
         measurements = compare_solvers(
             pipe,
@@ -176,13 +179,44 @@ def compare(args: argparse.Namespace) -> int:
             calls=args.calls,
             output=run,
             frechet=None if args.reference is None else _frechet(args, pipe),
+            few_step=few_step,
             num_solution_calls=args.solution_calls,
             overwrite_output_dir=args.overwrite_output_dir,
             batch_size=args.batch_size,
             call=call,
         )
-        print(save_comparison(measurements, args.output, title=args.model, emphasised=own))
+        print(save_comparison(measurements, args.output, title=args.model, emphasised=[*own, *few_step]))
     return 0
+
+
+def _few_step_sources(args: argparse.Namespace) -> dict[str, tuple[str, str | None]]:
+    """The pipeline and the LoRA of each few-step model, by its name.
+
+    Raises:
+        ValueError: If two have one name, or there is no reference for them.
+    """
+    models = [name_and_value(word, "--few-step-model", "MODEL") for word in args.few_step_model]
+    loras = [name_and_value(word, "--few-step-lora", "LORA") for word in args.few_step_lora]
+    names = [name for name, _ in (*models, *loras)]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(
+            f"`--few-step-model` and `--few-step-lora` must have different names, got {twice[0]!r} twice."
+        )
+    if names and args.reference is None:
+        raise ValueError(
+            "`--few-step-model` and `--few-step-lora` must go with `--reference`: a few-step model has no solution, "
+            "and is compared by the Fréchet distance to real images."
+        )
+    return {**{name: (model, None) for name, model in models}, **{name: (args.model, lora) for name, lora in loras}}
+
+
+def _few_step_model(args: argparse.Namespace, pipe: Pipeline, model: str, lora: str | None) -> Pipeline:
+    """A pipeline of its own for a few-step model, where the multi-step one is."""
+    option = "--model" if lora else "--few-step-model"
+    found = load_pipeline(model, DTYPES[args.torch_dtype], argument=option)
+    if lora is not None:
+        load_pipeline_lora(found, lora, argument="--few-step-lora")
+    return cast(Pipeline, found.to(pipe.device))
 
 
 def _choose(solvers: "dict[str, Solver]", names: list[str] | None) -> "dict[str, Solver]":

@@ -1,7 +1,8 @@
 """Solvers side by side: how close each comes to the solution of the same noise at a budget of network calls (NFE).
 
 A solver of a multi-step model is as good as the distance that it leaves to the many-step solution (`solutions.py`), on
-the same seeds for every solver. Network calls are counted at the network, whatever a solver calls its steps.
+the same seeds for every solver. Network calls are counted at the network, whatever a solver calls its steps. A
+few-step model has no solution: it stands beside the solvers by the Fréchet distance of its images alone.
 """
 
 import inspect
@@ -16,8 +17,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffusers_ucgm.constraints import check
-from diffusers_ucgm.contracts import Pipeline, Steppable
+from diffusers_ucgm.contracts import Pipeline, Steppable, takes_classes
+from diffusers_ucgm.files import JsonObject
 from diffusers_ucgm.fingerprint import fingerprint, public_settings
+from diffusers_ucgm.generation.conditions import call_of_few_steps, check_call_arguments
 from diffusers_ucgm.generation.generate import NetworkCount, count_calls, generate
 from diffusers_ucgm.generation.trajectories import decode
 from diffusers_ucgm.image_metrics.requirements import check_call, check_outputs
@@ -25,11 +28,11 @@ from diffusers_ucgm.run_folder import RunFolder
 from diffusers_ucgm.scheduler import UCGMScheduler
 
 from .arguments import COMPARE_ARGUMENTS
-from .comparison_record import RESULT, ComparisonRecord
+from .comparison_record import RESULT, ComparisonRecord, scheduler_settings
 from .defaults import CALLS
 from .measurements import Measurement
 from .objectives import Objective
-from .solutions import distances, reference_solutions, solution_scheduler, summary
+from .solutions import distances, median_interval, reference_solutions, solution_scheduler, summary
 from .stock_solvers import Solver, silence_stock
 
 
@@ -51,6 +54,7 @@ def compare_solvers(
     calls: Sequence[int] = CALLS,
     output: str | Path | RunFolder | None = None,
     frechet: Objective | None = None,
+    few_step: Mapping[str, Pipeline] | None = None,
     num_solution_calls: int = 1000,
     cache: str | Path | None = None,
     batch_size: int = 64,
@@ -69,6 +73,8 @@ def compare_solvers(
         output: A folder; every measurement is kept in its `comparison.json` at once, and not made again. None keeps
             nothing. One that is held stays locked.
         frechet: The Fréchet distance of the images, from `frechet_objective`, or None.
+        few_step: Few-step models by name, which take the same conditions. Each is sampled with its own scheduler and
+            without guidance, from the same seeds, and is measured by `frechet` alone.
         num_solution_calls: The network calls of a solution.
         cache: The folder of the solutions, which comparisons can share; None is in `output`.
         batch_size: Samples in a call of the pipeline.
@@ -77,30 +83,31 @@ def compare_solvers(
         call: Further arguments of the pipeline's call, such as `guidance_scale`.
 
     Returns:
-        A measurement for each solver and budget, budgets in the order given within each solver.
+        A measurement for each solver and few-step model and each budget, budgets in the order given within each.
 
     Raises:
-        ValueError: If there is nothing to compare, the folder is of another comparison, or the model is a few-step
-            model, whose noise has no solution.
+        ValueError: If there is nothing to compare, the folder is of another comparison, the model is a few-step model,
+            whose noise has no solution, or a few-step model cannot be measured beside it.
     """
     check(COMPARE_ARGUMENTS, locals())
     _check(pipe, conditions, seeds, solvers, calls)
     check_call(pipe, num_solution_calls, call or {})
+    few_step = few_step or {}
+    _check_few_step(pipe, few_step, solvers, frechet, call or {})
     run = None if output is None else RunFolder.of(output, "compare")
     if run is not None:
         check_outputs(run.folder)
         cache = run.folder / SOLUTIONS if cache is None else cache
     comparison = _Comparison(pipe, conditions, seeds, num_solution_calls, frechet, batch_size, call or {})
-    schedulers = {(name, budget): _scheduler(solver, budget) for name, solver in solvers.items() for budget in calls}
     plan = comparison.plan()
     with ExitStack() as stack:
         if run is not None:
             stack.enter_context(run).begin(plan, overwrite=overwrite_output_dir, earlier=RESULT)
         record = ComparisonRecord.open(None if run is None else run.folder, plan)
-        missing = {key: each for key, each in schedulers.items() if record.find(*key, each) is None}
-        if missing:
-            comparison.measure_missing(missing, record, cache, progress)
-        return [record.find(*key, scheduler) or Measurement(*key) for key, scheduler in schedulers.items()]
+        rows = comparison.rows(solvers, calls, record, cache, progress)
+        for name, model in few_step.items():
+            rows += comparison.of_few_steps(model).rows({name: model.scheduler}, calls, record, None, progress)
+        return rows
 
 
 def _check_calls(calls: Sequence[int]) -> None:
@@ -127,8 +134,33 @@ def _check(
     if stochasticity != 0:
         raise ValueError(
             "`pipe` must be of a multi-step model, whose noise has a solution, got one with "
-            f"`stochasticity={stochasticity!r}`. Compare a few-step model with real images, by `ucgm evaluate`."
+            f"`stochasticity={stochasticity!r}`. A few-step model is compared by its images: as `few_step` "
+            "(`--few-step-model`, `--few-step-lora`) beside a multi-step model, or alone by `ucgm evaluate`."
         )
+
+
+def _check_few_step(
+    pipe: Pipeline,
+    few_step: Mapping[str, Pipeline],
+    solvers: Mapping[str, Solver],
+    frechet: Objective | None,
+    call: Mapping[str, object],
+) -> None:
+    """Check that few-step models have names of their own, and can be measured beside a multi-step model."""
+    if few_step and frechet is None:
+        raise ValueError(
+            f"`few_step` must go with `frechet` (`--reference`), got {list(few_step)} alone: a few-step model has no "
+            "solution to compare with."
+        )
+    if twice := [name for name in few_step if name in solvers]:
+        raise ValueError(f"`few_step` must have names that no solver has, got {twice[0]!r}.")
+    for name, model in few_step.items():
+        if takes_classes(model) != takes_classes(pipe):
+            raise ValueError(
+                f"`few_step` must take the conditions of `pipe`, a {type(pipe).__name__}, got {name!r}, a "
+                f"{type(model).__name__}: one takes classes, the other prompts."
+            )
+        check_call_arguments(model, call_of_few_steps(model, call))
 
 
 def _scheduler(solver: Solver, budget: int) -> Steppable | None:
@@ -147,6 +179,11 @@ class _Comparison:
     frechet: Objective | None = None
     batch_size: int = 64
     call: Mapping[str, object] = field(default_factory=dict)
+    has_solutions: bool = True
+
+    def of_few_steps(self, model: Pipeline) -> "_Comparison":
+        """The same samples of a few-step model, which have no solutions."""
+        return replace(self, pipe=model, call=call_of_few_steps(model, self.call), has_solutions=False)
 
     def plan(self) -> dict[str, object]:
         """What the measurements depend on beside the solvers."""
@@ -159,15 +196,53 @@ class _Comparison:
             "frechet": None if self.frechet is None else self.frechet.identity,
         }
 
-    def measure_missing(
+    def rows(
+        self,
+        solvers: Mapping[str, Solver],
+        calls: Sequence[int],
+        record: ComparisonRecord,
+        cache: str | Path | None,
+        progress: bool,
+    ) -> list[Measurement]:
+        """The measurements of solvers at budgets, of which those that a record lacks are made and added to it."""
+        schedulers = {
+            (name, budget): _scheduler(solver, budget) for name, solver in solvers.items() for budget in calls
+        }
+        settings = {key: self._settings(scheduler) for key, scheduler in schedulers.items()}
+        missing = {key: each for key, each in schedulers.items() if record.find(*key, settings[key]) is None}
+        if missing:
+            self._measure_missing(missing, settings, record, cache, progress)
+        return [record.find(*key, settings[key]) or Measurement(*key) for key in schedulers]
+
+    def _settings(self, scheduler: Steppable | None) -> JsonObject | None:
+        """What a measurement depends on beside the plan: of a few-step model also the model."""
+        if scheduler is None:
+            return None
+        model = {} if self.has_solutions else {"model": fingerprint(self.pipe, **self.call)}
+        return {**scheduler_settings(scheduler), **model}
+
+    def _measure_missing(
         self,
         missing: Mapping[tuple[str, int], Steppable | None],
+        settings: Mapping[tuple[str, int], JsonObject | None],
         record: ComparisonRecord,
         cache: str | Path | None,
         progress: bool,
     ) -> None:
         """Measure solvers by name and budget, and add them to a record."""
-        solutions = reference_solutions(
+        solutions = self._solutions(cache, progress) if self.has_solutions else None
+        with tqdm(total=sum(budget for _, budget in missing), disable=not progress, unit="call") as bar:
+            # Small budgets come first: they take the least time and show the largest differences.
+            for name, budget in sorted(missing, key=lambda key: key[1]):
+                bar.set_description(f"{name}, {budget} calls")
+                scheduler, row = missing[name, budget], Measurement(name, budget)
+                if scheduler is not None:
+                    row = self.measure(scheduler, row, solutions)
+                record.add(row, settings[name, budget])
+                bar.update(budget)
+
+    def _solutions(self, cache: str | Path | None, progress: bool) -> Tensor:
+        return reference_solutions(
             self.pipe,
             self.conditions,
             self.seeds,
@@ -177,23 +252,14 @@ class _Comparison:
             progress=progress,
             call=self.call,
         )
-        with tqdm(total=sum(budget for _, budget in missing), disable=not progress, unit="call") as bar:
-            # Small budgets come first: they take the least time and show the largest differences.
-            for name, budget in sorted(missing, key=lambda key: key[1]):
-                bar.set_description(f"{name}, {budget} calls")
-                scheduler, row = missing[name, budget], Measurement(name, budget)
-                if scheduler is not None:
-                    row = self.measure(scheduler, row, solutions)
-                record.add(row, scheduler)
-                bar.update(budget)
 
-    def measure(self, scheduler: Steppable, blank: Measurement, solutions: Tensor) -> Measurement:
+    def measure(self, scheduler: Steppable, blank: Measurement, solutions: Tensor | None) -> Measurement:
         """The measurement of a scheduler, or the reason why it cannot be run.
 
         Args:
             scheduler: The scheduler.
             blank: The measurement with its solver and its budget alone.
-            solutions: The solutions of all seeds, shape `(B, ...)`.
+            solutions: The solutions of all seeds, shape `(B, ...)`; None of a few-step model.
         """
         try:
             samples, made, seconds = self._samples(scheduler, blank.calls)
@@ -205,7 +271,7 @@ class _Comparison:
         return replace(
             blank,
             calls_made=round(made.calls / self._num_batches),
-            **asdict(summary(distances(samples, solutions), solutions)),
+            **({} if solutions is None else _distance_values(samples, solutions)),
             frechet_distance=self._frechet_distance(samples),
             seconds=round(seconds, 3),
             evaluations=round(made.evaluations / len(self.seeds), 3),
@@ -240,6 +306,13 @@ class _Comparison:
             return None
         images = [decode(self.pipe, part) for part in samples.split(self.batch_size)]
         return self.frechet.value(self.frechet.measure(torch.cat(images), None))
+
+
+def _distance_values(samples: Tensor, solutions: Tensor) -> dict[str, float]:
+    """The values of a measurement that follow from the distances of samples to their solutions."""
+    found = distances(samples, solutions)
+    low, high = median_interval(found)
+    return {**asdict(summary(found, solutions)), "median_low": low, "median_high": high}
 
 
 def steps_within(scheduler: Steppable, budget: int) -> int:

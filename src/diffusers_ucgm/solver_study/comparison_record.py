@@ -14,7 +14,7 @@ from diffusers_ucgm.fingerprint import public_settings
 from .measurements import Measurement
 
 
-__all__ = ["RESULT", "ComparisonRecord"]
+__all__ = ["RESULT", "ComparisonRecord", "scheduler_settings"]
 
 RESULT = "comparison.json"
 # The fields of a measurement that hold words.
@@ -47,14 +47,14 @@ class ComparisonRecord:
         file = Path(output) / RESULT
         return cls(file, plan, _read_rows(file) if file.is_file() else {})
 
-    def find(self, solver: str, calls: int, scheduler: Steppable | None) -> Measurement | None:
+    def find(self, solver: str, calls: int, settings: JsonObject | None) -> Measurement | None:
         """The measurement of a solver with the same settings at a budget; None where it was not measured."""
-        row, settings = self.rows.get((solver, calls), (None, None))
-        return row if settings == _settings(scheduler) else None
+        row, measured = self.rows.get((solver, calls), (None, None))
+        return row if measured == settings else None
 
-    def add(self, row: Measurement, scheduler: Steppable | None) -> None:
+    def add(self, row: Measurement, settings: JsonObject | None) -> None:
         """Add a measurement, and write it to the file at once."""
-        self.rows[row.solver, row.calls] = row, _settings(scheduler)
+        self.rows[row.solver, row.calls] = row, settings
         if self.file is None:
             return
         rows = [{**asdict(row), "settings": settings} for row, settings in self.rows.values()]
@@ -81,7 +81,8 @@ def _measurement(row: JsonObject) -> Measurement:
     Raises:
         ValueError: If a value is missing, or is no value of a measurement.
     """
-    row = {"evaluations": None, **row}  # version 0.1.0 did not count them
+    # Version 0.1.0 counted no evaluations, and had no intervals.
+    row = {"evaluations": None, "median_low": None, "median_high": None, **row}
     for name, value in row.items():
         if name not in WORDS and value is not None and not is_number(value):
             raise ValueError(f"{name!r} must be a number, got {value!r}")
@@ -90,6 +91,6 @@ def _measurement(row: JsonObject) -> Measurement:
     return Measurement(**row)
 
 
-def _settings(scheduler: Steppable | None) -> dict[str, object] | None:
+def scheduler_settings(scheduler: Steppable) -> JsonObject:
     """The settings that a solver's samples depend on, as JSON has them."""
-    return None if scheduler is None else public_settings(json.loads(scheduler.to_json_string()))
+    return public_settings(json.loads(scheduler.to_json_string()))

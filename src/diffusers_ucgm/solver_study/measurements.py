@@ -1,7 +1,9 @@
 """Measurements of solvers as tables and as lines of a plot."""
 
+import csv
+import io
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from diffusers_ucgm import files
@@ -9,7 +11,16 @@ from diffusers_ucgm import files
 from .plots import plot_quality
 
 
-__all__ = ["MEASURES", "Measurement", "comparison_curves", "comparison_table", "gaps", "save_comparison", "verdict"]
+__all__ = [
+    "MEASURES",
+    "Measurement",
+    "comparison_csv",
+    "comparison_curves",
+    "comparison_table",
+    "gaps",
+    "save_comparison",
+    "verdict",
+]
 
 # The measures of a table, and their names in it.
 MEASURES = {
@@ -19,7 +30,11 @@ MEASURES = {
     "frechet_distance": "Fréchet distance to the reference",
     "evaluations": "network evaluations of a sample, of which a guided call has two",
 }
-TABLES, PLOT = "comparison.md", "quality.png"
+TABLES, VALUES = "comparison.md", "comparison.csv"
+# The measures that have a plot.
+PLOTS = {"median": "quality.png", "frechet_distance": "frechet.png"}
+SHOWN = ("median", "frechet_distance", "evaluations")
+INTERVAL = ", with its 95% bootstrap interval over the seeds"
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,8 @@ class Measurement:
         seconds: The wall time of generating all samples.
         reason: The reason why the solver cannot be run.
         evaluations: The network evaluations of a sample, of which a guided call has two: the real cost.
+        median_low: The lower end of the 95% bootstrap interval of the median over the seeds, see `median_interval`.
+        median_high: Its upper end.
     """
 
     solver: str
@@ -49,12 +66,16 @@ class Measurement:
     seconds: float | None = None
     reason: str | None = None
     evaluations: float | None = None
+    median_low: float | None = None
+    median_high: float | None = None
 
 
 def comparison_table(measurements: Sequence[Measurement], measure: str = "median") -> str:
     """A Markdown table, a row for each solver and a column for each budget; the best of a column is bold.
 
-    Where a solver made fewer calls than the budget, their number stands in brackets; where it cannot run, nothing.
+    Behind a median stands its interval in square brackets, if there is one. Where a solver made fewer calls than the
+    budget, their number stands in brackets; where it cannot run, nothing. A few-step model has no row but in a table
+    of the Fréchet distance or of evaluations.
 
     Args:
         measurements: Measurements from `compare_solvers`.
@@ -76,6 +97,8 @@ def comparison_table(measurements: Sequence[Measurement], measure: str = "median
     }
     lines = [f"| solver | {' | '.join(map(str, budgets))} |", f"| --- |{' ---: |' * len(budgets)}"]
     for name, row in rows.items():
+        if _has_other_measures(row.values(), measure):
+            continue
         cells = [_cell(row.get(budget), measure, best[budget]) for budget in budgets]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -124,20 +147,33 @@ def gaps(measurements: Sequence[Measurement]) -> str:
     return "\n".join(["Without a number:", *reasons]) if reasons else ""
 
 
-def save_comparison(
-    measurements: Sequence[Measurement], output: str | Path, *, title: str = "", emphasised: Collection[str] = ()
-) -> str:
-    """Write tables of all measures and a plot of the first.
+def comparison_csv(measurements: Iterable[Measurement]) -> str:
+    """The measurements as CSV: a line for each solver and budget, and a column for each value of `Measurement`.
 
     Args:
         measurements: Measurements from `compare_solvers`.
-        output: The folder of both files.
-        title: The title of both.
-        emphasised: Solvers whose lines stand out in the plot.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [each.name for each in fields(Measurement)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(each) for each in measurements)
+    return text.getvalue()
+
+
+def save_comparison(
+    measurements: Sequence[Measurement], output: str | Path, *, title: str = "", emphasised: Collection[str] = ()
+) -> str:
+    """Write tables of all measures, all values as CSV, and plots of the median and of the Fréchet distance.
+
+    Args:
+        measurements: Measurements from `compare_solvers`.
+        output: The folder of the files.
+        title: The title of tables and plots.
+        emphasised: Solvers whose lines stand out in the plots.
 
     Returns:
-        Lines to print: the tables of the median and, with guidance, of the network evaluations, why there are gaps,
-        and the files.
+        Lines to print: the tables of the median, of the Fréchet distance if it was measured and, with guidance, of the
+        network evaluations, why there are gaps, and the files.
 
     Raises:
         ValueError: If nothing could be measured.
@@ -145,13 +181,18 @@ def save_comparison(
     """
     output = Path(output)
     sections, unmeasured = _sections(measurements), gaps(measurements)
-    curves = comparison_curves(measurements)
-    plot = plot_quality(curves, output / PLOT, measure=MEASURES["median"], title=title, emphasised=emphasised)
+    plots = [
+        plot_quality(curves, output / name, measure=MEASURES[measure], title=title, emphasised=emphasised)
+        for measure, name in PLOTS.items()
+        if (curves := comparison_curves(measurements, measure)) or measure == "median"
+    ]
     files.write_text(
         output / TABLES, _join(f"# {title}" if title else "", *sections.values(), unmeasured, between="\n\n") + "\n"
     )
-    shown = [sections[name] for name in ("median", "evaluations") if name in sections]
-    return _join(*shown, unmeasured, f"Tables: {(output / TABLES).resolve()}\nPlot: {plot}", between="\n")
+    files.write_text(output / VALUES, comparison_csv(measurements))
+    shown = [sections[name] for name in SHOWN if name in sections]
+    written = [f"Tables: {(output / TABLES).resolve()}", f"Values: {(output / VALUES).resolve()}"]
+    return _join(*shown, unmeasured, *written, *(f"Plot: {plot}" for plot in plots), between="\n")
 
 
 def _sections(measurements: Sequence[Measurement]) -> dict[str, str]:
@@ -159,10 +200,18 @@ def _sections(measurements: Sequence[Measurement]) -> dict[str, str]:
     measures = [name for name in MEASURES if _least(measurements, name) is not None]
     if all(each.evaluations in (None, each.calls_made) for each in measurements):
         measures = [name for name in measures if name != "evaluations"]
+    has_intervals = any(each.median_low is not None for each in measurements)
+    notes = {"median": INTERVAL} if has_intervals else {}
     return {
-        name: f"{MEASURES[name].capitalize()}, by network calls:\n\n{comparison_table(measurements, name)}"
+        name: f"{MEASURES[name].capitalize()}, by network calls{notes.get(name, '')}:\n\n"
+        f"{comparison_table(measurements, name)}"
         for name in measures
     }
+
+
+def _has_other_measures(row: Collection[Measurement], measure: str) -> bool:
+    """Whether a solver was measured, but by other measures alone."""
+    return all(_value(each, measure) is None for each in row) and any(each.calls_made is not None for each in row)
 
 
 def _join(*parts: str, between: str) -> str:
@@ -191,6 +240,8 @@ def _cell(measurement: Measurement | None, measure: str, best: float | None) -> 
         return ""
     text = _short(value)
     text = f"**{text}**" if value == best else text
+    if measure == "median" and measurement.median_low is not None and measurement.median_high is not None:
+        text = f"{text} [{_short(measurement.median_low)}, {_short(measurement.median_high)}]"
     return text if measurement.calls_made == measurement.calls else f"{text} ({measurement.calls_made})"
 
 

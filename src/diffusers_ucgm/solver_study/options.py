@@ -1,6 +1,7 @@
 """The options of `ucgm compare` and `ucgm tune-sampler`."""
 
 import argparse
+import sys
 
 from diffusers_ucgm.generation.options import add_model_options
 from diffusers_ucgm.image_metrics.options import add_reference_options
@@ -8,7 +9,7 @@ from diffusers_ucgm.image_metrics.options import add_reference_options
 from .defaults import CALLS, FIRST_SEED, NUM_SEEDS, OBJECTIVE_NAMES
 
 
-__all__ = ["OPTIONS", "named_folder"]
+__all__ = ["OPTIONS", "name_and_value"]
 
 
 def add_tune_options(parser: argparse.ArgumentParser) -> None:
@@ -71,20 +72,57 @@ def add_compare_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=FOLDER",
         help="a saved scheduler to compare too; '{calls}' in the folder's name stands for each budget; repeatable",
     )
+    parser.add_argument("--list-solvers", action=_ListSolvers, help="print the names that --only takes, and exit")
     parser.add_argument("--solution-calls", type=int, default=1000, help="network calls of a solution (%(default)s)")
     add_reference_options(parser, "for a Fréchet distance too: ")
+    few_step = parser.add_argument_group(
+        "few-step models",
+        "compared by the Fréchet distance to --reference alone, with their own schedulers and without guidance",
+    )
+    few_step.add_argument(
+        "--few-step-model",
+        action="append",
+        default=[],
+        metavar="NAME=MODEL",
+        help="a few-step pipeline, by bundled name, folder or Hub repository, to compare too; repeatable",
+    )
+    few_step.add_argument(
+        "--few-step-lora",
+        action="append",
+        default=[],
+        metavar="NAME=LORA",
+        help="--model with a few-step LoRA, named as for --lora, to compare too; repeatable",
+    )
 
 
-def named_folder(word: str) -> tuple[str, str]:
-    """The name and the folder of a `--scheduler`.
+class _ListSolvers(argparse.Action):
+    """An option that prints the names of solvers and ends the command, which then needs no model."""
+
+    def __init__(self, option_strings: list[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from .stock_solvers import solver_list
+
+        sys.stdout.write(f"{solver_list()}\n")
+        parser.exit()
+
+
+def name_and_value(word: str, option: str = "--scheduler", value: str = "FOLDER") -> tuple[str, str]:
+    """The name and the value of a word of the form `NAME=VALUE`.
+
+    Args:
+        word: The word.
+        option: The option that it is of, for the error.
+        value: What stands behind the name, for the error.
 
     Raises:
-        ValueError: If the word has another form than `NAME=FOLDER`.
+        ValueError: If the word has another form.
     """
-    name, equals, folder = word.partition("=")
-    if not equals or not name:
-        raise ValueError(f"`--scheduler` must be a word of the form NAME=FOLDER, got {word!r}.")
-    return name, folder
+    name, equals, given = word.partition("=")
+    if not equals or not name or not given:
+        raise ValueError(f"`{option}` must be a word of the form NAME={value}, got {word!r}.")
+    return name, given
 
 
 OPTIONS = {"compare": add_compare_options, "tune-sampler": add_tune_options}

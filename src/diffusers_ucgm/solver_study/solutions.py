@@ -35,6 +35,7 @@ __all__ = [
     "ELSEWHERE",
     "DistanceSummary",
     "distances",
+    "median_interval",
     "reference_solutions",
     "solution_paths",
     "solution_scheduler",
@@ -46,6 +47,8 @@ __all__ = [
 ELSEWHERE = 0.5
 # The number of solutions that are compared with each other for that median.
 MAX_COMPARED = 512
+# The resamplings of the seeds for an interval, and the numbers that are in memory at once.
+NUM_RESAMPLINGS, MAX_RESAMPLED = 2000, 2**20
 
 
 @dataclass(frozen=True)
@@ -332,3 +335,23 @@ def summary(distances: Tensor, solutions: Tensor) -> DistanceSummary:
         rms=float(distances.square().mean().sqrt()),
         share_elsewhere=float((distances > ELSEWHERE * apart).float().mean()),
     )
+
+
+def median_interval(distances: Tensor) -> tuple[float, float]:
+    """The bootstrap interval that holds the median distance in 95 of 100 resamplings of the seeds.
+
+    Args:
+        distances: The distance of each sample, shape `(B,)`.
+
+    Returns:
+        The 2.5% and the 97.5% quantile of the medians of 2000 resamplings.
+    """
+    generator = torch.Generator().manual_seed(0)
+    at_once = max(1, MAX_RESAMPLED // len(distances))
+    parts = [min(at_once, NUM_RESAMPLINGS - start) for start in range(0, NUM_RESAMPLINGS, at_once)]
+    medians = [
+        distances[torch.randint(len(distances), (number, len(distances)), generator=generator)].quantile(0.5, dim=1)
+        for number in parts
+    ]
+    low, high = torch.cat(medians).quantile(torch.tensor([0.025, 0.975])).tolist()
+    return low, high

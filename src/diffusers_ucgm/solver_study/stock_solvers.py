@@ -30,10 +30,12 @@ from diffusers_ucgm.scheduler import UCGMScheduler
 __all__ = [
     "NOISY_SOLVERS",
     "STOCK_SOLVERS",
+    "UCGM_SOLVERS",
     "Solver",
     "StockSolver",
     "load_solver",
     "silence_stock",
+    "solver_list",
     "stock_solvers",
     "ucgm_solvers",
 ]
@@ -257,6 +259,21 @@ NOISY_SOLVERS: dict[str, dict[str, StockSolver]] = {
     },
     "sigma_space": {"EDMDPMSolverMultistep SDE": StockSolver("EDMDPMSolverMultistep", SDE)},
 }
+# Settings of `UCGMScheduler` beside those of a model, by name.
+UCGM_SOLVERS: dict[str, Settings] = {
+    "UCGM-S": {},
+    "UCGM-S paper": {"preset": "multi-step"},
+    "UCGM-S ratio 0.3": {"extrapolation_ratio": 0.3},
+    "UCGM-S auto": METHODS["auto-2"],
+    "UCGM-S auto order 3": METHODS["auto-3"],
+    "UCGM-S velocity": METHODS["velocity"],
+}
+# The kinds of a model's path, as `UCGMScheduler` and as people call them.
+KINDS = {
+    "linear": "flow matching",
+    "discrete_beta": "a noise schedule of discrete times, as of DDPM and Stable Diffusion",
+    "sigma_space": "EDM",
+}
 # Pipelines read these from a flow's scheduler to work out `mu`.
 CARRIED = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
 SHARED_OF_DISCRETE_BETA = (
@@ -301,16 +318,17 @@ def ucgm_solvers(config: Mapping[str, object]) -> dict[str, UCGMScheduler]:
     Args:
         config: The config of the pipeline's scheduler, as in `stock_solvers`.
     """
-    changes: dict[str, Settings] = {
-        "UCGM-S": {},
-        "UCGM-S paper": {"preset": "multi-step"},
-        "UCGM-S ratio 0.3": {"extrapolation_ratio": 0.3},
-        "UCGM-S auto": METHODS["auto-2"],
-        "UCGM-S auto order 3": METHODS["auto-3"],
-        "UCGM-S velocity": METHODS["velocity"],
-    }
     stock = next((each.config for each in stock_solvers(config).values()), config)
-    return {name: UCGMScheduler.from_config(stock, **settings) for name, settings in changes.items()}
+    return {name: UCGMScheduler.from_config(stock, **settings) for name, settings in UCGM_SOLVERS.items()}
+
+
+def solver_list() -> str:
+    """The names of the solvers that `ucgm compare` knows, a line each, by the kind of the model's path."""
+    lines: list[str] = []
+    for path, kind in KINDS.items():
+        lines += [f"{kind}:", *(f"  {name}" for name in (*UCGM_SOLVERS, *STOCK_SOLVERS[path]))]
+        lines += ["  with --reference only, because they add noise:", *(f"    {name}" for name in NOISY_SOLVERS[path])]
+    return "\n".join(lines)
 
 
 def load_solver(folder: str, calls: Sequence[int], *, argument: str = "folder") -> Solver:

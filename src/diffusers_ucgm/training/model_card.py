@@ -15,6 +15,7 @@ from PIL import Image
 
 from diffusers_ucgm import files
 from diffusers_ucgm.contracts import unguided_scale
+from diffusers_ucgm.generation.card import EXPORT, PACKAGE, hub_task
 from diffusers_ucgm.names import BUNDLED
 from diffusers_ucgm.pipeline import UCGMPipeline
 
@@ -26,7 +27,6 @@ __all__ = ["CardModel", "save_model_card"]
 
 IMAGE = "validation.png"
 UNNAMED = "the/base-model"
-PACKAGE = "[diffusers-ucgm](https://pypi.org/project/diffusers-ucgm/)"
 PAPER = "[Unified Continuous Generative Models](https://arxiv.org/abs/2505.07447)"
 
 
@@ -47,7 +47,9 @@ in {{ steps_done }} optimizer steps.
 ```python
 {{ example }}
 ```
-
+{% if export %}
+{{ export }}
+{% endif %}
 ## Training
 
 Versions: {{ versions }}.
@@ -140,6 +142,7 @@ def save_model_card(
         steps_done=steps_done,
         image=None if grid is None else IMAGE,
         example=_example(folder, model),
+        export=EXPORT if model.kind == "pipeline" else None,
         versions=f"torch {torch.__version__}, diffusers {version('diffusers')}, diffusers-ucgm "
         f"{version('diffusers-ucgm')}",
         settings=json.dumps(settings, indent=2),
@@ -166,16 +169,10 @@ def _card_data(model: CardModel) -> "ModelCardData":
     is_on_hub = base is not None and base != UNNAMED and base.count("/") == 1
     return ModelCardData(
         library_name="diffusers",
-        pipeline_tag=_task(model.call_arguments) if model.pipeline_class else None,
+        pipeline_tag=hub_task(model.call_arguments) if model.pipeline_class else None,
         base_model=base if is_on_hub else None,
         base_model_relation=("adapter" if model.kind == "lora" else "finetune") if is_on_hub else None,
     )
-
-
-def _task(call_arguments: Collection[str]) -> str:
-    if "class_labels" in call_arguments:
-        return "unconditional-image-generation"
-    return "text-to-video" if "num_frames" in call_arguments else "text-to-image"
 
 
 def _example(folder: Path, model: CardModel) -> str:
