@@ -103,7 +103,7 @@ def add_card_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="network calls, by default as for `ucgm sample`")
     _add_call_options(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="decides the noise (%(default)s)")
-    _add_device(parser)
+    add_device(parser)
     parser.add_argument("--name", help="the card's title; the folder's name by default")
     parser.add_argument("--overwrite", action="store_true", help="replace a README.md that somebody wrote")
     parser.add_argument("--push-to-hub", metavar="REPOSITORY", help="owner/name to which the folder is uploaded then")
