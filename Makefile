@@ -11,7 +11,7 @@ BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet $(if $(TORCH_CONSTRAINT),-c $(TORCH_CONSTRAINT))
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not slow"
 
-.PHONY: help demo test goldens style check docs
+.PHONY: help demo test goldens style check docs results notebooks
 
 help:
 	@echo "make demo     draw emoji from text in 2, 4 and 20 steps, stock Euler beside UCGM-S, and print where the picture is"
@@ -21,6 +21,7 @@ help:
 	@echo "make style    mend what ruff can mend"
 	@echo "make check    ruff, pyright and the site, as the pre-commit hooks and CI run them"
 	@echo "make docs     build the documentation as a site, into build/site"
+	@echo "make results  put the tables of benchmarks/results into README and the pages"
 	@echo
 	@echo "PYTHON=python3.12 picks the interpreter, TORCH_CONSTRAINT= another torch than the CPU build. Both are read when"
 	@echo ".venv is set up: remove .venv to change them."
@@ -45,6 +46,9 @@ check: .venv/dev.stamp docs
 
 docs: .venv/dev.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+results: .venv/test.stamp
+	$(BIN)/python tools/results.py
 
 .venv/test.stamp: pyproject.toml $(TORCH_CONSTRAINT)
 	@echo "Setting up .venv; the first time takes some minutes."

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from results_file import PrintedTable, add_results_option, keep
+
 from diffusers_ucgm import UCGMScheduler
 from diffusers_ucgm.files import write_text
 from diffusers_ucgm.generation.prompts import Prompt, read_prompts
@@ -105,27 +107,25 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=40)
     parser.add_argument("--rows", nargs="+", choices=[row.folder for row in ROWS], help="all by default")
     parser.add_argument("--output", type=Path, default=Path("runs/text-to-image"))
+    add_results_option(parser)
     args = parser.parse_args()
     prompts = prompts_of(args.data, args.prompts_of_a_kind)
-    lines = [
-        "| sampler | steps | guidance | seen | combination | subject | diversity | distance | seconds |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    table = PrintedTable("sampler", "steps", "guidance", *KINDS, "diversity", "distance", "seconds")
+    is_first = True
     for row in ROWS:
         if args.rows and row.folder not in args.rows:
             continue
         started = time.perf_counter()
         result = measured(row, args, prompts)
         seconds = time.perf_counter() - started
-        if len(lines) == 2:
-            lines.append(f"| real images |  |  | {' | '.join(cells(result, 'real'))} |  |  |")
-        lines.append(
-            f"| {row.sampler} | {row.steps} | {row.guidance:g} | {' | '.join(cells(result, 'generated'))} | "
-            f"{result['metrics']['frechet_distance']:.4f} | {seconds:.0f} |"
-        )
-        print(lines[-1], flush=True)
-    write_text(args.output / "table.md", "\n".join(lines) + "\n")
-    print("\n".join(lines))
+        if is_first:
+            table.add("real images", "", "", *cells(result, "real"), "", "")
+            is_first = False
+        figures = (f"{result['metrics']['frechet_distance']:.4f}", f"{seconds:.0f}")
+        table.add(row.sampler, f"{row.steps}", f"{row.guidance:g}", *cells(result, "generated"), *figures)
+    write_text(args.output / "table.md", f"{table.markdown()}\n")
+    title = "The bundled text-to-image model by sampler, steps, guidance and LoRA"
+    keep(args.results, title, {"table": table.markdown()})
 
 
 if __name__ == "__main__":
