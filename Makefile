@@ -21,6 +21,7 @@ help:
 	@echo "make style    mend what ruff can mend"
 	@echo "make check    ruff, pyright and the site, as the pre-commit hooks and CI run them"
 	@echo "make docs     build the documentation as a site, into build/site"
+	@echo "make notebooks  run the notebooks of examples/notebooks, and write them anew from their scripts"
 	@echo "make results  put the tables of benchmarks/results into README and the pages"
 	@echo
 	@echo "PYTHON=python3.12 picks the interpreter, TORCH_CONSTRAINT= another torch than the CPU build. Both are read when"
@@ -49,6 +50,9 @@ docs: .venv/dev.stamp
 
 results: .venv/test.stamp
 	$(BIN)/python tools/results.py
+
+notebooks: .venv/test.stamp
+	$(BIN)/python tools/notebooks.py
 
 .venv/test.stamp: pyproject.toml $(TORCH_CONSTRAINT)
 	@echo "Setting up .venv; the first time takes some minutes."

@@ -37,6 +37,13 @@ def test_every_page_is_in_the_navigation_once():
     assert in_navigation == sorted(page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md"))
 
 
+def test_the_list_of_integrations_names_tests_that_exist():
+    text = (DOCS / "integrations" / "index.md").read_text()
+    commands = re.findall(r"`pytest ([^`]+)`", text)
+    assert len(commands) == text.count("\n| ") - 2
+    assert [path for command in commands for path in command.split() if not (ROOT / path).exists()] == []
+
+
 # The reference ---------------------------------------------------------------------------------------------------
 
 

@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from results_file import (  # noqa: E402
+    NOT_RECORDED,
     RESULTS,
     Cell,
     Column,
@@ -205,11 +206,23 @@ def docs_commands() -> Table:
     return table("docs-commands", "commands").with_columns({name: name for name in names})
 
 
+def every_result() -> Table:
+    """The files of results, and how their numbers were made."""
+    rows: list[list[Cell]] = []
+    for file in results_files():
+        found = read_results(file)
+        command = found.command if found.command == NOT_RECORDED else f"`{found.command}`"
+        link = f"../{file.relative_to(ROOT).with_suffix('.md').as_posix()}"
+        rows.append([f"[{found.title}]({link})", command, found.commit, found.date, found.machine])
+    return Table([Column(name) for name in ("measurement", "command", "commit", "date", "machine")], rows)
+
+
 VIEWS: dict[str, Callable[[], Table]] = {
     "any-step-tuning-means": any_step_tuning,
     "bundled-model-by-calls": bundled_by_model,
     "docs-commands-shown": docs_commands,
     "emoji-model": emoji_model,
+    "every-result": every_result,
     "family-defaults-some": family_defaults,
     "fit-transfer-at-10-calls": fit_transfer,
     "fitted-solvers-ratios": fitted_solvers,

@@ -5,7 +5,8 @@
     python tools/run_docs.py --work runs/docs --missing --record  # those with a command that has not run as it stands
 
 `--record` keeps what happened in `benchmarks/results/docs-commands.json`, after each page; what it has of pages that
-do not run stays. `tests/test_run_docs.py` fails while a command is neither in it nor in `NOT_RUN`.
+do not run stays. `make results` then puts it into the pages. `tests/test_run_docs.py` fails while a command is neither
+in it nor in `NOT_RUN`.
 
 Each page has a folder of its own, in which `photos/` holds real images of Fashion-MNIST by class and `examples/` and
 `benchmarks/` are those of the repository. A command that needs a hub, a GPU or an hour is listed in `NOT_RUN` with the
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
 )  # fmt: skip
 IMAGES_PER_CLASS = 60
+COMMAND = "python tools/run_docs.py --work FOLDER --missing --record"
 RECORD = file_of("docs-commands")
 COLUMNS = [
     Column("page"),
@@ -328,7 +330,7 @@ def results(rows: dict[str, list[list[Cell]]]) -> Results:
         "commands": Table(COLUMNS, ordered),
         "not-run": Table([Column("page"), Column("command"), Column("reason")], left_out),
     }
-    return results_of_this_run("Commands of README and the pages", tables)
+    return replace(results_of_this_run("Commands of README and the pages", tables), command=COMMAND)
 
 
 def main() -> int:
