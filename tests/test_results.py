@@ -177,6 +177,19 @@ def test_new_results_get_a_page_with_marks(tmp_path, monkeypatch):
     assert results.filled(text) == text
 
 
+def test_the_table_that_a_command_wrote_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(results_file, "RESULTS", tmp_path)
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    page = tmp_path / "comparison.md"
+    page.write_text("# Title\n\n| solver | 5 |\n| --- | ---: |\n| a | 0.5 |\n\n| other |\n| --- |\n| b |\n")
+    results.take_table("x", "ucgm compare", str(page))
+    found = read_results(tmp_path / "x.json")
+    assert (found.title, found.command, found.tables["table"].rows) == ("x", "ucgm compare", [["a", 0.5]])
+    page.write_text("no table")
+    with pytest.raises(ValueError, match="must name a page with a table"):
+        results.take_table("x", "ucgm compare", str(page))
+
+
 @pytest.mark.parametrize("name", ["nothing", "bundled-model#nothing"])
 def test_a_mark_of_nothing_is_refused(name):
     with pytest.raises(ValueError, match="A mark must name one of"):

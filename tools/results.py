@@ -3,6 +3,7 @@
     python tools/results.py           # `make results`: write the pages
     python tools/results.py --check   # say which page differs from its file, and exit with 1 if one does
     python tools/results.py --figure docs/images/demo.png "ucgm demo"     # record a new picture with its command
+    python tools/results.py --take emoji/solvers "ucgm compare ..." comparison/comparison.md   # keep a command's table
 
 A mark is a comment of Markdown that names a file of results and one of its tables, or a view of `VIEWS`:
 
@@ -39,6 +40,8 @@ from results_file import (  # noqa: E402
     file_of,
     number,
     read_results,
+    results_of_this_run,
+    table_from,
     write_results,
 )
 
@@ -286,6 +289,21 @@ def record_figure(name: str, command: str) -> None:
     write_results(file, replace(found, tables={"table": Table(whole.columns, rows)}))
 
 
+def take_table(name: str, command: str, page: str) -> None:
+    """Keep the first table of a page that a command wrote, under the title that the file of results has.
+
+    Raises:
+        ValueError: The page has no table.
+    """
+    found = re.search(r"(?:^\|.*\n?)+", Path(page).read_text(), re.MULTILINE)
+    if found is None:
+        raise ValueError(f"`--take` must name a page with a table, got {page!r} without one.")
+    file = file_of(name)
+    title = read_results(file).title if file.is_file() else name
+    tables = {"table": table_from(found[0])}
+    write_results(file, replace(results_of_this_run(title, tables), command=command))
+
+
 def main() -> int:
     """Write the pages, or check them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -293,7 +311,12 @@ def main() -> int:
     parser.add_argument(
         "--figure", nargs=2, metavar=("FILE", "COMMAND"), help="record a picture, then write the pages"
     )
+    parser.add_argument(
+        "--take", nargs=3, metavar=("NAME", "COMMAND", "PAGE"), help="keep the table of a page, likewise"
+    )
     args = parser.parse_args()
+    if args.take:
+        take_table(*args.take)
     if args.figure:
         record_figure(*args.figure)
     different = [page for page in pages() if filled(page.read_text()) != page.read_text()]
