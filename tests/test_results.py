@@ -120,6 +120,20 @@ def test_every_figure_is_the_one_that_is_recorded():
     assert {name: results.digest_of(ROOT / name) for name in recorded} == recorded, "Run `tools/results.py --figure`."
 
 
+def test_the_plots_of_the_solvers_are_drawn_from_their_tables():
+    recorded = {row["file"]: row["command"] for row in results.table("figures").dicts()}
+    assert {recorded[name] for name in results.SOLVER_PLOTS} == {results.DRAW}
+    assert {part for part, _ in results.SOLVER_PLOTS.values()} < set(read_results(results.file_of("solvers")).tables)
+    row = {
+        "solver": "Heun",
+        "1": 2.3,
+        "2": {"value": 2.3, "text": "2.3 (1)"},
+        "4": {"value": 0.5, "text": "**0.5** (3)"},
+        "5": None,
+    }
+    assert results.curve_of(row) == ([1, 3], [2.3, 0.5])
+
+
 def test_a_file_is_read_as_it_was_written(tmp_path):
     table = Table(
         [Column("a"), Column("b", ".2f", "right")],

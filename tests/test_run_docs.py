@@ -89,3 +89,18 @@ def test_a_page_whose_command_fails_says_so(tmp_path, monkeypatch, capsys):
     results = [each.result for each in run_docs.run_page("page.md", tmp_path / "work")]
     assert results == ["ran", "failed", "ran", "failed"]
     assert "FAILED page.md:1" in capsys.readouterr().out
+
+
+def test_only_what_is_missing_runs_with_the_python_before_it(tmp_path, monkeypatch):
+    (tmp_path / "page.md").write_text(
+        "```bash\nfalse\ntrue\n```\n\n```python\nx = 1\n```\n\n```python\nassert x == 1\n```\n"
+    )
+    monkeypatch.setattr(run_docs, "ROOT", tmp_path)
+    monkeypatch.setattr(run_docs, "prepare", os.makedirs)
+    monkeypatch.chdir(tmp_path)
+    known = [run_docs.digest_of("false"), run_docs.digest_of("x = 1")]
+    done = run_docs.run_page("page.md", tmp_path / "work", known)
+    assert [(each.command.strip(), each.result) for each in done] == [("true", "ran"), ("assert x == 1", "ran")]
+    rows = [run_docs.row_of(each) for each in reversed(done)]
+    gone = [*rows[0][:-1], "of a command that is gone"]
+    assert run_docs.in_order("page.md", [*rows, gone]) == rows[::-1]

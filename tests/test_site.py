@@ -1,6 +1,7 @@
 """The documentation as a site: its navigation, its reference and its page of errors, without building it."""
 
 import ast
+import importlib.util
 import re
 from pathlib import Path
 
@@ -42,6 +43,52 @@ def test_the_list_of_integrations_names_tests_that_exist():
     commands = re.findall(r"`pytest ([^`]+)`", text)
     assert len(commands) == text.count("\n| ") - 2
     assert [path for command in commands for path in command.split() if not (ROOT / path).exists()] == []
+
+
+# What GitHub shows and the site does not -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hooks():
+    """`tools/site_hooks.py`, where mkdocs is installed: `make check` does that, `make test` does not."""
+    pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
+    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "tools" / "site_hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_link_out_of_docs_leads_to_a_copy_in_the_site(hooks):
+    page = DOCS / "concepts.md"
+    text = "[a](../CONTRIBUTING.md#tests) [b](glossary.md) [c](https://d.e) [f](#g)\n```\n[h](../README.md)\n```\n"
+    shown = hooks.with_site_links(text, page)
+    assert shown == text.replace("../CONTRIBUTING.md#tests", "repository/CONTRIBUTING.md#tests")
+    assert hooks.files_linked(text, page) == {ROOT / "CONTRIBUTING.md", DOCS / "glossary.md"}
+    copy = hooks.file_of("repository/CONTRIBUTING.md")
+    assert copy == ROOT / "CONTRIBUTING.md"
+    assert hooks.with_site_links("[a](docs/architecture.md#b)", copy) == "[a](../architecture.md#b)"
+
+
+def test_every_diagram_has_its_picture_and_a_changed_one_has_none(hooks):
+    diagrams = [found[1] for page in PAGES for found in hooks.DIAGRAM.finditer(page.read_text())]
+    assert [hooks.picture_of(each) for each in diagrams] == [DOCS / "images" / "architecture.svg"]
+    assert hooks.picture_of(f"{diagrams[0]} a --> b") is None
+    shown = hooks.with_pictures(f"```mermaid\n{diagrams[0]}```\n", DOCS / "reference" / "index.md")
+    assert shown == "![Diagram](../images/architecture.svg)\n"
+
+
+@pytest.mark.parametrize(
+    ("html", "is_loaded"),
+    [
+        ('<script src="https://a.b/c.js">', True),
+        ("<link rel=stylesheet href=//fonts.a.b>", True),
+        ('<img alt="x" src="http://a.b/c.png">', True),
+        ('<a href="https://a.b">', False),
+        ('<script src="assets/c.js">', False),
+    ],
+)
+def test_what_a_page_loads_from_elsewhere_is_found(hooks, html, is_loaded):
+    assert bool(hooks.LOADED.search(html)) is is_loaded
 
 
 # The reference ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
     python tools/results.py           # `make results`: write the pages
     python tools/results.py --check   # say which page differs from its file, and exit with 1 if one does
+    python tools/results.py --draw    # also draw the plots of the solvers anew, from their tables
     python tools/results.py --figure docs/images/demo.png "ucgm demo"     # record a new picture with its command
     python tools/results.py --take emoji/solvers "ucgm compare ..." comparison/comparison.md   # keep a command's table
 
@@ -289,6 +290,46 @@ def record_figure(name: str, command: str) -> None:
     write_results(file, replace(found, tables={"table": Table(whole.columns, rows)}))
 
 
+# The plots whose values are in a file of results: the table of each, with its title.
+SOLVER_PLOTS = {
+    "docs/images/solvers-ddpm.png": (
+        "epsilon-prediction-on-ddpms-noise-schedule",
+        "epsilon prediction, DDPM's schedule",
+    ),
+    "docs/images/solvers-edm.png": ("edm", "EDM"),
+    "docs/images/solvers-exact-chain.png": (
+        "exact-field-discrete-noise-schedule",
+        "exact field, discrete noise schedule",
+    ),
+    "docs/images/solvers-exact-edm.png": ("exact-field-edms-sigma-space", "exact field, EDM's sigma space"),
+    "docs/images/solvers-exact-flow.png": ("exact-field-flow", "exact field, flow"),
+    "docs/images/solvers-fashion-mnist.png": ("the-bundled-flow-matching-model", "the bundled flow-matching model"),
+}
+DRAW = "python tools/results.py --draw"
+
+
+def curve_of(row: Row) -> tuple[list[int], list[float]]:
+    """The calls that a solver made and its values, from its row; a number in brackets is that of the calls."""
+    points: dict[int, float] = {}
+    for calls, cell in row.items():
+        if cell is not None and calls != "solver":
+            fewer = re.search(r"\((\d+)\)", cell["text"]) if isinstance(cell, dict) else None
+            points[int(fewer[1] if fewer else calls)] = number(cell)
+    return [*sorted(points)], [points[calls] for calls in sorted(points)]
+
+
+def draw_solver_plots() -> None:
+    """Draw the plots of the solvers from their tables, and record them."""
+    from diffusers_ucgm.solver_study.plots import plot_quality
+
+    for name, (part, title) in SOLVER_PLOTS.items():
+        curves = {str(row["solver"]): curve_of(row) for row in table("solvers", part).dicts()}
+        own = [solver for solver in curves if solver.startswith(("UCGM-S", "tuned"))]
+        measure = "median distance to the solution"
+        plot_quality(curves, ROOT / name, measure=measure, title=title, emphasised=own)
+        record_figure(name, DRAW)
+
+
 def take_table(name: str, command: str, page: str) -> None:
     """Keep the first table of a page that a command wrote, under the title that the file of results has.
 
@@ -308,6 +349,7 @@ def main() -> int:
     """Write the pages, or check them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument("--draw", action="store_true", help="also draw the plots of the solvers from their tables")
     parser.add_argument(
         "--figure", nargs=2, metavar=("FILE", "COMMAND"), help="record a picture, then write the pages"
     )
@@ -315,6 +357,8 @@ def main() -> int:
         "--take", nargs=3, metavar=("NAME", "COMMAND", "PAGE"), help="keep the table of a page, likewise"
     )
     args = parser.parse_args()
+    if args.draw:
+        draw_solver_plots()
     if args.take:
         take_table(*args.take)
     if args.figure:

@@ -2,11 +2,12 @@
 
     python tools/run_docs.py --work runs/docs                     # all pages
     python tools/run_docs.py --work runs/docs --only README.md    # some
-    python tools/run_docs.py --work runs/docs --missing --record  # those with a command that has not run as it stands
+    python tools/run_docs.py --work runs/docs --missing --record  # the commands that have not run as they stand
 
 `--record` keeps what happened in `benchmarks/results/docs-commands.json`, after each page; what it has of pages that
 do not run stays. `make results` then puts it into the pages. `tests/test_run_docs.py` fails while a command is neither
-in it nor in `NOT_RUN`.
+in it nor in `NOT_RUN`. With `--missing` a command does not find the files of those before it that ran earlier: where
+it fails for that, run its page with `--only`.
 
 Each page has a folder of its own, in which `photos/` holds real images of Fashion-MNIST by class and `examples/` and
 `benchmarks/` are those of the repository. A command that needs a hub, a GPU or an hour is listed in `NOT_RUN` with the
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -237,8 +239,15 @@ def failure_of(block: Block, command: str, folder: Path, names: dict[str, Any]) 
     return None if ended.returncode == 0 else (ended.stdout + ended.stderr)[-2000:]
 
 
-def run_page(page: str, work: Path) -> list[Done]:
-    """Run a page's blocks in their order."""
+def run_page(page: str, work: Path, known: Container[str] = ()) -> list[Done]:
+    """Run a page's blocks in their order.
+
+    Args:
+        page: Its path in the repository.
+        work: The folder in which the page gets its own.
+        known: Digests of commands that ran before. Commands of bash among them are left out of the result and not run;
+            Python is run for the names that it defines, and left out, too.
+    """
     folder = work / page.replace("/", "-")
     prepare(folder)
     os.chdir(folder)
@@ -250,9 +259,14 @@ def run_page(page: str, work: Path) -> list[Done]:
             if (reason := block.reason_not_run(command)) is not None:
                 rows.append(Done(block, command, f"not run: {reason}", 0.0))
                 continue
+            is_known = digest_of(command) in known
+            if is_known and block.language == "bash":
+                continue
             started = time.perf_counter()
             print(f"== {page}:{block.line}\n{command}", flush=True)
             failure = failure_of(block, command, folder, names)
+            if is_known:
+                continue
             if failure is not None:
                 print(f"FAILED {page}:{block.line}\n{failure}", flush=True)
             result = "ran" if failure is None else "failed"
@@ -296,6 +310,12 @@ def rows_in(file: Path) -> dict[str, list[list[Cell]]]:
     for row in read_results(file).tables["commands"].rows if file.exists() else []:
         rows.setdefault(str(row[0]), []).append(row)
     return rows
+
+
+def in_order(page: str, rows: list[list[Cell]]) -> list[list[Cell]]:
+    """The rows of a page in the order of its commands; those of commands that it no longer has are dropped."""
+    places = [digest_of(command) for block in blocks_of(page) for command in block.commands]
+    return sorted((row for row in rows if row[-1] in places), key=lambda row: places.index(str(row[-1])))
 
 
 def not_in(rows: dict[str, list[list[Cell]]]) -> list[tuple[str, str]]:
@@ -352,9 +372,10 @@ def main() -> int:
         missing = {page for page, _ in not_in(rows)}
         chosen = [page for page in chosen if page in missing]
     for page in chosen:
-        done = run_page(page, work)
+        kept = [row for row in rows.get(page, []) if row[2] == "ran"] if args.missing else []
+        done = run_page(page, work, {str(row[-1]) for row in kept})
         has_failed |= any(each.result == "failed" for each in done)
-        rows[page] = [row_of(each) for each in done]
+        rows[page] = in_order(page, [*kept, *map(row_of, done)])
         print(Table(COLUMNS, rows[page]).markdown(), flush=True)
         if args.record:
             write_results(RECORD, results(rows))
