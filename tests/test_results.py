@@ -24,6 +24,7 @@ OTHER_TABLES = {
     "docs/compare-solvers.md": {
         "| scheduler | behaviour | effect |": "read off diffusers' sources and the table of all solvers"
     },
+    "docs/integrations/comfyui.md": {"| node | input |": "settings of the nodes"},
     "docs/concepts.md": {"| name | alpha | gamma |": "formulas"},
     "docs/emoji-model.md": {"| part | images | `kind` |": "the split that `prepare` makes; its names alone decide it"},
     "docs/paper-models.md": {
@@ -194,14 +195,21 @@ def test_new_results_get_a_page_with_marks(tmp_path, monkeypatch):
 def test_the_table_that_a_command_wrote_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(results_file, "RESULTS", tmp_path)
     monkeypatch.setattr(results, "RESULTS", tmp_path)
+    monkeypatch.setattr(results, "pages", list)
     page = tmp_path / "comparison.md"
     page.write_text("# Title\n\n| solver | 5 |\n| --- | ---: |\n| a | 0.5 |\n\n| other |\n| --- |\n| b |\n")
-    results.take_table("x", "ucgm compare", str(page))
+    results.take_table("x", "ucgm compare", page)
     found = read_results(tmp_path / "x.json")
     assert (found.title, found.command, found.tables["table"].rows) == ("x", "ucgm compare", [["a", 0.5]])
-    page.write_text("no table")
+    monkeypatch.setattr(results, "pages", lambda: [page])
+    results.take_table("x", "ucgm compare", page, "| other")
+    text = page.read_text()
+    assert text.endswith("| a | 0.5 |\n\n<!-- results: x -->\n<!-- /results -->\n")
+    assert results.filled(text).endswith("<!-- results: x -->\n| other |\n| --- |\n| b |\n<!-- /results -->\n")
+    results.take_table("comparison", "ucgm compare", page)
+    assert page.read_text().startswith("# Title\n\n<!-- results: comparison#about -->\n<!-- /results -->\n")
     with pytest.raises(ValueError, match="must name a page with a table"):
-        results.take_table("x", "ucgm compare", str(page))
+        results.take_table("x", "ucgm compare", page)
 
 
 @pytest.mark.parametrize("name", ["nothing", "bundled-model#nothing"])

@@ -330,19 +330,40 @@ def draw_solver_plots() -> None:
         record_figure(name, DRAW)
 
 
-def take_table(name: str, command: str, page: str) -> None:
-    """Keep the first table of a page that a command wrote, under the title that the file of results has.
+def take_table(name: str, command: str, page: Path, head: str = "|") -> None:
+    """Keep a table that stands in a page, under the title that the file of results has.
+
+    Args:
+        name: That of the file of results.
+        command: The command that made the table.
+        page: What a command wrote, such as comparison.md of `ucgm compare`. In a page of ours the table gives
+            way to its marks.
+        head: The beginning of the table's first line.
 
     Raises:
-        ValueError: The page has no table.
+        ValueError: The page has no such table outside of marks.
     """
-    found = re.search(r"(?:^\|.*\n?)+", Path(page).read_text(), re.MULTILINE)
-    if found is None:
-        raise ValueError(f"`--take` must name a page with a table, got {page!r} without one.")
+    text = page.read_text()
+    marked = [found.span() for found in MARK.finditer(text)]
+    tables = [
+        each
+        for each in re.finditer(r"(?:^\|.*\n?)+", text, re.MULTILINE)
+        if each[0].startswith(head) and not any(start <= each.start() < end for start, end in marked)
+    ]
+    if not tables:
+        raise ValueError(f"`--take` must name a page with a table that begins with {head!r}, got {str(page)!r}.")
     file = file_of(name)
     title = read_results(file).title if file.is_file() else name
-    tables = {"table": table_from(found[0])}
-    write_results(file, replace(results_of_this_run(title, tables), command=command))
+    found = results_of_this_run(title, {"table": table_from(tables[0][0])})
+    write_results(file, replace(found, command=command))
+    if page.resolve() in pages():
+        start, end = tables[0].span()
+        text = f"{text[:start]}<!-- results: {name} -->\n<!-- /results -->\n{text[end:]}"
+        about = f"<!-- results: {name}#about -->"
+        if page.resolve() == file.with_suffix(".md") and about not in text:
+            title, _, rest = text.partition("\n")
+            text = f"{title}\n\n{about}\n<!-- /results -->\n{rest}"
+        page.write_text(text)
 
 
 def main() -> int:
@@ -353,14 +374,14 @@ def main() -> int:
     parser.add_argument(
         "--figure", nargs=2, metavar=("FILE", "COMMAND"), help="record a picture, then write the pages"
     )
-    parser.add_argument(
-        "--take", nargs=3, metavar=("NAME", "COMMAND", "PAGE"), help="keep the table of a page, likewise"
-    )
+    parser.add_argument("--take", nargs=3, metavar=("NAME", "COMMAND", "PAGE"), help="keep a page's first table")
+    parser.add_argument("--head", default="|", help="or the first table that begins so")
     args = parser.parse_args()
     if args.draw:
         draw_solver_plots()
     if args.take:
-        take_table(*args.take)
+        name, command, page = args.take
+        take_table(name, command, Path(page), args.head)
     if args.figure:
         record_figure(*args.figure)
     different = [page for page in pages() if filled(page.read_text()) != page.read_text()]

@@ -60,7 +60,14 @@ COLUMNS = [
     Column("digest"),
 ]
 # What a block of another language than bash and Python is: nothing to run.
-SHOWN = {"": "formulas", "json": "the content of a file", "mermaid": "a diagram", "text": "what a command prints"}
+SHOWN = {
+    "": "formulas",
+    "json": "the content of a file",
+    "mermaid": "a diagram",
+    "text": "what a command prints",
+    "toml": "the content of a file",
+    "yaml": "the content of a file",
+}
 # The commands of a page that contain the words are not run, for the reason.
 NOT_RUN = {
     "README.md": {
@@ -142,7 +149,14 @@ from safetensors.torch import save_file
 save_file({"latents": torch.randn(512, 4, 8, 8), "class_labels": torch.arange(512) % 10}, "latents.safetensors")
 dataset = [{"latents": torch.randn(4, 8, 8), "class_labels": i % 10} for i in range(512)]
 """,
-    "docs/training.md": TINY_NETWORK + 'import pathlib; pathlib.Path("run.yaml").write_text("max_train_steps: 2")\n',
+    "docs/training.md": TINY_NETWORK
+    + """
+import pathlib; pathlib.Path("run.yaml").write_text("max_train_steps: 2")
+from diffusers_ucgm import UCGMPipeline
+pipe = UCGMPipeline.from_pretrained("fashion-mnist")
+student = averaged = lambda x_t, t, target_time, class_labels: denoiser(x_t, t, class_labels)
+condition, null_condition = {"class_labels": labels}, {"class_labels": null_class}
+""",
     "docs/tune-the-sampler.md": """
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler
