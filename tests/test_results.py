@@ -206,6 +206,10 @@ def test_the_table_that_a_command_wrote_is_kept(tmp_path, monkeypatch):
     text = page.read_text()
     assert text.endswith("| a | 0.5 |\n\n<!-- results: x -->\n<!-- /results -->\n")
     assert results.filled(text).endswith("<!-- results: x -->\n| other |\n| --- |\n| b |\n<!-- /results -->\n")
+    page.write_text(results.filled(text).replace("| b |", "| c |"))
+    results.take_table("x", "ucgm compare", page, "| other")
+    assert read_results(tmp_path / "x.json").tables["table"].rows == [["c"]]
+    assert page.read_text().count("<!-- results: x -->") == 1
     results.take_table("comparison", "ucgm compare", page)
     assert page.read_text().startswith("# Title\n\n<!-- results: comparison#about -->\n<!-- /results -->\n")
     with pytest.raises(ValueError, match="must name a page with a table"):

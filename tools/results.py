@@ -337,18 +337,23 @@ def take_table(name: str, command: str, page: Path, head: str = "|") -> None:
         name: That of the file of results.
         command: The command that made the table.
         page: What a command wrote, such as comparison.md of `ucgm compare`. In a page of ours the table gives
-            way to its marks.
+            way to its marks; a table that stands in these already is taken from there.
         head: The beginning of the table's first line.
 
     Raises:
-        ValueError: The page has no such table outside of marks.
+        ValueError: The page has no such table, but for those in the marks of other files.
     """
     text = page.read_text()
-    marked = [found.span() for found in MARK.finditer(text)]
+    marks = {found.span(): found[2] for found in MARK.finditer(text)}
+
+    def mark_of(place: int) -> str | None:
+        """The name of the mark around a place."""
+        return next((mark for (start, end), mark in marks.items() if start <= place < end), None)
+
     tables = [
         each
         for each in re.finditer(r"(?:^\|.*\n?)+", text, re.MULTILINE)
-        if each[0].startswith(head) and not any(start <= each.start() < end for start, end in marked)
+        if each[0].startswith(head) and mark_of(each.start()) in (None, name)
     ]
     if not tables:
         raise ValueError(f"`--take` must name a page with a table that begins with {head!r}, got {str(page)!r}.")
@@ -356,7 +361,7 @@ def take_table(name: str, command: str, page: Path, head: str = "|") -> None:
     title = read_results(file).title if file.is_file() else name
     found = results_of_this_run(title, {"table": table_from(tables[0][0])})
     write_results(file, replace(found, command=command))
-    if page.resolve() in pages():
+    if page.resolve() in pages() and mark_of(tables[0].start()) is None:
         start, end = tables[0].span()
         text = f"{text[:start]}<!-- results: {name} -->\n<!-- /results -->\n{text[end:]}"
         about = f"<!-- results: {name}#about -->"
