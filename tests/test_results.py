@@ -212,6 +212,7 @@ def test_the_table_that_a_command_wrote_is_kept(tmp_path, monkeypatch):
     assert page.read_text().count("<!-- results: x -->") == 1
     results.take_table("comparison", "ucgm compare", page)
     assert page.read_text().startswith("# Title\n\n<!-- results: comparison#about -->\n<!-- /results -->\n")
+    page.write_text("no table")
     with pytest.raises(ValueError, match="must name a page with a table"):
         results.take_table("x", "ucgm compare", page)
 
@@ -220,3 +221,11 @@ def test_the_table_that_a_command_wrote_is_kept(tmp_path, monkeypatch):
 def test_a_mark_of_nothing_is_refused(name):
     with pytest.raises(ValueError, match="A mark must name one of"):
         results.filled(f"<!-- results: {name} -->\n<!-- /results -->\n")
+
+
+def test_a_mark_without_an_end_is_refused():
+    text = "<!-- results: bundled-model -->\n| a |\n\ntext\n\n<!-- results: kills -->\n<!-- /results -->\n"
+    with pytest.raises(ValueError, match="must end in a line"):
+        results.filled(text)
+    with pytest.raises(ValueError, match="must end in a line"):
+        results.filled("text\n<!-- results: kills -->\n| a |\n")

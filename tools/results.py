@@ -47,7 +47,9 @@ from results_file import (  # noqa: E402
 )
 
 
-MARK = re.compile(r"(<!-- results: (\S+) -->\n)(.*?)(^<!-- /results -->)", re.DOTALL | re.MULTILINE)
+OPENING = "<!-- results: "
+# What stands between the marks has none of them.
+MARK = re.compile(rf"({OPENING}(\S+) -->\n)((?:(?!{OPENING}).)*?)(^<!-- /results -->)", re.DOTALL | re.MULTILINE)
 
 
 def table(name: str, part: str = "table") -> Table:
@@ -261,7 +263,17 @@ def content_of(name: str) -> str:
 
 
 def filled(text: str) -> str:
-    """A page's text with its tables anew."""
+    """A page's text with its tables anew.
+
+    Raises:
+        ValueError: A mark has no end, as after a merge, or names nothing.
+    """
+    ended = [found.start() for found in MARK.finditer(text)]
+    started = [found.start() for found in re.finditer(f"^{OPENING}", text, re.MULTILINE)]
+    for place in started:
+        if place not in ended:
+            mark = text[place:].partition("\n")[0]
+            raise ValueError(f"The mark {mark!r} must end in a line '<!-- /results -->' before the next mark begins.")
     return MARK.sub(lambda found: f"{found[1]}{content_of(found[2])}\n{found[4]}", text)
 
 
