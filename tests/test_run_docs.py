@@ -99,7 +99,7 @@ def test_only_what_is_missing_runs_with_the_python_before_it(tmp_path, monkeypat
     monkeypatch.setattr(run_docs, "prepare", os.makedirs)
     monkeypatch.chdir(tmp_path)
     known = [run_docs.digest_of("false"), run_docs.digest_of("x = 1")]
-    done = run_docs.run_page("page.md", tmp_path / "work", known)
+    done = list(run_docs.run_page("page.md", tmp_path / "work", known))
     assert [(each.command.strip(), each.result) for each in done] == [("true", "ran"), ("assert x == 1", "ran")]
     rows = [run_docs.row_of(each) for each in reversed(done)]
     gone = [*rows[0][:-1], "of a command that is gone"]

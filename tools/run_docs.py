@@ -4,10 +4,10 @@
     python tools/run_docs.py --work runs/docs --only README.md    # some
     python tools/run_docs.py --work runs/docs --missing --record  # the commands that have not run as they stand
 
-`--record` keeps what happened in `benchmarks/results/docs-commands.json`, after each page; what it has of pages that
-do not run stays. `make results` then puts it into the pages. `tests/test_run_docs.py` fails while a command is neither
-in it nor in `NOT_RUN`. With `--missing` a command does not find the files of those before it that ran earlier: where
-it fails for that, run its page with `--only`.
+`--record` keeps what happened in `benchmarks/results/docs-commands.json`, after each command; what it has of pages
+that do not run stays. `make results` then puts it into the pages. `tests/test_run_docs.py` fails while a command is
+neither in it nor in `NOT_RUN`. With `--missing` a command does not find the files of those before it that ran earlier:
+where it fails for that, run its page with `--only`.
 
 Each page has a folder of its own, in which `photos/` holds real images of Fashion-MNIST by class and `examples/` and
 `benchmarks/` are those of the repository. A command that needs a hub, a GPU or an hour is listed in `NOT_RUN` with the
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -253,7 +253,7 @@ def failure_of(block: Block, command: str, folder: Path, names: dict[str, Any]) 
     return None if ended.returncode == 0 else (ended.stdout + ended.stderr)[-2000:]
 
 
-def run_page(page: str, work: Path, known: Container[str] = ()) -> list[Done]:
+def run_page(page: str, work: Path, known: Container[str] = ()) -> Iterator[Done]:
     """Run a page's blocks in their order.
 
     Args:
@@ -267,11 +267,10 @@ def run_page(page: str, work: Path, known: Container[str] = ()) -> list[Done]:
     os.chdir(folder)
     names: dict[str, Any] = {}
     exec(GIVEN.get(page, ""), names)
-    rows = []
     for block in blocks_of(page):
         for command in block.commands:
             if (reason := block.reason_not_run(command)) is not None:
-                rows.append(Done(block, command, f"not run: {reason}", 0.0))
+                yield Done(block, command, f"not run: {reason}", 0.0)
                 continue
             is_known = digest_of(command) in known
             if is_known and block.language == "bash":
@@ -284,8 +283,7 @@ def run_page(page: str, work: Path, known: Container[str] = ()) -> list[Done]:
             if failure is not None:
                 print(f"FAILED {page}:{block.line}\n{failure}", flush=True)
             result = "ran" if failure is None else "failed"
-            rows.append(Done(block, command, result, time.perf_counter() - started))
-    return rows
+            yield Done(block, command, result, time.perf_counter() - started)
 
 
 def shortened(block: Block, command: str) -> str:
@@ -387,12 +385,13 @@ def main() -> int:
         chosen = [page for page in chosen if page in missing]
     for page in chosen:
         kept = [row for row in rows.get(page, []) if row[2] == "ran"] if args.missing else []
-        done = run_page(page, work, {str(row[-1]) for row in kept})
-        has_failed |= any(each.result == "failed" for each in done)
-        rows[page] = in_order(page, [*kept, *map(row_of, done)])
-        print(Table(COLUMNS, rows[page]).markdown(), flush=True)
-        if args.record:
-            write_results(RECORD, results(rows))
+        for done in run_page(page, work, {str(row[-1]) for row in kept}):
+            has_failed |= done.result == "failed"
+            kept.append(row_of(done))
+            rows[page] = in_order(page, kept)
+            if args.record:
+                write_results(RECORD, results(rows))
+        print(Table(COLUMNS, rows.get(page, [])).markdown(), flush=True)
     if args.record and not chosen:
         write_results(RECORD, results(rows))
     return int(has_failed)
