@@ -11,7 +11,7 @@ BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet $(if $(TORCH_CONSTRAINT),-c $(TORCH_CONSTRAINT))
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m "not slow"
 
-.PHONY: help demo test goldens style check
+.PHONY: help demo test goldens style check docs results notebooks
 
 help:
 	@echo "make demo     draw emoji from text in 2, 4 and 20 steps, stock Euler beside UCGM-S, and print where the picture is"
@@ -19,7 +19,10 @@ help:
 	@echo "              TEST_PROCESSES=0 runs them in one process, TEST_PROCESSES=8 in eight, two where none is named"
 	@echo "make goldens  run only the tests against the reference's values"
 	@echo "make style    mend what ruff can mend"
-	@echo "make check    ruff and pyright, as the pre-commit hooks and CI run them"
+	@echo "make check    ruff, pyright and the site, as the pre-commit hooks and CI run them"
+	@echo "make docs     build the documentation as a site, into build/site"
+	@echo "make notebooks  run the notebooks of examples/notebooks, and write them anew from their scripts"
+	@echo "make results  put the tables of benchmarks/results into README and the pages"
 	@echo
 	@echo "PYTHON=python3.12 picks the interpreter, TORCH_CONSTRAINT= another torch than the CPU build. Both are read when"
 	@echo ".venv is set up: remove .venv to change them."
@@ -37,10 +40,19 @@ style: .venv/dev.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-check: .venv/dev.stamp
+check: .venv/dev.stamp docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: .venv/dev.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+results: .venv/test.stamp
+	$(BIN)/python tools/results.py
+
+notebooks: .venv/test.stamp
+	$(BIN)/python tools/notebooks.py
 
 .venv/test.stamp: pyproject.toml $(TORCH_CONSTRAINT)
 	@echo "Setting up .venv; the first time takes some minutes."

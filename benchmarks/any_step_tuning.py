@@ -18,6 +18,7 @@ from typing import Any
 
 from bundled_model import CLASSIFIER, Judge
 from few_step_tuning import FEW_STEP, TEACHER, draw, latents_of, tune
+from results_file import add_results_option
 
 from diffusers_ucgm import UCGMPipeline, UCGMTrainingConfig, files
 from diffusers_ucgm.data.datasets import LatentDataset
@@ -150,6 +151,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings that replace a row's")
     parser.add_argument("--classifier", default=CLASSIFIER, help="or a folder of examples/train_classifier.py")
     parser.add_argument("--output", type=Path, default=Path("runs/any_step_tuning"))
+    add_results_option(parser)
     args = parser.parse_args()
     changes = {name: json.loads(value) for name, value in (pair.split("=", 1) for pair in args.set)}
     judge = Judge(args.classifier, args.data)
@@ -174,9 +176,8 @@ def main() -> None:
         for name in args.only or RUNS:
             if (name, seed) not in finished:
                 keep(tuned_row(name, seed, args, judge, dataset, changes))
-    text = f"# Objectives at equal compute\n\n{(__doc__ or '').split(chr(10) * 2, 1)[1].strip()}\n\n{table(rows)}\n"
-    files.write_text(args.output / "results.md", text)
-    print(text)
+    print(table(rows))
+    keep(args.results, "Objectives at equal compute", {"table": table(rows)})
 
 
 if __name__ == "__main__":

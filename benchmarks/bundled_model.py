@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
+from results_file import PrintedTable, add_results_option, keep
 from torch import Tensor
 
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler
@@ -103,6 +104,7 @@ def main() -> None:
     parser.add_argument("--classifier", default=CLASSIFIER, help="or a folder of examples/train_classifier.py")
     parser.add_argument("--only", nargs="*", help="rows to measure, by name; all by default")
     parser.add_argument("--output", type=Path, default=Path("runs/bundled_model"), help="folder of results.json")
+    add_results_option(parser)
     args = parser.parse_args()
     train, test = load_images(args.data, "train"), load_images(args.data, "test")
     x_test = pixels(test.images, SIZE)
@@ -120,16 +122,9 @@ def main() -> None:
             "seconds": seconds,
         }
         rows.append(row)
-        print(
-            f"| {name:28} | {calls or '':5} | {row['agreement']:9.4f} | {row['frechet_distance']:8.3f} | "
-            f"{'' if seconds is None else f'{seconds:.0f}':7} |",
-            flush=True,
-        )
+        table.add(name, f"{calls or ''}", f"{row['agreement']:.4f}", f"{row['frechet_distance']:.3f}")
 
-    print(
-        f"| {'setting':28} | calls | agreement | Frechet  | seconds |\n"
-        f"|{'-' * 30}|-------|-----------|----------|---------|"
-    )
+    table = PrintedTable("setting", "network calls (NFE)", "agreement", "Fréchet distance")
     x_train = pixels(train.images[: args.samples], SIZE)
     report("real training images", x_train, train.labels[: args.samples])
     folder = args.models / "fashion-mnist" if args.models else "fashion-mnist"
@@ -145,6 +140,7 @@ def main() -> None:
         source = str(args.models / model) if args.models else model
         x, labels, seconds = draw(source, steps, changes, args.samples, args.batch_size)
         report(f"{name} ({KINDS[model]})", x, labels, seconds, steps)
+    keep(args.results, "The bundled models of Fashion-MNIST", {"table": table.markdown()})
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "results.json").write_text(json.dumps({"samples": args.samples, "rows": rows}, indent=2))
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2DModel
+from results_file import add_results_option, keep
 from safetensors import safe_open
 
 
@@ -126,6 +127,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=["ddt", "lightningdit", "sit", "edm2"], choices=SIZES)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--run", nargs="+", help=argparse.SUPPRESS)
+    add_results_option(parser)
     args = parser.parse_args()
     if args.run:
         {"convert": convert, "dit": save_dit, "load": load, "make": synthetic_checkpoint}[args.run[0]](*args.run[1:])
@@ -154,11 +156,16 @@ def main() -> None:
                 loads.append(f"| {label} | {parameters(output / 'transformer') / 1e6:.0f} | {columns(each)} |")
                 print(loads[-1], flush=True)
                 shutil.rmtree(output)
-        print("\n| network | checkpoint, GB | conversion, s | peak memory / checkpoint |\n|---|---|---|---|")
-        print("\n".join(conversions))
-        print("\n| transformer | parameters, millions | loading, s: best, median | and reading all weights |")
-        print("|---|---|---|---|")
-        print("\n".join(loads))
+    heads = (
+        "| network | checkpoint, GB | conversion, s | peak memory / checkpoint |",
+        "| transformer | parameters, millions | loading, s | loading and reading all weights, s |",
+    )
+    tables = [
+        "\n".join([head, "|---|---|---|---|", *rows]) for head, rows in zip(heads, (conversions, loads), strict=True)
+    ]
+    print("\n\n".join(tables))
+    names = ("conversion", "loading")
+    keep(args.results, "Conversion and loading of the paper's networks", dict(zip(names, tables, strict=True)))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from exact_fields import random_mixture, run_scheduler
+from results_file import PrintedTable, add_results_option, keep
 from torch import Tensor
 
 from diffusers_ucgm import PRESETS, GaussianMixture, UCGMScheduler
@@ -109,12 +110,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--fields", type=int, default=2)
+    add_results_option(parser)
     options = parser.parse_args()
-    print("| family | solver | " + " | ".join(f"{calls} calls" for calls in CALLS) + " |")
-    print("| --- | --- | " + " | ".join("---" for _ in CALLS) + " |")
+    table = PrintedTable("convention", "solver", *(f"{calls} calls" for calls in CALLS))
     for name, peers in FAMILIES.items():
         for row, figures in rows(peers, options.samples, options.fields).items():
-            print(f"| {name} | {row} | {' | '.join(f'{figure:.4f}' for figure in figures)} |")
+            table.add(name, row, *(f"{figure:.4f}" for figure in figures))
+    keep(options.results, "Default settings on exact fields", {"table": table.markdown()})
 
 
 if __name__ == "__main__":

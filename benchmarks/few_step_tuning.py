@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from bundled_model import CLASSIFIER, EULER, SIZE, Judge
+from results_file import PrintedTable, add_results_option, keep
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -94,28 +95,26 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings that replace a row's")
     parser.add_argument("--classifier", default=CLASSIFIER, help="or a folder of examples/train_classifier.py")
     parser.add_argument("--output", type=Path, default=Path("runs/few_step_tuning"))
+    add_results_option(parser)
     args = parser.parse_args()
     changes = {name: json.loads(value) for name, value in (pair.split("=", 1) for pair in args.set)}
     judge = Judge(args.classifier, args.data)
     dataset = latents_of(args.data, args.output / "latents.safetensors")
     teacher = UCGMPipeline.from_pretrained(TEACHER)
-    print("| run | samples | share of the teacher's | seconds | 1 step | 2 steps | 4 steps | 2 steps / teacher's 40 |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
+    heads = ("1 step", "2 steps", "4 steps", "2 steps / teacher's 40")
+    table = PrintedTable("run", "samples", "fraction of the teacher's samples", "seconds", *heads)
 
     def report(
         name: str, pipe: UCGMPipeline, samples: int, seconds: float, settings: dict[str, Any]
     ) -> dict[str, Any]:
         distances = [judge.frechet_distance(draw(pipe, steps, args.samples, settings)) for steps in (1, 2, 4)]
-        shown = " | ".join(f"{value:.2f}" for value in distances)
+        shown = [f"{value:.2f}" for value in (*distances, distances[1] / reference)]
         share = samples / TEACHER_SAMPLES
-        print(
-            f"| {name} | {samples} | {share:.1%} | {seconds:.0f} | {shown} | {distances[1] / reference:.2f} |",
-            flush=True,
-        )
+        table.add(name, f"{samples}", f"{share:.1%}", f"{seconds:.0f}", *shown)
         return {"run": name, "samples": samples, "seconds": seconds, "distances": distances}
 
     reference = judge.frechet_distance(draw(teacher, 40, args.samples, {}))
-    print(f"| teacher at 40 steps: {reference:.2f} | | | | | | | 1.00 |", flush=True)
+    table.add(f"teacher at 40 steps: {reference:.2f}", *[""] * 6, "1.00")
     rows = [report("teacher, not tuned, Euler", teacher, 0, 0.0, EULER)]
     for name, share, batch_size, settings in RUNS:
         if args.only and name not in args.only:
@@ -130,6 +129,7 @@ def main() -> None:
         pipe, trainer, seconds = tune(config, dataset)
         with trainer.averaged_weights():
             rows.append(report(name, pipe, steps * config.train_batch_size, seconds, FEW_STEP))
+    keep(args.results, "Cost of tuning the bundled model to few steps", {"table": table.markdown()})
     (args.output / "results.json").write_text(json.dumps({"teacher_at_40": reference, "rows": rows}, indent=2))
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 from fitted_solvers import call_at, default_of, median_distance
+from results_file import PrintedTable, add_results_option, keep
 
-from diffusers_ucgm import UCGMScheduler, files
+from diffusers_ucgm import UCGMScheduler
 from diffusers_ucgm.generation.conditions import conditions_for
 from diffusers_ucgm.loading import load_pipeline
 from diffusers_ucgm.solver_study.solutions import reference_solutions
@@ -75,24 +76,18 @@ def measure(pipe: Any, scale: float, fits: Mapping[int, Sequence[float]]) -> lis
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fits", type=Path, default=Path("benchmarks/results/fit-transfer.json"))
-    parser.add_argument("--output", type=Path, default=Path("runs/fit-interpolation"))
+    parser.add_argument("--fits", type=Path, default=Path("benchmarks/results/fit-transfer.record.json"))
+    add_results_option(parser)
     args = parser.parse_args()
     recorded = json.loads(args.fits.read_text())["fits"]
     pipe = load_pipeline("fashion-mnist")
-    lines = [
-        "| guidance | calls | default | interpolated | closest stock solver |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
+    table = PrintedTable("guidance", "calls:", "default:", "interpolated:", "closest stock solver:")
     for scale in SCALES:
         fits = {len(fit["timesteps"]): fit["timesteps"] for fit in recorded[f"guidance {scale:g}"]}
         for row in measure(pipe, scale, fits):
             cells = [f"{row[name]:.4f}" for name in ("default", "interpolated", "stock")]
-            lines.append(f"| {scale:g} | {row['calls']} | {' | '.join(cells)} |")
-            print(lines[-1], flush=True)
-    intro = (__doc__ or "").split("\n\n", 1)[1].rstrip()
-    text = "\n\n".join(["# Times between fitted solvers", intro, "\n".join(lines)])
-    files.write_text(args.output.with_suffix(".md"), f"{text}\n")
+            table.add(f"{scale:g}", f"{row['calls']}", *cells)
+    keep(args.results, "Times between fitted solvers", {"table": table.markdown()})
 
 
 if __name__ == "__main__":

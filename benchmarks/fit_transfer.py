@@ -6,7 +6,7 @@
 seeds, by the median distance to the solution at that setting. The figures are this distance divided by that of the
 default sampler (`UCGMScheduler.from_config`) and by that of the closest stock solver at the setting judged. The model
 has one image size, so that a transfer to another size cannot be measured on it. Finished parts are kept in
-`<output>.json`, and a stopped run goes on after them.
+`<output>.record.json`, and a stopped run goes on after them.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fitted_solvers import FIRST_SEED, NUM_SEEDS, call_at, default_of, median_distance
+from results_file import add_results_option, keep
 
 from diffusers_ucgm import UCGMScheduler, files
 from diffusers_ucgm.generation.conditions import conditions_for
@@ -119,8 +120,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/fit-transfer"))
     parser.add_argument("--solution-calls", type=int, default=500, help="network calls of a solution (%(default)s)")
+    add_results_option(parser)
     args = parser.parse_args()
-    record = args.output.with_suffix(".json")
+    record = args.output.with_suffix(".record.json")
     found = json.loads(record.read_text()) if record.is_file() else {"fits": {}, "judged": {}}
     pipe = load_pipeline("fashion-mnist")
     for name, setting in SETTINGS.items():
@@ -131,12 +133,9 @@ def main() -> None:
         if name not in found["judged"]:
             found["judged"][name] = judge(pipe, setting, found["fits"], args.solution_calls)
             files.write_json(record, found)
-    parts = [f"## {calls} calls\n\n{table(found['judged'], calls)}" for calls in CALLS]
-    legend = "Each cell: distance / that of the default sampler, and / that of the closest stock solver."
-    intro = (__doc__ or "").split("\n\n", 1)[1].rstrip()
-    text = "\n\n".join(["# Transfer of fitted solvers", intro, legend, *parts])
-    files.write_text(args.output.with_suffix(".md"), f"{text}\n")
-    print(text)
+    tables = {f"{calls}-calls": table(found["judged"], calls) for calls in CALLS}
+    print("\n\n".join(tables.values()))
+    keep(args.results, "Transfer of fitted solvers", tables)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ The pipelines are a `UCGMPipeline` of the bundled model, and of exact denoisers 
 with and without guidance. `fit_solver` fits a solver for each number of network calls; the figure is the median
 distance to the solution of the same noise. "default" is `UCGMScheduler.from_config` of the stock config. Of the
 bundled model the Frechet distance of `--images` further images is given too, as `bundled_model.py` measures it. A
-finished pipeline is kept in `<output>.json`, and a stopped run goes on after it.
+finished pipeline is kept in `<output>.record.json`, and a stopped run goes on after it.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from diffusers import DPMSolverMultistepScheduler, EDMEulerScheduler, FlowMatchE
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from ideal_data import Field, data_field
+from results_file import add_results_option, keep
 from torch import Tensor
 
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler, files
@@ -201,15 +202,12 @@ def table(results: dict[str, Any]) -> str:
             ratio = row["fitted"] / row["stock"]
             cells.append(f"{row['fitted']:.2g} / {row['stock']:.2g} = {ratio:.2f} (default {row['default']:.2g})")
         lines.append(f"| {name} | {' | '.join(cells)} | {result['seconds']:.0f} |")
-    return "\n".join([*lines, *frechet_table(results)])
+    return "\n".join(lines)
 
 
-def frechet_table(results: dict[str, Any]) -> list[str]:
-    """Lines of a table of Frechet distances: best stock / default / fitted, of the pipelines that have them."""
+def frechet_table(results: dict[str, Any]) -> str:
+    """A Markdown table of Frechet distances: best stock / default / fitted, of the pipelines that have them."""
     lines = [
-        "",
-        "Frechet distance: closest stock solver / default / fitted.",
-        "",
         f"| pipeline, guidance | {' | '.join(map(str, CALLS))} |",
         "| --- |" + " ---: |" * len(CALLS),
     ]
@@ -221,7 +219,7 @@ def frechet_table(results: dict[str, Any]) -> list[str]:
                 for each in found
             ]
             lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines if len(lines) > 5 else []
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -233,6 +231,7 @@ def main() -> None:
     parser.add_argument("--guidance", nargs="+", type=float, default=[1.0, 4.0])
     parser.add_argument("--images", type=int, default=1000, help="of each Frechet distance (%(default)s)")
     parser.add_argument("--calls", nargs="+", type=int, choices=CALLS, default=list(CALLS))
+    add_results_option(parser)
     args = parser.parse_args()
     pipes: dict[str, Callable[[], Any]] = {}
     for field in args.fields:
@@ -243,7 +242,7 @@ def main() -> None:
                 pipes[f"{field}, {config}"] = lambda field=field, config=config: field_pipeline(
                     field, CONFIGS[config]()
                 )
-    record = args.output.with_suffix(".json")
+    record = args.output.with_suffix(".record.json")
     found = json.loads(record.read_text()) if record.is_file() else {}
     for name, make in pipes.items():
         for guidance in args.guidance:
@@ -253,9 +252,11 @@ def main() -> None:
                 found[key] = measure(make(), guidance, args.refine, args.calls, judge, args.images)
                 files.write_json(record, found)
                 print(table({key: found[key]}).splitlines()[2], flush=True)
-    text = f"# Fitted solvers\n\n{(__doc__ or '').split(chr(10) * 2, 1)[1].strip()}\n\n{table(found)}\n"
-    files.write_text(args.output.with_suffix(".md"), text)
-    print(text)
+    tables = {"table": table(found)}
+    if any("frechet" in row for result in found.values() for row in result["calls"].values()):
+        tables["frechet"] = frechet_table(found)
+    print("\n\n".join(tables.values()))
+    keep(args.results, "Fitted solvers", tables)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 
+from results_file import PrintedTable, add_results_option, keep
+
 from diffusers_ucgm.cli import COMMANDS
 
 
@@ -27,13 +29,15 @@ def main() -> int:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
+    add_results_option(parser)
     args = parser.parse_args()
-    print("| command | seconds |\n|---|---|")
+    table = PrintedTable("command", "seconds")
     slow = 0
     for words in [[], *([name] for name in COMMANDS)]:
         fastest = min(seconds_of(words) for _ in range(args.repeats))
         slow += fastest >= LIMIT
-        print(f"| ucgm {' '.join([*words, '--help'])} | {fastest:.2f} |", flush=True)
+        table.add(f"ucgm {' '.join([*words, '--help'])}", f"{fastest:.2f}")
+    keep(args.results, "Time of the commands' help", {"table": table.markdown()})
     return int(slow > 0)
 
 

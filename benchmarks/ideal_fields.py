@@ -11,9 +11,9 @@ solvers are the pipeline's own scheduler as it is configured, all of `stock_solv
 (`ipndm.py`). Guidance takes two evaluations of the network in a call. `fashion-mnist-0.1` is the field on which the
 defaults were chosen, the others are those on which they are judged.
 
-Every distance is kept in `<output>.json`, and a stopped run goes on after the last configuration; the comparisons with
-the best stock solver are in `<output>.csv`, the tables in `<output>.md`. After a change of the sampler, `--again UCGM`
-measures only that row anew.
+Every distance is kept in `<output>.record.json`, and a stopped run goes on after the last configuration; the
+comparisons with the best stock solver are in `<output>.csv`. After a change of the sampler, `--again UCGM` measures
+only that row anew.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import inspect
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -40,6 +41,7 @@ from diffusers import (
 from exact_fields import run_scheduler
 from ideal_data import FIELDS, Field, data_field
 from ipndm import ipndm_solvers
+from results_file import add_results_option, keep
 from torch import Tensor
 
 from diffusers_ucgm import UCGMScheduler, files
@@ -293,12 +295,12 @@ def spread(ratios: list[float]) -> list[str]:
     return [f"{median(ratios):.2f}", f"{max(ratios):.2f}", f"{above} of {len(ratios)}"]
 
 
-def page(found: list[Cell]) -> str:
-    """The tables of all comparisons, the summaries first."""
+def tables_of(found: list[Cell]) -> dict[str, str]:
+    """The tables of all comparisons by name, the summaries first."""
     kinds = list(dict.fromkeys((cell.field, cell.guidance) for cell in found))
     configs = list(dict.fromkeys(cell.config for cell in found))
     summary: dict[str, list[str]] = {}
-    sections: list[str] = []
+    sections: dict[str, str] = {}
     for kind in kinds:
         chosen = [cell for cell in found if (cell.field, cell.guidance) == kind]
         title = f"{kind[0]}, guidance {kind[1]:g}"
@@ -315,7 +317,8 @@ def page(found: list[Cell]) -> str:
             ]
             for config in dict.fromkeys(cell.config for cell in chosen)
         }
-        sections += [f"## {title}", markdown_table("config, at calls (network evaluations)", columns, rows)]
+        name = re.sub("[^a-z0-9]+", "-", title)
+        sections[name] = markdown_table("config, at calls (network evaluations)", columns, rows)
     worst = {
         config: [
             f"{max(cell.ratio for cell in found if (cell.config, cell.calls) == (config, calls)):.2f}"
@@ -323,17 +326,11 @@ def page(found: list[Cell]) -> str:
         ]
         for config in configs
     }
-    return "\n\n".join(
-        [
-            "# Defaults on ideal fields",
-            (__doc__ or "").split("\n\n", 1)[1].strip(),
-            "The ratios to the best solver of all, then to the best that diffusers has:",
-            markdown_table("field", ["median ratio", "largest", "above 1"] * 2, summary),
-            "The largest ratio of all fields and guidances, by config and number of calls:",
-            markdown_table("config", [*map(str, CALLS)], worst),
-            *sections,
-        ]
-    )
+    return {
+        "fields": markdown_table("field", ["median ratio", "largest", "above 1"] * 2, summary),
+        "configs": markdown_table("config", [*map(str, CALLS)], worst),
+        **sections,
+    }
 
 
 def main() -> None:
@@ -345,8 +342,9 @@ def main() -> None:
     parser.add_argument("--fields", nargs="+", choices=[*FIELDS], default=[*FIELDS])
     parser.add_argument("--configs", nargs="+", choices=[*CONFIGS], default=[*CONFIGS])
     parser.add_argument("--again", nargs="+", default=[], metavar="SOLVER", help="solvers that are measured anew")
+    add_results_option(parser)
     args = parser.parse_args()
-    file = args.output.with_suffix(".json")
+    file = args.output.with_suffix(".record.json")
     kept = json.loads(file.read_text()) if file.is_file() else {"seeds": args.seeds, "fields": {}}
     if kept["seeds"] != args.seeds:
         parser.error(f"`--seeds` must be {kept['seeds']}, as in {str(file)!r}, got {args.seeds}.")
@@ -365,7 +363,7 @@ def main() -> None:
             print(f"{name}: {config}", flush=True)
     found = list(cells(record))
     files.write_text(args.output.with_suffix(".csv"), as_csv(found))
-    files.write_text(args.output.with_suffix(".md"), page(found) + "\n")
+    keep(args.results, "Defaults on ideal fields", tables_of(found))
 
 
 if __name__ == "__main__":

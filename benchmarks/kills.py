@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from results_file import PrintedTable, add_results_option, keep
 from safetensors.torch import load_file, save_file
 
 from diffusers_ucgm import cli
@@ -153,6 +154,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", metavar="COMMAND")
+    add_results_option(parser)
     args = parser.parse_args()
     shutil.rmtree(args.output, ignore_errors=True)
     make_inputs(args.output / "inputs")
@@ -163,8 +165,15 @@ def main() -> int:
     __import__("diffusers_ucgm.training.trainer")
     torch.set_num_threads(1)
     chance, failed = random.Random(args.seed), 0
-    print("| command | seconds | kills | met at work | unequal files | stray files | two at once |")
-    print("| --- | ---: | ---: | ---: | --- | --- | --- |")
+    table = PrintedTable(
+        "command",
+        "seconds:",
+        "kills:",
+        "kills during work:",
+        "unequal files",
+        "stray files",
+        "exit codes of two processes",
+    )
     for name, words in commands(args.output / "inputs").items():
         if args.only and name not in args.only:
             continue
@@ -179,7 +188,8 @@ def main() -> int:
         differing = sum(map(len, differences(whole, both)))
         failed += bool(unequal or stray or differing or two != "[0, 2], named")
         shown = [", ".join(each) or "none" for each in (unequal, stray)]
-        print(f"| {name} | {seconds:.1f} | {args.kills} | {met} | {shown[0]} | {shown[1]} | {two} |", flush=True)
+        table.add(name, f"{seconds:.1f}", f"{args.kills}", f"{met}", *shown, two)
+    keep(args.results, "Commands that were killed and started again", {"table": table.markdown()})
     return 1 if failed else 0
 
 

@@ -19,6 +19,7 @@ from diffusers.hooks import (
     PyramidAttentionBroadcastConfig,
     TaylorSeerCacheConfig,
 )
+from results_file import PrintedTable, add_results_option, keep
 from torch import Tensor
 
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler
@@ -84,14 +85,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--num-samples", type=int, default=64)
     parser.add_argument("--guidance-scale", type=float, default=1.5)
+    add_results_option(parser)
     args = parser.parse_args()
     pipe = UCGMPipeline.from_pretrained(args.model)
     config = pipe.scheduler.config
     call = {"guidance_scale": args.guidance_scale, "batch_size": args.num_samples}
     conditions, seeds = conditions_for(pipe, args.num_samples), list(range(args.num_samples))
     solutions = reference_solutions(pipe, conditions, seeds, num_calls=400, call=call)
-    print("| order | calls | cache | work | from the samples without | from the solution |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    table = PrintedTable(
+        "order", "calls", "cache", "work", "distance to the samples without a cache", "distance to the solution"
+    )
     for order in (1, 2):
         scheduler = UCGMScheduler.from_config(config, solver_order=order)
         scheduler.set_timesteps(args.steps)
@@ -109,7 +112,8 @@ def main() -> None:
             if plain is None:
                 plain, whole = samples, work
             moved, apart = (float(distances(samples, each).median()) for each in (plain, solutions))
-            print(f"| {order} | {calls} | {name} | {work / whole:.0%} | {moved:.4f} | {apart:.4f} |", flush=True)
+            table.add(f"{order}", f"{calls}", name, f"{work / whole:.0%}", f"{moved:.4f}", f"{apart:.4f}")
+    keep(args.results, "Caches of diffusers on the bundled model", {"table": table.markdown()})
 
 
 if __name__ == "__main__":

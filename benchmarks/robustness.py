@@ -51,6 +51,7 @@ from attacks.files import file_attempts  # noqa: E402
 from attacks.settings import setting_attempts  # noqa: E402
 from attacks.tables import UNKNOWN  # noqa: E402
 from attacks.tools import Tools  # noqa: E402
+from results_file import add_results_option, keep  # noqa: E402
 
 import diffusers_ucgm  # noqa: E402
 
@@ -187,6 +188,7 @@ def main() -> int:
     )
     parser.add_argument("--controls", action="store_true", help="only show that the judge finds deliberate faults")
     parser.add_argument("--output", type=Path, help="JSON file for all outcomes")
+    add_results_option(parser)
     args = parser.parse_args()
     if failed := failed_controls(ROOT / "controls"):
         print("\n".join(failed))
@@ -216,6 +218,7 @@ def main() -> int:
         report([each], args.list)
         sys.stdout.flush()
     print(f"\n{table(outcomes)}\n\n{time.perf_counter() - started:.0f} s")
+    keep(args.results, "Robustness", {"table": table(outcomes)})
     if args.output:
         rows = [
             {"group": o.attempt.group, "what": o.attempt.what, "verdict": o.verdict, "text": o.text} for o in outcomes

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from results_file import PrintedTable, add_results_option, keep
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -123,11 +124,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
+    add_results_option(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {options.device}, {options.threads} thread(s), {options.steps} steps\n")
-    print("| latents | dtype | scheduler | time per step | of FlowMatchEuler | state | peak in a step |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    table = PrintedTable(
+        "latents", "dtype", "scheduler", "time per step", "of FlowMatchEuler", "state", "peak in a step"
+    )
     for shape in SHAPES:
         for dtype_name, dtype in DTYPES.items():
             generator = torch.Generator().manual_seed(0)
@@ -146,10 +149,9 @@ def main() -> None:
             for name, scheduler in made.items():
                 middle = statistics.median(times[name])
                 state, peak = memory(scheduler, options.steps, noise, outputs)
-                print(
-                    f"| {'x'.join(map(str, shape))} | {dtype_name} | {name} | {middle * 1e6:.0f} us "
-                    f"| {middle / base:.2f} | {state:.2f} | {peak:.2f} |"
-                )
+                figures = f"{middle * 1e6:.0f} us", f"{middle / base:.2f}", f"{state:.2f}", f"{peak:.2f}"
+                table.add("x".join(map(str, shape)), dtype_name, name, *figures)
+    keep(options.results, "Time and memory of a scheduler's step", {"table": table.markdown()})
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from exact_fields import exact_pipeline, random_mixture
+from results_file import add_results_option, keep
 
 from diffusers_ucgm import UCGMPipeline
 from diffusers_ucgm.generation.conditions import conditions_for
@@ -32,6 +33,15 @@ EXACT: dict[str, Any] = {
     "exact-edm": lambda: EDMEulerScheduler(sigma_data=1.0),
 }
 TRAINED = ("fashion-mnist", "ddpm", "edm")
+# What the tables of a model are called among the results.
+TABLES = {
+    "exact-flow": "exact-field-flow",
+    "exact-chain": "exact-field-discrete-noise-schedule",
+    "exact-edm": "exact-field-edms-sigma-space",
+    "fashion-mnist": "the-bundled-flow-matching-model",
+    "ddpm": "epsilon-prediction-on-ddpms-noise-schedule",
+    "edm": "edm",
+}
 
 
 def load(model: str, trained: Path) -> UCGMPipeline:
@@ -41,8 +51,8 @@ def load(model: str, trained: Path) -> UCGMPipeline:
     return UCGMPipeline.from_pretrained(model if model == "fashion-mnist" else trained / model)
 
 
-def compare(model: str, pipe: UCGMPipeline, args: argparse.Namespace) -> None:
-    """Measure, print and write a model's comparison."""
+def compare(model: str, pipe: UCGMPipeline, args: argparse.Namespace) -> dict[str, str]:
+    """Measure, print and write a model's comparison; its tables by their names among the results."""
     is_exact, output, config = model in EXACT, args.output / model, pipe.scheduler.config
     own: dict[str, Solver] = {**ucgm_solvers(config)}
     for name, _, folder in (word.replace("{model}", model).partition("=") for word in args.scheduler):
@@ -64,9 +74,10 @@ def compare(model: str, pipe: UCGMPipeline, args: argparse.Namespace) -> None:
         num_solution_calls=(2 if is_exact else 1) * args.solution_calls,
         batch_size=args.batch_size,
     )
-    table = verdict(measurements, own)
-    print(f"\n# {model}\n\n{save_comparison(measurements, output, title=model, emphasised=own)}\n\n{table}")
+    table, medians = verdict(measurements, own), save_comparison(measurements, output, title=model, emphasised=own)
+    print(f"\n# {model}\n\n{medians}\n\n{table}")
     (output / "verdict.md").write_text(f"{table}\n")
+    return {f"{TABLES[model]}-best": table, TABLES[model]: medians}
 
 
 def main() -> None:
@@ -87,12 +98,15 @@ def main() -> None:
         help="tuned schedulers to compare too; {model} and {calls} in the folder's name stand for each",
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_results_option(parser)
     args = parser.parse_args()
+    tables: dict[str, str] = {}
     for model in args.only:
         if model in TRAINED[1:] and not (args.models / model).is_dir():
             print(f"{model}: not in {args.models}. Run benchmarks/family_models.py.")
             continue
-        compare(model, load(model, args.models).to(args.device), args)
+        tables |= compare(model, load(model, args.models).to(args.device), args)
+    keep(args.results, "Solvers on six models", tables)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from bundled_model import CLASSIFIER, Judge
 from few_step_tuning import FEW_STEP, SETTINGS, TEACHER, draw, latents_of
+from results_file import PrintedTable, add_results_option, keep
 
 from diffusers_ucgm import UCGMPipeline, UCGMTrainer, UCGMTrainingConfig
 
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", help="rows to run, by name; all by default")
     parser.add_argument("--classifier", default=CLASSIFIER, help="or a folder of examples/train_classifier.py")
     parser.add_argument("--output", type=Path, default=Path("runs/few_step_tuning"))
+    add_results_option(parser)
     args = parser.parse_args()
     judge = Judge(args.classifier, args.data)
     dataset = latents_of(args.data, args.output / "latents.safetensors")
@@ -79,10 +81,11 @@ def main() -> None:
                 rows[name].append(float("inf"))
             print(f"{name}, seed {seed}: {rows[name][-1]:.2f}, collapses {trainer.guard.collapses}", flush=True)
     best = min(min(values) for values in rows.values())
-    print("| settings | distance at 2 steps, by seed | failed |\n|---|---|---|")
+    table = PrintedTable("settings", "distance at 2 steps, by seed", "failed")
     for name, values in rows.items():
         failed = sum(value > 2.0 * best for value in values)
-        print(f"| {name} | {', '.join(f'{value:.1f}' for value in values)} | {failed} of {len(values)} |")
+        table.add(name, ", ".join(f"{value:.1f}" for value in values), f"{failed} of {len(values)}")
+    keep(args.results, "Remedies for few-step training that fails", {"table": table.markdown()})
     (args.output / "stability.json").write_text(json.dumps(rows, indent=2))
 
 

@@ -1,6 +1,6 @@
 """The bundled text-to-image model by number of steps, guidance and LoRA: does an image show what its prompt says?
 
-    python benchmarks/text_to_image.py --data runs/emoji/data --output runs/table
+    python benchmarks/text_to_image.py --data runs/emoji/data --results benchmarks/results/emoji/text-to-image.json
 
 `--data` is what `examples/train_emoji.py prepare` writes.
 Every row generates images of the same prompts from the same noise: of subjects that training saw, of combinations of
@@ -8,7 +8,8 @@ subject and skin tone, gender or style that it did not see, and of whole subject
 how often an image's own prompt is the most similar among 20 of its kind, beside that of the real images of the same
 prompts; "distance" is the Frechet distance to the real images that were held out, in the features of that model;
 "diversity" is the mean of 1 - cosine between the features of images of one prompt. Finished rows are kept in
-`<output>/<row>/results.json`, and a stopped run goes on.
+`<output>/<row>/results.json`, and a stopped run goes on; two processes can share the rows by `--rows`, and a third
+without it then makes the table.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from results_file import PrintedTable, add_results_option, keep
 
 from diffusers_ucgm import UCGMScheduler
 from diffusers_ucgm.files import write_text
@@ -94,6 +97,13 @@ def cells(result: dict[str, Any], images: str) -> Iterator[str]:
     yield f"{scores[None]['diversity']:.3f}" if "diversity" in scores[None] else ""
 
 
+def seconds_of(file: Path, elapsed: float) -> str:
+    """The seconds that a row took when it ran, which stay in a file: a finished row is only read."""
+    if not file.exists():
+        write_text(file, f"{elapsed:.0f}")
+    return file.read_text()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
@@ -105,27 +115,25 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=40)
     parser.add_argument("--rows", nargs="+", choices=[row.folder for row in ROWS], help="all by default")
     parser.add_argument("--output", type=Path, default=Path("runs/text-to-image"))
+    add_results_option(parser)
     args = parser.parse_args()
     prompts = prompts_of(args.data, args.prompts_of_a_kind)
-    lines = [
-        "| sampler | steps | guidance | seen | combination | subject | diversity | distance | seconds |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    table = PrintedTable("sampler", "steps", "guidance", *KINDS, "diversity", "distance", "seconds")
+    is_first = True
     for row in ROWS:
         if args.rows and row.folder not in args.rows:
             continue
         started = time.perf_counter()
         result = measured(row, args, prompts)
-        seconds = time.perf_counter() - started
-        if len(lines) == 2:
-            lines.append(f"| real images |  |  | {' | '.join(cells(result, 'real'))} |  |  |")
-        lines.append(
-            f"| {row.sampler} | {row.steps} | {row.guidance:g} | {' | '.join(cells(result, 'generated'))} | "
-            f"{result['metrics']['frechet_distance']:.4f} | {seconds:.0f} |"
-        )
-        print(lines[-1], flush=True)
-    write_text(args.output / "table.md", "\n".join(lines) + "\n")
-    print("\n".join(lines))
+        seconds = seconds_of(args.output / f"{row.folder}.seconds", time.perf_counter() - started)
+        if is_first:
+            table.add("real images", "", "", *cells(result, "real"), "", "")
+            is_first = False
+        figures = (f"{result['metrics']['frechet_distance']:.4f}", seconds)
+        table.add(row.sampler, f"{row.steps}", f"{row.guidance:g}", *cells(result, "generated"), *figures)
+    write_text(args.output / "table.md", f"{table.markdown()}\n")
+    title = "The bundled text-to-image model by sampler, steps, guidance and LoRA"
+    keep(args.results, title, {"table": table.markdown()})
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from diffusers import DiTTransformer2DModel
+from results_file import PrintedTable, add_results_option, keep
 
 from diffusers_ucgm import Teacher, UCGMLoss
 from diffusers_ucgm.training.adapters import adapter_for
@@ -132,6 +133,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=5)
+    add_results_option(parser)
     parser.add_argument("--mode", choices=sorted(MODES), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.mode:
@@ -141,20 +143,20 @@ def main() -> None:
         f"DiT of {args.layers} layers of {args.width}, {args.batch_size} samples of {args.size}x{args.size} latents, "
     )
     print(f"{args.dtype} on {args.device}, torch {torch.__version__}, {torch.get_num_threads()} threads\n")
-    print("| mode | calls | step ms | forward | without gradient | backward | optimizer | rest | peak MiB |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    names = ("forward", "without gradient", "backward", "optimizer")
+    table = PrintedTable("mode", "calls", "step ms", *names, "rest", "peak MiB")
     for mode in MODES:
         words = [sys.executable, __file__, *sys.argv[1:], "--mode", mode]
         result = subprocess.run(words, capture_output=True, text=True)
         if result.returncode:
-            print(f"| {mode} | failed: {result.stderr.strip().splitlines()[-1]} |")
+            print(f"{mode} failed: {result.stderr.strip().splitlines()[-1]}")
             continue
         row = json.loads(result.stdout.splitlines()[-1])
         parts = row["parts"]
-        names = ("forward", "without gradient", "backward", "optimizer")
         known = [parts.get(name, 0.0) for name in names]
-        shown = " | ".join(f"{value:.0f}" for value in (parts["step"], *known, parts["step"] - sum(known)))
-        print(f"| {mode} | {row['calls'][0]} + {row['calls'][1]} | {shown} | {row['memory']:.0f} |", flush=True)
+        figures = (parts["step"], *known, parts["step"] - sum(known), row["memory"])
+        table.add(mode, f"{row['calls'][0]} + {row['calls'][1]}", *(f"{value:.0f}" for value in figures))
+    keep(args.results, "Time and memory of a training step", {"table": table.markdown()})
 
 
 if __name__ == "__main__":

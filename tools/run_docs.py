@@ -2,9 +2,12 @@
 
     python tools/run_docs.py --work runs/docs                     # all pages
     python tools/run_docs.py --work runs/docs --only README.md    # some
-    python tools/run_docs.py --work runs/docs --table benchmarks/results/docs-commands.md
+    python tools/run_docs.py --work runs/docs --missing --record  # the commands that have not run as they stand
 
-`--table` keeps the table in a file, which is written after each page; the rows of pages that do not run stay.
+`--record` keeps what happened in `benchmarks/results/docs-commands.json`, after each command; what it has of pages
+that do not run stays. `make results` then puts it into the pages. `tests/test_run_docs.py` fails while a command is
+neither in it nor in `NOT_RUN`. With `--missing` a command does not find the files of those before it that ran earlier:
+where it fails for that, run its page with `--only`.
 
 Each page has a folder of its own, in which `photos/` holds real images of Fashion-MNIST by class and `examples/` and
 `benchmarks/` are those of the repository. A command that needs a hub, a GPU or an hour is listed in `NOT_RUN` with the
@@ -12,30 +15,59 @@ reason, and is printed as such. The exit code is 1 if any command failed.
 """
 
 import argparse
+import hashlib
 import os
 import re
 import subprocess
 import sys
 import time
 import traceback
-from dataclasses import dataclass
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from diffusers_ucgm.data.idx import load_idx_images
-
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from results_file import (  # noqa: E402
+    Cell,
+    Column,
+    Results,
+    Table,
+    file_of,
+    read_results,
+    results_of_this_run,
+    write_results,
+)
+
+
 FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
 CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"
 )  # fmt: skip
 IMAGES_PER_CLASS = 60
-COMMAND = "python tools/run_docs.py --work /tmp/docs-run --table benchmarks/results/docs-commands.md"
-TABLE_HEAD = "| place | command | result | seconds | date |\n| --- | --- | --- | ---: | --- |"
+COMMAND = "python tools/run_docs.py --work FOLDER --missing --record"
+RECORD = file_of("docs-commands")
+COLUMNS = [
+    Column("page"),
+    Column("command"),
+    Column("result"),
+    Column("seconds", ".0f", "right"),
+    Column("date"),
+    Column("digest"),
+]
+# What a block of another language than bash and Python is: nothing to run.
+SHOWN = {
+    "": "formulas",
+    "json": "the content of a file",
+    "mermaid": "a diagram",
+    "text": "what a command prints",
+    "toml": "the content of a file",
+    "yaml": "the content of a file",
+}
 # The commands of a page that contain the words are not run, for the reason.
 NOT_RUN = {
     "README.md": {
@@ -53,10 +85,14 @@ NOT_RUN = {
     "docs/compare-solvers.md": {
         "ucgm compare --model fashion-mnist --output": "half an hour: the short command below it is run",
     },
-    "docs/emoji-model.md": {"train_emoji.py": "two hours of training, with pictures from npm"},
+    "docs/emoji-model.md": {
+        "train_emoji.py": "two hours of training, with pictures from npm",
+        "runs/emoji": "needs the folder of two hours of training",
+    },
     "docs/evaluate.md": {
         "num_processes 8": "an ellipsis, and eight processes",
         "load_my_model": "the reader's own model",
+        "my-pipeline": "the reader's own model",
     },
     "docs/many-gpus.md": {
         "num_processes 8": "an ellipsis, and eight GPUs",
@@ -101,13 +137,19 @@ batches = [(latents, labels)]
 GIVEN = {
     "README.md": TINY_NETWORK,
     "docs/concepts.md": "import torch",
+    "docs/errors.md": """
+from diffusers_ucgm import UCGMPipeline, UCGMScheduler
+pipe = UCGMPipeline.from_pretrained("fashion-mnist")
+""",
     "docs/pipelines.md": """
 from diffusers_ucgm import UCGMPipeline
 pipe, prompt = UCGMPipeline.from_pretrained("fashion-mnist"), "Bag"
 """,
     "docs/sampling.md": """
 import torch
+from diffusers_ucgm import UCGMPipeline
 network, sample = lambda x_t, t: torch.zeros_like(x_t), torch.randn(1, 4, 8, 8)
+pipe = UCGMPipeline.from_pretrained("fashion-mnist")
 """,
     "docs/train-from-scratch.md": TINY_NETWORK
     + """
@@ -116,10 +158,18 @@ from safetensors.torch import save_file
 save_file({"latents": torch.randn(512, 4, 8, 8), "class_labels": torch.arange(512) % 10}, "latents.safetensors")
 dataset = [{"latents": torch.randn(4, 8, 8), "class_labels": i % 10} for i in range(512)]
 """,
-    "docs/training.md": TINY_NETWORK + 'import pathlib; pathlib.Path("run.yaml").write_text("max_train_steps: 2")\n',
-    "docs/tune-the-sampler.md": """
-from diffusers_ucgm import UCGMPipeline, UCGMScheduler
+    "docs/training.md": TINY_NETWORK
+    + """
+import pathlib; pathlib.Path("run.yaml").write_text("max_train_steps: 2")
+from diffusers_ucgm import UCGMPipeline
 pipe = UCGMPipeline.from_pretrained("fashion-mnist")
+student = averaged = lambda x_t, t, target_time, class_labels: denoiser(x_t, t, class_labels)
+condition, null_condition = {"class_labels": labels}, {"class_labels": null_class}
+""",
+    "docs/tune-the-sampler.md": """
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers_ucgm import UCGMPipeline, UCGMScheduler
+pipe, stock = UCGMPipeline.from_pretrained("fashion-mnist"), FlowMatchEulerDiscreteScheduler()
 """,
 }
 
@@ -178,6 +228,10 @@ def blocks_of(page: str) -> list[Block]:
 
 def prepare(folder: Path) -> None:
     """Give a page's folder the images and the scripts that its commands name."""
+    from PIL import Image
+
+    from diffusers_ucgm.data.idx import load_idx_images
+
     folder.mkdir(parents=True)
     for name in ("examples", "benchmarks", "tools"):
         (folder / name).symlink_to(ROOT / name)
@@ -208,27 +262,37 @@ def failure_of(block: Block, command: str, folder: Path, names: dict[str, Any]) 
     return None if ended.returncode == 0 else (ended.stdout + ended.stderr)[-2000:]
 
 
-def run_page(page: str, work: Path) -> list[Done]:
-    """Run a page's blocks in their order."""
+def run_page(page: str, work: Path, known: Container[str] = ()) -> Iterator[Done]:
+    """Run a page's blocks in their order.
+
+    Args:
+        page: Its path in the repository.
+        work: The folder in which the page gets its own.
+        known: Digests of commands that ran before. Commands of bash among them are left out of the result and not run;
+            Python is run for the names that it defines, and left out, too.
+    """
     folder = work / page.replace("/", "-")
     prepare(folder)
     os.chdir(folder)
     names: dict[str, Any] = {}
     exec(GIVEN.get(page, ""), names)
-    rows = []
     for block in blocks_of(page):
         for command in block.commands:
             if (reason := block.reason_not_run(command)) is not None:
-                rows.append(Done(block, command, f"not run: {reason}", 0.0))
+                yield Done(block, command, f"not run: {reason}", 0.0)
+                continue
+            is_known = digest_of(command) in known
+            if is_known and block.language == "bash":
                 continue
             started = time.perf_counter()
             print(f"== {page}:{block.line}\n{command}", flush=True)
             failure = failure_of(block, command, folder, names)
+            if is_known:
+                continue
             if failure is not None:
                 print(f"FAILED {page}:{block.line}\n{failure}", flush=True)
             result = "ran" if failure is None else "failed"
-            rows.append(Done(block, command, result, time.perf_counter() - started))
-    return rows
+            yield Done(block, command, result, time.perf_counter() - started)
 
 
 def shortened(block: Block, command: str) -> str:
@@ -240,69 +304,105 @@ def shortened(block: Block, command: str) -> str:
     return "`" + (words if len(words) <= 100 else words[:97] + "...").replace("|", "\\|") + "`"
 
 
-def row_of(done: Done) -> str:
-    """What happened to a command, as a row of the table."""
-    place = f"{done.block.page}:{done.block.line}"
-    return f"| {place} | {shortened(done.block, done.command)} | {done.result} | {done.seconds:.0f} | {date.today()} |"
+def digest_of(command: str) -> str:
+    """What names the text of a command in the record."""
+    return hashlib.sha256(command.strip().encode()).hexdigest()[:12]
+
+
+def row_of(done: Done) -> list[Cell]:
+    """What happened to a command, as a row of the record."""
+    command = shortened(done.block, done.command)
+    return [done.block.page, command, done.result, done.seconds, str(date.today()), digest_of(done.command)]
+
+
+def pages() -> list[str]:
+    """README, CONTRIBUTING and the pages of `docs/`."""
+    return ["README.md", "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
 
 
 def pages_with_commands() -> list[str]:
-    """README, CONTRIBUTING and the pages of `docs/` that hold a command."""
-    pages = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
-    return [page for page in pages if blocks_of(page)]
+    """The pages that hold a command."""
+    return [page for page in pages() if blocks_of(page)]
 
 
-def table(rows: dict[str, list[str]]) -> str:
-    """A page for `benchmarks/results/` with the rows of each page of the documentation, and their counts."""
-    ordered = [row for page in pages_with_commands() for row in rows.get(page, [])]
-    results = [row.split(" | ")[-3].partition(":")[0] for row in ordered]
-    counts = ", ".join(f"{results.count(name)} {name}" for name in ("ran", "failed", "not run"))
-    missing = [page for page in pages_with_commands() if page not in rows]
-    return "\n".join(
-        [
-            "# Commands of README and the pages",
-            "",
-            f"`{COMMAND}`",
-            f"runs them and writes this table: {counts}. A page's fenced block is named by its line on that date. A",
-            "block of Python runs as a whole, and those of a page run in one process.",
-            *(["", f"Pages that have not run: {', '.join(missing)}."] if missing else []),
-            "",
-            TABLE_HEAD,
-            *ordered,
-            "",
-        ]
-    )
-
-
-def rows_in(file: Path) -> dict[str, list[str]]:
-    """The rows that a table holds, by page; none where there is no file."""
-    rows: dict[str, list[str]] = {}
-    for line in file.read_text().splitlines() if file.exists() else []:
-        if found := re.match(r"\| (\S+\.md):\d+ \|", line):
-            rows.setdefault(found[1], []).append(line)
+def rows_in(file: Path) -> dict[str, list[list[Cell]]]:
+    """The rows of a record, by page; none where there is no file."""
+    rows: dict[str, list[list[Cell]]] = {}
+    for row in read_results(file).tables["commands"].rows if file.exists() else []:
+        rows.setdefault(str(row[0]), []).append(row)
     return rows
 
 
+def in_order(page: str, rows: list[list[Cell]]) -> list[list[Cell]]:
+    """The rows of a page in the order of its commands; those of commands that it no longer has are dropped."""
+    places = [digest_of(command) for block in blocks_of(page) for command in block.commands]
+    return sorted((row for row in rows if row[-1] in places), key=lambda row: places.index(str(row[-1])))
+
+
+def not_in(rows: dict[str, list[list[Cell]]]) -> list[tuple[str, str]]:
+    """The commands, each with its page, that are not left out and did not run as they stand, by a record's rows."""
+    missing = []
+    for page in pages_with_commands():
+        ran = {row[-1] for row in rows.get(page, []) if row[2] == "ran"}
+        commands = [(block, command) for block in blocks_of(page) for command in block.commands]
+        missing += [
+            (page, command)
+            for block, command in commands
+            if block.reason_not_run(command) is None and digest_of(command) not in ran
+        ]
+    return missing
+
+
+def results(rows: dict[str, list[list[Cell]]]) -> Results:
+    """The record of the rows of each page that still holds commands, and the commands that are left out."""
+    ordered = [row for page in pages_with_commands() for row in rows.get(page, [])]
+    left_out: list[list[Cell]] = [
+        [page, shortened(block, command), reason]
+        for page in pages_with_commands()
+        for block in blocks_of(page)
+        for command in block.commands
+        if (reason := block.reason_not_run(command)) is not None
+    ]
+    counts: list[list[Cell]] = [
+        [name, sum(str(row[2]).partition(":")[0] == name for row in ordered)] for name in ("ran", "failed", "not run")
+    ]
+    tables = {
+        "counts": Table([Column("result"), Column("commands", "d", "right")], counts),
+        "commands": Table(COLUMNS, ordered),
+        "not-run": Table([Column("page"), Column("command"), Column("reason")], left_out),
+    }
+    return replace(results_of_this_run("Commands of README and the pages", tables), command=COMMAND)
+
+
 def main() -> int:
-    """Run the pages and print the table."""
+    """Run the pages and print what happened."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the pages' files; must not exist")
     parser.add_argument("--only", nargs="+", metavar="PAGE", help="such as README.md docs/evaluate.md")
     parser.add_argument(
-        "--table", type=Path, help="file of the table, in which the rows of the pages that run are new"
+        "--missing", action="store_true", help="only pages with a command that has not run as it stands"
     )
+    parser.add_argument("--record", action="store_true", help=f"keep what happened in {RECORD.relative_to(ROOT)}")
     args = parser.parse_args()
     args.work.mkdir(parents=True)
-    work, file = args.work.resolve(), args.table and args.table.resolve()
-    rows = rows_in(file) if file else {}
+    work = args.work.resolve()
+    rows = rows_in(RECORD)
     has_failed = False
-    for page in args.only or pages_with_commands():
-        done = run_page(page, work)
-        has_failed |= any(each.result == "failed" for each in done)
-        rows[page] = [row_of(each) for each in done]
-        if file:
-            file.write_text(table(rows))
-    print(table(rows))
+    chosen = args.only or pages_with_commands()
+    if args.missing:
+        missing = {page for page, _ in not_in(rows)}
+        chosen = [page for page in chosen if page in missing]
+    for page in chosen:
+        kept = [row for row in rows.get(page, []) if row[2] == "ran"] if args.missing else []
+        for done in run_page(page, work, {str(row[-1]) for row in kept}):
+            has_failed |= done.result == "failed"
+            kept.append(row_of(done))
+            rows[page] = in_order(page, kept)
+            if args.record:
+                write_results(RECORD, results(rows))
+        print(Table(COLUMNS, rows.get(page, [])).markdown(), flush=True)
+    if args.record and not chosen:
+        write_results(RECORD, results(rows))
     return int(has_failed)
 
 

@@ -73,7 +73,7 @@ class UCGMLoss(SecondTime):
 
     The settings of any-step models are those of `SecondTime`, by keyword. `LOSS_PRESETS` has the published methods.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from diffusers_ucgm import UCGMLoss
         >>> loss = UCGMLoss(transport="linear", consistency_ratio=0.0, label_dropout=0.0)

@@ -63,7 +63,7 @@ Callback = Callable[["UCGMPipeline", int, Tensor, dict[str, Tensor]], dict[str, 
 class UCGMPipeline(DiffusionPipeline):
     """Generates images of classes with a multi-step or few-step model.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from diffusers_ucgm import UCGMPipeline
         >>> pipe = UCGMPipeline.from_pretrained("fashion-mnist-2-step")

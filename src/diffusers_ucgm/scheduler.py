@@ -61,7 +61,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
 
     A scheduler serves one run at a time: it holds the run's state, in float32 or wider. A copy continues the run.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from diffusers_ucgm import UCGMScheduler
         >>> scheduler = UCGMScheduler()

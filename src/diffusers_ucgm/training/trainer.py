@@ -59,7 +59,7 @@ MAX_BAD_STEPS = 10
 class UCGMTrainer:
     """Trains or tunes a network of diffusers with UCGM-T.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from diffusers import DiTTransformer2DModel
         >>> from diffusers_ucgm import UCGMTrainer, UCGMTrainingConfig
