@@ -10,6 +10,7 @@ at once in one folder, of which one must be refused by name. Everything is impor
 """
 
 import argparse
+import csv
 import json
 import os
 import random
@@ -120,6 +121,9 @@ def content(path: Path) -> object:
         return plain(json.loads(path.read_text()))
     if path.name == "log.jsonl":
         return [plain(json.loads(line)) for line in path.read_text().splitlines()]
+    if path.suffix == ".csv":
+        with path.open(newline="") as rows:
+            return plain(list(csv.DictReader(rows)))
     if path.suffix in (".md", ".png") or path.name == "trials.jsonl":
         return path.name  # cards with dates, plots of times, the journal with those of each trial
     return path.read_bytes()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import EDMEulerScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from ideal_data import Field
-from ideal_fields import CALLS, GUIDANCE, OURS, Arena, as_csv, cells, page
+from ideal_fields import CALLS, GUIDANCE, OURS, Arena, as_csv, cells, tables_of
 from ipndm import IPNDM, even_weights, uneven_weights
 
 from diffusers_ucgm.solver_study.stock_solvers import silence_stock
@@ -57,9 +57,10 @@ def test_guided_calls_are_two_evaluations():
     assert {(cell.guidance, cell.network_evaluations / cell.calls) for cell in found} == {(1.0, 1.0), (4.0, 2.0)}
     assert {(cell.best_solver, cell.ratio) for cell in found} == {("iPNDM", 0.8)}
     assert as_csv(found).splitlines()[1] == "field,config,1.0,5,5,0.1,0.125,iPNDM,0.8,0.5"
-    assert "| config | 0.1 / 0.12 = 0.80 (iPNDM) |" in page(found)
-    assert "| field, guidance 4 | 0.80 | 0.80 | 0 of 9 | 0.50 | 0.50 | 0 of 9 |" in page(found)
-    assert "| 5 (10) | 6 (12) |" in page(found)
+    text = "\n".join(tables_of(found).values())
+    assert "| config | 0.1 / 0.12 = 0.80 (iPNDM) |" in text
+    assert "| field, guidance 4 | 0.80 | 0.80 | 0 of 9 | 0.50 | 0.50 | 0 of 9 |" in text
+    assert "| 5 (10) | 6 (12) |" in text
 
 
 @pytest.mark.parametrize(("weights", "spacing"), [(even_weights, 1.0), (uneven_weights, 1.0), (uneven_weights, 2.0)])

@@ -2245,7 +2245,7 @@ MUTANTS = [
     Mutant(
         "guided sampling of a few-step LoRA",
         "generation/commands.py",
-        '{"num_inference_steps": 4, **_no_guidance(pipe)}',
+        '{"num_inference_steps": 4, **no_guidance(pipe)}',
         '{"num_inference_steps": 4}',
         ("tests/generation/test_commands.py",),
     ),

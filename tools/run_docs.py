@@ -94,6 +94,22 @@ NOT_RUN = {
         "load_my_model": "the reader's own model",
         "my-pipeline": "the reader's own model",
     },
+    "docs/integrations/comfyui.md": {
+        "pip install": "a placeholder, and ComfyUI's environment",
+        "custom_nodes": "a placeholder, and ComfyUI's folder: tests/integrations loads the nodes on a stub",
+        "from modules import": "the modules of Forge: tests/test_k_diffusion.py runs it on stand-ins for them",
+    },
+    "docs/integrations/modular.md": {
+        "pytest": "runs in the checkout, as a part of `make test`",
+        "pip install": "installs packages that only the benchmark below it needs",
+        "quantised_networks.py": "needs torchao, bitsandbytes and gguf: the page has the table of its last run",
+    },
+    "docs/integrations/serve.md": {
+        "pip install": "needs the network",
+        "ucgm serve": "runs until Ctrl-C: tests/web_demo starts and ends it",
+        "apt-get": "installs a package of the system, as root",
+        "pytest": "runs in the checkout, as a part of `make test`",
+    },
     "docs/many-gpus.md": {
         "num_processes 8": "an ellipsis, and eight GPUs",
         "num_processes 16": "an ellipsis, and two machines of eight GPUs",
@@ -121,7 +137,11 @@ NOT_RUN = {
     "docs/text-to-image-lora.md": {"stable-diffusion-3.5": "a checkpoint of the Hub"},
     "docs/train-from-scratch.md": {"train_fashion_mnist.py": "an hour of training"},
     "docs/training.md": {"path/to/transformer": "a placeholder"},
-    "docs/tune-the-sampler.md": {"--reference ...": "an ellipsis"},
+    "docs/tune-the-sampler.md": {
+        "--reference ...": "an ellipsis",
+        "--search-guidance": "many minutes of trials: tests/solver_study/test_tune.py searches guidance",
+        "--objective frechet": "more than eight minutes: the page shows what a run printed",
+    },
 }
 # What the Python of a page takes for granted.
 TINY_NETWORK = """

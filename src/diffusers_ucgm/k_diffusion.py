@@ -254,14 +254,19 @@ def _path_of(model: Model, is_flow: bool | None, of_settings: bool | None) -> _P
             "`is_flow` must be True or False for a model without a sampling object: True for samples "
             "`sigma * noise + (1 - sigma) * latent`, as of flow-matching models, False for `latent + sigma * noise`."
         )
-    if of_settings is not None and known[0] != of_settings:
+    _check_form(known[0], of_settings)
+    return _Path(known[0], of_model.noise_scale if of_model else 1.0)
+
+
+def _check_form(is_flow: bool, of_settings: bool | None) -> None:
+    """Refuse a scheduler for samples of another form than the model's."""
+    if of_settings is not None and is_flow != of_settings:
         forms = ("`latent + sigma * noise`", "`sigma * noise + (1 - sigma) * latent`")
         raise ValueError(
-            f"`scheduler` must be of the model, whose samples are {forms[known[0]]}, got one for "
+            f"`scheduler` must be of the model, whose samples are {forms[is_flow]}, got one for "
             f"{forms[of_settings]}. Make it by `{CLASS_NAME}.from_config` of the model's own scheduler, or leave "
             "`transport` out of its settings."
         )
-    return _Path(known[0], of_model.noise_scale if of_model else 1.0)
 
 
 def _sampling_path(model: object) -> _Path | None:

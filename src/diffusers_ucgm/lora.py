@@ -366,10 +366,16 @@ def active_adapters(network: nn.Module) -> list[tuple[str, str, float]]:
     return [
         (name, adapter, float(module.scaling[adapter]))
         for name, module in network.named_modules()
-        if isinstance(module, BaseTunerLayer) and not module.disable_adapters and hasattr(module, "scaling")
-        for adapter in module.active_adapters
-        if adapter in module.scaling
+        if isinstance(module, BaseTunerLayer)
+        for adapter in _effective(module)
     ]
+
+
+def _effective(layer: BaseTunerLayer) -> list[str]:
+    """The adapters of a layer that have an effect."""
+    if layer.disable_adapters or not hasattr(layer, "scaling"):
+        return []
+    return [adapter for adapter in layer.active_adapters if adapter in layer.scaling]
 
 
 def lora_notes(file: str | Path) -> JsonObject:

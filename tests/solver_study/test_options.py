@@ -80,6 +80,7 @@ def test_each_option_reaches_the_comparison(tmp_path, monkeypatch):
         "calls": [2, 6],
         "output": tmp_path,
         "frechet": None,
+        "few_step": {},
         "num_solution_calls": 90,
         "batch_size": 3,
         "call": {"guidance_scale": 2.5},

@@ -78,7 +78,7 @@ def test_statements_have_the_comments_above_them_and_the_names_they_define(modul
     value, function = module.statements[1], module.statements[3]
     assert b"\n".join(module.lines[value.first - 1 : value.last]) == b"\n# Why.\nVALUE: int = 1"
     assert function.imports == {"did_you_mean": Own("names", "did_you_mean")}
-    assert [each.lineno for each in function.dropped] == [23]
+    assert [each.lineno for each in function.dropped] == [24]
     assert module.target("did_you_mean", function) == Own("names", "did_you_mean")
     assert module.target("VALUE", function) == Own("module", "VALUE")
     assert module.target("print", function) is None

@@ -240,9 +240,14 @@ def _cell(measurement: Measurement | None, measure: str, best: float | None) -> 
         return ""
     text = _short(value)
     text = f"**{text}**" if value == best else text
-    if measure == "median" and measurement.median_low is not None and measurement.median_high is not None:
-        text = f"{text} [{_short(measurement.median_low)}, {_short(measurement.median_high)}]"
+    text += _interval(measurement) if measure == "median" else ""
     return text if measurement.calls_made == measurement.calls else f"{text} ({measurement.calls_made})"
+
+
+def _interval(measurement: Measurement) -> str:
+    """The interval of the median, in brackets; empty where there is none."""
+    low, high = measurement.median_low, measurement.median_high
+    return "" if low is None or high is None else f" [{_short(low)}, {_short(high)}]"
 
 
 def _short(value: float) -> str:

@@ -214,14 +214,17 @@ class _Bundle:
             start = module.lines[node.lineno - 1].index(node.name.encode(), node.col_offset)
             yield node.lineno, start, start + len(node.name.encode()), self._names[Own(module.name, node.name)]
         for use in self._uses(module, statement):
-            if not isinstance(use.target, Own):
-                continue
-            name, place = self._names[use.target], use.place
-            if name == use.text:
-                continue
-            if name in use.hidden:
-                raise ValueError(f"{name!r} must be no local name in line {place.lineno} of `{module.name}`.")
-            yield place.lineno, place.col_offset, place.end_col_offset or place.col_offset, name
+            name, place = self._name_in_file(use, module), use.place
+            if name != use.text:
+                yield place.lineno, place.col_offset, place.end_col_offset or place.col_offset, name
+
+    def _name_in_file(self, use: _Use, module: SourceModule) -> str:
+        """What a use is called in the one file."""
+        if not isinstance(use.target, Own) or (name := self._names[use.target]) == use.text:
+            return use.text
+        if name in use.hidden:
+            raise ValueError(f"{name!r} must be no local name in line {use.place.lineno} of `{module.name}`.")
+        return name
 
     def _text(self, module: SourceModule, statement: Statement) -> str:
         """The text of a statement with the comments above it, by the names of the one file."""

@@ -50,11 +50,12 @@ def installed_index(index: Mapping[str, Any]) -> dict[str, Any]:
         index: What `model_index.json` holds.
     """
     modules = {name: f"{PACKAGE}.{module}" for module, name in FILES.items()}
-    found = {
-        key: [modules[value[0]], value[1]]
-        for key, value in index.items()
-        if isinstance(value, list | tuple) and len(value) == 2 and value[0] in modules
-    }
+    found = {key: [modules[value[0]], value[1]] for key, value in index.items() if _is_class_of(value, modules)}
     if (pipeline := found.pop("_class_name", None)) is not None:
         found["_class_name"] = pipeline[1]
     return {**index, **found}
+
+
+def _is_class_of(value: object, modules: Mapping[str, str]) -> bool:
+    """Whether an entry of the index names a class of one of the modules."""
+    return isinstance(value, list | tuple) and len(value) == 2 and value[0] in modules

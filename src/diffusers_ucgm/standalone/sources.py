@@ -172,11 +172,10 @@ def _bindings(node: ast.Import | ast.ImportFrom, module: str, for_types: bool) -
     """What the names that an import binds stand for."""
     for alias in node.names:
         name = alias.asname or alias.name
-        suffix = f" as {alias.asname}" if alias.asname else ""
         if isinstance(node, ast.Import):
-            yield name.partition(".")[0], External(f"import {alias.name}{suffix}", for_types)
+            yield name.partition(".")[0], External(f"import {ast.unparse(alias)}", for_types)
         elif (source := _own_module(node, module)) is None:
-            yield name, External(f"from {node.module} import {alias.name}{suffix}", for_types)
+            yield name, External(f"from {node.module} import {ast.unparse(alias)}", for_types)
         else:
             inner = ".".join(filter(None, (source, alias.name)))
             yield name, Own(inner, "") if _file_of(inner).is_file() else Own(source, alias.name)

@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -198,11 +198,7 @@ def _connect_drawing(holder: ModelHolder, controls: Components) -> None:
         num_images: int,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> list[Any]:
-        def show(number: int) -> None:
-            total = 2 * calls
-            progress((min(number, total), total), unit="network calls")
-
-        with _messages(), holder.use(name, show) as model:
+        with _messages(), holder.use(name, _counter(progress, 2 * calls)) as model:
             condition = label if model.classes else prompt
             pictures = [
                 draw_picture(
@@ -222,6 +218,15 @@ def _connect_drawing(holder: ModelHolder, controls: Components) -> None:
         show_progress_on=[controls["left_picture"], controls["right_picture"]],
         **TURNS,
     )
+
+
+def _counter(progress: gr.Progress, total: int) -> Callable[[int], None]:
+    """A function that shows how many network calls have been made."""
+
+    def show(number: int) -> None:
+        progress((min(number, total), total), unit="network calls")
+
+    return show
 
 
 def _connect_measuring(holder: ModelHolder, controls: Components) -> None:
