@@ -1,6 +1,6 @@
 """Sample the bundled text-to-image model with a quantised network, by the stock sampler and by UCGMScheduler.
 
-    python benchmarks/quantised_networks.py [--steps 8] [--output benchmarks/results/quantised-networks.md]
+    python benchmarks/quantised_networks.py [--steps 8] [--output runs/quantised-networks.md]
 
 Each kind of weights needs its package (torchao, bitsandbytes, gguf). A kind whose package is not installed, or that
 does not run on this machine, gets a row that says so. "times" and "sample" are the types of the scheduler's times and
