@@ -28,6 +28,8 @@ from safetensors.torch import load_file, save_file
 from diffusers_ucgm import cli
 
 
+# How often two processes that did not meet are started again.
+TRIES = 5
 # What differs from run to run: times that were measured, and when and by whom a run was begun.
 TIMED = {"seconds", "images_per_second", "created", "id", "run", "output_dir", "resume_from_checkpoint"}
 MODEL = "fashion-mnist"
@@ -141,9 +143,17 @@ def differences(whole: Path, killed: Path) -> tuple[list[str], list[str]]:
 
 
 def at_once(words: list[str], output: Path, log: Path) -> str:
-    """What two processes that start together in one folder end with."""
-    children = [attempt([*words, *output_option(words, output)], log) for _ in range(2)]
-    codes = sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+    """What two processes that start together in one folder end with.
+
+    A short command may end before the other process gets to the folder, which then finds it finished: nothing was
+    tested, and both start again in an empty folder.
+    """
+    for _ in range(TRIES):
+        shutil.rmtree(output, ignore_errors=True)
+        children = [attempt([*words, *output_option(words, output)], log) for _ in range(2)]
+        codes = sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+        if codes != [0, 0]:
+            break
     named = "must not be in use" in log.read_text()
     return f"{codes}{', named' if named else ''}"
 

@@ -2465,7 +2465,7 @@ MUTANTS = [
     Mutant(
         "the scheduler of another path is taken",
         "k_diffusion.py",
-        "if of_settings is not None and known[0] != of_settings:",
+        "if of_settings is not None and is_flow != of_settings:",
         "if False:",
         K_DIFFUSION_TESTS,
     ),
