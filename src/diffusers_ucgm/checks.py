@@ -54,7 +54,9 @@ def check_device(
 
 
 def _own_device() -> torch.device:
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    # torch 2.6 cannot check this in `current_accelerator`, which names what torch was built for.
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
 
 
 def _read_device(word: str | torch.device, argument: str) -> torch.device:

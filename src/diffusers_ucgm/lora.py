@@ -63,6 +63,9 @@ GIVEN = "_has_second_time_of_lora"
 # The first of a LoRA's two matrices, in the forms of peft, kohya's tools and older diffusers.
 _DOWN = re.compile(r"[._](lora_A|lora_down|lora\.down|lora_linear_layer\.down|lora\.linear\.down|lokr_w1)(\.|$)")
 
+# Settings that diffusers reads from every file, whatever their value.
+READ_BY_DIFFUSERS = ("r", "lora_alpha", "target_modules", "rank_pattern", "alpha_pattern", "use_dora", "lora_bias")
+
 
 def add_lora(
     network: nn.Module,
@@ -172,7 +175,7 @@ def save_lora(
 
 
 def _chosen(config: PeftConfig) -> dict[str, object]:
-    """The settings by which an adapter differs from peft's defaults, with its size.
+    """The settings by which an adapter differs from peft's defaults, with those that diffusers reads.
 
     An older peft refuses a file with settings that it does not know, even where they have no effect.
     """
@@ -180,7 +183,7 @@ def _chosen(config: PeftConfig) -> dict[str, object]:
     return {
         name: value
         for name, value in config.to_dict().items()
-        if name in ("r", "lora_alpha", "target_modules") or value != defaults.get(name)
+        if name in READ_BY_DIFFUSERS or value != defaults.get(name)
     }
 
 
