@@ -75,11 +75,11 @@ def export_standalone(folder: Path, output: str | Path, scheduler: UCGMScheduler
         ValueError: If the code of this package is not all that the pipeline needs: see `standalone.folders`.
     """
     index = read_json(folder / "model_index.json")
+    if "scheduler" not in index:
+        raise ValueError(f"{str(folder)!r} must name a scheduler in model_index.json, got {sorted(index)}.")
     with replacing_folder(output) as temporary:
         shutil.copytree(folder, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*LEFT))
         # diffusers' own schedulers have a README.md in some repositories, which is about them.
         (temporary / "scheduler" / "README.md").unlink(missing_ok=True)
-        if "scheduler" not in index:
-            raise ValueError(f"{str(folder)!r} must name a scheduler in model_index.json, got {sorted(index)}.")
         scheduler.save_pretrained(temporary / "scheduler", standalone=True)
     return Path(output)

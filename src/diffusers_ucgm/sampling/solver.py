@@ -363,6 +363,8 @@ def _multistep_corrector(
     if not settings.is_adaptive or full.base is None or not LEAST_DISTANCE < span < math.inf:
         return full
     share = min(1.0, FULL_CORRECTION * math.exp(t.log_ratio) / span**2)
+    if share == 1.0:
+        return full
     predicted = prediction.extrapolation or prediction.result
     history = zip_longest(full.history, prediction.history_weights, fillvalue=0.0)
     return _Corrector(
