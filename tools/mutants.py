@@ -1247,8 +1247,8 @@ MUTANTS = [
     Mutant(
         "every adaptive correction counts in full",
         "sampling/solver.py",
-        "share = min(1.0, FULL_CORRECTION * math.exp(t.log_ratio) / span**2)",
-        "share = 1.0",
+        "return min(1.0, FULL_CORRECTION * math.exp(t.log_ratio) / span**2)",
+        "return 1.0",
         MULTISTEP_TESTS,
     ),
     Mutant(

@@ -358,12 +358,8 @@ def _multistep_corrector(
     a part of its prediction.
     """
     full = _full_corrector(settings, points, first, i)
-    t, s = points[i], points[i + 1]
-    span = s.log_ratio - t.log_ratio
-    if not settings.is_adaptive or full.base is None or not LEAST_DISTANCE < span < math.inf:
-        return full
-    share = min(1.0, FULL_CORRECTION * math.exp(t.log_ratio) / span**2)
-    if share == 1.0:
+    share = _correction_share(settings, points[i], points[i + 1])
+    if full.base is None or share == 1.0:
         return full
     predicted = prediction.extrapolation or prediction.result
     history = zip_longest(full.history, prediction.history_weights, fillvalue=0.0)
@@ -372,6 +368,14 @@ def _multistep_corrector(
         tuple(share * corrected + (1.0 - share) * kept for corrected, kept in history),
         share * full.weight,
     )
+
+
+def _correction_share(settings: SolverSettings, t: GridPoint, s: GridPoint) -> float:
+    """How much the correction of a step counts; the rest is the prediction."""
+    span = s.log_ratio - t.log_ratio
+    if not settings.is_adaptive or not LEAST_DISTANCE < span < math.inf:
+        return 1.0
+    return min(1.0, FULL_CORRECTION * math.exp(t.log_ratio) / span**2)
 
 
 def _full_corrector(settings: SolverSettings, points: Sequence[GridPoint], first: int, i: int) -> _Corrector:
