@@ -1224,6 +1224,13 @@ MUTANTS = [
         MULTISTEP_TESTS,
     ),
     Mutant(
+        "the first step corrected by the estimate at its end alone",
+        "sampling/solver.py",
+        "new = rise / 2.0",
+        "new = rise",
+        MULTISTEP_TESTS,
+    ),
+    Mutant(
         "a corrected sample without its estimate",
         "sampling/runs.py",
         "            output = call.x_hat.output_for(x, x_hat)\n",

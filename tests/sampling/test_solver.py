@@ -329,9 +329,30 @@ def test_an_adaptive_correction_counts_less_in_long_steps_from_high_noise_levels
     shares = []
     for i in range(1, len(points)):
         step = ratios[i] - ratios[i - 1]
-        if not math.isfinite(step):
+        if i == 1:  # the step from pure noise
+            assert damped[i].corrector_weight == full[i].corrector_weight != 0.0
             continue
         shares.append(min(1.0, 1.5 * math.exp(ratios[i - 1]) / step**2))
         assert damped[i].corrector_weight == pytest.approx(shares[-1] * full[i].corrector_weight)
     assert min(shares) < 0.5
     assert shares[-1] == 1.0
+
+
+@pytest.mark.parametrize("settings", [MULTISTEP, ADAPTIVE_METHOD], ids=str)
+@pytest.mark.parametrize("transport", ["linear", "trigflow"])
+def test_the_first_step_from_pure_noise_follows_an_estimate_on_a_line_in_the_signal_to_noise_ratio(
+    transport, settings
+):
+    """As every posterior mean near pure noise: `x_hat = mean + slope gamma / alpha`."""
+    scheduler = made(6, **settings, transport=transport, num_train_timesteps=1, time_warp="auto", time_gaps=(0.0, 0.0))
+    points = scheduler._schedule.points
+    first, second = plan(SolverSettings(**settings), points)[:2]
+    start, mean, slope = noise(4), noise(4, seed=1), noise(4, seed=2)
+    before, ratio = (math.exp(point.log_ratio) for point in points[:2])
+    assert before < 1e-3
+    base = first.base(start, first.x_hat.output_for(start, mean + slope * before))
+    corrected = base + second.corrector_weight * (mean + slope * ratio)
+    # The path's equation, with the integral of the line.
+    rise = mean * (ratio - before) + slope * (ratio**2 - before**2) / 2.0
+    exact = points[1].alpha * (start / points[0].alpha + rise)
+    torch.testing.assert_close(corrected, exact, rtol=1e-9, atol=1e-9)

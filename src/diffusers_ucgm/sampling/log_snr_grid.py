@@ -7,7 +7,8 @@ under guidance the early steps decide between images. Two parts of the way are l
 short as N allows:
 
 - From pure noise on, where `l` is infinite, the first step has the mean of the data as its estimate. It leads to a
-  noise level of 1.5 N standard deviations of the data, times the model's own shift, so its error falls as `1 / N^2`.
+  noise level of 1.5 N standard deviations of the data, times the square root of the model's own shift, so its error
+  falls as `1 / N^2`.
 - The last call, from whose estimate the run jumps to the data, is made at a noise level of `1 / (3 N)`.
 
 Noise levels for which the settings ask for a spacing of their own (`use_*_sigmas`) keep that spacing and its ends.
@@ -51,7 +52,7 @@ def log_snr_grid(
     if leads_to_end and math.isfinite(start):
         return [start, *_values(start, end, num_points + 1)[1:-1]]
     last = min(math.log(num_points / LAST_LEVEL), end)
-    second = min(-math.log(FIRST_LEVEL * num_points * shift), last)
+    second = min(-math.log(FIRST_LEVEL * num_points * math.sqrt(shift)), last)
     if math.isfinite(start):
         values = _short_steps(start, last, num_points)
         if second - start <= values[1] - values[0]:

@@ -21,10 +21,13 @@ continued to the data.
 
 Second order corrects `x_s`, by a second call at `x_s` or, as "multistep", by the call that begins the next step:
 `x_hat` is then known at both ends of the step, and the same equation is solved for the line between them before the
-run goes on (the idea of UniPC's corrector, arXiv 2302.04867). With "adaptive" and order 3 the corrector's polynomial
-goes through the estimate before these two as well. With "adaptive" a long step from a high noise level t keeps a part
-of the prediction: the correction counts by `min(1, 1.5 / (sigma h^2))`, where `sigma = alpha(t) / gamma(t)`. Strong
-guidance makes the estimate follow the sample there, and a full correction would then magnify errors.
+run goes on (the idea of UniPC's corrector, arXiv 2302.04867). In a first step from pure noise, where `l` is infinite,
+or nearly so, the line is one in `gamma / alpha`, as every posterior mean is there: both ends of the step count alike.
+With "adaptive" and order 3 the corrector's polynomial goes through the estimate before these two as well.
+
+With "adaptive" any other long step from a high noise level t keeps a part of the prediction: the correction counts by
+`min(1, 1.5 / (sigma h^2))`, where `sigma = alpha(t) / gamma(t)`. Strong guidance makes the estimate follow the sample
+there, and a full correction would then magnify errors.
 
 Every step is linear in the sample, in the output and in what earlier calls left, so a `Call` holds weights alone.
 In the code as in the formulas, a step leads from the point t to the point s.
@@ -46,6 +49,8 @@ from .weights import SAMPLE, GridPoint, Weights
 
 __all__ = ["SOLVER_SETTINGS", "Call", "SolverSettings", "plan"]
 
+# The noise level from which a sample is taken for pure noise.
+PURE_NOISE = 50.0
 # The largest `sigma h^2` of a step that "adaptive" corrects in full: noise level sigma, length h in `l`.
 FULL_CORRECTION = 1.5
 
@@ -355,10 +360,10 @@ def _multistep_corrector(
 
     The data estimate is a line in `l` between both ends of the step, or a parabola that also goes through the estimate
     before. The fresh noise of the step stays as it is. Where the order adapts, a long step at a high noise level keeps
-    a part of its prediction.
+    a part of its prediction, unless it is the one from pure noise.
     """
     full = _full_corrector(settings, points, first, i)
-    share = _correction_share(settings, points[i], points[i + 1])
+    share = 1.0 if _is_from_noise(points, first, i) else _correction_share(settings, points[i], points[i + 1])
     if full.base is None or share == 1.0:
         return full
     predicted = prediction.extrapolation or prediction.result
@@ -368,6 +373,11 @@ def _multistep_corrector(
         tuple(share * corrected + (1.0 - share) * kept for corrected, kept in history),
         share * full.weight,
     )
+
+
+def _is_from_noise(points: Sequence[GridPoint], first: int, i: int) -> bool:
+    """Whether the step from `points[i]` is the first, and from pure noise or nearly."""
+    return i == first and points[i].log_ratio < -math.log(PURE_NOISE)
 
 
 def _correction_share(settings: SolverSettings, t: GridPoint, s: GridPoint) -> float:
@@ -391,6 +401,10 @@ def _full_corrector(settings: SolverSettings, points: Sequence[GridPoint], first
     if settings.is_adaptive and settings.extrapolation_order == 3 and before and LEAST_DISTANCE < span < math.inf:
         own, new, past = estimate_weights([t.log_ratio, s.log_ratio, *before], s.log_ratio, s.gamma, rate)
         return _Corrector(ratio * SAMPLE + own * t.x_hat, (past,), new)
-    # The integral of a line from 0 to 1; from pure noise on, the whole weight is at the line's end.
-    new = s.gamma - rise / (rate * span) if span else 0.0
+    if rate == 1.0 and _is_from_noise(points, first, i):
+        # The integral of a line in gamma / alpha, over which it goes: both ends count alike.
+        new = rise / 2.0
+    else:
+        # The integral of a line from 0 to 1.
+        new = s.gamma - rise / (rate * span) if span else 0.0
     return _Corrector(ratio * SAMPLE + (rise - new) * t.x_hat, (), new)
