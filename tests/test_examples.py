@@ -35,7 +35,7 @@ def data(tmp_path_factory):
 def run(data: Path, output: Path, few_step_steps: int = 2) -> subprocess.CompletedProcess:
     command = [sys.executable, str(EXAMPLE), "--data", str(data), "--output", str(output)]
     command += ["--autoencoder-epochs", "1", "--multi-step-steps", "2", "--few-step-steps", str(few_step_steps)]
-    command += ["--any-step-steps", "2"]
+    command += ["--any-step-steps", "2", "--any-step-refine-steps", "1"]
     return subprocess.run(command, capture_output=True, text=True)
 
 

@@ -13,7 +13,7 @@ from diffusers_ucgm.cli import main
 from diffusers_ucgm.training.recipes import RECIPES
 
 
-FEW_STEP = {"two-step", "four-step", "two-step-lora", "four-step-lora", "any-step"}
+FEW_STEP = {"two-step", "four-step", "two-step-lora", "four-step-lora", "any-step", "any-step-refine"}
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 208, 1000, 100_000, None])
