@@ -970,7 +970,3 @@ PIPELINES = [
     cosmos,
     kandinsky_prior,
 ]
-# AnyFlow came with diffusers 0.39; the oldest that this package works with is 0.37.
-if not hasattr(diffusers, "AnyFlowPipeline"):
-    PIPELINES.remove(anyflow)
-    del PUBLISHED["anyflow"]

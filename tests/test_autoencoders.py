@@ -237,7 +237,8 @@ def tiny(name):
     return getattr(models.autoencoders, name)(**TINY[name]).eval()
 
 
-IMAGES = [*TINY, "AutoencoderDC"]
+# Some came after the oldest diffusers that this package works with.
+IMAGES = [*(name for name in TINY if hasattr(models.autoencoders, name)), "AutoencoderDC"]
 
 
 def test_every_class_of_diffusers_is_known_here():

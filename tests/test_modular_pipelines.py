@@ -71,8 +71,11 @@ class Sampled(NamedTuple):
         generator = torch.Generator().manual_seed(0)
         pipe = self.case.pipe
         found = pipe(**arguments, num_inference_steps=steps, generator=generator)
-        latents = torch.as_tensor(getattr(found, self.case.result))
-        # Blocks unpack the patches of these families.
+        return self.unpacked(torch.as_tensor(getattr(found, self.case.result)))
+
+    def unpacked(self, latents):
+        """The latents of patches in a row, where blocks have not: Flux's do since diffusers 0.42."""
+        pipe = self.case.pipe
         return pipe._unpack_latents(latents, 16, 16, pipe.vae_scale_factor) if latents.ndim == 3 else latents
 
     def blocks(self, steps, guider=None):
@@ -91,7 +94,7 @@ class Sampled(NamedTuple):
         generator = torch.Generator().manual_seed(0)
         latents = self.pipe(**arguments, num_inference_steps=steps, generator=generator, output="latents")
         hook.remove()
-        return latents, len(calls)
+        return self.unpacked(latents), len(calls)
 
 
 def sampled(name, **settings):

@@ -137,7 +137,10 @@ def test_pipelines_save_and_load_the_scheduler(build, tmp_path):
 
 @pytest.mark.parametrize("build", [sd15, sdxl, flux, dit, wan], ids=lambda build: build.__name__)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_pipelines_stay_close(build, dtype):
+def test_half_precision_pipelines_stay_close(build, dtype, monkeypatch):
+    # Of one seed, torch 2.6 draws other numbers in half precision; newer ones draw these.
+    randn = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *size, dtype=None, **options: randn(*size, **options).to(dtype))
     exact = swapped(build)
     case = swapped(build)
     case.pipe.to(dtype)

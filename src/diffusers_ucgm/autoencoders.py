@@ -103,7 +103,9 @@ def decode_latents(
     z = denormalize_latents(vae, latents.to(parameter.device)).to(parameter.dtype)
     # Some decoders have a batch of frames, of which an image has one.
     known = {"return_dict": False, "generator": generator, "num_frames": 1}
-    taken = inspect.signature(vae.decode).parameters
+    # The decorator of `decode` hides its arguments before diffusers 0.42, but keeps the method itself.
+    method = inspect.getclosurevars(vae.decode).nonlocals.get("method", vae.decode)
+    taken = inspect.signature(method).parameters
     with _one_by_one(vae):
         decoded = vae.decode(z, **{name: value for name, value in known.items() if name in taken})
     if hasattr(decoded, "sample"):

@@ -37,6 +37,11 @@ def pictures():
     return [Image.fromarray(each.permute(1, 2, 0).numpy()) for each in images()]
 
 
+def pooled(output):
+    """The features that a model gives: transformers 4 has nothing around them."""
+    return output if isinstance(output, torch.Tensor) else output.pooler_output
+
+
 @torch.no_grad()
 def stock_features(folder, **padding):
     """The two features as transformers' own classes give them."""
@@ -44,7 +49,7 @@ def stock_features(folder, **padding):
     tokens = AutoTokenizer.from_pretrained(folder)(TEXTS, return_tensors="pt", truncation=True, **padding)
     tokens = {name: tokens[name] for name in ("input_ids", "attention_mask") if name in tokens}
     pixels = AutoImageProcessor.from_pretrained(folder)(pictures(), return_tensors="pt")
-    return model.get_image_features(**pixels).pooler_output, model.get_text_features(**tokens).pooler_output
+    return pooled(model.get_image_features(**pixels)), pooled(model.get_text_features(**tokens))
 
 
 def test_features_of_clip(clip):
@@ -98,10 +103,10 @@ class StockModel(torch.nn.Module):
         self.config = self.model.config
 
     def get_image_features(self, pixels):
-        return self.model.get_image_features(pixels).pooler_output
+        return pooled(self.model.get_image_features(pixels))
 
     def get_text_features(self, ids, mask):
-        return self.model.get_text_features(ids, mask).pooler_output
+        return pooled(self.model.get_text_features(ids, mask))
 
 
 def test_similarity_is_the_clip_score_of_torchmetrics(clip):
@@ -129,7 +134,11 @@ def dino(folder):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (without("tokenizer.json", "tokenizer_config.json"), "which has no tokenizer"),
+        # transformers 4 refuses to load it, and 5 makes one without words.
+        (
+            without("tokenizer.json", "tokenizer_config.json"),
+            "(whose tokenizer cannot be loaded|which has no tokenizer)",
+        ),
         (without("tokenizer.json"), "whose tokenizer cannot be loaded"),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "whose tokenizer cannot be loaded"),
         (without("preprocessor_config.json"), "preprocessor_config.json"),
@@ -139,7 +148,8 @@ def dino(folder):
     ],
 )
 def test_an_incomplete_folder_is_refused_by_name(clip, tmp_path, spoil, message):
-    folder = tmp_path / "spoiled"
+    # The name has no kind of model in it, which transformers 4 takes in place of a config: "spoiled" has "led".
+    folder = tmp_path / "own"
     shutil.copytree(clip, folder)
     spoil(folder)
     with pytest.raises((ValueError, OSError), match=f"`text_image_model` must be .*{message}"):

@@ -36,7 +36,9 @@ def test_half_precision_stays_close(name, dtype, tmp_path):
     half = type(model).from_pretrained(tmp_path, torch_dtype=dtype)
     found = called(half, cases, dtype)
     assert found.dtype == dtype
-    assert error(found.float(), cases["forward.output"]) < 0.05
+    expected = cases["forward.output"]
+    # Which element is farthest off depends on the order of sums, and so on the version of torch; the whole does not.
+    assert (found.float() - expected).norm() < 5 * torch.finfo(dtype).eps * expected.norm()
 
 
 def test_time_is_one_for_all_or_one_for_each(name):

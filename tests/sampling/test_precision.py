@@ -39,7 +39,7 @@ def result_dtypes(scheduler, sample_dtype, output_dtype):
 
 
 # By the class, and by the keys of a scheduler that was made by hand.
-@pytest.mark.parametrize("name", [name for name in STOCK_SCHEDULERS if hasattr(diffusers, name)])
+@pytest.mark.parametrize("name", STOCK_SCHEDULERS)
 def test_results_have_the_dtype_of_the_stock_schedulers(name):
     if name in OPTIONAL_SCHEDULERS:
         pytest.skip("needs torchsde, which diffusers does not require")

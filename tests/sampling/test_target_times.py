@@ -71,7 +71,6 @@ def test_unknown_rules_are_refused():
         UCGMScheduler(target_time="last")
 
 
-@pytest.mark.skipif(not hasattr(diffusers, "FlowMapEulerDiscreteScheduler"), reason="it came with diffusers 0.39")
 @pytest.mark.parametrize("shift", [1.0, 5.0])
 @pytest.mark.parametrize("steps", [1, 2, 4, 9])
 def test_even_steps_are_those_of_diffusers_flow_map_scheduler(steps, shift):

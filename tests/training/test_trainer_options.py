@@ -43,6 +43,9 @@ def test_a_compiled_network_gives_the_same(tmp_path, monkeypatch):
     compile_ = type(model).compile
     monkeypatch.setattr(type(model), "compile", lambda self: compile_(self, backend="aot_eager"))
     compiled = trained(tmp_path / "compiled", model, torch_compile=True)
+    # Attention does not depend on a bias of its keys: its gradient is rounding, which Adam makes as large as another.
+    for name in [name for name in plain if name.endswith("attn1.to_k.bias")]:
+        del plain[name], compiled[name]
     torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-5)
 
 

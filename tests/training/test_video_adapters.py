@@ -68,8 +68,6 @@ def test_the_smallest_cogvideox_has_no_rotary_positions():
 
 def any_flow():
     """AnyFlow's pipeline, and the arguments of a call."""
-    if not hasattr(diffusers, "AnyFlowPipeline"):
-        pytest.skip("another version of diffusers")
     scheduler = diffusers.FlowMapEulerDiscreteScheduler()
     network = tiny.build("AnyFlowTransformer3DModel")
     pipe = diffusers.AnyFlowPipeline(None, None, network, stock_pipelines.wan_vae(), scheduler)

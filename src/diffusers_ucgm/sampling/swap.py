@@ -44,7 +44,6 @@ PATH_KEYS = {
 FLOW_KEYS = {"shift"}
 ALL_PATH_KEYS = FLOW_KEYS.union(*PATH_KEYS.values())
 # The settings of `FlowMatchHeunDiscreteScheduler` and of `FlowMapEulerDiscreteScheduler`, which are read differently.
-# diffusers has the second from 0.39 on.
 OF_TWO_CLASSES = {"num_train_timesteps", "shift"}
 # Stock schedulers have two names for the shift of a flow.
 OTHER_NAME = {"shift": "flow_shift", "flow_shift": "shift"}
