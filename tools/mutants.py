@@ -1177,7 +1177,7 @@ MUTANTS = [
     Mutant(
         "grid from pure noise without a shift",
         "sampling/log_snr_grid.py",
-        "-math.log(FIRST_LEVEL * num_points * shift)",
+        "-math.log(FIRST_LEVEL * num_points * math.sqrt(shift))",
         "-math.log(FIRST_LEVEL * num_points)",
         ("tests/sampling/test_log_snr_grid.py",),
     ),

@@ -16,10 +16,13 @@ from diffusers_ucgm.solver_study.solutions import distances, reference_solutions
 
 @pytest.fixture(scope="module")
 def start():
-    """A pipeline, its scheduler, seeds, paths and a fit by least squares for 4 calls."""
+    """A pipeline, its scheduler, seeds, paths and a fit by least squares for 4 calls.
+
+    Of 24 seeds a refinement learns what is theirs alone: on others the fit is as close, with 0.00226 and 0.00227.
+    """
     # Times that leave something to gain.
     pipe, scheduler = exact_pipeline(), UCGMScheduler(**{**SAMPLERS["multistep"], "time_warp": (1.0, 1.0, 1.0)})
-    sample = FitSample([i % 3 for i in range(24)], list(range(24)), {})
+    sample = FitSample([i % 3 for i in range(96)], list(range(96)), {})
     times = call_times(pipe, scheduler, 4, sample)
     path = solution_paths(pipe, sample.conditions, sample.seeds, times[1:], num_calls=300, progress=False)
     return pipe, scheduler, sample, path, fit_steps(pipe, scheduler, 4, sample, path)
