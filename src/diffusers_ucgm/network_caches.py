@@ -179,6 +179,8 @@ def enable_cache(network: nn.Module, config: object) -> None:
         # The network's own hook only hands on to those of its modules, but for FasterCache's.
         if not any(module or kind == "faster_cache" for module, _, _ in _cache_hooks(network)):
             raise ValueError("it matches none of the modules")
+        # Before 0.41, diffusers looks for the modules with hooks once, in the first call that has a context.
+        HookRegistry.check_if_exists_or_initialize(network)._child_registries_cache = None
     except ValueError as error:
         disable_cache(network)
         reason = str(error).rstrip(".")
