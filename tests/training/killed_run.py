@@ -20,7 +20,8 @@ from diffusers_ucgm.training.checkpoints import latest_checkpoint
 
 
 SETTINGS = [
-    "max_train_steps=60",
+    # A fast machine takes a dozen steps before a kill, and ten kills must find work.
+    "max_train_steps=150",
     "checkpointing_steps=2",
     "train_batch_size=4",
     "teacher_decay=0.99",
