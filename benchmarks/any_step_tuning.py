@@ -13,7 +13,6 @@ grid. Finished rows are kept in `<output>/results.json`, and a stopped run goes 
 
 import argparse
 import json
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -21,11 +20,11 @@ from typing import Any
 
 import torch
 from bundled_model import CLASSIFIER, EULER, Judge
-from few_step_tuning import FEW_STEP, TEACHER, draw, latents_of
+from few_step_tuning import FEW_STEP, TEACHER, draw, latents_of, tune
 from results_file import add_results_option, keep
 from torch import nn
 
-from diffusers_ucgm import UCGMPipeline, UCGMTrainer, UCGMTrainingConfig, files
+from diffusers_ucgm import UCGMPipeline, UCGMTrainingConfig, files
 from diffusers_ucgm.data.datasets import LatentDataset
 from diffusers_ucgm.loss_settings import LOSS_PRESETS
 from diffusers_ucgm.training.recipes import get_recipe
@@ -93,7 +92,7 @@ TUNED: dict[str, Objective] = {
         2.75,
         FEW_STEP,
     ),
-    "any-step": Objective({**get_recipe("any-step").settings, "consistency_ratio": 1.0}, 1.9, ANY_STEP),
+    "any-step": Objective(get_recipe("any-step").settings_for(), 1.9, ANY_STEP),
     **TWO_TIMES,
 }
 UNTUNED: dict[str, Objective] = {
@@ -156,10 +155,9 @@ def trained_row(
     if args.from_scratch:
         torch.manual_seed(seed)
         pipe.transformer = type(pipe.transformer).from_config(pipe.transformer.config)
-    passes, started = Passes(pipe.transformer), time.perf_counter()
-    trainer = UCGMTrainer.from_pipeline(config, pipe, dataset)
-    trainer.train()
-    cost = {"steps": steps, "passes": passes.number, "seconds": time.perf_counter() - started}
+    passes = Passes(pipe.transformer)
+    trainer, seconds = tune(config, pipe, dataset)
+    cost = {"steps": steps, "passes": passes.number, "seconds": seconds}
     with trainer.averaged_weights():
         found = measure(judge, pipe, args.samples, objective.sampler)
     return {"objective": name, "seed": seed, **cost, **found}
@@ -222,6 +220,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/any_step_tuning"))
     add_results_option(parser)
     args = parser.parse_args()
+    if unknown := [name for name in args.only or () if name not in rows_of(args)]:
+        parser.error(f"`--only` must name rows of {list(rows_of(args))}, got {unknown}.")
     changes = {name: json.loads(value) for name, value in (pair.split("=", 1) for pair in args.set)}
     record = args.output / "results.json"
     found = kept_rows(record, args, changes)

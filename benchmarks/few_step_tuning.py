@@ -63,13 +63,12 @@ def latents_of(data: str, file: Path) -> LatentDataset:
     return LatentDataset(tensors["latents"], tensors["class_labels"])
 
 
-def tune(config: UCGMTrainingConfig, dataset: LatentDataset) -> tuple[UCGMPipeline, UCGMTrainer, float]:
-    """The bundled model after a run, the run, and its seconds."""
-    pipe = UCGMPipeline.from_pretrained(TEACHER)
+def tune(config: UCGMTrainingConfig, pipe: UCGMPipeline, dataset: LatentDataset) -> tuple[UCGMTrainer, float]:
+    """Train a pipeline's network: the run that has ended, and its seconds."""
     started = time.perf_counter()
     trainer = UCGMTrainer.from_pipeline(config, pipe, dataset)
     trainer.train()
-    return pipe, trainer, time.perf_counter() - started
+    return trainer, time.perf_counter() - started
 
 
 @torch.no_grad()
@@ -126,7 +125,8 @@ def main() -> None:
             args.output / name.replace(" ", "-"),
             **{"max_train_steps": steps, "checkpointing_steps": steps, **SETTINGS, **settings},
         )
-        pipe, trainer, seconds = tune(config, dataset)
+        pipe = UCGMPipeline.from_pretrained(TEACHER)
+        trainer, seconds = tune(config, pipe, dataset)
         with trainer.averaged_weights():
             rows.append(report(name, pipe, steps * config.train_batch_size, seconds, FEW_STEP))
     keep(args.results, "Cost of tuning the bundled model to few steps", {"table": table.markdown()})

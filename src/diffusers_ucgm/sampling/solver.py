@@ -363,7 +363,7 @@ def _multistep_corrector(
     a part of its prediction, unless it is the one from pure noise.
     """
     full = _full_corrector(settings, points, first, i)
-    share = 1.0 if _is_from_noise(points, first, i) else _correction_share(settings, points[i], points[i + 1])
+    share = _correction_share(settings, points, first, i)
     if full.base is None or share == 1.0:
         return full
     predicted = prediction.extrapolation or prediction.result
@@ -380,10 +380,11 @@ def _is_from_noise(points: Sequence[GridPoint], first: int, i: int) -> bool:
     return i == first and points[i].log_ratio < -math.log(PURE_NOISE)
 
 
-def _correction_share(settings: SolverSettings, t: GridPoint, s: GridPoint) -> float:
-    """How much the correction of a step counts; the rest is the prediction."""
+def _correction_share(settings: SolverSettings, points: Sequence[GridPoint], first: int, i: int) -> float:
+    """How much the correction of the step from `points[i]` counts; the rest is the prediction."""
+    t, s = points[i], points[i + 1]
     span = s.log_ratio - t.log_ratio
-    if not settings.is_adaptive or not LEAST_DISTANCE < span < math.inf:
+    if not settings.is_adaptive or _is_from_noise(points, first, i) or not LEAST_DISTANCE < span < math.inf:
         return 1.0
     return min(1.0, FULL_CORRECTION * math.exp(t.log_ratio) / span**2)
 

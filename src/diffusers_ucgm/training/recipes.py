@@ -98,7 +98,6 @@ ANY_STEP: dict[str, object] = {
 # A short run on the velocity of the data itself, by RCGM of order 2 at a small learning rate. With an eighth more
 # samples each further call up to 8 lowers the distance to the real images (docs/which-objective.md).
 REFINED: dict[str, object] = {
-    **TUNED,
     "second_time": "any",
     "equal_share": 0.25,
     "chain_order": 2,
@@ -140,7 +139,7 @@ RECIPES = {
     ),
     "any-step-refine": Recipe(
         "Train what `any-step` tuned a little further, on the velocity of the data.",
-        REFINED,
+        TUNED | REFINED,
         FULL,
     ),
     "from-scratch": Recipe(
