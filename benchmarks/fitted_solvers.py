@@ -2,11 +2,12 @@
 
     python benchmarks/fitted_solvers.py --output benchmarks/results/fitted-solvers [--fields bundled] [--refine]
 
-The pipelines are a `UCGMPipeline` of the bundled model, and of exact denoisers of images (`ideal_data.py`), by class,
-with and without guidance. `fit_solver` fits a solver for each number of network calls; the figure is the median
-distance to the solution of the same noise. "default" is `UCGMScheduler.from_config` of the stock config. Of the
-bundled model the Frechet distance of `--images` further images is given too, as `bundled_model.py` measures it. A
-finished pipeline is kept in `<output>.record.json`, and a stopped run goes on after it.
+The pipelines are a `UCGMPipeline` of the bundled model, of the two models that `family_models.py` trains, and of exact
+denoisers of images (`ideal_data.py`), by class, with and without guidance. `fit_solver` fits a solver for each number
+of network calls; the figure is the median distance to the solution of the same noise. "default" is
+`UCGMScheduler.from_config` of the stock config. Of the trained models the Frechet distance of `--images` further
+images is given too, as `bundled_model.py` measures it. A finished pipeline is kept in `<output>.record.json`, and a
+stopped run goes on after it.
 """
 
 import argparse
@@ -46,6 +47,8 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "Stable Diffusion, Karras spacing": lambda: DPMSolverMultistepScheduler(**SD, use_karras_sigmas=True),
     "EDM": lambda: EDMEulerScheduler(sigma_data=1.0),
 }
+# The trained models; without a name, a folder of family_models.py.
+TRAINED = {"bundled": "fashion-mnist", "ddpm": None, "edm": None}
 # The label of all points: the last one, as the null class of a pipeline.
 NULL = 1_000_000
 # Seeds of the judgement, far from those of fits.
@@ -226,7 +229,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/fitted-solvers"))
     parser.add_argument("--refine", action="store_true")
-    parser.add_argument("--fields", nargs="+", default=["bundled", "fashion-mnist-0.1", "gaussians"])
+    parser.add_argument("--models", type=Path, default=Path("runs/family_models"), help="of family_models.py")
+    parser.add_argument("--fields", nargs="+", default=[*TRAINED, "fashion-mnist-0.1", "gaussians"])
     parser.add_argument("--configs", nargs="+", choices=[*CONFIGS], default=[*CONFIGS])
     parser.add_argument("--guidance", nargs="+", type=float, default=[1.0, 4.0])
     parser.add_argument("--images", type=int, default=1000, help="of each Frechet distance (%(default)s)")
@@ -235,8 +239,9 @@ def main() -> None:
     args = parser.parse_args()
     pipes: dict[str, Callable[[], Any]] = {}
     for field in args.fields:
-        if field == "bundled":
-            pipes["bundled model"] = lambda: load_pipeline("fashion-mnist")
+        if field in TRAINED:
+            folder = TRAINED[field] or args.models / field
+            pipes[f"{field} model"] = lambda folder=folder: load_pipeline(folder)
         else:
             for config in args.configs:
                 pipes[f"{field}, {config}"] = lambda field=field, config=config: field_pipeline(
@@ -248,7 +253,7 @@ def main() -> None:
         for guidance in args.guidance:
             key = f"{name}, {guidance:g}{', refined' if args.refine else ''}"
             if key not in found:
-                judge = Judge(CLASSIFIER, DATA) if name == "bundled model" else None
+                judge = Judge(CLASSIFIER, DATA) if name.endswith(" model") else None
                 found[key] = measure(make(), guidance, args.refine, args.calls, judge, args.images)
                 files.write_json(record, found)
                 print(table({key: found[key]}).splitlines()[2], flush=True)

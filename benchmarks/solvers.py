@@ -5,7 +5,8 @@
 The models: the exact field of a Gaussian mixture (8 modes of standard deviation 0.15 in 16 dimensions) as a flow, as a
 discrete noise schedule and in EDM's sigma space; the bundled flow-matching model; and the models that
 `family_models.py` trains. The figure is the distance to the 1000-call solution of the same noise, 2000 calls for the
-exact fields, whose solvers come closer than 1000 calls are exact. A stopped run goes on where it was.
+exact fields, whose solvers come closer than 1000 calls are exact. The row "fitted" is one scheduler that `fit_solver`
+fits to the model, on other seeds, for the budgets from 5 to 40. A stopped run goes on where it was.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from diffusers_ucgm import UCGMPipeline
 from diffusers_ucgm.generation.conditions import conditions_for
 from diffusers_ucgm.solver_study.compare import compare_solvers
 from diffusers_ucgm.solver_study.defaults import CALLS
+from diffusers_ucgm.solver_study.fit import fit_solver
 from diffusers_ucgm.solver_study.measurements import save_comparison, verdict
 from diffusers_ucgm.solver_study.objectives import load_frechet_objective
 from diffusers_ucgm.solver_study.stock_solvers import Solver, load_solver, stock_solvers, ucgm_solvers
@@ -54,7 +56,15 @@ def load(model: str, trained: Path) -> UCGMPipeline:
 def compare(model: str, pipe: UCGMPipeline, args: argparse.Namespace) -> dict[str, str]:
     """Measure, print and write a model's comparison; its tables by their names among the results."""
     is_exact, output, config = model in EXACT, args.output / model, pipe.scheduler.config
-    own: dict[str, Solver] = {**ucgm_solvers(config)}
+    num_solution_calls = (2 if is_exact else 1) * args.solution_calls
+    fitted = fit_solver(
+        pipe,
+        [calls for calls in args.calls if 5 <= calls <= 40],
+        args.output / f"{model}-fit",
+        num_solution_calls=num_solution_calls,
+        batch_size=args.batch_size,
+    ).fitted
+    own: dict[str, Solver] = {**ucgm_solvers(config), "fitted": fitted}
     for name, _, folder in (word.replace("{model}", model).partition("=") for word in args.scheduler):
         try:
             own[name] = load_solver(folder, args.calls)
@@ -71,7 +81,7 @@ def compare(model: str, pipe: UCGMPipeline, args: argparse.Namespace) -> dict[st
         calls=args.calls,
         output=output,
         frechet=frechet,
-        num_solution_calls=(2 if is_exact else 1) * args.solution_calls,
+        num_solution_calls=num_solution_calls,
         batch_size=args.batch_size,
     )
     table, medians = verdict(measurements, own), save_comparison(measurements, output, title=model, emphasised=own)
@@ -86,8 +96,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/solvers"))
     parser.add_argument("--only", nargs="+", choices=[*EXACT, *TRAINED], default=[*EXACT, *TRAINED])
     parser.add_argument("--calls", type=int, nargs="+", default=list(CALLS))
-    parser.add_argument("--samples", type=int, default=256)
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--solution-calls", type=int, default=1000, help="twice as many for the exact fields")
     parser.add_argument("--data", help="Fashion-MNIST's files, for a Fréchet distance beside the others")
     parser.add_argument(

@@ -21,6 +21,7 @@ from torch import nn
 
 from diffusers_ucgm import EDM2UNet2DModel, UCGMPipeline, UCGMScheduler, UCGMTransformer2DModel
 from diffusers_ucgm.fingerprint import fingerprint
+from diffusers_ucgm.generation.generate import generate
 from diffusers_ucgm.network_caches import check_no_cache, disable_cache, enable_cache, has_cache
 from diffusers_ucgm.training.config import UCGMTrainingConfig
 from diffusers_ucgm.training.trainer import UCGMTrainer
@@ -267,6 +268,31 @@ def test_caches_of_a_chain_refuse_networks_that_are_none(kind, name):
         APPLY[kind](pipe.transformer, config(kind, pipe))
         with pytest.raises(ValueError, match=r"`transformer` must have a cache that fits .*not one sequence"):
             sampled(pipe)
+
+
+@pytest.mark.parametrize("kind", ["first block", "mag"])
+def test_caches_of_a_chain_refuse_blocks_whose_input_diffusers_does_not_find(kind):
+    pipe = stock_pipelines.z_image().pipe
+    network = type(pipe.transformer).from_config({**pipe.transformer.config, "n_layers": 3})
+    with pytest.raises(ValueError, match=r"`hidden_states` of ZImageTransformerBlock, which has none"):
+        enable_cache(network, config(kind, pipe))
+    assert not has_cache(network)
+
+
+def test_a_cache_that_a_stock_pipeline_cannot_use_is_named_where_its_run_fails():
+    case = stock_pipelines.z_image()
+    plain = case(2)
+    enable_cache(case.pipe.transformer, config("taylorseer", case.pipe))
+    embeds = {name: value for name, value in case.arguments.items() if name != "output_type"}
+    with pytest.raises(
+        ValueError,
+        match=r"`pipe` may have only caches that fit ZImagePipeline, got one on its `transformer`: No cache context",
+    ):
+        generate(case.pipe, ["a cat"], [0], num_inference_steps=2, call=embeds)
+    with pytest.raises(ValueError, match=r"(?s)`call` must be arguments that ZImagePipeline takes, got .*height=17"):
+        generate(case.pipe, ["a cat"], [0], num_inference_steps=2, call={**embeds, "height": 17})
+    disable_cache(case.pipe.transformer)
+    torch.testing.assert_close(case(2), plain, rtol=0, atol=0)
 
 
 def test_a_cache_without_effect_is_refused():

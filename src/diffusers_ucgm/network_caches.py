@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from diffusers import CacheMixin
 from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks._helpers import TransformerBlockRegistry
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_processor import Attention
+from diffusers.utils.torch_utils import unwrap_module
 from torch import nn
 
 from .contracts import Steppable
@@ -251,7 +253,7 @@ def _attention_modules(network: nn.Module) -> list[str]:
 
 
 def _check_chain(network: nn.Module, kind: str) -> None:
-    """Check that a network's blocks are one sequence, for the caches that need its ends."""
+    """Check that a network's blocks are one sequence that diffusers can follow, for the caches that need its ends."""
     if kind not in SEQUENTIAL:
         return
     if getattr(getattr(network, "config", None), "num_encoder_layers", 0):
@@ -259,6 +261,11 @@ def _check_chain(network: nn.Module, kind: str) -> None:
     lists = [each for name, each in network.named_children() if name in BLOCKS and isinstance(each, nn.ModuleList)]
     if sum(map(len, lists)) < SEQUENTIAL[kind]:
         raise ValueError(f"it needs at least {SEQUENTIAL[kind]} blocks in a list such as `transformer_blocks`")
+    for block in {type(unwrap_module(each)) for blocks in lists for each in blocks}:
+        known = TransformerBlockRegistry.get(block)
+        argument = "hidden_states" if kind == "first_block_cache" else known.hidden_states_argument_name
+        if argument not in inspect.signature(block.forward).parameters:
+            raise ValueError(f"diffusers looks for the argument `{argument}` of {block.__name__}, which has none")
 
 
 def _check_run(network: nn.Module, guided: list[bool]) -> None:

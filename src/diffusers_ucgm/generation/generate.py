@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from traceback import walk_tb
 from typing import cast
 
 import numpy as np
@@ -12,11 +13,15 @@ from torch import Tensor, nn
 from diffusers_ucgm.console import is_own
 from diffusers_ucgm.constraints import brief
 from diffusers_ucgm.contracts import Pipeline, Steppable, call_parameters, condition_name, config_of, networks_of
+from diffusers_ucgm.network_caches import has_cache
 
 from .sampling_scheduler import OnStep, SamplingScheduler
 
 
 __all__ = ["NetworkCount", "count_calls", "evaluation_mode", "generate", "generators_of", "sampling_mode"]
+
+# The modules whose functions call a network that has a cache.
+HOOKS = "diffusers.hooks."
 
 
 @torch.no_grad()
@@ -86,11 +91,23 @@ def _naming_refusals(pipe: Pipeline, call: Mapping[str, object]) -> Iterator[Non
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         if is_own(error) or not (call or isinstance(error, ValueError)):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        if cached := _failed_caches(pipe, error):
+            raise ValueError(
+                f"`pipe` may have only caches that fit {type(pipe).__name__}, got one on its `{cached[0]}`: {reason}. "
+                f"Call `diffusers_ucgm.network_caches.disable_cache(pipe.{cached[0]})`."
+            ) from error
         given = ", ".join(f"{name}={brief(value)}" for name, value in call.items()) or "its own arguments"
         raise ValueError(
             f"`call` must be arguments that {type(pipe).__name__} takes, got {given}: {reason}"
         ) from error
+
+
+def _failed_caches(pipe: Pipeline, error: Exception) -> list[str]:
+    """The components with a cache, where an error came through the hooks of diffusers."""
+    if not any(frame.f_globals.get("__name__", "").startswith(HOOKS) for frame, _ in walk_tb(error.__traceback__)):
+        return []
+    return [name for name, each in pipe.components.items() if isinstance(each, nn.Module) and has_cache(each)]
 
 
 def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
