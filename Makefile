@@ -27,7 +27,7 @@ help:
 	@echo "PYTHON=python3.12 picks the interpreter, TORCH_CONSTRAINT= another torch than the CPU build. Both are read when"
 	@echo ".venv is set up: remove .venv to change them."
 
-demo: .venv/test.stamp
+demo: .venv/stamp
 	$(BIN)/ucgm demo
 
 test: .venv/test.stamp
@@ -54,9 +54,13 @@ results: .venv/test.stamp
 notebooks: .venv/test.stamp
 	$(BIN)/python tools/notebooks.py
 
-.venv/test.stamp: pyproject.toml $(TORCH_CONSTRAINT)
+.venv/stamp: pyproject.toml $(TORCH_CONSTRAINT)
 	@echo "Setting up .venv; the first time takes some minutes."
 	$(PYTHON) -m venv .venv
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+.venv/test.stamp: .venv/stamp
 	$(PIP_INSTALL) -e '.[test]'
 	@touch $@
 

@@ -48,8 +48,15 @@ ROWS = (
     *(Row("UCGM-S", steps, 2.0) for steps in (2, 4, 8, 20)),
     Row("UCGM-S", 20, 0.0),
     Row("UCGM-S", 20, 5.0),
-    *(Row("LoRA", steps, 0.0) for steps in (1, 2, 4)),
+    *(Row("LoRA", steps, 0.0) for steps in (1, 2, 4, 8)),
 )
+
+
+def rows_of(tuned: list[str]) -> dict[str, Row]:
+    """All rows by their folders, those of further tuned pipelines included."""
+    names = [each.partition("=")[0] for each in tuned]
+    rows = [*ROWS, *(Row(name, steps, 0.0) for name in names for steps in (1, 2, 4, 8))]
+    return {row.folder: row for row in rows}
 
 
 def prompts_of(data: Path, number: int) -> list[Prompt]:
@@ -62,10 +69,11 @@ def prompts_of(data: Path, number: int) -> list[Prompt]:
     return drawn
 
 
-def pipeline_of(row: Row, model: str, lora: str | None) -> Any:
-    pipe: Any = load_pipeline(model)
+def pipeline_of(row: Row, args: argparse.Namespace) -> Any:
+    tuned = dict(each.partition("=")[::2] for each in args.tuned)
+    pipe: Any = load_pipeline(tuned.get(row.sampler, args.model))
     if row.sampler == "LoRA":
-        load_pipeline_lora(pipe, lora or "emoji-few-step")
+        load_pipeline_lora(pipe, args.lora)
     elif row.sampler == "UCGM-S":
         pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config)
     return pipe
@@ -73,7 +81,7 @@ def pipeline_of(row: Row, model: str, lora: str | None) -> Any:
 
 def measured(row: Row, args: argparse.Namespace, prompts: list[Prompt]) -> dict[str, Any]:
     result = evaluate_pipeline(
-        pipeline_of(row, args.model, args.lora),
+        pipeline_of(row, args),
         args.data / "test",
         args.output / row.folder,
         features=str(args.text_image_model),
@@ -109,20 +117,25 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--text-image-model", type=Path, default=Path(__file__).parent / "emoji-towers")
     parser.add_argument("--model", default="emoji")
-    parser.add_argument("--lora", help="the bundled one by default")
+    parser.add_argument("--lora", default="emoji-few-step")
+    parser.add_argument(
+        "--tuned", nargs="+", default=[], metavar="NAME=FOLDER", help="few-step pipelines, as rows too"
+    )
     parser.add_argument("--prompts-of-a-kind", type=int, default=80)
     parser.add_argument("--images", type=int, default=2, help="of each prompt")
     parser.add_argument("--batch-size", type=int, default=40)
-    parser.add_argument("--rows", nargs="+", choices=[row.folder for row in ROWS], help="all by default")
+    parser.add_argument("--rows", nargs="+", help="folders of rows, such as lora-4-0; all by default")
     parser.add_argument("--output", type=Path, default=Path("runs/text-to-image"))
     add_results_option(parser)
     args = parser.parse_args()
+    rows = rows_of(args.tuned)
+    if unknown := set(args.rows or ()) - set(rows):
+        parser.error(f"--rows must be of {[*rows]}, got {sorted(unknown)}")
     prompts = prompts_of(args.data, args.prompts_of_a_kind)
     table = PrintedTable("sampler", "steps", "guidance", *KINDS, "diversity", "distance", "seconds")
     is_first = True
-    for row in ROWS:
-        if args.rows and row.folder not in args.rows:
-            continue
+    for folder in args.rows or rows:
+        row = rows[folder]
         started = time.perf_counter()
         result = measured(row, args, prompts)
         seconds = seconds_of(args.output / f"{row.folder}.seconds", time.perf_counter() - started)

@@ -121,17 +121,17 @@ def fit_transfer() -> Table:
 
 
 def fitted_solvers() -> Table:
-    """The ratios of fits to the closest stock solver: of all exact denoisers, and of the bundled model."""
+    """The ratios of fits to the closest stock solver: of all exact denoisers, and of each trained model."""
     whole = table("fitted-solvers")
     calls = [column.name for column in whole.columns[1:-1]]
     rows = {str(row["pipeline, guidance"]): [ratio_in(row[n]) for n in calls] for row in whole.dicts()}
-    exact = [ratios for name, ratios in rows.items() if not name.startswith("bundled")]
+    trained = {name: ratios for name, ratios in rows.items() if " model, " in name}
+    exact = [ratios for name, ratios in rows.items() if name not in trained]
     by_calls = list(zip(*exact, strict=True))
     found: list[list[Cell]] = [
         [f"exact denoisers, median of {len(exact)}", *(median(each) for each in by_calls)],
         [f"exact denoisers, largest of {len(exact)}", *(max(each) for each in by_calls)],
-        ["bundled model", *rows["bundled model, 1"]],
-        ["bundled model, guidance 4", *rows["bundled model, 4"]],
+        *([name.replace("model, ", "model, guidance "), *ratios] for name, ratios in trained.items()),
     ]
     return Table([Column("pipeline"), *(Column(n, ".2f", "right") for n in calls)], found)
 
@@ -179,7 +179,7 @@ def which_settings() -> Table:
     """Some solvers of the three trained models, with two digits."""
     calls = ("5", "10", "20", "40", "100")
     own = {
-        "tuned": "UCGM-S tuned for N",
+        "fitted": "UCGM-S fitted to the model",
         "UCGM-S": "UCGM-S with the settings of `from_config`",
         "UCGM-S paper": "UCGM-S, the paper's multi-step settings",
     }
