@@ -51,13 +51,13 @@ measurements = compare_solvers(
 Markdown(comparison_table(measurements))
 
 # %% [markdown]
-# The figures are medians over the seeds. A number in brackets is the number of calls that a solver made where it
-# could not use the whole budget: Heun's method makes two calls in each step but the last.
+# The figures are medians over the seeds. Where a solver could not use the whole budget, the number of calls that it
+# made is in brackets: Heun's method makes two calls in each step but the last.
 
 # %%
 path = Path(tempfile.mkdtemp()) / "quality.png"
 Image(plot_quality(comparison_curves(measurements), path, emphasised=own))
 
 # %% [markdown]
-# The same comparison with the Fréchet distance of the images, with guidance, or with a scheduler of your own:
-# [Compare solvers](../../docs/compare-solvers.md).
+# [Compare solvers](../../docs/compare-solvers.md) describes the same comparison with the Fréchet distance of the
+# images, with guidance, or with a scheduler of your own.

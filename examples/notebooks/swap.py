@@ -13,9 +13,9 @@
 # %% [markdown]
 # # Swap the scheduler of a pipeline
 #
-# One line exchanges the scheduler of a diffusers pipeline for `UCGMScheduler`. The pipeline here is `fashion-mnist`,
-# a small model inside the package, so the notebook downloads nothing. With a pipeline of your own, only the line
-# that loads it changes.
+# One line swaps the scheduler of a diffusers pipeline for `UCGMScheduler`. The pipeline here is `fashion-mnist`, a
+# small model that is bundled with the package, so the notebook downloads nothing. With a pipeline of your own, only
+# the line that loads it changes.
 
 # %%
 import tempfile
@@ -51,7 +51,8 @@ stock = {f"Euler, {steps} steps": images(steps) for steps in (4, 8)}
 # %% [markdown]
 # ## After
 #
-# `from_config` reads from the stock config on which path the model was trained, and keeps its settings.
+# `from_config` reads from the stock scheduler's config on which path the model was trained, and keeps the scheduler's
+# settings.
 
 # %%
 pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config)
@@ -62,7 +63,7 @@ rows = {**stock, **own, "100 steps": solution}
 image_grid({", ".join(labels): list(rows.values())}, list(rows))
 
 # %% [markdown]
-# The last row is close to the solution of the model's equation. How close are the others?
+# The last row is close to the solution of the model's differential equation. How close are the others?
 
 
 # %%
@@ -82,7 +83,8 @@ for name, found in {**stock, **own}.items():
 # %% [markdown]
 # ## Save, load, swap back
 #
-# A saved pipeline names the new scheduler. The stock config is kept whole, so the way back is one line, too.
+# A saved pipeline names the new scheduler. The whole stock config is preserved, so one line swaps the stock scheduler
+# back in.
 
 # %%
 with tempfile.TemporaryDirectory() as folder:

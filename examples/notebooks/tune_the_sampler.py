@@ -39,8 +39,9 @@ result = fit_solver(
 print(report_fit(result).rpartition("\n")[0])
 
 # %% [markdown]
-# "before" is the median distance to the solution with the settings that the pipeline came with, "after" that of the
-# fitted solver, both on seeds that the fit did not see. The interval says how sure the ratio is with so few seeds.
+# "before" is the median distance to the solution with the settings that the pipeline came with. "after" is the median
+# distance with the fitted solver. Both are measured on seeds that the fit did not see. The interval shows how
+# uncertain their ratio is with so few seeds.
 
 # %%
 Image(result.plot())
@@ -48,7 +49,7 @@ Image(result.plot())
 # %% [markdown]
 # ## In images
 #
-# The same noise with both schedulers, and with many steps.
+# The images start from the same noise, with both schedulers, and with many steps for comparison.
 
 # %%
 labels, seeds = [7, 8, 3, 4], [1000, 1001, 1002, 1003]
@@ -70,8 +71,8 @@ image_grid({"": list(rows.values())}, list(rows))
 # %% [markdown]
 # ## Use it
 #
-# The tables are in the scheduler's config. Every number of steps that was fitted uses its own table, and other
-# numbers use the scheduler's settings.
+# The fitted solvers are tables of weights in the scheduler's config. Every fitted number of steps uses its own table,
+# and other numbers of steps use the scheduler's settings.
 
 # %%
 pipe.scheduler = UCGMScheduler.from_pretrained(work / "tuned", subfolder="scheduler")

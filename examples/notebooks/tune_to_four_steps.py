@@ -14,9 +14,9 @@
 # # Tune a model to four steps
 #
 # Training changes the *network*, so that 1 to 4 steps are enough. The data here are latents that the multi-step
-# model generates itself, so that nothing has to be downloaded; with images of your own, `ucgm cache` makes the
-# latents ([Tune to few steps](../../docs/tune-to-few-steps.md)). The run is far shorter than a real one, and still
-# visible.
+# model generates itself, so nothing has to be downloaded. With images of your own, `ucgm cache` makes the latents
+# ([Tune to few steps](../../docs/tune-to-few-steps.md)). The run is far shorter than a real one, but its effect is
+# already visible.
 
 # %%
 import tempfile
@@ -42,7 +42,7 @@ print(tuple(latents.shape))
 # ## The recipe
 #
 # `four-step` tunes all weights with a consistency ratio of 1 and the initial weights as the frozen teacher. `ucgm
-# recipes four-step` prints its settings; those that are given here replace them.
+# recipes four-step` prints its settings; the settings that are given here replace them.
 
 # %%
 config = UCGMTrainingConfig.from_recipe(
@@ -56,7 +56,7 @@ folder = trainer.save_pipeline(work / "pipeline")
 # %% [markdown]
 # ## Before and after
 #
-# The tuned pipeline has a scheduler for few steps: fresh noise in each step, no extrapolation.
+# The tuned pipeline has a scheduler for few steps, which adds fresh noise in each step and does not extrapolate.
 
 # %%
 tuned = UCGMPipeline.from_pretrained(folder)
@@ -79,8 +79,7 @@ rows = {
 image_grid({", ".join(labels): list(rows.values())}, list(rows))
 
 # %% [markdown]
-# The model `fashion-mnist-2-step` inside the package comes from a longer run of the recipe `two-step` on real
-# images.
+# The bundled model `fashion-mnist-2-step` comes from a longer run of the recipe `two-step` on real images.
 
 # %%
 longer = UCGMPipeline.from_pretrained("fashion-mnist-2-step")

@@ -1,7 +1,7 @@
 """Unified Continuous Generative Models for diffusers: one sampler, one loss and one pipeline for many steps and few.
 
-The public names load on first use: importing the package alone imports neither torch nor diffusers. It is enough for
-diffusers to load saved pipelines with our scheduler and our networks.
+The public names load on first use: importing the package alone imports neither torch nor diffusers. This import is
+enough for diffusers to load saved pipelines with the scheduler and the networks of this package.
 """
 
 from importlib import import_module

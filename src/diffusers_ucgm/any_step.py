@@ -1,7 +1,7 @@
-"""Targets of any-step models: one network for one, a few and many calls.
+"""Targets of any-step models: one network for one call, a few calls and many calls.
 
-The network `F(x_t, t, r)` says where the probability-flow ODE leads from t to an earlier time r. Its answer and the
-way from t to r are one affine map, for every transport:
+The network `F(x_t, t, r)` predicts where the probability-flow ODE leads from t to an earlier time r. Its output and
+the point at r are related by one affine map, for every transport:
 
     G(x_t, F; t, r) = alpha(r) z_hat + gamma(r) x_hat
     B(t, r) = dG/dF = (gamma(r) alpha(t) - alpha(r) gamma(t)) / D(t)
@@ -15,10 +15,10 @@ follow the data, `x_m = alpha(m) z* + gamma(m) x*`, and leaves the rest to the n
 
 They share their solution. The second makes the residual larger by `B(t, r) / B(t, m)`, and its correction c compares
 the student's way from m to r with the chain's. A clamp, where there is one, bounds c alone: v* is noisy, and clamping
-`F - v*` would move the solution away from the mean. As m comes to t, c becomes a derivative, `(t - r) dF/dt` on the
+`F - v*` would move the solution away from the mean. As m approaches t, c becomes a derivative, `(t - r) dF/dt` on the
 linear path.
 
-Where r = t both are v*, as in flow matching.
+Where r = t, both forms are v*, as in flow matching.
 """
 
 from collections.abc import Callable

@@ -3,8 +3,9 @@
 A command has its options in an `options` module, which imports nothing heavy. Its body is in a `commands` module,
 which is imported when the command runs: help is printed without torch.
 
-argparse reads the words. jsonargparse 4.53 and tyro 1.0.17 were tried on `UCGMTrainingConfig`: neither reads several
-words and also a list in JSON for one option, and a flag alone and also with a value (docs/architecture.md).
+argparse reads the command line. jsonargparse 4.53 and tyro 1.0.17 were tried on `UCGMTrainingConfig`. Neither reads
+all documented forms: several words or a list in JSON for one option, and a flag with or without a value
+(docs/architecture.md).
 """
 
 import argparse

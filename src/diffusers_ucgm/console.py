@@ -1,4 +1,4 @@
-"""What a command prints: output that a reader may leave unread, and errors without a traceback."""
+"""The output of a command: text whose reader may close the pipe early, and errors without a traceback."""
 
 import argparse
 import io

@@ -1,7 +1,8 @@
 """What this package needs of a pipeline, a scheduler and a denoiser, whatever their classes.
 
-diffusers has no common type for pipelines that sample, nor for schedulers: the methods are alike, the base classes do
-not declare them. The protocols of this module name the part that the package uses, and its functions find the rest.
+diffusers has no common type for pipelines that sample, nor for schedulers: their methods are alike, but the base
+classes do not declare them. The protocols of this module declare the methods that the package uses, and the module's
+functions find the rest.
 """
 
 import inspect

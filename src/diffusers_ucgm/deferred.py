@@ -1,4 +1,4 @@
-"""Modules whose code runs when a name of theirs is needed.
+"""Modules whose code runs only when one of their names is needed.
 
 diffusers loads a component of another package, such as a pipeline's scheduler, only if `sys.modules` holds the module
 that `model_index.json` names. `import diffusers_ucgm` therefore puts the modules of our components into it, and

@@ -1,4 +1,4 @@
-"""Distances between prediction and target, whose gradients differ in how large residuals count.
+"""Distances between prediction and target, whose gradients weigh large residuals differently.
 
 With the residual `g = F - F*`, of which a sample has n elements:
 
@@ -7,7 +7,7 @@ With the residual `g = F - F*`, of which a sample has n elements:
     norm      mean((F - sg(F - g / (|g| + 0.1)))^2)             tangent normalisation of sCM
     adaptive  sum(g^2) / (sg(sum(g^2)) + 0.01)^p                MeanFlow
 
-`sg` stops the gradient. The last two hide the size of the residual: it is to be logged on its own.
+`sg` stops the gradient. The last two hide the size of the residual, which has to be logged separately.
 """
 
 import math

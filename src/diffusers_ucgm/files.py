@@ -1,7 +1,8 @@
-"""Every file of this package is written here: whole or not at all, and named in the error where it cannot be.
+"""All writing of files: a file is written whole or not at all, and the error names a file that cannot be written.
 
 A file is written as `.NAME.PID.tmp` in the folder that it belongs to, flushed to the disk, and renamed over an older
-one. What an exception leaves is removed at once, what a killed process leaves by the next run (`remove_leftovers`).
+one. Temporary files that an exception leaves are removed at once. Those of a killed process are removed by the next
+run (`remove_leftovers`).
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The fingerprint of a pipeline: another model, LoRA, cache or setting has another one, in every process the same.
+"""The fingerprint of a pipeline: it differs for another model, LoRA, cache or setting, and is equal in all processes.
 
 Folders and caches of generated samples are kept under a fingerprint, so that no sample of another model is reused.
 """

@@ -2,7 +2,7 @@
 
     F = F(x_t, t, null) + s (F(x_t, t, c) - F(x_t, t, null))
 
-The teacher is asked twice, with and without the condition; its times are the same in both calls.
+The teacher is called twice, with and without the condition; its times are the same in both calls.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""A stop by Ctrl-C or SIGTERM: it ends a command in one line, with the command that goes on where that is possible."""
+"""A stop by Ctrl-C or SIGTERM: the command ends with one line, which names the command that resumes it, if any."""
 
 import os
 import shlex

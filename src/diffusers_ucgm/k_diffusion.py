@@ -1,7 +1,8 @@
 """The sampler behind k-diffusion's interface, for ComfyUI, Forge, AUTOMATIC1111 and k-diffusion itself.
 
-Their samplers are functions `sample(model, x, sigmas, extra_args, callback, disable)` in which `model(x, sigma)` gives
-the data estimate, after guidance. This module needs torch, numpy and tqdm, and no library of models.
+The samplers of these programs are functions `sample(model, x, sigmas, extra_args, callback, disable)` in which
+`model(x, sigma)` gives the data estimate, after guidance. This module needs torch, numpy and tqdm, but neither
+diffusers nor transformers.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""Which class of a model each label of a source is: by the model's own names, never by the alphabet if it has names.
+"""The class of a model for each label of a source: by the model's own names; if it has names, never by the alphabet.
 
-Folders, `ClassLabel` features and text columns name classes in their own way and order. What cannot be matched to one
-class of the model is an error, since a wrong class trains a wrong model without a sign.
+Folders, `ClassLabel` features and text columns name classes in their own way and order. A label that cannot be matched
+to one class of the model is an error, since a wrong class silently trains a wrong model.
 """
 
 import inspect

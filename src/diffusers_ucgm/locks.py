@@ -1,6 +1,6 @@
-"""A lock on a folder: one process works in it, and one that comes second hears who the first is.
+"""A lock on a folder: one process works in it, and the error of a second process names the first one.
 
-The lock belongs to an open file, so the system releases it when its process ends, however that is. `filelock` is not
+The lock belongs to an open file, so the system releases it when its process ends, in whatever way. `filelock` is not
 used: its file stays behind, and its early versions empty the file in which the owner is named.
 """
 

@@ -1,8 +1,8 @@
 """LoRA adapters of peft for any network, saved in the form that the stock pipelines load.
 
-The adapter of a network with two times (`second_time`) has the whole embedder of the second time beside its matrices,
-and its file tells how the network was given it: `load_lora` gives it to a network of one time. The stock pipelines
-refuse such a file.
+The adapter of a network with two times (`second_time`) has the whole embedder of the second time beside its matrices.
+Its file records how the second time was added, so that `load_lora` can add it to a network of one time. The stock
+pipelines refuse such a file.
 """
 
 import json

@@ -1,33 +1,35 @@
 """UCGM-T: one training objective for multi-step and few-step models (UCGM, section 3.2).
 
-With `F = net(x_t, t)` the loss compares F with a target F* that has no gradient. Consistency ratio 0 regresses the
-transport's own target, a positive one asks that the data estimate `f(t)` stay the same along the path:
+With `F = net(x_t, t)` the loss compares F with a target F* that has no gradient. With consistency ratio 0 the network
+regresses to the transport's own target. A positive ratio requires that the data estimate `f(t)` stays the same along
+the path:
 
     F* = alpha_hat z* + gamma_hat x*                                    consistency ratio 0
     F* = F - alpha(t) / D(t) * 4 / sin(1.57 t) * clamp(df/dt, -1, 1)    consistency ratio above 0
 
-`x*, z*` are data and noise, moved by the enhanced target towards what a model under guidance would draw.
+`x*, z*` are data and noise, moved by the enhanced target towards the samples of a guided model.
 
-Calls of a network in one evaluation, the one with a gradient included; each is one forward pass of the batch:
+The number of network calls in one evaluation, including the call with a gradient; each is one forward pass of the
+batch:
 
     consistency ratio          0    between    1 by difference    1 by forward differentiation
     plain                      1    2          3                  1 and a differentiated one
     enhanced by a teacher      2    3          4                  2 and a differentiated one
     enhanced by the student    2    2          3                  1 and a differentiated one
 
-With `batched_calls` the two of a difference are one call of a doubled batch.
+With `batched_calls` the two calls of a difference become one call with a doubled batch.
 
-Networks of two times learn any step (`any_step`, which has the formulas): with `second_time="any"` a sample also has a
-target time r, and the student is asked where the path leads from t to r. Calls for a chain of N jumps:
+Networks of two times learn any step (`any_step` has the formulas). With `second_time="any"` a sample also has a target
+time r, and the student predicts where the path leads from t to r. The number of calls for a chain of N jumps:
 
     form                       amplified or integral    by forward differentiation
     plain                      1 + N                    1 and a differentiated one
     guided                     3 + N                    3 and a differentiated one
     with fakes                 one more, and two more with rectification (`twin`)
 
-With `partial_calls` they are made for the rows whose answers are used: those of the chain where `r < t`, those of
-guidance where a sample is guided. The amplified form with N = 1 reuses the student's own answer: it takes one call
-fewer than the difference at consistency ratio 1.
+With `partial_calls` the calls without a gradient are made only for the rows whose outputs are used: those of the chain
+where `r < t`, those of guidance where a sample is guided. The amplified form with N = 1 reuses the student's own
+output: it takes one call fewer than the difference at consistency ratio 1.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What one evaluation of the loss works on: what is drawn, the batch on its device, and the networks."""
+"""What one evaluation of the loss works on: the random draws, the batch on its device, and the networks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The checks of what a caller of the loss gives, and the form that conditions take in a batch."""
+"""The checks of the arguments that a caller passes to the loss, and the form of conditions in a batch."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""The settings of the loss, what those of two times demand of each other, and the published methods as a table."""
+"""The settings of the loss, the rules between those for two times, and the published methods as a table."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields

@@ -1,7 +1,7 @@
 """The caches of diffusers (FirstBlockCache, TaylorSeer, MagCache, PAB, FasterCache) on any network.
 
-A cache keeps the outputs of some blocks of a network in one call and uses them again in the next. It counts network
-calls, not a sampler's steps, and must know which calls are alike: those of one context, with one batch.
+A cache keeps the outputs of some blocks of a network in one call and uses them again in the next. A cache counts
+network calls, not a sampler's steps, and must know which calls belong together: those of one context, with one batch.
 """
 
 import inspect

@@ -1,4 +1,4 @@
-"""The network calls of a class-conditional run: labels, classifier-free guidance, caches and what a network is given.
+"""The network calls of a class-conditional run: labels, classifier-free guidance, caches and the network's arguments.
 
 A guided call has the conditions and the null conditions in one batch, so that it counts as one network call.
 """

@@ -4,7 +4,8 @@ For a mixture of Gaussians the posterior mean `E[x | x_t]` has a formula on ever
 
     z_hat = (x_t - gamma E[x | x_t]) / alpha          F = alpha_hat z_hat + gamma_hat E[x | x_t]
 
-They test samplers and losses without any training, and show how a solver behaves apart from a network's errors.
+Such networks test samplers and losses without any training, and show how a solver behaves apart from a network's
+errors.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Network calls for a part of a batch: the rows whose answers are used."""
+"""Network calls for a part of a batch: the rows whose outputs are used."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

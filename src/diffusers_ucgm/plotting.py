@@ -1,4 +1,4 @@
-"""Plots with matplotlib, which is imported when one is made."""
+"""Plots with matplotlib, which is imported when a plot is made."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -1,7 +1,7 @@
 """Named settings of the sampler: methods, whole samplers, and the paper's presets (UCGM, arXiv 2505.07447).
 
-A preset has the FID on 50,000 samples that was published with it. These figures were not measured by this project,
-whose machines cannot fetch the checkpoints.
+A preset has the FID on 50,000 samples that was published with it. This project did not measure these figures, because
+its machines cannot download the checkpoints.
 """
 
 from dataclasses import dataclass

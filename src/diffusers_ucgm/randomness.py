@@ -1,6 +1,7 @@
-"""All rules by which a seed and an index become another seed, so that no batch size and no process changes a number.
+"""All rules by which a seed and an index give another seed, so that neither batch size nor processes change a result.
 
-`numbered_seed` is the rule for new uses. The others keep the numbers of existing results; their names say their use.
+`numbered_seed` is the rule for new uses. The other rules keep the numbers of existing results; their names say where
+they are used.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
-"""A folder holds one run of one command: whose it is, who works in it, and what may be removed.
+"""A folder holds one run of one command: which run it is, which process works in it, and what may be removed.
 
-`run.json` says what a run depends on. A command that finds its own run goes on with it; another run is left alone,
-unless `overwrite_output_dir` is given, which removes what that run wrote and nothing else.
+`run.json` records what a run depends on. A command that finds its own run resumes it. Another run is left alone,
+unless `overwrite_output_dir` is given, which removes the files of that run and nothing else.
 """
 
 import argparse

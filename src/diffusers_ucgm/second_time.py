@@ -1,15 +1,15 @@
 """A second time for pretrained networks: `r_timestep`, the time that a call leads to, beside the time of its sample.
 
-Two methods, both without effect before training and exact where both times are equal, so that a pretrained network
-stays itself there:
+There are two methods. Both are exact where the two times are equal, so that a pretrained network keeps its output
+there:
 
     "sum"     e = e1(t) + (t - r) e2(r)     e2 is a copy of the network's own embedder e1 with a last layer of zeros
     "depth"   the first blocks get e1(t), the others e1(r) (Decoupled MeanFlow): no new weights
 
 `(t - r)` is in canonical time, from 0 to 1; both times and their features are float32 in networks of any dtype. The
-network becomes one of a class of this module, `SecondTime` before its class's name, which has `second_time` in its
-configuration: it is saved with the model, found again by diffusers in a pipeline's index, and unknown to diffusers
-without this package.
+network's class becomes one of this module, with `SecondTime` before the name of its class and `second_time` in its
+configuration. The second time is thus saved with the model, and diffusers finds the class again from a pipeline's
+index. Without this package, diffusers does not know the class.
 """
 
 import inspect

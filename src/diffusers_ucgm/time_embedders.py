@@ -1,7 +1,7 @@
-"""Where networks of diffusers embed their time, as a table by class: what a second time is added to.
+"""The places where networks of diffusers embed their time, as a table by class; a second time is added there.
 
-Nearly all of them turn the time into sines and cosines, its features, and these by a small network, its layers, into
-the embedding. The layers are a submodule, which is called with the features of every sample.
+Nearly all networks turn the time into sines and cosines, called its features. A small network, called its layers,
+turns the features into the embedding. The layers are a submodule, which is called with the features of every sample.
 """
 
 from collections.abc import Callable, Mapping

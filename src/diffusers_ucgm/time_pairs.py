@@ -1,7 +1,7 @@
-"""The second time of training: where a sample's call leads, drawn beside its time.
+"""The second time in training: the time to which a sample's call leads, drawn together with its first time.
 
 Every sample has a time t and a target time r with `0 <= r <= t`. At r = t the network learns the instantaneous
-velocity, at r = 0 the way to the data in one step, between them any step.
+velocity, at r = 0 the step from t to the data, and in between any other step.
 
     uniform   r = t - U t                            RCGM
     sorted    the larger and the smaller of two      MeanFlow, AnyFlow

@@ -1,7 +1,7 @@
-"""Stock pipelines of one time tell networks of two times where each call leads.
+"""The second time for networks of two times in stock pipelines, which pass only one time.
 
-Their loop knows `scheduler.timesteps` alone, and gives the network one time. A hook of the network finds the call in
-the scheduler's run and adds the second time, in the units in which the pipeline gave the first:
+The loop of such a pipeline knows only `scheduler.timesteps`. A hook of the network finds the call in the scheduler's
+run and adds the second time, the time to which the call leads, in the units in which the pipeline gave the first:
 
     r = t + (target - timestep) span / num_train_timesteps
 """

@@ -1,8 +1,8 @@
 """TwinFlow's terms: one network as its own adversary, for models of one step.
 
-Some samples are fakes: their data are the network's own one-step samples, and negative times tell the network so. On
-them it learns the velocity of the fakes' path, as it learns the data's on the others. Where both velocities differ at
-one point, the one-step sample is moved towards the data (TwinFlow, section 3; its code):
+Some samples are fakes: their data are the network's own one-step samples, and negative times mark them. On the fakes
+the network learns the velocity of their path, and on the other samples that of the data's path. Where the two
+velocities differ at a point, the one-step sample is moved towards the data (TwinFlow, section 3; its code):
 
     F(x'_t, t', t')     the velocity of the data at a renoised one-step sample x'
     F(x'_t, -t', -t')   that of the fakes

@@ -1,4 +1,4 @@
-"""What happens within a call of a network with two times: the second time's embedding at its places.
+"""The second time's embedding within a call of a network with two times.
 
 The forward of such a network (`second_time`) makes a `TwoTimeCall`; hooks of the modules that embed time, and of the
 blocks that take the embedding, read it. Outside of such a call they change nothing.
