@@ -336,7 +336,7 @@ def draw_solver_plots() -> None:
 
     for name, (part, title) in SOLVER_PLOTS.items():
         curves = {str(row["solver"]): curve_of(row) for row in table("solvers", part).dicts()}
-        own = [solver for solver in curves if solver.startswith(("UCGM-S", "tuned"))]
+        own = [solver for solver in curves if solver.startswith(("UCGM-S", "fitted"))]
         measure = "median distance to the solution"
         plot_quality(curves, ROOT / name, measure=measure, title=title, emphasised=own)
         record_figure(name, DRAW)
