@@ -30,7 +30,7 @@ from .sampling.solver import SolverSettings
 from .sampling.step_arguments import check_step, without_variance
 from .sampling.stock_configs import STOCK_SCHEDULERS
 from .sampling.stock_sigmas import sigmas_of_run
-from .sampling.swap import OWN_SETTINGS, read_swap
+from .sampling.swap import read_swap, unread_by_stock
 from .sampling.target_times import check_told, note_call, told_timesteps
 from .sampling.timesteps import Schedule, ScheduleArguments, check_timestep, first_place, place_of
 from .standalone.folders import save_scheduler_files
@@ -182,7 +182,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         self._spacing, self._solver = Spacing.of(self._settings), SolverSettings.of(self._settings)
         self._convention: Convention | None = convention_of(self._settings)
         # A stock scheduler that is made from this config must not read the sampler's settings as its own.
-        defaults = dict.fromkeys([*self.config.get("_use_default_values", []), *OWN_SETTINGS])
+        defaults = dict.fromkeys([*self.config.get("_use_default_values", []), *unread_by_stock(self.config)])
         self.register_to_config(_use_default_values=[*defaults])
         if transport == "discrete_beta":
             abar = self.alphas_cumprod = cumulative_alphas_of(self._settings).float()

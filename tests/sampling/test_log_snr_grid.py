@@ -128,3 +128,13 @@ def test_no_call_is_made_at_the_step_with_which_a_chain_ends(steps):
     # As many calls as the chain has steps leave none out.
     scheduler.set_timesteps(1000)
     assert scheduler.timesteps[-1] == 0
+
+
+@pytest.mark.parametrize("transport", ["flow", "discrete_beta", "sigma_space"])
+@pytest.mark.parametrize("strength", [0.5, 0.05, 0.01, 0.002])
+@pytest.mark.parametrize("steps", [2, 4, 20])
+def test_a_run_of_low_strength_falls_from_noise_to_data(transport, strength, steps):
+    settings = {} if transport == "flow" else {"transport": transport}
+    scheduler = UCGMScheduler(time_warp="auto", time_gaps=(0.0, 0.0), **settings)
+    scheduler.set_timesteps(steps, strength=strength)
+    assert scheduler.sigmas.diff().max() < 0.0

@@ -269,3 +269,22 @@ def test_schedulers_are_pushed_to_the_hub_with_their_settings(name, monkeypatch)
         each.set_timesteps(4)
     assert torch.equal(twin.timesteps, scheduler.timesteps)
     assert twin.config.extrapolation_ratio == 0.25
+
+
+@pytest.mark.parametrize("stock", [diffusers.DPMSolverMultistepScheduler, diffusers.EulerDiscreteScheduler])
+def test_a_saved_scheduler_gives_stock_ones_the_noise_levels_of_its_model(tmp_path, stock):
+    chain = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    original = diffusers.DDIMScheduler(**chain, timestep_spacing="trailing").config
+    UCGMScheduler.from_config(original).save_pretrained(tmp_path)
+    expected = stock.from_config(original, use_karras_sigmas=True)
+    found = stock.from_config(UCGMScheduler.from_pretrained(tmp_path).config, use_karras_sigmas=True)
+    for scheduler in (expected, found):
+        scheduler.set_timesteps(10)
+    torch.testing.assert_close(found.sigmas, expected.sigmas, rtol=0, atol=0)
+
+
+def test_a_saved_scheduler_leaves_stock_ones_what_it_does_not_decide(tmp_path):
+    UCGMScheduler(transport="discrete_beta").save_pretrained(tmp_path)
+    config = UCGMScheduler.from_pretrained(tmp_path).config
+    assert diffusers.DDIMScheduler.from_config(config).config.prediction_type == "epsilon"
+    assert diffusers.LCMScheduler.from_config(config).config.original_inference_steps == 50

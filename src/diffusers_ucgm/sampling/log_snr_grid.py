@@ -28,6 +28,8 @@ __all__ = ["log_snr_grid"]
 # The last step is 1 + LENGTHENING times as long as the average, the first 1 - LENGTHENING times.
 LENGTHENING = 0.2
 LONGEST_STEP = 1.4
+# The length in `l` of the steps of a run that begins where the last call would be made.
+LEAST_STEP = 0.1
 # The noise level to which the step from pure noise leads, divided by N; and that of the last call, times N.
 FIRST_LEVEL, LAST_LEVEL = 1.5, 1.0 / 3.0
 
@@ -52,6 +54,10 @@ def log_snr_grid(
     if leads_to_end and math.isfinite(start):
         return [start, *_values(start, end, num_points + 1)[1:-1]]
     last = min(math.log(num_points / LAST_LEVEL), end)
+    if math.isfinite(start) and start >= last - LEAST_STEP * (num_points - 1):
+        # A run that begins close to the data, as image-to-image at a low strength: even steps, each a little closer.
+        last = min(start + LEAST_STEP * (num_points - 1), end)
+        return [float(value) for value in np.linspace(start, max(last, start), num_points)]
     second = min(-math.log(FIRST_LEVEL * num_points * math.sqrt(shift)), last)
     if math.isfinite(start):
         values = _short_steps(start, last, num_points)
