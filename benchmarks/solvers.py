@@ -10,7 +10,6 @@ fits to the model, on other seeds, for the budgets from 5 to 40. A stopped run g
 """
 
 import argparse
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from diffusers_ucgm.generation.conditions import conditions_for
 from diffusers_ucgm.solver_study.compare import compare_solvers
 from diffusers_ucgm.solver_study.defaults import CALLS
 from diffusers_ucgm.solver_study.fit import fit_solver
-from diffusers_ucgm.solver_study.measurements import save_comparison, verdict
+from diffusers_ucgm.solver_study.measurements import comparison_table, save_comparison, verdict
 from diffusers_ucgm.solver_study.objectives import load_frechet_objective
 from diffusers_ucgm.solver_study.stock_solvers import Solver, load_solver, stock_solvers, ucgm_solvers
 
@@ -85,12 +84,10 @@ def compare(model: str, pipe: UCGMPipeline, args: argparse.Namespace) -> dict[st
         num_solution_calls=num_solution_calls,
         batch_size=args.batch_size,
     )
-    table, medians = verdict(measurements, own), save_comparison(measurements, output, title=model, emphasised=own)
-    print(f"\n# {model}\n\n{medians}\n\n{table}")
+    table, tables = verdict(measurements, own), save_comparison(measurements, output, title=model, emphasised=own)
+    print(f"\n# {model}\n\n{tables}\n\n{table}")
     (output / "verdict.md").write_text(f"{table}\n")
-    # Other tables, of the samples that end in another mode, follow that of the medians.
-    first = takewhile(lambda line: line.startswith("|"), medians[medians.index("| solver") :].splitlines())
-    return {f"{TABLES[model]}-best": table, TABLES[model]: "\n".join(first)}
+    return {f"{TABLES[model]}-best": table, TABLES[model]: comparison_table(measurements)}
 
 
 def main() -> None:

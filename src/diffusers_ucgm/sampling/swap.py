@@ -50,27 +50,22 @@ OTHER_NAME = {"shift": "flow_shift", "flow_shift": "shift"}
 # What modular pipelines of diffusers give to `from_pretrained` of every component, whatever it takes.
 LOADER_KEYWORDS = ("trust_remote_code", "variant")
 
-# Defaults that hold in sigma space alone. Stock schedulers of other paths have settings of these names too.
-SIGMA_SPACE_DEFAULTS: dict[str, object] = {
-    "sigma_min": 0.002,
-    "sigma_max": 80.0,
-    "sigma_data": 0.5,
-    "sigma_schedule": "karras",
-    "rho": 7.0,
-}
+# Settings whose defaults hold in sigma space alone. Stock schedulers of other paths have settings of these names too.
+SIGMA_SPACE_SETTINGS = ("sigma_min", "sigma_max", "sigma_data", "sigma_schedule", "rho")
 # Settings that are None where the model decides. Stock schedulers of these names take no None.
 DECIDED_BY_MODEL = ("prediction_type", "original_inference_steps")
 
 
-def unread_by_stock(config: Mapping[str, object]) -> list[str]:
+def unread_by_stock(config: Mapping[str, object], defaults: Mapping[str, object]) -> list[str]:
     """The settings of our config that a stock scheduler must not read, although a saved config names them.
 
     Args:
         config: The config of a `UCGMScheduler`.
+        defaults: The defaults of its settings.
     """
     path = str(config["transport"])
-    own = SIGMA_SPACE_DEFAULTS if path != "sigma_space" else {}
-    foreign = [name for name, value in own.items() if config[name] == value and name not in PATH_KEYS.get(path, ())]
+    names = () if path == "sigma_space" else SIGMA_SPACE_SETTINGS
+    foreign = [each for each in names if each not in PATH_KEYS.get(path, ()) and config[each] == defaults[each]]
     return [*OWN_SETTINGS, *foreign, *(name for name in DECIDED_BY_MODEL if config[name] is None)]
 
 
