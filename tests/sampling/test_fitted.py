@@ -67,8 +67,11 @@ def test_table_of_a_multistep_plan_gives_the_same_samples(name, number, settings
     own = UCGMScheduler.from_config(STOCK[name].config, **settings)
     fitted = UCGMScheduler.from_config(own.config, fitted_solvers=[table(own, number)])
     solver = SolverSettings.of(own.config)
-    expected = sample(own, number, run=Run(planned(own, number), solver.reach, None))
-    for scheduler in (own, fitted):
+    calls = planned(own, number)
+    # A table has no way to lower an extrapolation where the estimates swing.
+    linear = [call._replace(length_ratio=0.0) for call in calls]
+    for scheduler, its_calls in ((own, calls), (fitted, linear)):
+        expected = sample(own, number, run=Run(its_calls, solver.reach, None))
         torch.testing.assert_close(
             sample(scheduler, number), expected, rtol=0, atol=2e-6 * float(expected.abs().max())
         )

@@ -244,7 +244,8 @@ ADAPTIVE = {**ADAPTIVE_METHOD, "time_warp": (1.0, 1.0, 1.0)}
 
 @pytest.mark.parametrize("transport", ["linear", "trigflow"])
 def test_adaptive_is_of_third_order_where_steps_are_short(transport):
-    assert slope(ADAPTIVE, transport, intervals=(64, 128, 256)) > 2.6
+    """At 256 steps the error of the many-step solution itself begins to show."""
+    assert slope(ADAPTIVE, transport, intervals=(32, 64, 128)) > 2.9
 
 
 def test_the_end_is_continued_to_the_data():

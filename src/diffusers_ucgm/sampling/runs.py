@@ -24,6 +24,7 @@ from .config import SchedulerConfig
 from .conventions import Convention
 from .fitted import FittedSolver, fitted_solvers_of, weights_of
 from .solver import Call, SolverSettings, plan
+from .swing import extrapolation_share
 from .timesteps import Schedule
 from .weights import SAMPLE, GridPoint
 
@@ -107,8 +108,9 @@ def run_of_plan(
     settings, clipping = SolverSettings.of(config), Clipping.of(config)
     if settings.is_published:
         return PublishedRun(calls, settings, points, transport, begin_index)
-    if settings.follows_grid and clipping is None and any(call.corrector_weight for call in calls):
-        # As a table, a corrector takes neither memory nor time of its own. Clipping is not linear in the sample.
+    is_linear = clipping is None and not any(call.length_ratio for call in calls)
+    if settings.follows_grid and is_linear and any(call.corrector_weight for call in calls):
+        # As a table, a corrector takes neither memory nor time of its own.
         rest = calls[begin_index:]
         table = FittedSolver((), tuple(map(tuple, weights_of(rest))))
         calls = [*calls[:begin_index], *table.calls(rest, points[begin_index:])]
@@ -174,6 +176,10 @@ class Run:
             x_next = call.extrapolation(x, output, change)
             for weight, earlier in zip(call.history_weights, self._history, strict=False):
                 x_next.add_(earlier, alpha=weight)
+            if call.length_ratio and len(self._history) > 1:
+                last, before = self._history[:2]
+                share = extrapolation_share(call.x_hat(x, output, change), last, before, call.length_ratio)
+                x_next = torch.lerp(call.result(x, output, change), x_next, share)
         else:
             x_next = call.result(x, output, change)
         if call.corrects and self._base is not None:

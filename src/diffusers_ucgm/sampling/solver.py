@@ -17,7 +17,8 @@ The ratio "adaptive" is "auto" for steps of any length. A polynomial says little
 less, the higher its order. The estimate is `(1 - d_2) X_1 + d_2 ((1 - d_3) X_2 + d_3 X_3)` for the polynomials X_p
 through p estimates, with `d_2 = min(1, 0.5 / h)` and `d_3 = min(1, 0.2 / h)`, where h is the length of the step in
 `l`. At the end, where a smooth density's estimate is a line in the squared noise level, the last two estimates are
-continued to the data.
+continued to the data. An extrapolation counts less where the estimates swing back (`swing`); fresh noise moves them by
+chance, so a step that adds it is left as it is.
 
 Second order corrects `x_s`, by a second call at `x_s` or, as "multistep", by the call that begins the next step:
 `x_hat` is then known at both ends of the step, and the same equation is solved for the line between them before the
@@ -129,6 +130,8 @@ class SolverSettings:
     @property
     def reach(self) -> int:
         """The number of earlier calls that extrapolation looks back at."""
+        if self.is_adaptive:
+            return 2
         return self.extrapolation_order - 1 if self.follows_grid else 1
 
     def step_of(self, index: int) -> int:
@@ -171,6 +174,8 @@ class Call(NamedTuple):
         result: The next sample where the history is missing.
         extrapolation: The next sample with the history; None where there is no extrapolation.
         history_weights: The weights of the history, the latest first.
+        length_ratio: The length in `l` of the step that led here divided by that of the one before, for the share by
+            which the extrapolation counts (`swing.extrapolation_share`); 0 where it counts in full.
         corrects: Whether the base is added to the next sample.
         corrector_weight: Weight of `x_hat` in the corrected sample (UniPC's corrector); 0 applies none.
         noise: Weight of fresh noise.
@@ -184,6 +189,7 @@ class Call(NamedTuple):
     result: Weights
     extrapolation: Weights | None = None
     history_weights: tuple[float, ...] = ()
+    length_ratio: float = 0.0
     corrects: bool = False
     corrector_weight: float = 0.0
     noise: float = 0.0
@@ -262,7 +268,8 @@ def _single_call(settings: SolverSettings, points: Sequence[GridPoint], first: i
     ahead, (extrapolation, past) = _first_order(settings, t, s), _extrapolation(settings, points, first, i)
     noise = s.alpha * math.sqrt(settings.rho(t, s))
     history = _history(settings, points, first, i)
-    return Call(t.x_hat, ahead, extrapolation, past, noise=noise, history=history)
+    length_ratio = _length_ratio(settings, points, first, i) if past and not noise else 0.0
+    return Call(t.x_hat, ahead, extrapolation, past, length_ratio, noise=noise, history=history)
 
 
 def _calls_of_two(settings: SolverSettings, points: Sequence[GridPoint], first: int, i: int) -> tuple[Call, Call]:
@@ -301,6 +308,14 @@ def _extrapolation(
     weights = adaptive_weights if settings.is_adaptive else estimate_weights
     own, *past = weights(ratios, s.log_ratio, s.gamma, rate)
     return (settings.noise_weight(t, s) / t.alpha) * SAMPLE + own * t.x_hat, tuple(past)
+
+
+def _length_ratio(settings: SolverSettings, points: Sequence[GridPoint], first: int, i: int) -> float:
+    """By how much the step to `points[i]` is longer in `l` than the one before; 0 where that is not to be asked."""
+    ratios = _finite_ratios(points[max(first, i - 2) : i + 1])
+    if not settings.is_adaptive or len(ratios) < 3:
+        return 0.0
+    return (ratios[0] - ratios[1]) / max(ratios[1] - ratios[2], LEAST_DISTANCE)
 
 
 def _finite_ratios(points: Sequence[GridPoint]) -> list[float]:

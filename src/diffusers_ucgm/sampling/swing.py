@@ -1,0 +1,41 @@
+"""How far the last data estimates bear extrapolation, seen from the estimates themselves.
+
+Where estimates follow the sample strongly, as under strong guidance, a step that is long for them overshoots: the next
+estimate swings back, and a polynomial through both sends the sample further out. The slopes of the last two estimates
+in `l = log(gamma / alpha)` show it:
+
+    d_1 = (x_hat_i - x_hat_{i-1}) / h_1,  d_2 = (x_hat_{i-1} - x_hat_{i-2}) / h_2,  beta = <d_1, d_2> / <d_1, d_1>
+
+On a smooth path beta is positive. Where it is negative the extrapolation counts by `max(0, 1 + 4 beta)`, so that a step
+behind a swing of a quarter of the last slope or more is one of first order. At short steps that is so where an estimate
+turns around, where its slope is small: the order of the method is kept.
+"""
+
+import torch
+from torch import Tensor
+
+
+__all__ = ["extrapolation_share"]
+
+# How much a swing as large as the last slope takes away: the reverse of a quarter takes all.
+SWING = 4.0
+
+
+def extrapolation_share(x_hat: Tensor, last: Tensor, before: Tensor, ratio: float) -> Tensor:
+    """How much of the extrapolation counts, for each sample.
+
+    Args:
+        x_hat: The present data estimate, shape `(B, ...)`.
+        last: The estimate of the call before, same shape.
+        before: The estimate of the call before that, same shape.
+        ratio: `h_1 / h_2`, by which the step from `last` to `x_hat` is longer in `l` than the one before; positive.
+
+    Returns:
+        Values in [0, 1], shape `(B, 1, ...)`; 1 where the estimates do not change.
+    """
+    change, earlier = x_hat - last, last - before
+    dims = tuple(range(1, x_hat.ndim))
+    squares = (change * change).sum(dims, keepdim=True) if dims else change * change
+    products = (change * earlier).sum(dims, keepdim=True) if dims else change * earlier
+    beta = ratio * products / squares.clamp(min=torch.finfo(squares.dtype).tiny)
+    return (1.0 + SWING * beta).clamp(0.0, 1.0)
