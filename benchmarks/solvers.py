@@ -1,6 +1,7 @@
 """Compare UCGM-S with diffusers' own solvers, at the same network calls and from the same seeds.
 
     python benchmarks/solvers.py --output runs/solvers [--only fashion-mnist] [--samples 256] [--calls 5 10 20 40]
+    python benchmarks/solvers.py --only fashion-mnist ddpm edm --guidance-scale 7.5
 
 The models: the exact field of a Gaussian mixture (8 modes of standard deviation 0.15 in 16 dimensions) as a flow, as a
 discrete noise schedule and in EDM's sigma space; the bundled flow-matching model; and the models that
@@ -55,14 +56,17 @@ def load(model: str, trained: Path) -> UCGMPipeline:
 
 def compare(model: str, pipe: UCGMPipeline, args: argparse.Namespace) -> dict[str, str]:
     """Measure, print and write a model's comparison; its tables by their names among the results."""
-    is_exact, output, config = model in EXACT, args.output / model, pipe.scheduler.config
+    suffix = "" if args.guidance_scale is None else f"-guidance-{args.guidance_scale:g}"
+    call = {} if args.guidance_scale is None else {"guidance_scale": args.guidance_scale}
+    is_exact, output, config = model in EXACT, args.output / f"{model}{suffix}", pipe.scheduler.config
     num_solution_calls = (2 if is_exact else 1) * args.solution_calls
     fitted = fit_solver(
         pipe,
         [calls for calls in args.calls if 5 <= calls <= 40],
-        args.output / f"{model}-fit",
+        args.output / f"{model}{suffix}-fit",
         num_solution_calls=num_solution_calls,
         batch_size=args.batch_size,
+        call=call,
     ).fitted
     own: dict[str, Solver] = {**ucgm_solvers(config), "fitted": fitted}
     for name, _, folder in (word.replace("{model}", model).partition("=") for word in args.scheduler):
@@ -83,11 +87,13 @@ def compare(model: str, pipe: UCGMPipeline, args: argparse.Namespace) -> dict[st
         frechet=frechet,
         num_solution_calls=num_solution_calls,
         batch_size=args.batch_size,
+        call=call,
     )
     table, tables = verdict(measurements, own), save_comparison(measurements, output, title=model, emphasised=own)
     print(f"\n# {model}\n\n{tables}\n\n{table}")
     (output / "verdict.md").write_text(f"{table}\n")
-    return {f"{TABLES[model]}-best": table, TABLES[model]: comparison_table(measurements)}
+    name = f"{TABLES[model]}{suffix}"
+    return {f"{name}-best": table, name: comparison_table(measurements)}
 
 
 def main() -> None:
@@ -95,6 +101,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path("runs/family_models"), help="of family_models.py")
     parser.add_argument("--output", type=Path, default=Path("runs/solvers"))
     parser.add_argument("--only", nargs="+", choices=[*EXACT, *TRAINED], default=[*EXACT, *TRAINED])
+    parser.add_argument("--guidance-scale", type=float, help="of the models' pipelines; without it they are unguided")
     parser.add_argument("--calls", type=int, nargs="+", default=list(CALLS))
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=64)
@@ -116,7 +123,8 @@ def main() -> None:
             print(f"{model}: not in {args.models}. Run benchmarks/family_models.py.")
             continue
         tables |= compare(model, load(model, args.models).to(args.device), args)
-    keep(args.results, "Solvers on six models", tables)
+    guided = "on six models" if args.guidance_scale is None else f"with guidance {args.guidance_scale:g}"
+    keep(args.results, f"Solvers {guided}", tables)
 
 
 if __name__ == "__main__":

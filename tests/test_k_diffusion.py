@@ -285,6 +285,8 @@ def test_the_path_is_the_models():
         ({"model": lambda x, sigma: None}, "`model` must give a data estimate .* got None"),
         ({"callback": 3}, "`callback` must be a function, or None"),
         ({"noise_sampler": 3}, "`noise_sampler` must be a function, or None"),
+        ({"extra_args": [1]}, "`extra_args` must be a mapping of names to values, or None"),
+        ({"extra_args": {1: 2}}, "`extra_args` must be a mapping of names to values, or None"),
     ],
 )
 def test_bad_arguments_are_refused(changed, message):
@@ -297,6 +299,14 @@ def test_bad_arguments_are_refused(changed, message):
     }
     with pytest.raises(ValueError, match=message):
         k_diffusion_sampler({}, is_flow=True)(**given)
+
+
+@pytest.mark.parametrize("given", [None, torch.ones(1, 2, 4, 4), torch.ones(3, 2, 4, 4, dtype=torch.int64)], ids=str)
+def test_bad_fresh_noise_is_refused(given):
+    sampler = k_diffusion_sampler({"stochasticity": 0.5}, is_flow=True)
+    sigmas = torch.tensor([1.0, 0.5, 0.0])
+    with pytest.raises(ValueError, match=r"`noise_sampler` must give noise of the shape of x, \(3, 2, 4, 4\)"):
+        sampler(denoiser(True), noise(), sigmas, disable=True, noise_sampler=lambda sigma, after: given)
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,22 @@ def test_callback_sees_every_call_and_may_replace_latents():
     assert float(latents.abs().max()) == 0
 
 
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (torch.zeros(2), "`callback_on_step_end` must give a dictionary or None"),
+        ({"latents": 3}, r"must give `latents` of the shape of the run's, \(1, 4, 8, 8\), got 3"),
+        ({"latents": torch.zeros(1, 4, 4, 4)}, r"\(1, 4, 8, 8\), got \(1, 4, 4, 4\)"),
+    ],
+    ids=str,
+)
+def test_bad_results_of_a_callback_are_refused_and_the_run_is_over(result, message):
+    pipe = pipeline()
+    with pytest.raises(ValueError, match=message):
+        pipe(1, num_inference_steps=3, callback_on_step_end=lambda *_: result)
+    assert pipe.current_timestep is None
+
+
 def test_callback_may_interrupt():
     pipe = pipeline()
 

@@ -90,6 +90,8 @@ class UCGMSampler:
         path: str,
     ) -> tuple[KSAMPLER]:
         """The SAMPLER."""
+        if path not in PATHS:
+            raise ValueError(f"`path` must be one of {list(PATHS)}, got {path!r}.")
         settings = {
             "solver_order": solver_order,
             "solver_type": solver_type,
@@ -204,6 +206,8 @@ def model_settings(sampling: Any) -> dict[str, Any]:
         sampling: The model's `model_sampling`, of which the classes differ by their attributes.
     """
     levels = sampling.sigmas.double().cpu()
+    if len(levels) < 2:
+        raise ValueError(f"The model's `sigmas` must have two noise levels or more, got {levels.tolist()}.")
     if any(base.__name__ == "CONST" for base in type(sampling).__mro__):
         # A shift s moves the middle of the times to s / (1 + s).
         middle = float(levels[len(levels) // 2 - 1])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import trange
 
-from .constraints import FUNCTION, Setting, brief, check, is_floating, is_whole, optional
+from .constraints import FUNCTION, KEYWORDS, Setting, brief, check, is_floating, is_whole, optional
 from .contracts import Steppable
 from .files import read_json
 from .names import did_you_mean, local_path
@@ -51,6 +51,7 @@ CALL_ARGUMENTS: dict[str, Setting] = {
             ("finite", lambda value: bool(value.isfinite().all())),
         )
     ),
+    "extra_args": optional(KEYWORDS),
     "callback": optional(FUNCTION),
     "noise_sampler": optional(FUNCTION),
 }
@@ -124,7 +125,7 @@ def k_diffusion_sampler(scheduler: Scheduler, is_flow: bool | None = None) -> KD
         disable: bool | None = None,
         noise_sampler: NoiseSampler | None = None,
     ) -> Tensor:
-        values = (model, x, sigmas, callback, noise_sampler)
+        values = (model, x, sigmas, extra_args, callback, noise_sampler)
         check(CALL_ARGUMENTS, dict(zip(CALL_ARGUMENTS, values, strict=True)))
         path = _path_of(model, is_flow, is_linear(config) if is_own else None)
         levels = _levels(sigmas, path.is_flow)
@@ -328,6 +329,16 @@ def _noises(
     """The sources of fresh noise, by the place of a call and by its step."""
     if noise_sampler is not None:
         sampler = noise_sampler
-        return lambda index, step: lambda like: scale * sampler(sigmas[step], sigmas[step + 1]).to(like)
+        return lambda index, step: lambda like: scale * _checked_noise(sampler(sigmas[step], sigmas[step + 1]), like)
     source = RunNoise.of_seed(int(cast(int, seed)), len(x)) if is_whole(seed) else RunNoise(x)
     return lambda index, step: lambda like: scale * source(index, like)
+
+
+def _checked_noise(noise: object, like: Tensor) -> Tensor:
+    """The noise that a caller's function gave, in the dtype of a sample and on its device."""
+    if not isinstance(noise, Tensor) or not is_floating(noise) or noise.shape != like.shape:
+        found = tuple(noise.shape) if isinstance(noise, Tensor) else noise
+        raise ValueError(
+            f"`noise_sampler` must give noise of the shape of x, {tuple(like.shape)}, got {brief(found)}."
+        )
+    return noise.to(like)

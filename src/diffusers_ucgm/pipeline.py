@@ -2,10 +2,10 @@
 
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import files
 from .autoencoders import decode_latents, denormalize_latents, normalize_latents, takes_unit_range
-from .constraints import check
+from .constraints import brief, check
 from .contracts import Steppable
 from .names import BUNDLED, local_or_hub
 from .network_caches import disable_cache, enable_cache
@@ -388,7 +388,10 @@ class UCGMPipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(num_inference_steps, device=labels.device, **given_times)
         x_t = self.prepare_latents(len(labels), generator, latents)
         calls = NetworkCalls(self.transformer, self.scheduler, self._call_times, labels, self.num_classes, guidance)
-        x_t = self._run(calls, x_t, generator, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        try:
+            x_t = self._run(calls, x_t, generator, callback_on_step_end, callback_on_step_end_tensor_inputs)
+        finally:
+            self._current_timestep = None
         self._check_finite(x_t)
         images = self.decode(x_t, output_type, generator)
         self.maybe_free_model_hooks()
@@ -452,10 +455,9 @@ class UCGMPipeline(DiffusionPipeline):
                 x_t = self.scheduler.step(output, t, x_t, **noise, return_dict=False)[0]
                 if callback is not None:
                     tensors = {"latents": x_t} if "latents" in tensor_inputs else {}
-                    x_t = (callback(self, i, t, tensors) or {}).get("latents", x_t)
+                    x_t = _latents_of(callback(self, i, t, tensors), x_t)
                 bar.update()
         calls.end()
-        self._current_timestep = None
         return x_t
 
     def _check_tensor_inputs(self, tensor_inputs: Sequence[str]) -> None:
@@ -475,3 +477,19 @@ class UCGMPipeline(DiffusionPipeline):
 
 # `DiffusionPipeline.from_pretrained` looks for the class of a saved pipeline among diffusers' own names.
 diffusers.UCGMPipeline = UCGMPipeline
+
+
+def _latents_of(result: object, x_t: Tensor) -> Tensor:
+    """The latents to go on with after a callback: those that it gave, or the run's own where it gave none."""
+    if result is None:
+        return x_t
+    if not isinstance(result, Mapping):
+        raise ValueError(f"`callback_on_step_end` must give a dictionary or None, got {brief(result)}.")
+    latents = cast("Mapping[str, object]", result).get("latents", x_t)
+    if not isinstance(latents, Tensor) or latents.shape != x_t.shape:
+        found = tuple(latents.shape) if isinstance(latents, Tensor) else latents
+        raise ValueError(
+            f"`callback_on_step_end` must give `latents` of the shape of the run's, {tuple(x_t.shape)}, got "
+            f"{brief(found)}."
+        )
+    return latents

@@ -219,3 +219,12 @@ def test_the_registry_finds_what_it_needs():
     for key in ("PublisherId", "DisplayName", "Repository", "description"):
         assert re.search(rf'^{key} = "[^"]+"$', text, re.MULTILINE), key
     assert (PACK / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+
+
+def test_a_path_that_there_is_not_and_a_model_of_one_level_are_refused(pack):
+    with pytest.raises(ValueError, match=r"`path` must be one of \['auto', 'flow', 'eps / v'\], got 'foo'"):
+        run(pack.NODE_CLASS_MAPPINGS["UCGMSampler"], path="foo")
+    patcher = ModelPatcher("flow")
+    patcher.model.model_sampling.sigmas = torch.ones(1)
+    with pytest.raises(ValueError, match="must have two noise levels or more"):
+        run(pack.NODE_CLASS_MAPPINGS["UCGMSigmas"], model=patcher, steps=STEPS)

@@ -135,3 +135,13 @@ def test_schedulers_can_be_pickled_in_the_middle_of_a_run(name):
         other = twin.step(network(other), t, other).prev_sample
         assert torch.equal(sample, other)
     assert dict(twin.config) == dict(scheduler.config)
+
+
+@pytest.mark.parametrize("solver_order", [1, 2])
+def test_a_sample_that_changes_its_shape_in_a_run_is_refused(solver_order):
+    scheduler = UCGMScheduler.from_config(FlowMatchEulerDiscreteScheduler().config, solver_order=solver_order)
+    scheduler.set_timesteps(5)
+    first, second = scheduler.timesteps[:2]
+    scheduler.step(torch.ones(4, 2), first, torch.ones(4, 2))
+    with pytest.raises(ValueError, match=r"`sample` must keep its shape in a run, \(4, 2\), got \(2, 2\)"):
+        scheduler.step(torch.ones(2, 2), second, torch.ones(2, 2))

@@ -95,9 +95,19 @@ def test_only_a_third_estimate_shows_a_swing_and_fresh_noise_hides_it():
     def lengths(begin_index=0, **settings):
         return [call.length_ratio for call in plan(SolverSettings(**ADAPTIVE | settings), points, begin_index)]
 
-    l = [point.log_ratio for point in points]
-    expected = [(l[i] - l[i - 1]) / (l[i - 1] - l[i - 2]) for i in range(2, 5)]
+    places = [point.log_ratio for point in points]
+    expected = [(places[i] - places[i - 1]) / (places[i - 1] - places[i - 2]) for i in range(2, 5)]
     assert lengths() == [0.0, 0.0, *expected, 0.0]
     assert lengths(begin_index=2) == [0.0, 0.0, 0.0, 0.0, expected[2], 0.0]
     assert not any(lengths(stochasticity=0.3))
     assert not any(lengths(extrapolation_ratio="auto"))
+
+
+def test_swing_shows_where_a_run_begins_at_pure_noise():
+    """The step from pure noise is infinitely long in `l`, so the three points' angles are compared."""
+    scheduler = UCGMScheduler(num_train_timesteps=1, time_gaps=(0.0, 0.1), **ADAPTIVE)
+    scheduler.set_timesteps(6)
+    points = scheduler._schedule.points
+    angles = [math.atan(point.gamma / point.alpha) if point.alpha else math.pi / 2 for point in points[:3]]
+    found = plan(SolverSettings(**ADAPTIVE), points)[2].length_ratio
+    assert found == pytest.approx((angles[2] - angles[1]) / (angles[1] - angles[0]), rel=1e-12)

@@ -1,5 +1,6 @@
 """Times of a run: as diffusers spaces them, as a caller gives them, and whole."""
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -79,3 +80,22 @@ def test_whole_timesteps_are_distinct_and_are_what_the_path_is_taken_at():
     torch.testing.assert_close(ours.sigmas[:-1], expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="`num_inference_steps` must be at most"):
         ours.set_timesteps(1001)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.int64])
+def test_given_times_may_be_tensors_of_any_dtype(dtype):
+    values = torch.tensor([896.0, 512.0, 128.0]).to(dtype)
+    scheduler = UCGMScheduler()
+    scheduler.set_timesteps(timesteps=values)
+    assert scheduler.timesteps.tolist() == [896.0, 512.0, 128.0]
+    if dtype.is_floating_point:
+        scheduler.set_timesteps(sigmas=values / 1024.0)
+        torch.testing.assert_close(scheduler.sigmas[:-1], (values / 1024.0).float())
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, float])
+def test_a_run_begins_at_a_time_of_any_kind_of_number(number):
+    scheduler = UCGMScheduler()
+    scheduler.set_timesteps(timesteps=[900.0, 500.0, 100.0])
+    scheduler.step(torch.ones(1, 2), number(500.0), torch.ones(1, 2))
+    assert scheduler.step_index == 2

@@ -47,6 +47,8 @@ def threshold(x_hat: Tensor, quantile: float, largest: float) -> Tensor:
         quantile: The quantile of each sample's absolute values, in [0, 1].
         largest: The largest value that the quantile counts as; the least is 1.
     """
-    limit = torch.quantile(x_hat.flatten(1).abs(), quantile, dim=1).clamp(1.0, largest)
+    if x_hat.numel() == 0:
+        return x_hat
+    limit = torch.quantile(x_hat.reshape(len(x_hat), -1).abs(), quantile, dim=1).clamp(1.0, largest)
     limit = limit.reshape(-1, *(1,) * (x_hat.ndim - 1))
     return x_hat.clamp(-limit, limit) / limit

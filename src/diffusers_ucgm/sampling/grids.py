@@ -182,7 +182,10 @@ def distinct_integers(values: Tensor, lowest: int = 0) -> Tensor:
     for i in range(len(rounded) - 1, -1, -1):
         rounded[i] = max(rounded[i], rounded[i + 1] + 1 if i + 1 < len(rounded) else lowest)
     if rounded[0] > round(float(values[0])):
-        raise ValueError(f"`num_inference_steps` must be at most the number of integer times, got {len(rounded)}.")
+        raise ValueError(
+            f"`num_inference_steps` must be at most the number of integer times of the run, {round(float(values[0])) + 1}, "
+            f"got {len(rounded)}. Use fewer steps, or `round_timesteps=False`."
+        )
     return torch.tensor(rounded, dtype=values.dtype)
 
 

@@ -141,6 +141,12 @@ class Run:
 
     def step(self, index: int, x: Tensor, output: Tensor, noise: Noise) -> Step:
         """Go on from the sample by one network call: see `SamplerRun`."""
+        kept = [*self._history, *([] if self._base is None else [self._base])]
+        if kept and kept[0].shape != x.shape:
+            raise ValueError(
+                f"`sample` must keep its shape in a run, {tuple(kept[0].shape)}, got {tuple(x.shape)}. Call "
+                "`set_timesteps` for another run."
+            )
         call = self.calls[index]
         is_again = index == self._last_index
         if is_again:

@@ -174,8 +174,8 @@ class Call(NamedTuple):
         result: The next sample where the history is missing.
         extrapolation: The next sample with the history; None where there is no extrapolation.
         history_weights: The weights of the history, the latest first.
-        length_ratio: The length in `l` of the step that led here divided by that of the one before, for the share by
-            which the extrapolation counts (`swing.extrapolation_share`); 0 where it counts in full.
+        length_ratio: The length of the step that led here divided by that of the one before, for the share by which the
+            extrapolation counts (`swing.extrapolation_share`); 0 where it counts in full.
         corrects: Whether the base is added to the next sample.
         corrector_weight: Weight of `x_hat` in the corrected sample (UniPC's corrector); 0 applies none.
         noise: Weight of fresh noise.
@@ -311,11 +311,16 @@ def _extrapolation(
 
 
 def _length_ratio(settings: SolverSettings, points: Sequence[GridPoint], first: int, i: int) -> float:
-    """By how much the step to `points[i]` is longer in `l` than the one before; 0 where that is not to be asked."""
-    ratios = _finite_ratios(points[max(first, i - 2) : i + 1])
-    if not settings.is_adaptive or len(ratios) < 3:
+    """By how much the step to `points[i]` is longer than the one before; 0 where the swing is not asked for.
+
+    The lengths are those in `l`, or in the angle `atan(gamma / alpha)` for a step from pure noise, where `l` is infinite.
+    """
+    if not settings.is_adaptive or i - first < 2:
         return 0.0
-    return (ratios[0] - ratios[1]) / max(ratios[1] - ratios[2], LEAST_DISTANCE)
+    places = [point.log_ratio for point in points[i - 2 : i + 1]]
+    if not math.isfinite(places[0]):
+        places = [math.atan2(point.gamma, point.alpha) for point in points[i - 2 : i + 1]]
+    return (places[2] - places[1]) / max(places[1] - places[0], LEAST_DISTANCE)
 
 
 def _finite_ratios(points: Sequence[GridPoint]) -> list[float]:

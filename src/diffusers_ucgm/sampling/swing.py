@@ -28,7 +28,7 @@ def extrapolation_share(x_hat: Tensor, last: Tensor, before: Tensor, ratio: floa
         x_hat: The present data estimate, shape `(B, ...)`.
         last: The estimate of the call before, same shape.
         before: The estimate of the call before that, same shape.
-        ratio: `h_1 / h_2`, by which the step from `last` to `x_hat` is longer in `l` than the one before; positive.
+        ratio: `h_1 / h_2`, by which the step from `last` to `x_hat` is longer than the one before; from 0 up.
 
     Returns:
         Values in [0, 1], shape `(B, 1, ...)`; 1 where the estimates do not change.

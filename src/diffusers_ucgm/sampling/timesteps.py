@@ -317,7 +317,7 @@ def place_of(timestep: Tensor | float, schedule: Tensor) -> int:
     distances = (times - float(timestep)).abs()
     least = float(distances.min())
     # Pipelines may have rounded the time to half precision, which is off by up to 1 / 256 of it.
-    is_rounded = isinstance(timestep, float) and least <= 0.01 * float(times.abs().max())
+    is_rounded = isinstance(timestep, float | np.floating) and least <= 0.01 * float(times.abs().max())
     if not (is_rounded or least == 0.0):
         raise ValueError(
             f"`timestep` must be an entry of `scheduler.timesteps`, {brief(floats(schedule))}, got {timestep!r}."
@@ -329,13 +329,19 @@ def place_of(timestep: Tensor | float, schedule: Tensor) -> int:
 def _numbers(values: Numbers, name: str) -> Tensor:
     """A caller's list as a float64 tensor on the host."""
     try:
-        given = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+        given = np.asarray(_on_host(values) if isinstance(values, Tensor) else values)
         numbers = torch.as_tensor(given.astype(np.float64) if given.dtype.kind in "iuf" else np.full(1, math.nan))
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise ValueError(f"`{name}` must be a list of finite numbers, got {brief(values)}.") from error
     if numbers.ndim != 1 or len(numbers) == 0 or not bool(numbers.isfinite().all()):
         raise ValueError(f"`{name}` must be a list of finite numbers, got shape {tuple(numbers.shape)}.")
     return numbers
+
+
+def _on_host(values: Tensor) -> Tensor:
+    """The values in a dtype that numpy has: it has no bfloat16."""
+    values = values.detach().cpu()
+    return values.double() if values.is_floating_point() else values
 
 
 def _without_data(times: Tensor, may_end_at_data: bool) -> Tensor:
