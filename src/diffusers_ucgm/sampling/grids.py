@@ -183,8 +183,8 @@ def distinct_integers(values: Tensor, lowest: int = 0) -> Tensor:
         rounded[i] = max(rounded[i], rounded[i + 1] + 1 if i + 1 < len(rounded) else lowest)
     if rounded[0] > round(float(values[0])):
         raise ValueError(
-            f"`num_inference_steps` must be at most the number of integer times of the run, {round(float(values[0])) + 1}, "
-            f"got {len(rounded)}. Use fewer steps, or `round_timesteps=False`."
+            f"`num_inference_steps` must be at most the number of integer times of the run, "
+            f"{round(float(values[0])) + 1}, got {len(rounded)}. Use fewer steps, or `round_timesteps=False`."
         )
     return torch.tensor(rounded, dtype=values.dtype)
 

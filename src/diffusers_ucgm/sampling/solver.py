@@ -174,8 +174,8 @@ class Call(NamedTuple):
         result: The next sample where the history is missing.
         extrapolation: The next sample with the history; None where there is no extrapolation.
         history_weights: The weights of the history, the latest first.
-        length_ratio: The length of the step that led here divided by that of the one before, for the share by which the
-            extrapolation counts (`swing.extrapolation_share`); 0 where it counts in full.
+        length_ratio: The length of the step that led here divided by that of the one before, for the share by which
+            the extrapolation counts (`swing.extrapolation_share`); 0 where it counts in full.
         corrects: Whether the base is added to the next sample.
         corrector_weight: Weight of `x_hat` in the corrected sample (UniPC's corrector); 0 applies none.
         noise: Weight of fresh noise.
@@ -313,7 +313,8 @@ def _extrapolation(
 def _length_ratio(settings: SolverSettings, points: Sequence[GridPoint], first: int, i: int) -> float:
     """By how much the step to `points[i]` is longer than the one before; 0 where the swing is not asked for.
 
-    The lengths are those in `l`, or in the angle `atan(gamma / alpha)` for a step from pure noise, where `l` is infinite.
+    The lengths are those in `l`, or in the angle `atan(gamma / alpha)` after a step from pure noise, where `l` is
+    infinite.
     """
     if not settings.is_adaptive or i - first < 2:
         return 0.0

@@ -207,8 +207,8 @@ def _path_settings(said: Mapping[str, object], own: Mapping[str, object], config
         return settings | {"prediction_type": None} if "prediction_type" in config else settings
     raise ValueError(
         "`config` must tell the model's path by `beta_schedule`, `trained_betas`, `sigma_data` or `shift`, got "
-        f"the keys {sorted(config)}{'' if config.get('_class_name') else ' and no `_class_name`, whose defaults count'}. "
-        "Pass `pipe.scheduler.config`, or construct `UCGMScheduler` with the model's own `transport`."
+        f"the keys {sorted(config)}. Pass the whole `pipe.scheduler.config`, with the `_class_name` whose defaults "
+        "count, or construct `UCGMScheduler` with the model's own `transport`."
     )
 
 

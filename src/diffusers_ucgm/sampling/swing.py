@@ -6,9 +6,9 @@ in `l = log(gamma / alpha)` show it:
 
     d_1 = (x_hat_i - x_hat_{i-1}) / h_1,  d_2 = (x_hat_{i-1} - x_hat_{i-2}) / h_2,  beta = <d_1, d_2> / <d_1, d_1>
 
-On a smooth path beta is positive. Where it is negative the extrapolation counts by `max(0, 1 + 4 beta)`, so that a step
-behind a swing of a quarter of the last slope or more is one of first order. At short steps that is so where an estimate
-turns around, where its slope is small: the order of the method is kept.
+On a smooth path beta is positive. Where it is negative the extrapolation counts by `max(0, 1 + 4 beta)`, so that after
+a swing of a quarter of the last slope or more the step is of first order. With short steps beta is negative only where
+an estimate turns around. Its slope is small there, so the method keeps its order.
 """
 
 import torch
