@@ -7,10 +7,12 @@ The models: the exact field of a Gaussian mixture (8 modes of standard deviation
 discrete noise schedule and in EDM's sigma space; the bundled flow-matching model; and the models that
 `family_models.py` trains. The figure is the distance to the 1000-call solution of the same noise, 2000 calls for the
 exact fields, whose solvers come closer than 1000 calls are exact. The row "fitted" is one scheduler that `fit_solver`
-fits to the model, on other seeds, for the budgets from 5 to 40. A stopped run goes on where it was.
+fits to the model, on other seeds, for the budgets from 5 to 40. A stopped run goes on where it was. After a change of
+the sampler, `--again UCGM-S` measures it anew beside the others that were kept.
 """
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from exact_fields import exact_pipeline, random_mixture
 from results_file import add_results_option, keep
 
 from diffusers_ucgm import UCGMPipeline
+from diffusers_ucgm.files import write_json
 from diffusers_ucgm.generation.conditions import conditions_for
 from diffusers_ucgm.solver_study.compare import compare_solvers
 from diffusers_ucgm.solver_study.defaults import CALLS
@@ -54,11 +57,20 @@ def load(model: str, trained: Path) -> UCGMPipeline:
     return UCGMPipeline.from_pretrained(model if model == "fashion-mnist" else trained / model)
 
 
+def forget(comparison: Path, solvers: list[str]) -> None:
+    """Take solvers out of a comparison that was kept, so that they are measured anew."""
+    if solvers and comparison.is_file():
+        kept = json.loads(comparison.read_text(encoding="utf-8"))
+        kept["measurements"] = [each for each in kept["measurements"] if each["solver"] not in solvers]
+        write_json(comparison, kept)
+
+
 def compare(model: str, pipe: UCGMPipeline, args: argparse.Namespace) -> dict[str, str]:
     """Measure, print and write a model's comparison; its tables by their names among the results."""
     suffix = "" if args.guidance_scale is None else f"-guidance-{args.guidance_scale:g}"
     call = {} if args.guidance_scale is None else {"guidance_scale": args.guidance_scale}
     is_exact, output, config = model in EXACT, args.output / f"{model}{suffix}", pipe.scheduler.config
+    forget(output / "comparison.json", args.again)
     num_solution_calls = (2 if is_exact else 1) * args.solution_calls
     fitted = fit_solver(
         pipe,
@@ -106,6 +118,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--solution-calls", type=int, default=1000, help="twice as many for the exact fields")
+    parser.add_argument("--again", nargs="+", default=[], metavar="SOLVER", help="solvers that are measured anew")
     parser.add_argument("--data", help="Fashion-MNIST's files, for a Fréchet distance beside the others")
     parser.add_argument(
         "--scheduler",

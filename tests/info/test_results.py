@@ -94,6 +94,19 @@ def test_searches_and_comparisons_say_their_results(root, capsys):
     assert "UCGM-S" in printed
 
 
+def test_exported_schedules_say_their_sigmas_and_their_use(tmp_path, capsys):
+    words = ["export", "--model", "fashion-mnist", "--sigmas", "2", "4", "--output", str(tmp_path / "sigmas")]
+    assert main(words) == 0
+    exported = json.loads((tmp_path / "sigmas" / "sigmas.json").read_text())
+    printed = told(tmp_path / "sigmas", capsys)
+    assert f"  2 steps: {', '.join(f'{each:.4g}' for each in exported['sigmas']['2'])}" in printed
+    assert exported["use"] in printed
+    assert "`extrapolation_ratio=" in printed
+    (tmp_path / "sigmas" / "sigmas.json").write_text("{}")
+    assert main(["info", str(tmp_path / "sigmas")]) == 2
+    assert "sigmas.json" in capsys.readouterr().err
+
+
 def test_an_evaluation_says_its_metrics(tmp_path, capsys):
     found = {"metrics": {"frechet_distance": 12.5}, "left_out": {}, "num_samples": 64, "features": "inception"}
     (tmp_path / "results.json").write_text(json.dumps(found))

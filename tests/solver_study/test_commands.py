@@ -22,7 +22,7 @@ def test_the_command_writes_tables_and_plot(tmp_path, capsys):
     pipeline(autoencoder("kl", channels=1)).save_pretrained(tmp_path / "model")
     UCGMScheduler(shift=2.0).save_pretrained(tmp_path / "tuned" / "2")
     words = ["compare", "--model", str(tmp_path / "model"), "--num-samples", "4", "--calls", "1", "2"]
-    words += ["--only", "UCGM-S", "FlowMatchHeun", "--solution-calls", "9", "--output", str(tmp_path / "out")]
+    words += ["--only", "UCGM-S", "FlowMatchHeun", "tuned", "--solution-calls", "9", "--output", str(tmp_path / "out")]
     words += ["--scheduler", f"tuned={tmp_path / 'tuned'}/{{calls}}"]
     assert main(words) == 0
     printed = capsys.readouterr().out
@@ -31,7 +31,8 @@ def test_the_command_writes_tables_and_plot(tmp_path, capsys):
     written = {each.name for each in (tmp_path / "out").iterdir()}
     assert {"comparison.json", "comparison.md", "comparison.csv", "quality.png"} <= written
     assert main([*words, "--only", "Magic"]) == 2
-    assert "`--only` must name some of" in capsys.readouterr().err
+    assert "`--only` must name some of ['UCGM-S'" in (said := capsys.readouterr().err)
+    assert "'tuned'], got ['Magic']" in said
     assert main([*words, "--scheduler", "tuned"]) == 2
     assert "`--scheduler` must be a word of the form NAME=FOLDER, got 'tuned'" in capsys.readouterr().err
     assert main([*words, "--scheduler", f"x={tmp_path}/none-{{calls}}"]) == 2

@@ -257,6 +257,17 @@ def _median_cell(median: float | None) -> str:
 
 
 # The file that decides what a folder is; a finished run's file comes before an unfinished one's.
+def _describe_sigmas(folder: Path) -> list[str]:
+    exported = read_json(folder / "sigmas.json")
+    shift = "" if exported["mu"] is None else f", with the shift mu {exported['mu']:g}"
+    return [
+        f"schedules for stock schedulers in {folder}{shift}",
+        *(f"  {steps} steps: {', '.join(f'{each:.4g}' for each in row)}" for steps, row in exported["sigmas"].items()),
+        f"  {exported['use']}",
+        *([f"  left out: {', '.join(exported['left_out'])}"] if exported["left_out"] else []),
+    ]
+
+
 RESULT_FILES: dict[str, Callable[[Path], list[str]]] = {
     "cache.json": _describe_cache,
     "results.json": _describe_evaluation,
@@ -269,5 +280,6 @@ RESULT_FILES: dict[str, Callable[[Path], list[str]]] = {
     "samples": _describe_unfinished_evaluation,
     "trials.jsonl": _describe_unfinished_tuning,
     "fits.json": _describe_unfinished_fit,
+    "sigmas.json": _describe_sigmas,
     RUN_FILE: _describe_beginning,
 }

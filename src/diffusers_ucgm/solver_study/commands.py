@@ -159,9 +159,10 @@ def compare(args: argparse.Namespace) -> int:
     config = pipe.scheduler.config
     # Solvers that add noise can only be judged by their images.
     stock = stock_solvers(config, noisy=args.reference is not None)
-    solvers = _choose({**ucgm_solvers(config), **stock}, args.only)
+    given = [name_and_value(each) for each in args.scheduler]
+    solvers = _choose({**ucgm_solvers(config), **stock}, args.only, [name for name, _ in given])
     own = [name for name in solvers if name.startswith("UCGM")]
-    for name, folder in map(name_and_value, args.scheduler):
+    for name, folder in given:
         if name in solvers:
             raise ValueError(
                 f"`--scheduler` must have a name that no other solver has, got {name!r}. The others are "
@@ -219,16 +220,16 @@ def _few_step_model(args: argparse.Namespace, pipe: Pipeline, model: str, lora: 
     return cast(Pipeline, found.to(pipe.device))
 
 
-def _choose(solvers: "dict[str, Solver]", names: list[str] | None) -> "dict[str, Solver]":
-    """The solvers of some names; None stands for all.
+def _choose(solvers: "dict[str, Solver]", names: list[str] | None, given: list[str]) -> "dict[str, Solver]":
+    """The solvers of some names, among which may be those of `--scheduler`; None stands for all.
 
     Raises:
         ValueError: If there is no solver of a name.
     """
     if names is None:
         return solvers
-    if unknown := [name for name in names if name not in solvers]:
-        raise ValueError(f"`--only` must name some of {list(solvers)}, got {unknown}.")
+    if unknown := [name for name in names if name not in solvers and name not in given]:
+        raise ValueError(f"`--only` must name some of {[*solvers, *given]}, got {unknown}.")
     return {name: solver for name, solver in solvers.items() if name in names}
 
 
