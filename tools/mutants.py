@@ -36,6 +36,7 @@ class Mutant:
 
 SCHEDULER_TESTS = ("tests/test_scheduler.py", "tests/test_scheduler_contract.py")
 ESTIMATE_TESTS = ("tests/sampling/test_estimate_weights.py",)
+SWING_TESTS = ("tests/sampling/test_swing.py",)
 MULTISTEP_TESTS = ("tests/sampling/test_solver.py",)
 CONVENTION_TESTS = (
     "tests/sampling/test_conventions.py",
@@ -1138,6 +1139,34 @@ MUTANTS = [
         "share = FULL_STEPS[order - 1] / max(span, FULL_STEPS[order - 1])",
         "share = 1.0",
         ESTIMATE_TESTS,
+    ),
+    Mutant(
+        "extrapolation in full where the estimates swing",
+        "sampling/swing.py",
+        "return (1.0 + SWING * beta).clamp(0.0, 1.0)",
+        "return (1.0 + 0.0 * beta).clamp(0.0, 1.0)",
+        SWING_TESTS,
+    ),
+    Mutant(
+        "one swing for the whole batch",
+        "sampling/swing.py",
+        "dims = tuple(range(1, x_hat.ndim))",
+        "dims = tuple(range(x_hat.ndim))",
+        SWING_TESTS,
+    ),
+    Mutant(
+        "swing read from steps of equal length",
+        "sampling/swing.py",
+        "beta = ratio * products",
+        "beta = products",
+        SWING_TESTS,
+    ),
+    Mutant(
+        "swing asked for where fresh noise is added",
+        "sampling/solver.py",
+        "if past and not noise else 0.0",
+        "if past else 0.0",
+        SWING_TESTS,
     ),
     Mutant(
         "fresh noise without its rate",
@@ -2451,8 +2480,8 @@ MUTANTS = [
     Mutant(
         "fresh noise has unit variance on a path of larger noise",
         "k_diffusion.py",
-        "scale * sampler(",
-        "sampler(",
+        "return scale * noise.to(like)",
+        "return noise.to(like)",
         K_DIFFUSION_TESTS,
     ),
     Mutant(

@@ -200,6 +200,33 @@ def which_settings() -> Table:
     return Table([Column("model"), Column("solver"), *(Column(n, align="right") for n in calls)], rows)
 
 
+def solvers_guided() -> Table:
+    """The three trained models with guidance: our solvers, the most used stock one, and the closest at each budget."""
+    models = {
+        "bundled flow model": ("the-bundled-flow-matching-model", "DPMSolverMultistep"),
+        "epsilon, DDPM's noise schedule": ("epsilon-prediction-on-ddpms-noise-schedule", "DPMSolverMultistep Karras"),
+        "EDM": ("edm", "EDMDPMSolverMultistep"),
+    }
+    calls = ("5", "8", "10", "15", "20", "30")
+    rows: list[list[Cell]] = []
+    for scale in ("4", "7.5"):
+        for model, (part, used) in models.items():
+            by_name = {
+                row["solver"]: row for row in table(f"solvers-guidance-{scale}", f"{part}-guidance-{scale}").dicts()
+            }
+            stock = [row for name, row in by_name.items() if not str(name).startswith("UCGM") and name != "fitted"]
+            closest = {n: min((row[n] for row in stock if row[n] is not None), key=number) for n in calls}
+            shown = {
+                "UCGM-S fitted to the model": by_name["fitted"],
+                "UCGM-S with the settings of `from_config`": by_name["UCGM-S"],
+                used: by_name[used],
+                "the closest of all stock solvers": closest,
+            }
+            rows += [[model, scale, name, *(two_digits(row[n]) for n in calls)] for name, row in shown.items()]
+    heads = [Column(n, align="right") for n in calls]
+    return Table([Column("model"), Column("guidance", align="right"), Column("solver"), *heads], rows)
+
+
 def two_digits(cell: Cell) -> Cell:
     """A number with two significant digits, as a text; nothing where there is none."""
     return None if cell is None else format(number(cell), "#.2g")
@@ -234,6 +261,7 @@ VIEWS: dict[str, Callable[[], Table]] = {
     "fitted-solvers-ratios": fitted_solvers,
     "ideal-fields-medians": ideal_fields,
     "scheduler-overhead-some": scheduler_overhead,
+    "solvers-guided": solvers_guided,
     "solvers-some": which_settings,
     "tune-sampler-some": tune_sampler,
 }

@@ -329,16 +329,16 @@ def _noises(
     """The sources of fresh noise, by the place of a call and by its step."""
     if noise_sampler is not None:
         sampler = noise_sampler
-        return lambda index, step: lambda like: scale * _checked_noise(sampler(sigmas[step], sigmas[step + 1]), like)
+        return lambda index, step: lambda like: _checked_noise(sampler(sigmas[step], sigmas[step + 1]), like, scale)
     source = RunNoise.of_seed(int(cast(int, seed)), len(x)) if is_whole(seed) else RunNoise(x)
     return lambda index, step: lambda like: scale * source(index, like)
 
 
-def _checked_noise(noise: object, like: Tensor) -> Tensor:
-    """The noise that a caller's function gave, in the dtype of a sample and on its device."""
+def _checked_noise(noise: object, like: Tensor, scale: float) -> Tensor:
+    """The noise that a caller's function gave times a scale, in the dtype of a sample and on its device."""
     if not isinstance(noise, Tensor) or not is_floating(noise) or noise.shape != like.shape:
         found = tuple(noise.shape) if isinstance(noise, Tensor) else noise
         raise ValueError(
             f"`noise_sampler` must give noise of the shape of x, {tuple(like.shape)}, got {brief(found)}."
         )
-    return noise.to(like)
+    return scale * noise.to(like)

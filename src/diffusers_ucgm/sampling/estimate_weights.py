@@ -18,7 +18,7 @@ __all__ = ["LEAST_DISTANCE", "adaptive_weights", "estimate_weights", "noise_rate
 # Two log ratios that are closer than this are one to a polynomial.
 LEAST_DISTANCE = 1e-9
 # The longest steps in `l` in which a polynomial through two and through three estimates counts in full.
-FULL_STEPS = (0.5, 0.2)
+FULL_STEPS = (0.5, 0.3)
 
 
 def noise_rate(rho: float, span: float) -> float:
