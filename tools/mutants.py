@@ -1178,8 +1178,8 @@ MUTANTS = [
     Mutant(
         "corrector takes fresh noise out",
         "sampling/runs.py",
-        "base.add_(fresh, alpha=call.noise)",
-        "base",
+        "x_next.add_(noise(x_next), alpha=call.noise)",
+        "x_next.add_(fresh := noise(x_next), alpha=call.noise); self._base.sub_(fresh, alpha=call.noise)",
         MULTISTEP_TESTS,
     ),
     Mutant(

@@ -135,7 +135,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
                 averages `z_hat`; it divides by gamma(t) and is unstable at few steps), each by a second network call,
                 or "multistep" (exact in the noise, `x_hat` on a line) by the call that begins the next step.
             extrapolation_ratio: kappa, from 0; 0.2 to 0.6 for multi-step models, 0 for few-step models. "auto" follows
-                from the grid and is of order `extrapolation_order`, "adaptive" also suits steps of any length.
+                from the grid and is of order `extrapolation_order`, "adaptive" also suits long steps and guidance.
             stochasticity: rho, the fraction of fresh noise in [0, 1], or "auto" to follow the size of each step.
             time_warp: `(a, b, c)` of the grid, see `time_grid`; or "auto", see `log_snr_grid`.
             time_gaps: `(g0, g1)` of the grid, see `time_grid`. Under "auto" its times are from `g1` to `1 - g0`.

@@ -145,3 +145,27 @@ def test_a_sample_that_changes_its_shape_in_a_run_is_refused(solver_order):
     scheduler.step(torch.ones(4, 2), first, torch.ones(4, 2))
     with pytest.raises(ValueError, match=r"`sample` must keep its shape in a run, \(4, 2\), got \(2, 2\)"):
         scheduler.step(torch.ones(2, 2), second, torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("settings", [{}, {"extrapolation_ratio": "auto"}, {"extrapolation_ratio": 0.3}], ids=str)
+@pytest.mark.parametrize("name", ["flow", "clipped"])
+def test_what_a_pipeline_changes_between_two_steps_stays(settings, name):
+    """The second step of a sample that was moved is that of the sample moved by as much, as no estimate changes."""
+    config = {
+        "flow": FlowMatchEulerDiscreteScheduler().config,
+        "clipped": DDIMScheduler(prediction_type="sample", clip_sample=True).config,
+    }[name]
+    moved, found = torch.tensor([[0.5, -0.25]]), []
+    for change in (torch.zeros(1, 2), moved):
+        scheduler = UCGMScheduler.from_config(config, **settings)
+        scheduler.set_timesteps(6)
+        first, second = scheduler.timesteps[:2]
+        x = scheduler.step(torch.ones(1, 2), first, torch.ones(1, 2), return_dict=False)[0] + change
+        # The output that stands for the data estimate 0.5 at this sample.
+        run, estimate = scheduler._run, torch.full((1, 2), 0.5)
+        output = run.calls[1].x_hat.output_for(x, estimate)
+        found.append(scheduler.step(output, second, x, return_dict=False)[0])
+    shift = found[1] - found[0]
+    share = float(shift[0, 0] / moved[0, 0])
+    torch.testing.assert_close(shift, share * moved)
+    assert 0.3 < share < 1.0

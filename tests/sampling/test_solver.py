@@ -182,11 +182,12 @@ def test_a_run_that_begins_in_the_middle_looks_back_at_its_own_calls_alone(begin
     torch.testing.assert_close(sample, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("ratio", ["auto", "adaptive", 0.3])
 @pytest.mark.parametrize("order", [2, 3])
-def test_a_call_made_again_is_neither_mended_nor_extrapolated(order):
+def test_a_call_made_again_is_neither_mended_nor_extrapolated(order, ratio):
     network = MIXTURE.denoiser(made(2).transport)
     plain = made(6, **INNER, extrapolation_ratio=0.0)
-    again = made(6, **INNER, **AUTO, **MULTISTEP, extrapolation_order=order)
+    again = made(6, **INNER, **MULTISTEP, extrapolation_ratio=ratio, extrapolation_order=order)
     results = []
     for scheduler in (plain, again):
         sample = noise(4, 2)

@@ -141,33 +141,38 @@ class Run:
 
     def step(self, index: int, x: Tensor, output: Tensor, noise: Noise) -> Step:
         """Go on from the sample by one network call: see `SamplerRun`."""
-        kept = [*self._history, *([] if self._base is None else [self._base])]
-        if kept and kept[0].shape != x.shape:
-            raise ValueError(
-                f"`sample` must keep its shape in a run, {tuple(kept[0].shape)}, got {tuple(x.shape)}. Call "
-                "`set_timesteps` for another run."
-            )
         call = self.calls[index]
         is_again = index == self._last_index
         if is_again:
             # A call that is made again cannot look back: what came before it has given way to its first answer.
             self._history, self._base = self._history[1:], None
+        self._check_shape(x)
         change = self._change(call, x, output)
         if call.corrector_weight and self._base is not None:
+            # An addition to the sample keeps what a pipeline changed in it since, as at inpainting.
             x_hat = call.x_hat(x, output, change)
-            x, change = self._base.add(x_hat, alpha=call.corrector_weight), None
+            x, change = (x + self._base).add_(x_hat, alpha=call.corrector_weight), None
             output = call.x_hat.output_for(x, x_hat)
         x_next = call.result(x, output, change) if is_again else self._next(call, x, output, change)
-        base = self._base_of(call, x, output, change)
+        self._base = self._base_of(call, x, output, change)
+        if self._base is not None and any(each.corrector_weight for each in self.calls[index + 1 : index + 2]):
+            self._base.sub_(x_next)  # before the noise, which the correction of a step keeps
         if call.noise:
-            fresh = noise(x_next)
-            x_next.add_(fresh, alpha=call.noise)
-            if base is not None:  # the correction of a step keeps its noise
-                base.add_(fresh, alpha=call.noise)
-        self._base = base
+            x_next.add_(noise(x_next), alpha=call.noise)
         self._remember(call, x, output, change)
         self._last_index = index
         return Step(x_next, lambda: x_next if call.is_last else call.x_hat(x, output, change))
+
+    def _check_shape(self, x: Tensor) -> None:
+        """Refuse a sample that does not go with what is kept; Cosmos' pipelines step a pair beside one sample."""
+        for kept in (*self._history[:1], self._base):
+            if kept is None or kept.shape == x.shape:
+                continue
+            if kept.shape[1:] != x.shape[1:] or 1 not in (*kept.shape[:1], *x.shape[:1]):
+                raise ValueError(
+                    f"`sample` must keep its shape in a run, {tuple(kept.shape)}, got {tuple(x.shape)}. Call "
+                    "`set_timesteps` for another run."
+                )
 
     def _change(self, call: Call, x: Tensor, output: Tensor) -> Tensor | None:
         """What clipping changes in the data estimate; None where nothing is clipped."""

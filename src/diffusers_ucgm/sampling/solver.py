@@ -166,8 +166,8 @@ class Call(NamedTuple):
 
         prev_sample = extrapolation(x, F) + sum_i history_weights_i history_i + base + noise * eps
 
-    With a corrector weight, `x = base + corrector_weight x_hat` first takes the place of the sample, with the same
-    `x_hat`. The base is `base(x, F) + sum_i base_history_i history_i` of the call before.
+    With a corrector weight, `base + corrector_weight x_hat` first takes the place of the sample that the call before
+    left, with the same `x_hat`. The base is `base(x, F) + sum_i base_history_i history_i` of the call before.
 
     Attributes:
         x_hat: The data estimate of this call.
