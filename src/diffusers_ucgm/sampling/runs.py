@@ -183,20 +183,29 @@ class Run:
 
     def _next(self, call: Call, x: Tensor, output: Tensor, change: Tensor | None) -> Tensor:
         """The next sample without fresh noise."""
-        if call.extrapolation is not None and len(self._history) >= len(call.history_weights):
+        if call.length_ratio and len(self._history) > 1:
+            x_next = call.result(x, output, change).add_(self._shared(call, x, output, change))
+        elif call.extrapolation is not None and len(self._history) >= len(call.history_weights):
             x_next = call.extrapolation(x, output, change)
             for weight, earlier in zip(call.history_weights, self._history, strict=False):
                 x_next.add_(earlier, alpha=weight)
-            if call.length_ratio and len(self._history) > 1:
-                last, before = self._history[:2]
-                share = extrapolation_share(call.x_hat(x, output, change), last, before, call.length_ratio)
-                x_next = torch.lerp(call.result(x, output, change), x_next, share)
         else:
             x_next = call.result(x, output, change)
         if call.corrects and self._base is not None:
             x_next.add_(self._base)
         # A line through clipped estimates may lead out of their range.
         return self._clipping(x_next) if call.is_last and self._clipping is not None else x_next
+
+    def _shared(self, call: Call, x: Tensor, output: Tensor, change: Tensor | None) -> Tensor:
+        """What the extrapolation adds to the next sample, as far as the estimates bear it.
+
+        Its weights are those of the result but for the past estimates, each of which takes from the present one.
+        """
+        last, before = self._history[:2]
+        latest, earlier = call.x_hat(x, output, change).sub_(last), last - before
+        share = extrapolation_share(latest, earlier, call.length_ratio)
+        weights = (*call.history_weights, 0.0)
+        return latest.mul_(-weights[0] - weights[1]).sub_(earlier, alpha=weights[1]).mul_(share)
 
     def _base_of(self, call: Call, x: Tensor, output: Tensor, change: Tensor | None) -> Tensor | None:
         """What the call leaves for the correction of its step."""

@@ -21,21 +21,19 @@ __all__ = ["extrapolation_share"]
 SWING = 4.0
 
 
-def extrapolation_share(x_hat: Tensor, last: Tensor, before: Tensor, ratio: float) -> Tensor:
+def extrapolation_share(change: Tensor, earlier: Tensor, ratio: float) -> Tensor:
     """How much of the extrapolation counts, for each sample.
 
     Args:
-        x_hat: The present data estimate, shape `(B, ...)`.
-        last: The estimate of the call before, same shape.
-        before: The estimate of the call before that, same shape.
-        ratio: `h_1 / h_2`, by which the step from `last` to `x_hat` is longer than the one before; from 0 up.
+        change: The change `x_hat_i - x_hat_{i-1}` of the data estimate to the present call, shape `(B, ...)`.
+        earlier: The change before, `x_hat_{i-1} - x_hat_{i-2}`, same shape.
+        ratio: `h_1 / h_2`, by which the step of `change` is longer than that of `earlier`; from 0 up.
 
     Returns:
         Values in [0, 1], shape `(B, 1, ...)`; 1 where the estimates do not change.
     """
-    change, earlier = x_hat - last, last - before
-    dims = tuple(range(1, x_hat.ndim))
-    squares = (change * change).sum(dims, keepdim=True) if dims else change * change
-    products = (change * earlier).sum(dims, keepdim=True) if dims else change * earlier
+    first, second = (each.flatten(1) if each.ndim > 1 else each.reshape(-1, 1) for each in (change, earlier))
+    squares, products = torch.einsum("bi,bi->b", first, first), torch.einsum("bi,bi->b", first, second)
     beta = ratio * products / squares.clamp(min=torch.finfo(squares.dtype).tiny)
-    return (1.0 + SWING * beta).clamp(0.0, 1.0)
+    share = (1.0 + SWING * beta).clamp(0.0, 1.0)
+    return share.reshape(change.shape[:1] + (1,) * (change.ndim - 1))
