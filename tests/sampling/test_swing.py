@@ -109,3 +109,10 @@ def test_swing_shows_where_a_run_begins_at_pure_noise():
     angles = [math.atan(point.gamma / point.alpha) if point.alpha else math.pi / 2 for point in points[:3]]
     found = plan(SolverSettings(**ADAPTIVE), points)[2].length_ratio
     assert found == pytest.approx((angles[2] - angles[1]) / (angles[1] - angles[0]), rel=1e-12)
+
+
+def test_gradients_pass_through_a_run():
+    network, x = opposed(8.0, UCGMScheduler().transport), start().requires_grad_()
+    (gradient,) = torch.autograd.grad(result(network, x, 8, **ADAPTIVE).square().sum(), x)
+    assert gradient.isfinite().all()
+    assert gradient.abs().max() > 0

@@ -205,7 +205,8 @@ class Run:
         latest, earlier = call.x_hat(x, output, change).sub_(last), last - before
         share = extrapolation_share(latest, earlier, call.length_ratio)
         weights = (*call.history_weights, 0.0)
-        return latest.mul_(-weights[0] - weights[1]).sub_(earlier, alpha=weights[1]).mul_(share)
+        # Not in place: a gradient of the share needs the changes.
+        return latest.mul(-weights[0] - weights[1]).sub_(earlier, alpha=weights[1]).mul(share)
 
     def _base_of(self, call: Call, x: Tensor, output: Tensor, change: Tensor | None) -> Tensor | None:
         """What the call leaves for the correction of its step."""
