@@ -286,7 +286,7 @@ def test_a_cache_that_a_stock_pipeline_cannot_use_is_named_where_its_run_fails()
     embeds = {name: value for name, value in case.arguments.items() if name != "output_type"}
     with pytest.raises(
         ValueError,
-        match=r"`pipe` may have only caches that fit ZImagePipeline, got one on its `transformer`: No (cache )?context",
+        match=r"`pipe` may have only caches that fit ZImagePipeline, got one on its `transformer`: No (cache )?con",
     ):
         generate(case.pipe, ["a cat"], [0], num_inference_steps=2, call=embeds)
     with pytest.raises(ValueError, match=r"(?s)`call` must be arguments that ZImagePipeline takes, got .*height=17"):
