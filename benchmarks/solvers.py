@@ -12,7 +12,6 @@ the sampler, `--again UCGM-S` measures it anew beside the others that were kept.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from exact_fields import exact_pipeline, random_mixture
 from results_file import add_results_option, keep
 
 from diffusers_ucgm import UCGMPipeline
-from diffusers_ucgm.files import write_json
+from diffusers_ucgm.files import read_json, write_json
 from diffusers_ucgm.generation.conditions import conditions_for
 from diffusers_ucgm.solver_study.compare import compare_solvers
 from diffusers_ucgm.solver_study.defaults import CALLS
@@ -60,7 +59,7 @@ def load(model: str, trained: Path) -> UCGMPipeline:
 def forget(comparison: Path, solvers: list[str]) -> None:
     """Take solvers out of a comparison that was kept, so that they are measured anew."""
     if solvers and comparison.is_file():
-        kept = json.loads(comparison.read_text(encoding="utf-8"))
+        kept = read_json(comparison)
         kept["measurements"] = [each for each in kept["measurements"] if each["solver"] not in solvers]
         write_json(comparison, kept)
 

@@ -2480,8 +2480,8 @@ MUTANTS = [
     Mutant(
         "fresh noise has unit variance on a path of larger noise",
         "k_diffusion.py",
-        "return scale * noise.to(like)",
-        "return noise.to(like)",
+        "scale * _shaped(",
+        "_shaped(",
         K_DIFFUSION_TESTS,
     ),
     Mutant(

@@ -317,10 +317,7 @@ def _calls_of_step(settings: SolverSettings, step: int, number: int) -> range:
 
 def _estimate(model: Model, x: Tensor, sigma: Tensor, extra_args: Mapping[str, Any]) -> Tensor:
     denoised = model(x, sigma, **extra_args)
-    if not is_floating(denoised) or denoised.shape != x.shape:
-        found = tuple(denoised.shape) if isinstance(denoised, Tensor) else denoised
-        raise ValueError(f"`model` must give a data estimate of the shape of x, {tuple(x.shape)}, got {brief(found)}.")
-    return denoised
+    return _shaped(denoised, x, "`model` must give a data estimate")
 
 
 def _noises(
@@ -329,16 +326,15 @@ def _noises(
     """The sources of fresh noise, by the place of a call and by its step."""
     if noise_sampler is not None:
         sampler = noise_sampler
-        return lambda index, step: lambda like: _checked_noise(sampler(sigmas[step], sigmas[step + 1]), like, scale)
+        said = "`noise_sampler` must give noise"
+        return lambda index, step: lambda x: scale * _shaped(sampler(sigmas[step], sigmas[step + 1]), x, said).to(x)
     source = RunNoise.of_seed(int(cast(int, seed)), len(x)) if is_whole(seed) else RunNoise(x)
     return lambda index, step: lambda like: scale * source(index, like)
 
 
-def _checked_noise(noise: object, like: Tensor, scale: float) -> Tensor:
-    """The noise that a caller's function gave times a scale, in the dtype of a sample and on its device."""
-    if not isinstance(noise, Tensor) or not is_floating(noise) or noise.shape != like.shape:
-        found = tuple(noise.shape) if isinstance(noise, Tensor) else noise
-        raise ValueError(
-            f"`noise_sampler` must give noise of the shape of x, {tuple(like.shape)}, got {brief(found)}."
-        )
-    return scale * noise.to(like)
+def _shaped(given: object, x: Tensor, said: str) -> Tensor:
+    """What a caller's function gave, refused where it is no tensor of floating-point numbers of the sample's shape."""
+    if not isinstance(given, Tensor) or not is_floating(given) or given.shape != x.shape:
+        found = tuple(given.shape) if isinstance(given, Tensor) else given
+        raise ValueError(f"{said} of the shape of x, {tuple(x.shape)}, got {brief(found)}.")
+    return given

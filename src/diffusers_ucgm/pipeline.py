@@ -475,10 +475,6 @@ class UCGMPipeline(DiffusionPipeline):
             )
 
 
-# `DiffusionPipeline.from_pretrained` looks for the class of a saved pipeline among diffusers' own names.
-diffusers.UCGMPipeline = UCGMPipeline
-
-
 def _latents_of(result: object, x_t: Tensor) -> Tensor:
     """The latents to go on with after a callback: those that it gave, or the run's own where it gave none."""
     if result is None:
@@ -493,3 +489,7 @@ def _latents_of(result: object, x_t: Tensor) -> Tensor:
             f"{brief(found)}."
         )
     return latents
+
+
+# `DiffusionPipeline.from_pretrained` looks for the class of a saved pipeline among diffusers' own names.
+diffusers.UCGMPipeline = UCGMPipeline

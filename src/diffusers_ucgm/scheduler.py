@@ -1,7 +1,6 @@
 """UCGMScheduler: the unified sampler (UCGM-S) behind diffusers' scheduler interface."""
 
 import copy
-import inspect
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -183,8 +182,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         self._spacing, self._solver = Spacing.of(self._settings), SolverSettings.of(self._settings)
         self._convention: Convention | None = convention_of(self._settings)
         # A stock scheduler that is made from this config must not read the sampler's settings as its own.
-        own = {name: each.default for name, each in inspect.signature(UCGMScheduler.__init__).parameters.items()}
-        unread = dict.fromkeys([*self.config.get("_use_default_values", []), *unread_by_stock(self.config, own)])
+        unread = dict.fromkeys([*self.config.get("_use_default_values", []), *unread_by_stock(self._settings)])
         self.register_to_config(_use_default_values=[*unread])
         if transport == "discrete_beta":
             abar = self.alphas_cumprod = cumulative_alphas_of(self._settings).float()

@@ -14,10 +14,6 @@ from diffusers_ucgm.sampling.swing import extrapolation_share
 ADAPTIVE = {"solver_order": 2, "solver_type": "multistep", "extrapolation_ratio": "adaptive", "extrapolation_order": 3}
 
 
-def of(*values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
 def opposed(strength, transport):
     """A network whose data estimate runs against the sample, as an error of the sample meets strong guidance."""
 

@@ -256,7 +256,6 @@ def _median_cell(median: float | None) -> str:
     return f"{'':>8}" if median is None else f"{median:8.4f}"
 
 
-# The file that decides what a folder is; a finished run's file comes before an unfinished one's.
 def _describe_sigmas(folder: Path) -> list[str]:
     exported = read_json(folder / "sigmas.json")
     shift = "" if exported["mu"] is None else f", with the shift mu {exported['mu']:g}"
@@ -268,6 +267,7 @@ def _describe_sigmas(folder: Path) -> list[str]:
     ]
 
 
+# The file that decides what a folder is; a finished run's file comes before an unfinished one's.
 RESULT_FILES: dict[str, Callable[[Path], list[str]]] = {
     "cache.json": _describe_cache,
     "results.json": _describe_evaluation,

@@ -16,6 +16,7 @@ from diffusers_ucgm.constraints import plain
 from diffusers_ucgm.names import did_you_mean
 from diffusers_ucgm.presets import SAMPLER_SETTINGS
 
+from .config import DEFAULTS, SchedulerConfig
 from .stock_configs import STOCK_SCHEDULERS, stock_settings, translate
 
 
@@ -56,16 +57,15 @@ SIGMA_SPACE_SETTINGS = ("sigma_min", "sigma_max", "sigma_data", "sigma_schedule"
 DECIDED_BY_MODEL = ("prediction_type", "original_inference_steps")
 
 
-def unread_by_stock(config: Mapping[str, object], defaults: Mapping[str, object]) -> list[str]:
+def unread_by_stock(config: SchedulerConfig) -> list[str]:
     """The settings of our config that a stock scheduler must not read, although a saved config names them.
 
     Args:
         config: The config of a `UCGMScheduler`.
-        defaults: The defaults of its settings.
     """
-    path = str(config["transport"])
+    path = config["transport"]
     names = () if path == "sigma_space" else SIGMA_SPACE_SETTINGS
-    foreign = [each for each in names if each not in PATH_KEYS.get(path, ()) and config[each] == defaults[each]]
+    foreign = [each for each in names if each not in PATH_KEYS.get(path, ()) and config[each] == DEFAULTS[each]]
     return [*OWN_SETTINGS, *foreign, *(name for name in DECIDED_BY_MODEL if config[name] is None)]
 
 
