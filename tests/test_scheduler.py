@@ -207,7 +207,7 @@ def test_linear_path_equals_flow_match_euler():
         stock = FlowMatchEulerDiscreteScheduler(shift=shift)
         ours = UCGMScheduler.from_config(stock.config, solver_order=1, extrapolation_ratio=0.0)
         assert ours.config.shift == shift
-        sigmas = np.linspace(1.0, 0.1, 10)
+        sigmas = np.linspace(1.0, 0.05, 10)
         stock.set_timesteps(sigmas=sigmas)
         ours.set_timesteps(sigmas=sigmas)
         torch.testing.assert_close(ours.timesteps, stock.timesteps)

@@ -8,7 +8,14 @@ import torch
 from diffusers import DDIMScheduler, EDMEulerScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
 from diffusers_ucgm import UCGMScheduler
-from diffusers_ucgm.sampling.log_snr_grid import LENGTHENING, LONGEST_STEP, log_snr_grid
+from diffusers_ucgm.sampling.log_snr_grid import (
+    EVEN_CALLS,
+    EVEN_SHARE,
+    LENGTHENING,
+    LONGEST_STEP,
+    log_snr_grid,
+    partly_even,
+)
 from diffusers_ucgm.solver_study.stock_solvers import silence_stock
 
 
@@ -82,9 +89,12 @@ def test_every_convention_starts_where_its_path_does(stock, steps):
 
 
 def test_levels_do_not_depend_on_the_path_but_on_the_spread_of_the_data():
-    flow = log_ratios(UCGMScheduler(transport="linear", **AUTO), 12)
-    angle = log_ratios(UCGMScheduler(transport="trigflow", **AUTO), 12)
-    torch.testing.assert_close(flow[1:], angle[1:], rtol=0, atol=1e-4)
+    for transport in ("linear", "trigflow"):
+        scheduler = UCGMScheduler(transport=transport, **AUTO)
+        expected = scheduler.convention.time_of_log_ratio(torch.tensor(log_snr_grid(12, NOISE, math.inf)).double())
+        scheduler.set_timesteps(12)
+        found = torch.tensor(scheduler.canonical_times, dtype=torch.float64)
+        torch.testing.assert_close(found[1:], partly_even(expected)[1:], rtol=0, atol=1e-6)
     wide, narrow = (UCGMScheduler.from_config(EDMEulerScheduler(sigma_data=each).config) for each in (1.0, 0.5))
     assert float(wide.convention.sigma(wide.convention.time_of_log_ratio(torch.zeros(1).double()))) == pytest.approx(1)
     assert float(narrow.convention.sigma(narrow.convention.time_of_log_ratio(torch.zeros(1).double()))) == (
@@ -138,3 +148,28 @@ def test_a_run_of_low_strength_falls_from_noise_to_data(transport, strength, ste
     scheduler = UCGMScheduler(time_warp="auto", time_gaps=(0.0, 0.0), **settings)
     scheduler.set_timesteps(steps, strength=strength)
     assert scheduler.sigmas.diff().max() < 0.0
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 20, 50])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_flows_times_are_moved_a_part_of_the_way_to_even_ones(steps, shift):
+    scheduler = UCGMScheduler(shift=shift, **AUTO)
+    scheduler.set_timesteps(steps)
+    ratios = log_snr_grid(steps, NOISE, math.inf, shift=shift)
+    own = torch.tensor([1.0 / (1.0 + math.exp(each)) for each in ratios])
+    even = 1.0 - torch.arange(steps) / (steps - 0.5)
+    share = min(EVEN_SHARE, EVEN_CALLS / steps)
+    found = torch.tensor(scheduler.canonical_times, dtype=torch.float32)
+    torch.testing.assert_close(found, (1 - share) * own + share * even, rtol=0, atol=1e-5)
+
+
+def test_a_flow_whose_run_ends_early_has_its_even_steps_lead_there():
+    times = torch.tensor([1.0, 0.9, 0.7, 0.4], dtype=torch.float64)
+    even = torch.tensor([1.0, 0.8, 0.6, 0.4], dtype=torch.float64)
+    torch.testing.assert_close(partly_even(times, 0.2, leads_to_end=True), times + EVEN_SHARE * (even - times))
+
+
+def test_even_times_stop_at_the_least_time_of_a_call():
+    times = partly_even(torch.linspace(0.9, 0.3, 20, dtype=torch.float64), 0.3)
+    assert times[-1] == pytest.approx(0.3)
+    assert times.diff().max() < 0

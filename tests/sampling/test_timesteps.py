@@ -1,5 +1,7 @@
 """Times of a run: as diffusers spaces them, as a caller gives them, and whole."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from diffusers import (
 )
 
 from diffusers_ucgm import UCGMScheduler
+from diffusers_ucgm.solver_study.times import solver_at
 
 
 # Some of diffusers' schedulers mix torch and numpy as numpy 2 does not like.
@@ -33,7 +36,7 @@ def test_given_sigmas_are_spaced_as_by_flow_match_euler(settings):
     stock = FlowMatchEulerDiscreteScheduler(**settings)
     ours = UCGMScheduler.from_config(stock.config)
     mu = 0.8 if stock.config.use_dynamic_shifting else None
-    sigmas = [1.0, 0.8, 0.6, 0.4, 0.2]
+    sigmas = [1.0, 0.85, 0.6, 0.4, 0.2]
     for scheduler in (stock, ours):
         scheduler.set_timesteps(sigmas=sigmas, mu=mu)
     torch.testing.assert_close(ours.timesteps, stock.timesteps, rtol=0, atol=2e-3)
@@ -99,3 +102,50 @@ def test_a_run_begins_at_a_time_of_any_kind_of_number(number):
     scheduler.set_timesteps(timesteps=[900.0, 500.0, 100.0])
     scheduler.step(torch.ones(1, 2), number(500.0), torch.ones(1, 2))
     assert scheduler.step_index == 2
+
+
+def even_sigmas(steps):
+    return np.linspace(1.0, 1.0 / steps, steps)
+
+
+@pytest.mark.parametrize("steps", [5, 8, 50])
+@pytest.mark.parametrize("number", [list, np.float32, torch.tensor], ids=["list", "float32", "tensor"])
+@pytest.mark.parametrize("settings", [{}, {"shift": 3.0}, {"use_dynamic_shifting": True}, {"invert_sigmas": True}])
+def test_even_sigmas_of_a_pipeline_ask_for_as_many_steps_of_the_own_grid(settings, number, steps):
+    ours = UCGMScheduler.from_config(FlowMatchEulerDiscreteScheduler(**settings).config)
+    mu = 0.8 if settings.get("use_dynamic_shifting") else None
+    ours.set_timesteps(steps, mu=mu)
+    expected = ours.sigmas
+    ours.set_timesteps(sigmas=number(even_sigmas(steps)), mu=mu)
+    torch.testing.assert_close(ours.sigmas, expected, rtol=0, atol=0)
+    assert ours.num_inference_steps == steps
+    # With a final 0, as some pipelines have it.
+    ours.set_timesteps(sigmas=[*even_sigmas(steps), 0.0], mu=mu)
+    torch.testing.assert_close(ours.sigmas, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sigmas", "timesteps"),
+    [
+        ({}, even_sigmas(4), None),
+        ({}, even_sigmas(10) * 0.999, None),
+        ({}, even_sigmas(10)[1:], None),
+        ({}, even_sigmas(10), 1000.0 * even_sigmas(10)),
+        ({"time_warp": (1.0, 1.0, 1.0)}, even_sigmas(10), None),
+        ({"preset": "few-step"}, even_sigmas(8), None),
+    ],
+    ids=["few steps", "other end", "other start", "with timesteps", "a time warp in numbers", "few-step preset"],
+)
+def test_other_sigmas_are_used_exactly_as_given(settings, sigmas, timesteps):
+    ours = UCGMScheduler.from_config(FlowMatchEulerDiscreteScheduler().config, **settings)
+    ours.set_timesteps(sigmas=sigmas, timesteps=timesteps)
+    torch.testing.assert_close(ours.sigmas[:-1].double(), torch.as_tensor(sigmas).double(), rtol=0, atol=1e-6)
+
+
+def test_even_sigmas_of_a_pipeline_ask_for_the_times_of_a_fitted_solver():
+    base = UCGMScheduler.from_config(FlowMatchEulerDiscreteScheduler().config)
+    base.set_timesteps(6)
+    solver = solver_at(base, [1000.0, 900.0, 700.0, 400.0, 200.0, 50.0])
+    fitted = UCGMScheduler.from_config(base.config, fitted_solvers=[asdict(solver)])
+    fitted.set_timesteps(sigmas=even_sigmas(6))
+    assert fitted.timesteps.tolist() == pytest.approx(solver.timesteps)

@@ -19,7 +19,7 @@ from torch import Tensor
 from .config import Auto, SchedulerConfig
 from .conventions import Convention
 from .fitted import fitted_solvers_of
-from .log_snr_grid import log_snr_grid
+from .log_snr_grid import log_snr_grid, partly_even
 from .tensors import floats
 
 
@@ -262,6 +262,11 @@ class Spacing:
         )
 
     @property
+    def is_auto(self) -> bool:
+        """Whether the times follow from N and the path alone."""
+        return self.time_warp == "auto" and self.levels is None and not self.original_inference_steps
+
+    @property
     def warp(self) -> Sequence[float]:
         """The time warp of `time_grid`."""
         return LEVELS_WARP if self.time_warp == "auto" else self.time_warp
@@ -358,7 +363,7 @@ def sampler_grid(
         raise ValueError(f"`strength` must be in (0, 1], got {strength!r}.")
     original = original_inference_steps or spacing.original_inference_steps
     lowest = 0
-    if spacing.time_warp == "auto" and spacing.levels is None and not original:
+    if spacing.is_auto and not original_inference_steps:
         # A call at the step with which the run ends would change nothing.
         lowest = int(spacing.ends_at_first_step)
         t = _log_snr_times(num_points, spacing, convention, mu, strength)
@@ -376,7 +381,7 @@ def sampler_grid(
 def _log_snr_times(
     num_points: int, spacing: Spacing, convention: Convention, mu: float | None, strength: float
 ) -> Tensor:
-    """The times of `log_snr_grid`; the arguments are those of `sampler_grid`."""
+    """The times of `log_snr_grid`, a flow's partly even; the arguments are those of `sampler_grid`."""
     start, stop = spacing.time_gaps
     shift = spacing.shift_of(mu) if convention.is_flow else 1.0
     first = static_shift(torch.tensor(strength * (1.0 - start), dtype=torch.float64), shift)
@@ -386,7 +391,10 @@ def _log_snr_times(
     )
     t = convention.time_of_log_ratio(torch.tensor(ratios, dtype=torch.float64))
     t[0] = ends[0]
-    return stretch(t, spacing.shift_terminal) if spacing.shift_terminal and convention.is_flow else t
+    if not convention.is_flow:
+        return t
+    t = partly_even(t, float(ends[1]), leads_to_end=spacing.ends_at_first_step)
+    return stretch(t, spacing.shift_terminal) if spacing.shift_terminal else t
 
 
 def _nearest_known_steps(t: Tensor, original_inference_steps: int, strength: float) -> Tensor:

@@ -11,6 +11,9 @@ short as N allows:
   falls as `1 / N^2`.
 - The last call, from whose estimate the run jumps to the data, is made at a noise level of `1 / (3 N)`.
 
+The networks of flows are trained at all times from noise to data and change more evenly in time than exact denoisers
+of few images do: their grid is moved a part of the way to even times (`partly_even`).
+
 Noise levels for which the settings ask for a spacing of their own (`use_*_sigmas`) keep that spacing and its ends.
 
 With few calls the steps would get so long that second order no longer holds. None is longer than `LONGEST_STEP` on the
@@ -21,9 +24,11 @@ Fashion-MNIST images and of emoji, and judged on other fields (docs/compare-solv
 import math
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
-__all__ = ["log_snr_grid"]
+__all__ = ["log_snr_grid", "partly_even"]
 
 # The last step is 1 + LENGTHENING times as long as the average, the first 1 - LENGTHENING times.
 LENGTHENING = 0.2
@@ -32,6 +37,8 @@ LONGEST_STEP = 1.4
 LEAST_STEP = 0.1
 # The noise level to which the step from pure noise leads, divided by N; and that of the last call, times N.
 FIRST_LEVEL, LAST_LEVEL = 1.5, 1.0 / 3.0
+# How far a flow's times are moved to even ones: by this share, and with many calls by this number divided by N.
+EVEN_SHARE, EVEN_CALLS = 0.25, 5.0
 
 
 def log_snr_grid(
@@ -77,3 +84,23 @@ def _values(first: float, last: float, number: int) -> list[float]:
 def _short_steps(first: float, last: float, number: int) -> list[float]:
     """Values as far as `last`, or as far as they get without steps that are longer than `LONGEST_STEP` on average."""
     return [first] if number == 1 else _values(first, min(last, first + LONGEST_STEP * (number - 1)), number)
+
+
+def partly_even(t: Tensor, end: float = 0.0, *, leads_to_end: bool = False) -> Tensor:
+    """Times moved a part of the way to even ones: by a quarter, and from 20 calls on by `5 / N`.
+
+    Args:
+        t: Falling times of a flow, shape `(N,)`, values in [0, 1].
+        end: The least time of a call.
+        leads_to_end: Whether the run ends at `end`, one step after the last call. Otherwise the last of the even
+            steps, to the data, is half as long as the others.
+
+    Returns:
+        Falling times from the same start, shape `(N,)`.
+    """
+    number, start = len(t), float(t[0])
+    if leads_to_end:
+        even = torch.linspace(start, end, number + 1, dtype=t.dtype)[:-1]
+    else:
+        even = torch.linspace(start, max(start / (2 * number - 1), min(end, start)), number, dtype=t.dtype)
+    return t + min(EVEN_SHARE, EVEN_CALLS / number) * (even - t)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import SupportsInt
 
 import numpy as np
@@ -31,6 +31,8 @@ __all__ = [
 ]
 
 Numbers = Sequence[float] | np.ndarray | Tensor
+# The most steps of runs that are taken for those of few-step models.
+FEW_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,8 @@ def _times(
     arguments: ScheduleArguments, spacing: Spacing, convention: Convention, repeats: bool
 ) -> tuple[Tensor, Tensor]:
     """Canonical and network's times of the grid points."""
+    if number := _steps_of_pipelines_own(arguments, spacing, convention):
+        arguments = replace(arguments, num_inference_steps=number, sigmas=None)
     budget, mu = arguments.num_inference_steps, arguments.mu
     timesteps = _network_grid(arguments, spacing, convention)
     if timesteps is not None or arguments.sigmas is not None:
@@ -143,6 +147,23 @@ def _times(
     strength = 1.0 if arguments.strength is None else arguments.strength
     grid = sampler_grid(num_points, spacing, convention, mu, arguments.original_inference_steps, strength)
     return network_times(grid, convention)
+
+
+def _steps_of_pipelines_own(arguments: ScheduleArguments, spacing: Spacing, convention: Convention) -> int | None:
+    """The N of `sigmas` that are even from 1 to `1 / N`, as pipelines of flows pass them; None where they are not.
+
+    Pipelines pass these where their user gave only N. With "auto" they ask for N steps and no more, as they do in
+    stock schedulers with `use_karras_sigmas`, which space the noise levels anew. Up to `FEW_STEPS` they are kept:
+    few-step models are trained at these times.
+    """
+    if arguments.sigmas is None or arguments.timesteps is not None or not (convention.is_flow and spacing.is_auto):
+        return None
+    given = _without_data(_numbers(arguments.sigmas, "sigmas"), True)
+    number = len(given)
+    if number <= FEW_STEPS or arguments.num_inference_steps not in (None, number):
+        return None
+    even = torch.linspace(1.0, 1.0 / number, number, dtype=given.dtype)
+    return number if torch.allclose(given, even, rtol=0.0, atol=1e-6) else None
 
 
 def _network_grid(arguments: ScheduleArguments, spacing: Spacing, convention: Convention) -> Numbers | None:
