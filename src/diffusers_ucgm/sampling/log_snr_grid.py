@@ -38,7 +38,7 @@ LEAST_STEP = 0.1
 # The noise level to which the step from pure noise leads, divided by N; and that of the last call, times N.
 FIRST_LEVEL, LAST_LEVEL = 1.5, 1.0 / 3.0
 # How far a flow's times are moved to even ones: by this share, and with many calls by this number divided by N.
-EVEN_SHARE, EVEN_CALLS = 0.25, 5.0
+EVEN_SHARE, EVEN_CALLS = 0.4, 8.0
 
 
 def log_snr_grid(
@@ -87,7 +87,7 @@ def _short_steps(first: float, last: float, number: int) -> list[float]:
 
 
 def partly_even(t: Tensor, end: float = 0.0, *, leads_to_end: bool = False) -> Tensor:
-    """Times moved a part of the way to even ones: by a quarter, and from 20 calls on by `5 / N`.
+    """Times moved a part of the way to even ones: by 0.4, and from 20 calls on by `8 / N`.
 
     Args:
         t: Falling times of a flow, shape `(N,)`, values in [0, 1].
