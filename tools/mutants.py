@@ -1141,6 +1141,27 @@ MUTANTS = [
         ESTIMATE_TESTS,
     ),
     Mutant(
+        "few-step models' times replaced by the own grid",
+        "sampling/timesteps.py",
+        "if number <= FEW_STEPS or",
+        "if",
+        CONVENTION_TESTS,
+    ),
+    Mutant(
+        "any given sigmas replaced by the own grid",
+        "sampling/timesteps.py",
+        "return number if torch.allclose(given, even, rtol=0.0, atol=1e-6) else None",
+        "return number",
+        CONVENTION_TESTS,
+    ),
+    Mutant(
+        "a flow's times left as even in the log ratio",
+        "sampling/log_snr_grid.py",
+        "return t + min(EVEN_SHARE, EVEN_CALLS / number) * (even - t)",
+        "return t",
+        ("tests/sampling/test_log_snr_grid.py",),
+    ),
+    Mutant(
         "extrapolation in full where the estimates swing",
         "sampling/swing.py",
         "(1.0 + SWING * beta)",
