@@ -8,7 +8,21 @@ import pytest
 import torch
 import torch._dynamo.testing
 from diffusers import DDIMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, SCMScheduler
-from stock_pipelines import PIPELINES, PUBLISHED, dit, flux, flux_img2img, sd15, sd15_img2img, sdxl, wan
+from stock_pipelines import (
+    PIPELINES,
+    PUBLISHED,
+    dit,
+    flux,
+    flux_img2img,
+    ltx,
+    lumina2,
+    qwen_image,
+    sd15,
+    sd15_img2img,
+    sdxl,
+    wan,
+    z_image,
+)
 
 from diffusers_ucgm import UCGMScheduler
 
@@ -113,6 +127,26 @@ def test_first_order_without_extrapolation_gives_the_stock_pictures(build):
     ours.set_timesteps = set_timesteps
     case.pipe.scheduler = ours
     torch.testing.assert_close(case(4), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("made", [flux, lumina2, z_image, qwen_image, ltx], ids=lambda made: made.__name__)
+def test_pipelines_that_pass_even_sigmas_run_on_the_grid_of_the_scheduler(made):
+    case, asked = swapped(made), []
+    scheduler = case.pipe.scheduler
+    make = scheduler.set_timesteps
+
+    @functools.wraps(make)
+    def set_timesteps(*args, sigmas=None, mu=None, **given):
+        asked.append((sigmas, mu))
+        return make(*args, sigmas=sigmas, mu=mu, **given)
+
+    scheduler.set_timesteps = set_timesteps
+    assert case(6).isfinite().all()
+    (sigmas, mu) = asked[-1]
+    assert len(sigmas) == 6
+    found = scheduler.sigmas
+    make(6, mu=mu)
+    torch.testing.assert_close(found, scheduler.sigmas, rtol=0, atol=0)
 
 
 def test_pipelines_save_and_load_the_scheduler(build, tmp_path):
