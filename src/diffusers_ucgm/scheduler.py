@@ -336,8 +336,8 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             timesteps: The network's times, used exactly as given; without a final end at data.
             sigmas: Noise levels, as the model's own schedulers show them in `sigmas`, without warp and gaps. A final 0
                 is left out. A flow's are its times, shifted and stretched as by diffusers' flow-matching schedulers.
-                Together with `timesteps` they are the path's times, and `timesteps` are the network's. Alone, a flow's
-                even ones from 1 to `1 / N`, which pipelines pass, ask for N steps with `time_warp="auto"` and N above 4.
+                Together with `timesteps` they are the path's times, and `timesteps` are the network's. A flow's even
+                ones from 1 to `1 / N`, which pipelines pass, ask for N steps if `time_warp="auto"` and N is above 4.
             mu: The shift under `use_dynamic_shifting`.
             original_inference_steps: The constructor's setting, for this schedule.
             strength: The time at which the schedule of a latent consistency model starts, in (0, 1].
