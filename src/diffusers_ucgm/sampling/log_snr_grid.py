@@ -11,8 +11,8 @@ short as N allows:
   falls as `1 / N^2`.
 - The last call, from whose estimate the run jumps to the data, is made at a noise level of `1 / (3 N)`.
 
-The networks of flows are trained at all times from noise to data and change more evenly in time than exact denoisers
-of few images do: their grid is moved a part of the way to even times (`partly_even`).
+The data estimates of trained flow-matching networks change more evenly in time than those of exact denoisers of few
+images. The grid of a flow is therefore moved a part of the way to evenly spaced times (`partly_even`).
 
 Noise levels for which the settings ask for a spacing of their own (`use_*_sigmas`) keep that spacing and its ends.
 
@@ -87,7 +87,7 @@ def _short_steps(first: float, last: float, number: int) -> list[float]:
 
 
 def partly_even(t: Tensor, end: float = 0.0, *, leads_to_end: bool = False) -> Tensor:
-    """Times moved a part of the way to even ones: by 0.4, and from 20 calls on by `8 / N`.
+    """Times moved towards evenly spaced ones, by a share of 0.4, or of `8 / N` with more than 20 calls.
 
     Args:
         t: Falling times of a flow, shape `(N,)`, values in [0, 1].
