@@ -1141,6 +1141,20 @@ MUTANTS = [
         ESTIMATE_TESTS,
     ),
     Mutant(
+        "long steps extrapolated as much at high noise levels as at low ones",
+        "sampling/estimate_weights.py",
+        "LEAST_SHARE * min(1.0, math.exp(ratio), ",
+        "LEAST_SHARE * min(1.0, ",
+        ESTIMATE_TESTS,
+    ),
+    Mutant(
+        "the least share kept in steps of any length",
+        "sampling/estimate_weights.py",
+        "LEAST_SHARE_STEP / max(span, LEAST_SHARE_STEP)",
+        "1.0",
+        ESTIMATE_TESTS,
+    ),
+    Mutant(
         "few-step models' times replaced by the own grid",
         "sampling/timesteps.py",
         "if number <= FEW_STEPS or",

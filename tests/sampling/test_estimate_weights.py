@@ -26,16 +26,27 @@ def test_weights_are_exact_for_polynomials(number, rate):
 
 @pytest.mark.parametrize("span", [0.1, 0.3, 0.5, 1.0, 3.0])
 def test_adaptive_weights_lower_the_order_of_long_steps(span):
-    ratios = [0.0, -0.4, -0.9]
-    weights, full = adaptive_weights(ratios, span, 0.8), estimate_weights(ratios, span, 0.8)
+    ratios = [-3.0, -3.4, -3.9]
+    ratio = ratios[0] + span
+    weights, full = adaptive_weights(ratios, ratio, 0.8), estimate_weights(ratios, ratio, 0.8)
     assert sum(weights) == pytest.approx(sum(full))
     if span <= min(FULL_STEPS):
         assert weights == full
         return
     second, third = (min(1.0, longest / span) for longest in FULL_STEPS)
-    line = estimate_weights(ratios[:2], span, 0.8)
+    line = estimate_weights(ratios[:2], ratio, 0.8)
     expected = second * (third * full[1] + (1 - third) * line[1])
     assert weights[1:] == pytest.approx([expected, second * third * full[2]])
+
+
+@pytest.mark.parametrize(
+    ("noise", "span", "share"), [(1.0, 1.0, 0.65), (0.1, 1.4, 0.65), (0.1, 2.8, 0.325), (2.0, 1.0, 0.5)]
+)
+def test_long_steps_keep_a_part_of_the_line_where_the_data_outweigh_the_noise(noise, span, share):
+    ratios = [-math.log(noise), -math.log(noise) - 0.8]
+    weights, full = (make(ratios, ratios[0] + span, 0.8) for make in (adaptive_weights, estimate_weights))
+    assert sum(weights) == pytest.approx(sum(full))
+    assert weights[1] == pytest.approx(share * full[1])
 
 
 @pytest.mark.parametrize("rho", [0.1, 0.5, 0.9])

@@ -19,6 +19,8 @@ __all__ = ["LEAST_DISTANCE", "adaptive_weights", "estimate_weights", "noise_rate
 LEAST_DISTANCE = 1e-9
 # The longest steps in `l` in which a polynomial through two and through three estimates counts in full.
 FULL_STEPS = (0.5, 0.3)
+# The least share of the line through two estimates where data outweighs noise, and the longest step in which it is kept.
+LEAST_SHARE, LEAST_SHARE_STEP = 0.65, 1.4
 
 
 def noise_rate(rho: float, span: float) -> float:
@@ -65,6 +67,9 @@ def estimate_weights(ratios: Sequence[float], ratio: float, gamma: float, rate: 
 def adaptive_weights(ratios: Sequence[float], ratio: float, gamma: float, rate: float = 1.0) -> list[float]:
     """The weights of `estimate_weights`, of which each order counts the less, the longer the step is.
 
+    At noise levels `sigma = alpha / gamma` up to 1 the line through two estimates keeps a share of 0.65 in steps of up
+    to 1.4 in `l`: guidance no longer bends the path there, and the estimate of detail of any one size still rises.
+
     Args:
         ratios: Where the estimates were made, as for `estimate_weights`.
         ratio: `l` after the step.
@@ -78,8 +83,16 @@ def adaptive_weights(ratios: Sequence[float], ratio: float, gamma: float, rate: 
     weights = estimate_weights(ratios, ratio, gamma, rate)
     for order in range(len(ratios) - 1, 0, -1):
         lower = estimate_weights(ratios[:order], ratio, gamma, rate)
-        share = FULL_STEPS[order - 1] / max(span, FULL_STEPS[order - 1])
+        share = _share(order, ratios[0], span)
         weights = [
             share * weight + (1.0 - share) * each for weight, each in zip_longest(weights, lower, fillvalue=0.0)
         ]
     return weights
+
+
+def _share(order: int, ratio: float, span: float) -> float:
+    """How much the polynomial of an order, 1 or 2, counts in a step of the length `span` from the log ratio `ratio`."""
+    share = FULL_STEPS[order - 1] / max(span, FULL_STEPS[order - 1])
+    if order > 1:
+        return share
+    return max(share, LEAST_SHARE * min(1.0, math.exp(ratio), LEAST_SHARE_STEP / max(span, LEAST_SHARE_STEP)))
