@@ -127,14 +127,17 @@ def unet(**settings):
     return diffusers.UNet2DConditionModel(**{**arguments, **settings})
 
 
+def is_installed(name):
+    """Whether a class of diffusers can be made; for those that need torchsde it may have a stand-in alone."""
+    return ".dummy_" not in getattr(diffusers, name).__module__
+
+
 def stock(name):
     """The published scheduler, or where its class is not installed another that the pipeline can be made with."""
     config = PUBLISHED[name]
-    cls = getattr(diffusers, config["_class_name"])
-    try:
-        return cls.from_config(config)
-    except ImportError:
+    if not is_installed(config["_class_name"]):
         return diffusers.EDMEulerScheduler()
+    return getattr(diffusers, config["_class_name"]).from_config(config)
 
 
 def sd(cls=diffusers.StableDiffusionPipeline, scheduler="sd15", unet_settings=None, **arguments):

@@ -17,7 +17,7 @@ from diffusers import (
 from diffusers.utils import hub_utils
 from huggingface_hub import ModelCard
 from public_settings import public
-from stock_pipelines import PUBLISHED
+from stock_pipelines import PUBLISHED, is_installed
 
 from diffusers_ucgm import PRESETS, UCGMScheduler
 from diffusers_ucgm.sampling.stock_configs import OPTIONAL_SCHEDULERS, STOCK_SCHEDULERS, translate
@@ -91,7 +91,7 @@ SAID = {
 
 
 def constructed(name):
-    if name in OPTIONAL_SCHEDULERS:
+    if not is_installed(name):
         pytest.skip("needs torchsde, which diffusers does not require")
     return getattr(diffusers, name)()
 
@@ -113,7 +113,7 @@ def test_published_configs_are_read(name, way, tmp_path):
 @pytest.mark.parametrize("way", ["config", "file"])
 def test_published_configs_come_back_without_loss(name, way, tmp_path):
     stock = PUBLISHED[name]
-    if stock["_class_name"] in OPTIONAL_SCHEDULERS:
+    if not is_installed(stock["_class_name"]):
         pytest.skip("needs torchsde, which diffusers does not require")
     before = getattr(diffusers, stock["_class_name"]).from_config(stock)
     ours = UCGMScheduler.from_config(before.config, extrapolation_ratio=0.2, time_gaps=(0.002, 0.01))
@@ -133,6 +133,13 @@ def test_every_stock_scheduler_swaps_there_and_back(name):
     assert public(after.config) == public(before.config)
     again = UCGMScheduler.from_config(after.config)
     assert public(again.config) == public(ours.config)
+
+
+@pytest.mark.parametrize("name", OPTIONAL_SCHEDULERS)
+def test_the_defaults_of_an_optional_class_are_its_own(name):
+    if not is_installed(name):
+        pytest.skip("needs torchsde, which diffusers does not require")
+    assert OPTIONAL_SCHEDULERS[name] == public(constructed(name).config)
 
 
 @pytest.mark.parametrize("name", STOCK_SCHEDULERS)
