@@ -156,7 +156,6 @@ denoiser = teacher = lambda x_t, t, class_labels: transformer(x_t, timestep=t, c
 batches = [(latents, labels)]
 """
 GIVEN = {
-    "README.md": TINY_NETWORK,
     "docs/concepts.md": "import torch",
     "docs/errors.md": """
 from diffusers_ucgm import UCGMPipeline, UCGMScheduler

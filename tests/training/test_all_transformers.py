@@ -119,3 +119,12 @@ def test_the_table_of_the_docs_is_this_one():
     for name in {*tiny.TINY, *tiny.FROM_PIPELINES}:
         assert rows.pop(name).strip() == ("own adapter" if name in ADAPTERS else "by its forward"), name
     assert {name: reason.strip() for name, reason in rows.items()} == tiny.FAILURES
+
+
+def test_the_numbers_above_the_table_are_its_own():
+    text = " ".join(TABLE.read_text().split())
+    trained = {*tiny.TINY, *tiny.FROM_PIPELINES}
+    own = len(trained & set(ADAPTERS))
+    assert f"the {len(trained) + len(tiny.FAILURES)} classes of diffusers" in text
+    assert f"{len(trained)} were trained for a step here, {own} with an adapter of their own" in text
+    assert f"and {len(trained) - own} by their forward; for the other {len(tiny.FAILURES)} the table" in text
