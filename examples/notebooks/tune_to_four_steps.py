@@ -11,12 +11,12 @@
 # ---
 
 # %% [markdown]
-# # Tune a model to four steps
+# # Fine-tune a model to four steps
 #
 # Training changes the *network*, so that 1 to 4 steps are enough. The data here are latents that the multi-step
 # model generates itself, so nothing has to be downloaded. With images of your own, `ucgm cache` makes the latents
-# ([Tune to few steps](../../docs/tune-to-few-steps.md)). The run is far shorter than a real one, but its effect is
-# already visible.
+# ([Fine-tune to few steps](../../docs/tune-to-few-steps.md)). The run is far shorter than a real one, but its effect
+# is already visible.
 
 # %%
 import tempfile
