@@ -91,23 +91,23 @@ class UCGMLoss(SecondTime):
         enhancement_ratio: Strength of the enhanced target, which takes the place of classifier-free guidance; 0 is
             off. The paper uses 0.57 to 0.67 at consistency ratio 0 and 1.3 to 2 at 1. From 1 upwards, at consistency
             ratio 0 and with a second time, it means a guidance scale, and `(ratio - 1) / ratio` is used.
-        enhancement_range: Canonical times strictly between which the target is enhanced.
-        huber_c: Constant of the pseudo-Huber distance; 0 for multi-step, 5 to 9 for few-step models.
+        enhancement_range: Two canonical times; the target is enhanced strictly between them.
+        huber_c: Constant of the pseudo-Huber distance, from 0; 0 for multi-step, 5 to 9 for few-step models.
         cosine_term: Whether the cosine distance over the channels is added; for multi-step models.
-        cosine_weighting: Whether a sample at time t weighs `cos(1.57 t)`.
-        label_dropout: The fraction of samples trained under the null condition, each chosen on its own.
-        time_distribution: `(a, b, c)` of `beta_times`.
+        cosine_weighting: Whether a sample at time t has the weight `cos(1.57 t)`.
+        label_dropout: The probability, in [0, 1], with which each sample is trained under the null condition.
+        time_distribution: `(a, b, c)`, positive: times are drawn as `clamp(c Beta(a, b), 0, 1)`.
         channel_dim: The dimension of the channels in a batch: 1 for images and videos, -1 for packed tokens.
-        batched_calls: Whether the two calls of a difference are one of a doubled batch, which is faster where memory
-            allows. Under a network's own dropout its two halves then draw different masks.
+        batched_calls: Whether the two calls of a difference are one call of a doubled batch, which is faster if one
+            call does not fill the device. The two halves then draw different masks of the network's own dropout.
         derivative: "difference", as published, or at consistency ratio 1 "forward": the exact derivative by
             forward-mode differentiation, which every operation of the network must support. With a second time it
             is the limit of the amplified form, at any ratio.
-        partial_calls: Whether calls without gradient leave out the rows whose answers are not used. Under a network's
-            own dropout their masks then differ from the student's.
+        partial_calls: Whether calls without gradient leave out the rows whose outputs are not used. The masks of the
+            network's own dropout then differ from the student's in these calls.
 
     Raises:
-        ValueError: If a setting is out of its range, does not go with another, or the transport is unknown.
+        ValueError: If a setting is out of its range or contradicts another, or the transport is unknown.
     """
 
     transport: str | Transport = "linear"
@@ -167,7 +167,7 @@ class UCGMLoss(SecondTime):
         dropped: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> UCGMLossOutput:
-        """The loss on one batch. No input is changed, and torch's global random state is only read where it must be.
+        """The loss on one batch. No input is changed; torch's global random state is used only without a `generator`.
 
         Args:
             denoiser: The student, `denoiser(x_t, t, **condition) -> F`: `x_t` has the shape and dtype of `x`, `t` has
@@ -176,22 +176,23 @@ class UCGMLoss(SecondTime):
             x: Clean data or latents, shape `(B, C, ...)`, any floating dtype; the loss is computed in float32 or
                 wider.
             condition: Keyword arguments of the denoiser; tensors have B rows.
-            null_condition: The same keywords under no condition; values of one row or none are repeated. Needed for
-                `label_dropout` and, at consistency ratio 0 and with a second time, for the enhanced target.
-            teacher: Where the enhanced target comes from, called as the denoiser is and without gradient; None is the
+            null_condition: The same keywords without a condition; a value of one row is repeated, and so is a value
+                without rows. It is needed for `label_dropout` and, at consistency ratio 0 and with a second time, for
+                the enhanced target.
+            teacher: The network of the enhanced target, called like the denoiser and without gradient; None is the
                 student itself, or the network of the chain.
-            averaged: The student's average, for `chain_network="ema"` alone; called as the denoiser is.
+            averaged: The student's average, for `chain_network="ema"` alone; called like the denoiser.
             t: Canonical times, shape `(B,)`, values in [0, 1]; None draws them.
-            target_time: Canonical times r of `second_time="any"`, not after `t`, which is then given too; None draws
-                them.
-            noise: z, shape of `x`; None draws it.
+            target_time: Canonical times r of `second_time="any"`, shape `(B,)`, values from 0 to `t`, which must be
+                given too; None draws them.
+            noise: The noise z, shape of `x`; None draws it.
             dropped: Which samples get the null condition, shape `(B,)`, boolean; None draws it.
-            generator: Source of all that is drawn, the network's own dropout included. One on the CPU spares waiting
-                for the device.
+            generator: Source of all that is drawn, including the network's own dropout. With a generator on the CPU
+                the loss does not wait for the device.
 
         Raises:
-            ValueError: If a shape does not fit, a time is outside [0, 1], or the null condition or a network is needed
-                and missing.
+            ValueError: If a shape or dtype does not fit, a time is outside [0, 1], `target_time` exceeds `t`,
+                `averaged` is not used, or the null condition or a network is needed and missing.
         """
         networks = Networks(denoiser, teacher, averaged)
         networks.check(self.chain_network, self.velocity)

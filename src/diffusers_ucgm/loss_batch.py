@@ -17,11 +17,11 @@ __all__ = ["Batch", "Drawn", "Networks", "UCGMLossOutput", "UsedRows", "draw_cho
 
 @dataclass(frozen=True)
 class UCGMLossOutput:
-    """What one evaluation of the loss used and gave; all without gradient but `loss`.
+    """What one evaluation of the loss used and computed. Only `loss` has a gradient.
 
     Attributes:
         loss: Scalar, the weighted mean over the batch.
-        per_sample_loss: Before the time weighting, shape `(B,)`.
+        per_sample_loss: The loss of each sample before the weighting by time, shape `(B,)`.
         prediction: The student's F, shape `(B, C, ...)`.
         target: The target F*, same shape, before the distance normalises: `prediction - target` is the raw residual.
         t: Canonical times, shape `(B,)`.
@@ -29,7 +29,7 @@ class UCGMLossOutput:
         dropped: Which samples were trained under the null condition, shape `(B,)`, boolean.
         slope: The clamped derivative of the data estimate, shape `(B, C, ...)`, or None at consistency ratio 0 and
             with a second time.
-        target_time: The canonical times that the calls lead to, shape `(B,)`, or None without a second time.
+        target_time: The canonical times to which the calls lead, shape `(B,)`, or None without a second time.
         correction: The clamped correction of the amplified form, shape `(B, C, ...)`, or None in other forms.
         fake: Which samples are TwinFlow's fakes, shape `(B,)`, boolean, or None without them.
         rectification: The distances of its rectified samples, shape `(B,)`, 0 for the others, or None without them.

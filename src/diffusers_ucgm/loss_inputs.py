@@ -63,7 +63,7 @@ def check_target_time(target_time: Tensor | None, t: Tensor | None, is_any_step:
     Args:
         target_time: Canonical times, shape `(B,)`, or None.
         t: Canonical times of the batch, checked already, or None.
-        is_any_step: Whether the network is told the target time.
+        is_any_step: Whether the network receives the target time.
 
     Raises:
         ValueError: If there is no use for them, `t` is missing, or a target time is not in [0, t].

@@ -113,8 +113,8 @@ class UCGMPipeline(DiffusionPipeline):
                 give none.
 
         Raises:
-            ValueError: If a part is of another kind, `call_defaults` names another argument, or the statistics are not
-                one number for each channel.
+            ValueError: If a part is of another kind, `guided_channels` exceeds the transformer's channels,
+                `call_defaults` names another argument, or the statistics differ in length.
         """
         check(CONSTRUCTOR_ARGUMENTS, locals())
         check_guided_channels(guided_channels, getattr(transformer.config, "in_channels", None))
@@ -193,7 +193,7 @@ class UCGMPipeline(DiffusionPipeline):
             kwargs: Keyword arguments of `DiffusionPipeline.save_pretrained`.
 
         Raises:
-            ValueError: If the code is to be saved and uploaded at once, or is not all in this package.
+            ValueError: If `standalone` goes with `push_to_hub`, or a class is not one of this package.
         """
         is_whole = standalone or IS_STANDALONE
         if is_whole and kwargs.get("push_to_hub"):
@@ -236,7 +236,7 @@ class UCGMPipeline(DiffusionPipeline):
         load_lora(self.transformer, file)
 
     def unload_lora_weights(self) -> None:
-        """Take the LoRA off the transformer; without one nothing is done."""
+        """Remove the LoRA from the transformer; without one this does nothing."""
         from .lora import remove_lora
 
         remove_lora(self.transformer)
@@ -258,14 +258,15 @@ class UCGMPipeline(DiffusionPipeline):
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the running call is guided, at some times at least."""
+        """Whether the running call is guided at some of its times."""
         return self._guidance_scale not in (0.0, 1.0)
 
     def enable_cache(self, config: object) -> None:
-        """Enable a cache of diffusers on the transformer, whether or not that has a method for it.
+        """Enable a cache of diffusers on the transformer, even if the transformer has no method for it.
 
         Args:
-            config: A config of diffusers, such as `FirstBlockCacheConfig`; `docs/sampling.md` says what composes.
+            config: A config of diffusers, such as `FirstBlockCacheConfig`; `docs/sampling.md` lists which cache fits
+                which network.
 
         Raises:
             ValueError: If the transformer has a cache already, or this one fits none of its modules.
@@ -273,17 +274,21 @@ class UCGMPipeline(DiffusionPipeline):
         enable_cache(self.transformer, config)
 
     def disable_cache(self) -> None:
-        """Take the caches off the transformer; without one nothing is done."""
+        """Remove the caches from the transformer; without one this does nothing."""
         disable_cache(self.transformer)
 
     @property
     def interrupt(self) -> bool:
-        """Whether a callback asked to stop, by `pipe._interrupt = True`."""
+        """Whether a callback has stopped the call by `pipe._interrupt = True`."""
         return self._interrupt
 
     @property
     def num_classes(self) -> int:
-        """The number of classes of the transformer, which is also the id of the null class."""
+        """The number of classes of the transformer, which is also the id of the null class.
+
+        Raises:
+            ValueError: If the transformer's config has neither `num_embeds_ada_norm` nor `num_classes`.
+        """
         config = self.transformer.config
         for name in ("num_embeds_ada_norm", "num_classes"):
             if getattr(config, name, None) is not None:
@@ -310,7 +315,12 @@ class UCGMPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
     ) -> Tensor:
-        """The initial noise, float32, shape `(B, C, H, W)` by the transformer's config.
+        """The initial noise, float32, shape `(B, C, H, W)` by the transformer's config, times `init_noise_sigma`.
+
+        Args:
+            batch_size: The number of samples, B.
+            generator: The source of the noise; a list has one for each sample.
+            latents: Standard normal noise, shape `(B, C, H, W)`, in place of noise from `generator`.
 
         Raises:
             ValueError: If `latents` have another shape, or the generators are not as many as the samples.
@@ -410,6 +420,9 @@ class UCGMPipeline(DiffusionPipeline):
             latents: Latents, or pixels where there is no autoencoder, shape `(B, C, H, W)`.
             output_type: "pil", "np", "pt", or "latent" for the latents themselves.
             generator: The source of noise of autoencoders that decode with noise.
+
+        Returns:
+            See `UCGMPipelineOutput.images`.
         """
         if output_type == "latent":
             return latents

@@ -57,7 +57,7 @@ class UCGMSchedulerOutput(BaseOutput):
 
 
 class UCGMScheduler(SchedulerMixin, ConfigMixin):
-    """The unified sampler for multi-step and few-step models (UCGM-S).
+    """The unified sampler for multi-step and few-step models (UCGM-S, arXiv 2505.07447, section 3.3).
 
     A scheduler serves one run at a time: it holds the run's state, in float32 or wider. A copy continues the run.
 
@@ -138,39 +138,45 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             stochasticity: rho, the fraction of fresh noise in [0, 1], or "auto" to follow the size of each step.
             time_warp: `(a, b, c)` of the grid, see `time_grid`; or "auto", see `log_snr_grid`.
             time_gaps: `(g0, g1)` of the grid, see `time_grid`. Under "auto" its times are from `g1` to `1 - g0`.
-            shift: Moves the grid towards noise as diffusers' flow-matching schedulers do.
+            shift: The shift of the grid towards noise, positive, as in diffusers' flow-matching schedulers; 1 is none.
             use_dynamic_shifting: Whether `set_timesteps` takes `mu` in place of `shift`.
             time_shift_type: The meaning of `mu`, "exponential" or "linear".
             shift_terminal: The last time of a flow's grid, to which it is stretched; None leaves it.
             use_karras_sigmas: Whether the noise levels between the grid's ends are spaced as Karras et al. do.
-            use_exponential_sigmas: Whether they are spaced evenly in their logarithm.
-            use_beta_sigmas: Whether they are spaced by the beta distribution. Needs scipy.
-            beta_start: See `cumulative_alphas`, as for the next five.
-            beta_end: The last beta.
-            beta_schedule: One of `BETA_SCHEDULES`.
-            trained_betas: The betas themselves.
-            rescale_betas_zero_snr: Whether the noise schedule is rescaled to end in pure noise.
-            snr_shift_scale: CogVideoX's shift of the noise schedule.
-            sigma_min: See `sigma_space`, as for the next five.
-            sigma_max: The highest noise level.
-            sigma_data: Standard deviation of the data.
-            sigma_schedule: "karras" or "exponential".
-            rho: The root of "karras". The sampler's own rho is `stochasticity`.
-            sigma_embedding: "log" or "atan".
+            use_exponential_sigmas: Whether the noise levels are spaced evenly in their logarithm.
+            use_beta_sigmas: Whether the noise levels are spaced by the beta distribution, which needs scipy.
+            beta_start: The first beta of a discrete noise schedule, in (0, 1).
+            beta_end: The last beta, in (0, 1).
+            beta_schedule: How the betas rise: "linear", "scaled_linear", "sigmoid", "squaredcos_cap_v2", "exp" or
+                "laplace", as in diffusers.
+            trained_betas: The betas themselves, `num_train_timesteps` numbers in (0, 1), in place of `beta_schedule`.
+            rescale_betas_zero_snr: Whether the noise schedule is rescaled to end in pure noise (arXiv 2305.08891,
+                algorithm 1).
+            snr_shift_scale: The divisor of the signal-to-noise ratio in CogVideoX, positive; 1 changes nothing.
+            sigma_min: The lowest noise level of a sigma-space model, positive.
+            sigma_max: The highest noise level, above `sigma_min`.
+            sigma_data: Standard deviation of the data, positive.
+            sigma_schedule: How the noise level rises: "karras" (evenly in its root, arXiv 2206.00364) or "exponential"
+                (evenly in its logarithm).
+            rho: The root of "karras", from 0.1 to 100. The sampler's own rho is `stochasticity`.
+            sigma_embedding: The network's time of a noise level: "log" for `ln(sigma) / 4`, "atan" for
+                `2 atan(sigma) / pi`.
             clip_sample: Whether data estimates are clamped to `clip_sample_range`, as for models of pixels.
             clip_sample_range: The largest absolute value of a clamped estimate.
             thresholding: Whether data estimates are clamped to a quantile of their absolute values (arXiv 2205.11487).
             dynamic_thresholding_ratio: That quantile, in [0, 1].
-            sample_max_value: The largest value that the quantile counts as.
+            sample_max_value: The upper bound of the quantile, at least 1.
             clips_estimates: Whether `clip_sample` and `thresholding` are in force; some stock schedulers ignore them.
             divides_samples: Whether the samples of a discrete-beta model are divided by the data's weight, data plus
                 noise of the level sigma, as in `EulerDiscreteScheduler`.
-            ends_at_first_step: Whether a run ends at the least noise that the model knows, and not at the data.
-            original_inference_steps: The steps on which a latent consistency model was trained, which bind its grid.
+            ends_at_first_step: Whether a run ends at the lowest noise level of the model, and not at the data.
+            original_inference_steps: The number of steps on which a latent consistency model was trained; its grid
+                consists of these steps.
             round_timesteps: Whether the sampler's own grid is moved to whole times of the network.
             extrapolation_order: Order of the extrapolation "auto" or "adaptive", 2 or 3; without effect on a number.
             fitted_solvers: The solvers of `fit_solver`, one for each number of network calls that was fitted.
-            target_time: What networks of two times are told: "next", "end" or "same", see `sampling.target_times`.
+            target_time: The second time that a network of two times receives: "next" (the next call's), "end" (0),
+                "same" (the call's own), or "auto", which chooses among them by the other settings.
 
         Raises:
             ValueError: If a setting is of the wrong type or out of its range, or settings contradict each other.
@@ -202,7 +208,7 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """The scheduler for a model, from the config of the scheduler it came with; keyword arguments win.
+        """The scheduler for a model, from the config of the scheduler it came with; keyword arguments take precedence.
 
         Args:
             config: The config of a `UCGMScheduler` or of one of diffusers' schedulers (`pipe.scheduler.config`). Path,
@@ -293,11 +299,23 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def target_timesteps(self) -> Tensor:
-        """The time to which every call leads, for networks that take it as an input: the network's, shape `(N,)`."""
+        """The time to which every call leads, in the network's units, for networks of two times; shape `(N,)`."""
         return told_timesteps(self._settings, self.convention, self.canonical_times, self.timesteps)
 
     def stock_sigmas(self, num_inference_steps: int, mu: float | None = None) -> list[float]:
-        """The times of a run as the `sigmas` of stock schedulers: see `sampling.stock_sigmas.sigmas_of_run`."""
+        """The times of a run as the `sigmas` that stock schedulers of the same model and their pipelines take.
+
+        Args:
+            num_inference_steps: The budget of network calls (NFE), for which a fitted solver may have its own times.
+            mu: The shift under `use_dynamic_shifting`.
+
+        Returns:
+            For a flow, N times before the shift. For a discrete noise schedule, N noise levels and that of the end.
+            For EDM, N places between the highest level, 0, and the lowest, 1.
+
+        Raises:
+            ValueError: If an argument is out of its range, or no stock scheduler can use these times.
+        """
         return sigmas_of_run(self._settings, self.convention, num_inference_steps, mu)
 
     def set_begin_index(self, begin_index: int = 0) -> None:
@@ -337,12 +355,12 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
             sigmas: Noise levels, as the model's own schedulers show them in `sigmas`, without warp and gaps. A final 0
                 is left out. A flow's are its times, shifted and stretched as by diffusers' flow-matching schedulers.
                 Together with `timesteps` they are the path's times, and `timesteps` are the network's. A flow's even
-                ones from 1 to `1 / N`, which pipelines pass, ask for N steps if `time_warp="auto"` and N is above 4.
+                ones from 1 to `1 / N`, which pipelines pass, count as N steps if `time_warp="auto"` and N is above 4.
             mu: The shift under `use_dynamic_shifting`.
             original_inference_steps: The constructor's setting, for this schedule.
             strength: The time at which the schedule of a latent consistency model starts, in (0, 1].
             max_timesteps: The first time of an sCM model.
-            intermediate_timesteps: Its second time, when there are two steps.
+            intermediate_timesteps: The second time of an sCM model, in a run of two steps.
 
         Raises:
             ValueError: If an argument is of the wrong type or out of its range, if neither `timesteps`, `sigmas` nor
@@ -358,7 +376,15 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps = len(schedule.t) if num_inference_steps is None else num_inference_steps
 
     def index_for_timestep(self, timestep: Tensor | float, schedule_timesteps: Tensor | None = None) -> int:
-        """The place of a time in `timesteps`, or in another schedule: see `place_of`."""
+        """The place of a time in a schedule; of a repeated time the second place, from which a run continues.
+
+        Args:
+            timestep: One of the network's times, rounded or not.
+            schedule_timesteps: Falling or rising times, shape `(N,)`; None is `timesteps`.
+
+        Raises:
+            ValueError: If the schedule has no time near it.
+        """
         return place_of(timestep, self.timesteps if schedule_timesteps is None else schedule_timesteps)
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
@@ -367,6 +393,10 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         Args:
             sample: The sample, shape `(B, ...)`.
             timestep: The entry of `timesteps` that the network will be called with.
+
+        Raises:
+            RuntimeError: If the model is in sigma space and `set_timesteps` was not called.
+            ValueError: If `timestep` is not an entry of the schedule.
         """
         if not self.convention.divides:
             return sample
@@ -390,9 +420,10 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         pred_original_sample: Tensor | None = None,
         prev_timestep: object = None,
     ) -> UCGMSchedulerOutput | tuple[Tensor, ...]:
-        """One network call's worth of the way from noise to data.
+        """Advance the sample by one network call on the way from noise to data.
 
-        The scheduler counts its calls itself; `timestep` tells where the first one is and is not looked up later.
+        The scheduler counts its calls itself: the first `timestep` decides where the run begins, and later ones are
+        not looked up.
 
         Args:
             model_output: The network's prediction F at `sample`, shape `(B, ...)`; channels of a predicted variance
@@ -411,9 +442,14 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
                 pipelines that guide it pass it to EDM's schedulers after taking back `_step_index`.
             prev_timestep: unCLIP's, which its pipelines pass. Not used.
 
+        Returns:
+            A `UCGMSchedulerOutput`. As a tuple, `(prev_sample,)` for flows and `(prev_sample, pred_original_sample)`
+            for all other models.
+
         Raises:
-            RuntimeError: If there is no schedule, or it is used up.
-            ValueError: If an argument is of the wrong type, shape or range, or asks for what is not here.
+            RuntimeError: If there is no schedule, all of its calls were made, or `target_time` is "next" or "end" and
+                the network did not receive it.
+            ValueError: If an argument is of the wrong type, shape or range, or `eta` is not 0.
         """
         if self._schedule is None or self._run is None:
             raise RuntimeError("`step` was called before `set_timesteps`.")
@@ -446,17 +482,33 @@ class UCGMScheduler(SchedulerMixin, ConfigMixin):
         return (prev_sample,) if is_flow else (prev_sample, x_hat().to(dtypes[1]))
 
     def scale_noise(self, sample: Tensor, timestep: Tensor | float, noise: Tensor | None = None) -> Tensor:
-        """A point of the path, `x_t = alpha(t) noise + gamma(t) sample`: see `noisy_samples`.
+        """A point of the path, `x_t = alpha(t) noise + gamma(t) sample`.
 
         Args:
             sample: Clean data, shape `(B, ...)`.
             timestep: The network's times, any within the range, shape `(B,)` or `()`.
             noise: Standard normal noise, shape of `sample`; None generates it.
+
+        Returns:
+            Shape `(B, ...)`, where B is the largest of the three numbers; a single sample, noise or time serves for
+            all.
+
+        Raises:
+            ValueError: If an argument is of the wrong type, a time is out of range, or the numbers do not agree.
         """
         return noisy_samples(self.convention, sample, noise, timestep, ("sample", "noise", "timestep"))
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """`scale_noise` in the argument order of diffusers' other schedulers."""
+        """`scale_noise` in the argument order of diffusers' other schedulers.
+
+        Args:
+            original_samples: Clean data, shape `(B, ...)`.
+            noise: Standard normal noise, shape of `original_samples`.
+            timesteps: The network's times, any within the range, shape `(B,)` or `()`.
+
+        Raises:
+            ValueError: See `scale_noise`.
+        """
         names = ("original_samples", "noise", "timesteps")
         return noisy_samples(self.convention, original_samples, noise, timesteps, names)
 

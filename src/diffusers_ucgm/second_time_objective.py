@@ -11,10 +11,10 @@ class SecondTime:
     """The settings of a network of two times, which a loss of one time leaves at their defaults.
 
     Attributes:
-        second_time: "none" for a network of one time, "any" for one that is told where its call leads: it is called
-            with `target_time`.
+        second_time: "none" for a network of one time, "any" for a network that also receives the time to which its
+            call leads, as `target_time`.
         time_pairs: How target times are drawn: one of `TIME_PAIRS`.
-        equal_share: The probability that a sample's target time is its own time; such samples learn the velocity.
+        equal_share: The probability that a sample's target time is its own time; these samples learn the velocity.
         end_share: The probability that a sample's target time is 0, that of the data.
         chain_order: The number N of jumps in the chain.
         first_step: The length of the first step; 0 is none in the integral form and, in the amplified form with
@@ -28,12 +28,12 @@ class SecondTime:
         adaptive_power: The power p of the "adaptive" distance.
         chain_network: The network of the chain: the "student", its average ("ema") or the "teacher".
         velocity: Where the velocity at t comes from: the "data" and noise, or the "teacher", a pretrained network, in
-            whose velocity the noise of a single sample has averaged out (align your flow, arXiv 2506.14603).
+            whose velocity the noise of a single sample has averaged out (Align Your Flow, arXiv 2506.14603).
         time_weight: "gap" weighs a sample by `gap_weight`, "none" does not.
-        twin_share: The probability that a sample is one of TwinFlow's fakes (`twin`), which the network is told by
-            negative times; the other shares are of the rest.
-        rectification: The weight of TwinFlow's rectification, which samples of `end_share` have; these then begin at
-            `t = 1`. TwinFlow uses 0.5.
+        twin_share: The probability that a sample is one of TwinFlow's fakes (`twin`), which negative times mark for
+            the network; the other shares are of the remaining samples.
+        rectification: The weight of TwinFlow's rectification, from 0, which applies to the samples of `end_share`;
+            these then begin at `t = 1`. TwinFlow uses 0.5.
     """
 
     second_time: str = "none"

@@ -45,7 +45,7 @@ def adapter_for(network: nn.Module, scheduler: object = None, **options: Any) ->
 
     Args:
         network: The network, which may be wrapped by peft or torch.
-        scheduler: The scheduler that the model came with, or its config, which say what timesteps are. None is a flow
+        scheduler: The scheduler that the model came with, or its config, which define the timesteps. None is a flow
             with times up to 1000.
         options: Keyword arguments of the adapter, such as `null_condition`.
 
@@ -57,10 +57,14 @@ def adapter_for(network: nn.Module, scheduler: object = None, **options: Any) ->
 
 
 def adapter_for_pipeline(pipe: DiffusionPipeline, **options: Any) -> NetworkAdapter:
-    """The adapter of a pipeline's network, with what the pipeline knows of time, sizes and scales.
+    """The adapter of a pipeline's network, which takes time, sizes and scales from the pipeline.
+
+    Args:
+        pipe: A pipeline of diffusers with a transformer or a UNet.
+        options: Keyword arguments of the adapter, such as `null_condition`.
 
     Raises:
-        ValueError: See `network_of` and `adapter_for`.
+        ValueError: If the pipeline has no network that can be trained, or see `adapter_for`.
     """
     network = network_of(pipe)
     return adapter_for(network, pipe.scheduler, **{**_class_for(network).options_of(pipe), **options})

@@ -23,7 +23,7 @@ class AnyStepSettings:
     """The settings of `SecondTime`, which describes them, and of the calls without a gradient.
 
     Attributes:
-        partial_calls: Whether network calls without a gradient leave out the samples whose answers are not used.
+        partial_calls: Whether network calls without a gradient leave out the samples whose outputs are not used.
     """
 
     second_time: Literal["none", "any"] = "none"
@@ -46,7 +46,7 @@ class AnyStepSettings:
 
     @property
     def is_any_step(self) -> bool:
-        """Whether the network is told where its calls lead."""
+        """Whether the network receives the time to which each call leads."""
         return self.second_time != "none"
 
     def check_chain(self, teacher_decay: float) -> None:

@@ -105,7 +105,12 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> OptimizerState:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], values: JsonObject) -> None:
-    """Put back what `optimizer_state` gave.
+    """Restore the state that `optimizer_state` returned.
+
+    Args:
+        optimizer: The optimizer, of the same parameters.
+        tensors: The first value of `optimizer_state`.
+        values: The second value of `optimizer_state`.
 
     Raises:
         ValueError: If the state belongs to another number of parameters.
@@ -147,6 +152,9 @@ def save_checkpoint(root: str | Path, step: int, tensors: dict[str, dict[str, Te
 
 def load_checkpoint(folder: str | Path) -> tuple[dict[str, dict[str, Tensor]], JsonObject]:
     """The groups of tensors and the values that `save_checkpoint` wrote.
+
+    Args:
+        folder: The folder of the checkpoint.
 
     Raises:
         FileNotFoundError: If the folder holds no `state.json`.

@@ -59,7 +59,7 @@ class UCGMTrainingConfig(AnyStepSettings):
             [[0, 0.0], [2000, 1.0]]; null keeps the ratio constant.
         enhancement_ratio: Strength of the enhanced target, which takes the place of classifier-free guidance; 0 is
             off. The paper uses 0.57 to 0.67 at consistency ratio 0 and 1.3 to 2 at 1.
-        enhancement_range: Canonical times (0 is data, 1 is noise) between which the target is enhanced.
+        enhancement_range: Two canonical times (0 is data, 1 is noise); the target is enhanced between them.
         huber_c: Constant of the pseudo-Huber distance: 0 for multi-step models, 5 to 9 for few-step models.
         cosine_term: Whether the cosine distance over the channels is added to the loss; for multi-step models.
         cosine_weighting: Whether a sample at time t has the weight cos(1.57 t).
@@ -70,11 +70,11 @@ class UCGMTrainingConfig(AnyStepSettings):
         batched_calls: Whether the two network calls of a difference are one call of a doubled batch.
         derivative: How the derivative along the path is computed at consistency ratio 1: as the published difference,
             or by exact forward-mode differentiation, which every operation of the network must support.
-        teacher_decay: Decay of the averaged teacher of the loss; 1 freezes the initial weights, for tuning a
+        teacher_decay: Decay of the averaged teacher of the loss; 1 freezes the initial weights, to fine-tune a
             pretrained model, and 0 is the student itself. By default 0.999, and with LoRA 1: the base model, with the
             adapter switched off. With LoRA the adapter alone is averaged.
-        teacher_guidance_scale: Guidance scale of a frozen teacher: a few-step model learns its guided answers, and is
-            sampled without guidance. 1 is the teacher without guidance, which takes one call in place of two.
+        teacher_guidance_scale: Guidance scale of a frozen teacher: a few-step model learns the guided predictions, and
+            is sampled without guidance. 1 is the teacher without guidance, which takes one call in place of two.
         teacher_dtype: Precision of a frozen teacher's weights; null is that of the student.
         teacher_offload: Whether a frozen teacher stays in the CPU's memory and is on the device only during its calls.
         expert: Which network of a pipeline with two is trained, such as Wan 2.2's: "transformer" at high noise or
@@ -103,11 +103,11 @@ class UCGMTrainingConfig(AnyStepSettings):
         gradient_checkpointing: Whether activations are computed again in the backward pass, to save memory.
         torch_compile: Whether the network is compiled, block by block where it repeats blocks.
         find_unused_parameters: Whether DistributedDataParallel looks for weights that a step does not use.
-        seed: The number that decides order, noise, times and dropout of every step.
-        dataloader_num_workers: Processes that load the data ahead; 0 loads it in the training process.
-        nonfinite_gradients: The answer to gradients with NaN or infinity: skip leaves the step out, zero takes these
+        seed: The number that determines order, noise, times and dropout of every step.
+        dataloader_num_workers: Processes that load the data in advance; 0 loads it in the training process.
+        nonfinite_gradients: The reaction to gradients with NaN or infinity: skip leaves the step out, zero takes these
             entries as 0, stop ends the run. The steps are counted, and ten in a row always end the run.
-        on_collapse: The answer to a jump of the smoothed loss, or to a derivative that runs into its clamp: warn
+        on_collapse: The reaction to a jump of the smoothed loss, or to a derivative that runs into its clamp: warn
             prints it, back_off halves the learning rate, roll_back also returns to the last checkpoint before it.
         collapse_factor: A loss above this factor times the median of the last lines of the log is a jump.
         checkpointing_steps: Optimizer steps between checkpoints.
@@ -339,10 +339,14 @@ class UCGMTrainingConfig(AnyStepSettings):
 
     @classmethod
     def from_file(cls, path: str | Path, **overrides: object) -> "UCGMTrainingConfig":
-        """Read settings from a JSON or YAML file; keyword arguments win over it.
+        """Read settings from a JSON or YAML file; keyword arguments take precedence.
+
+        Args:
+            path: The file.
+            overrides: Settings in place of those of the file.
 
         Raises:
-            FileNotFoundError: If there is no such file.
+            FileNotFoundError: If the file does not exist.
             ValueError: If the file is truncated, names a setting that does not exist or is not a mapping, or nothing
                 names `output_dir`.
         """
@@ -353,15 +357,15 @@ class UCGMTrainingConfig(AnyStepSettings):
 
     @classmethod
     def from_recipe(cls, name: str, output_dir: str | Path, **overrides: object) -> "UCGMTrainingConfig":
-        """Settings by name; keyword arguments win over the recipe, whose schedules follow `max_train_steps`.
+        """The settings of a recipe, whose schedules follow `max_train_steps`; keyword arguments take precedence.
 
         Args:
             name: One of `RECIPES`.
             output_dir: The run's folder.
-            overrides: Other settings.
+            overrides: Settings in place of those of the recipe.
 
         Raises:
-            ValueError: If there is no such recipe, or a setting is out of its range.
+            ValueError: If there is no recipe of this name, or a setting is out of its range.
         """
         return cls(output_dir=str(output_dir), **recipe_settings(name, overrides))
 

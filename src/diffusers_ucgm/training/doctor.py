@@ -54,20 +54,21 @@ def examine(
     time_range: tuple[float, float] = (0.0, 1.0),
     target_time: str = "auto",
 ) -> list[Finding]:
-    """Look for mistakes; nothing is changed.
+    """Look for mistakes in the settings, the data and the network; nothing is changed.
 
-    A network of one time has a second one while an any-step objective is examined, as it gets one in the run.
+    While an any-step objective is examined, a network of one time has a second time, as in the run.
 
     Args:
         config: The run's settings.
         network: What would be trained, on the device it is on.
         dataset: The data set in the form that `UCGMTrainer` takes.
-        adapter: How the network is called; None finds it.
-        transport: What the network's scheduler says; `config.transport` comes first.
-        is_pretrained: Whether the network's weights were trained: else nothing can be learnt from its predictions.
+        adapter: How the network is called; None finds it by the network's class.
+        transport: The path of the network's scheduler; `config.transport` takes precedence.
+        is_pretrained: Whether the network's weights were trained; nothing is concluded from the predictions of others.
         num_samples: The number of samples that are taken from the data, evenly spaced.
-        classes: The network's, with the names that its pipeline has; None takes the number from its config.
-        time_range: The part of the times that the network is for, of two.
+        classes: The network's classes, with the names that its pipeline has; None takes their number from its config.
+        time_range: The two canonical times between which the network is used: part of [0, 1] in a pipeline of two
+            networks.
         target_time: The setting of this name of the scheduler that samples the network.
 
     Returns:

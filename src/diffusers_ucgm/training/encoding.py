@@ -56,7 +56,10 @@ def encode_prompts(
 def encode_null(pipe: DiffusionPipeline, adapter: NetworkAdapter, **arguments: Any) -> dict[str, Tensor]:
     """The condition that the pipeline guides away from when no negative prompt is given, tensors with one row.
 
-    Arguments as in `encode_prompts`, and the same as there, so that both have the same length.
+    Args:
+        pipe: A stock pipeline with its text encoders.
+        adapter: Its network's adapter, from `adapter_for_pipeline`.
+        arguments: The same as in the calls of `encode_prompts`, so that both have the same length.
 
     Raises:
         ValueError: See `encode_prompts`.

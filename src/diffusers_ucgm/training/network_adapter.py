@@ -57,7 +57,7 @@ class NetworkAdapter:
     Attributes:
         sample_argument: The forward's name for the noisy sample.
         time_argument: The forward's name for the time.
-        target_argument: The forward's name for the time that a call leads to, or None for a network of one time.
+        target_argument: The forward's name for the time to which a call leads, or None for a network of one time.
         prompt_outputs: For each keyword of the condition, the places of its values in the result of the pipeline's
             `encode_prompt`: for the prompt, and for the negative prompt or None.
         max_text_tokens: The length to which a prompt's embeddings are filled up where their lengths differ in the
@@ -99,7 +99,7 @@ class NetworkAdapter:
         self.adapt(network)
 
     def adapt(self, network: nn.Module) -> None:
-        """Take over what else a class of networks asks for; the last step of the constructor."""
+        """Read what else a class of networks needs; the constructor calls this last."""
 
     @classmethod
     def options_of(cls, pipe: DiffusionPipeline) -> dict[str, object]:
@@ -132,8 +132,8 @@ class NetworkAdapter:
         Args:
             network: The network, or a copy of it.
             x_t: Noisy samples, shape `(B, C, H, W)` or `(B, C, frames, H, W)`.
-            t: Their times.
-            target_time: The times that the call leads to, like `t`; None for a network of one time.
+            t: Their times, shape `(B,)`, in [0, 1].
+            target_time: The times to which the call leads, like `t`; None for a network of one time.
             condition: The condition; tensors have B rows.
 
         Raises:

@@ -170,10 +170,13 @@ RECIPES = {
 
 
 def get_recipe(name: str) -> Recipe:
-    """The recipe of that name.
+    """The recipe of a name.
+
+    Args:
+        name: One of those that `ucgm recipes` lists.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is no recipe of this name.
     """
     if name not in RECIPES:
         raise ValueError(f"`recipe` must be one of {list(RECIPES)}, got {name!r}.{did_you_mean(name, RECIPES)}")

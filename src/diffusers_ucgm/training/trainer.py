@@ -57,7 +57,7 @@ MAX_BAD_STEPS = 10
 
 
 class UCGMTrainer:
-    """Trains or tunes a network of diffusers with UCGM-T.
+    """Trains or fine-tunes a network of diffusers with UCGM-T (UCGM, section 3.2).
 
     Examples:
         >>> import torch
@@ -73,7 +73,7 @@ class UCGMTrainer:
 
     Attributes:
         step: The number of optimizer steps done.
-        nonfinite_steps: The number of them that had gradients with NaN or infinity.
+        nonfinite_steps: The number of these steps that had gradients with NaN or infinity.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class UCGMTrainer:
         scheduler: object = None,
         pipeline: "DiffusionPipeline | None" = None,
     ) -> None:
-        """Place the model and make adapter layers, optimizer, averages and teacher.
+        """Move the model to its device, and make the adapter layers, the optimizer, the averages and the teacher.
 
         Args:
             config: The settings.
@@ -146,11 +146,11 @@ class UCGMTrainer:
 
         Args:
             config: The settings.
-            pipeline: A stock pipeline or a `UCGMPipeline`; its network is trained in place. Of two networks with
-                a part of the times each, such as Wan 2.2's, `config.expert` names the one.
+            pipeline: A stock pipeline or a `UCGMPipeline`; its network is trained in place. In a pipeline of two
+                networks, such as Wan 2.2's, `config.expert` names the network.
             dataset: See the constructor.
             null_condition: The keywords that stand for no condition; None takes the null class, or what the
-                pipeline's text encoders make of no prompt.
+                pipeline's text encoders give for an empty prompt.
 
         Raises:
             ValueError: See the constructor.
@@ -196,7 +196,7 @@ class UCGMTrainer:
         return self._signals.received
 
     def train(self) -> Path | None:
-        """Run to `max_train_steps`, from a checkpoint if the settings name one.
+        """Train up to `max_train_steps`, from a checkpoint if the settings name one.
 
         SIGTERM and SIGINT end the run after the step at hand, with a checkpoint.
 
@@ -207,7 +207,7 @@ class UCGMTrainer:
             ValueError: If the checkpoint belongs to other settings, or `output_dir` holds another run.
             OSError: If `output_dir` cannot be written.
             RuntimeError: If another process works in `output_dir`, the gradients stay non-finite, or the run collapses
-                again and again.
+                repeatedly.
         """
         with self.run_folder as folder:
             self._begin(folder)
@@ -263,7 +263,18 @@ class UCGMTrainer:
         return self.step % interval == 0 or self.step == self.config.max_train_steps
 
     def training_step(self, batches: list[TrainingBatch]) -> Tensor:
-        """Make one optimizer step over the batches of its network calls; return their mean loss, without gradient."""
+        """Make one optimizer step.
+
+        Args:
+            batches: The batches of the step's network calls, in this process.
+
+        Returns:
+            The mean loss, a scalar without gradient.
+
+        Raises:
+            RuntimeError: If the gradient was not finite in ten steps in a row, or once with
+                `nonfinite_gradients="stop"`.
+        """
         self.teacher.update(self.transformer)
         total, norm = torch.zeros((), device=self.accelerator.device), None
         for micro, batch in enumerate(batches):
@@ -336,7 +347,10 @@ class UCGMTrainer:
         return parts
 
     def load_checkpoint(self, folder: str | Path) -> None:
-        """Go on from a checkpoint; every process must call this.
+        """Continue from a checkpoint; every process must call this.
+
+        Args:
+            folder: The folder `checkpoint-<step>` of the checkpoint.
 
         Raises:
             FileNotFoundError: If the folder is not a checkpoint.
@@ -466,25 +480,61 @@ class UCGMTrainer:
         return use_averages(self.optimizer, self.ema, self.trainable)
 
     def save_model(self) -> Path:
-        """See `export.save_model`."""
+        """Write the averaged weights, or the last ones if none are kept; every process must call this.
+
+        Returns:
+            `output_dir/transformer` (or `unet`), which `from_pretrained` loads, or `output_dir/lora`, which the stock
+            pipelines' `load_lora_weights` loads.
+        """
         with self.run_folder:
             return export.save_model(self)
 
     def save_pipeline(self, folder: str | Path | None = None) -> Path:
-        """See `export.save_pipeline`."""
+        """Write the pipeline with the weights that are saved, and a scheduler for its number of steps.
+
+        Args:
+            folder: The folder to write; None is `output_dir/pipeline`.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ValueError: If the run has no pipeline, or trains a LoRA, which `save_model` writes.
+        """
         with self.run_folder:
             return export.save_pipeline(self, folder)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str | None:
-        """See `export.push_to_hub`."""
+        """Upload the pipeline, the LoRA or, without a pipeline, the network, with its card.
+
+        Args:
+            repo_id: `owner/name` on the Hub, created if it does not exist.
+            private: Whether a new repository is private; None is the owner's default.
+            token: The access token; None takes that of `hf auth login`.
+
+        Returns:
+            The address of the repository; None in all processes but the main one.
+        """
         return export.push_to_hub(self, repo_id, private=private, token=token)
 
     def validate(self) -> Path | None:
-        """See `export.validate`."""
+        """Sample the validation grid with the weights that would be saved.
+
+        Returns:
+            The file `output_dir/validation/step-<step>.png`; None in a process that writes none.
+
+        Raises:
+            ValueError: If the run has no pipeline, or the settings name nothing to sample.
+        """
         return export.validate(self)
 
     def save_plots(self) -> list[Path]:
-        """See `export.save_plots`."""
+        """Plot the log, as `output_dir/loss.png` and `output_dir/by_time.png`.
+
+        Returns:
+            The files; an empty list without matplotlib (the extra `eval`), without a log, and in all processes but the
+            main one.
+        """
         return export.save_plots(self)
 
 
