@@ -167,7 +167,7 @@ class UCGMLoss(SecondTime):
         dropped: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> UCGMLossOutput:
-        """The loss on one batch. No input is changed; torch's global random state is used only without a `generator`.
+        """The loss on one batch. No input is changed; torch's global random state is read only without a `generator`.
 
         Args:
             denoiser: The student, `denoiser(x_t, t, **condition) -> F`: `x_t` has the shape and dtype of `x`, `t` has
