@@ -19,7 +19,7 @@ __all__ = ["LEAST_DISTANCE", "adaptive_weights", "estimate_weights", "noise_rate
 LEAST_DISTANCE = 1e-9
 # The longest steps in `l` in which a polynomial through two and through three estimates counts in full.
 FULL_STEPS = (0.5, 0.3)
-# The least share of the line through two estimates where data outweighs noise, and the longest step in which it is kept.
+# The least share of the line through two estimates where the data outweigh the noise, and the longest step with it.
 LEAST_SHARE, LEAST_SHARE_STEP = 0.65, 1.4
 
 
@@ -68,7 +68,7 @@ def adaptive_weights(ratios: Sequence[float], ratio: float, gamma: float, rate: 
     """The weights of `estimate_weights`, of which each order counts the less, the longer the step is.
 
     At noise levels `sigma = alpha / gamma` up to 1 the line through two estimates keeps a share of 0.65 in steps of up
-    to 1.4 in `l`: guidance no longer bends the path there, and the estimate of detail of any one size still rises.
+    to 1.4 in `l`: guidance hardly bends the path there, while the estimate of detail still rises towards the data.
 
     Args:
         ratios: Where the estimates were made, as for `estimate_weights`.
@@ -91,7 +91,7 @@ def adaptive_weights(ratios: Sequence[float], ratio: float, gamma: float, rate: 
 
 
 def _share(order: int, ratio: float, span: float) -> float:
-    """How much the polynomial of an order, 1 or 2, counts in a step of the length `span` from the log ratio `ratio`."""
+    """How much the polynomial of an order, 1 or 2, counts in a step of length `span` from the log ratio `ratio`."""
     share = FULL_STEPS[order - 1] / max(span, FULL_STEPS[order - 1])
     if order > 1:
         return share
