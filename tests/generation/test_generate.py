@@ -6,7 +6,12 @@ from functools import partial
 import pytest
 import stock_pipelines
 import torch
-from diffusers import EulerAncestralDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    EulerAncestralDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 from exact_pipeline import class_pipeline, exact_pipeline
 from prompt_pipelines import prompt_pipeline, with_encoders
 
@@ -184,6 +189,15 @@ def test_a_guided_call_has_two_evaluations_of_each_sample():
                 call={"guidance_scale": 2.0, "guidance_interval": interval},
             )
         assert (number.calls, number.evaluations) == (8, evaluations)
+
+
+@pytest.mark.parametrize("stock", [UniPCMultistepScheduler, FlowMatchHeunDiscreteScheduler])
+def test_a_scheduler_that_the_pipeline_does_not_run_with_is_named(stock):
+    case = with_encoders("flux")
+    with pytest.raises(
+        ValueError, match=rf"`scheduler` must be one with which FluxPipeline runs, got {stock.__name__}"
+    ):
+        generate(case.pipe, ["a"], [0], num_inference_steps=3, scheduler=stock())
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,11 @@ def _naming_refusals(pipe: Pipeline, call: Mapping[str, object]) -> Iterator[Non
                 f"`pipe` may have only caches that fit {type(pipe).__name__}, got one on its `{cached[0]}`: {reason}. "
                 f"Call `diffusers_ucgm.network_caches.disable_cache(pipe.{cached[0]})`."
             ) from error
+        if _is_of_scheduler(error) and not {"sigmas", "timesteps"} & call.keys():
+            raise ValueError(
+                f"`scheduler` must be one with which {type(pipe).__name__} runs, got "
+                f"{pipe.scheduler.__class__.__name__}: {reason}"
+            ) from error
         given = ", ".join(f"{name}={brief(value)}" for name, value in call.items()) or "its own arguments"
         raise ValueError(
             f"`call` must be arguments that {type(pipe).__name__} takes, got {given}: {reason}"
@@ -108,6 +113,15 @@ def _failed_caches(pipe: Pipeline, error: Exception) -> list[str]:
     if not any(frame.f_globals.get("__name__", "").startswith(HOOKS) for frame, _ in walk_tb(error.__traceback__)):
         return []
     return [name for name, each in pipe.components.items() if isinstance(each, nn.Module) and has_cache(each)]
+
+
+def _is_of_scheduler(error: Exception) -> bool:
+    """Whether an error comes from a scheduler of diffusers, or from a pipeline that asks it for its times."""
+    return any(
+        frame.f_code.co_name == "retrieve_timesteps"
+        or frame.f_globals.get("__name__", "").startswith("diffusers.schedulers.")
+        for frame, _ in walk_tb(error.__traceback__)
+    )
 
 
 def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
