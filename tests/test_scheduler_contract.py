@@ -204,7 +204,8 @@ def test_registered_transports_are_saved_by_name(tmp_path):
         ({"stochasticity": 1.5}, r"`stochasticity` must be a number in \[0, 1\]"),
         ({"time_warp": (1.0, 1.0)}, "`time_warp` must be three positive numbers"),
         ({"time_gaps": (0.6, 0.4)}, "`time_gaps` must be two numbers from 0 up with a sum below 1"),
-        ({"shift": 0}, "`shift` must be positive, got 0"),
+        ({"shift": 0}, "`shift` must be a positive number, got 0"),
+        ({"shift": "3"}, "`shift` must be a positive number, got '3'"),
         ({"time_shift_type": "log"}, "`time_shift_type` must be"),
         ({"num_train_timesteps": 0}, "`num_train_timesteps` must be at least 1, got 0"),
         (
