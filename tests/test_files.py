@@ -222,6 +222,16 @@ def test_what_cannot_be_written_is_known_before(tmp_path, monkeypatch):
             files.check_writable(path, "output_dir", folder=is_folder)
 
 
+def test_the_folder_that_a_process_runs_in_is_not_replaced(tmp_path, monkeypatch):
+    (tmp_path / "inside").mkdir()
+    monkeypatch.chdir(tmp_path / "inside")
+    for folder in (".", "..", tmp_path / "inside", tmp_path, "../inside"):
+        with pytest.raises(ValueError, match=r"`output` must be a folder that can be written as a whole, got '"):
+            files.check_replaceable(folder)
+    for folder in ("new", "../new", tmp_path / "ins"):
+        files.check_replaceable(folder)
+
+
 def test_times_are_not_needed_to_know_a_left_over(tmp_path):
     path = tmp_path / f".a.{dead_pid()}.tmp"
     path.touch()

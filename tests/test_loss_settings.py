@@ -65,7 +65,7 @@ def test_no_setting_of_two_times_is_ignored_by_a_loss_of_one(name):
         ({"adaptive_power": 0.5}, "`adaptive_power` must be left at 1 where `normalisation` is not 'adaptive'"),
         ({"twin_share": 1.0}, r"`twin_share` must be below 1: .* got 1\.0"),
         ({"twin_share": 0.2, "rectification": 0.5}, "`rectification` must be 0 unless `twin_share` and `end_share`"),
-        ({"clamp": 0.0}, "`clamp` must be positive, or None, got 0.0"),
+        ({"clamp": 0.0}, "`clamp` must be a positive number, or None, got 0.0"),
         ({"chain_order": 0}, "`chain_order` must be at least 1, got 0"),
         ({"time_pairs": "log"}, r"`time_pairs` must be one of \['dyadic', 'sorted', 'uniform'\], got 'log'"),
     ],

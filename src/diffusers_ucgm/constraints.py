@@ -1,8 +1,8 @@
 """Constraints on settings and arguments, in words and as tests, for the tables by which values are checked early.
 
 A `Setting` holds checks in order, each a constraint in words and a test, so that the first one that fails gives the
-error: `` `shift` must be positive, got 0. `` Tests look at types first, since a file or a caller may give any object
-as a value.
+error: `` `shift` must be a positive number, got 0. `` Tests look at types first, since a file or a caller may give any
+object as a value.
 """
 
 import math

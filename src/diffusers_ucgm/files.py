@@ -23,6 +23,7 @@ __all__ = [
     "JsonObject",
     "JsonValue",
     "append_line",
+    "check_replaceable",
     "check_tensors",
     "check_writable",
     "naming",
@@ -372,6 +373,23 @@ def check_writable(path: str | Path, argument: str = "output", *, folder: bool =
         if str(error).startswith(wanted):
             raise
         raise _with_number(OSError(f"{wanted}: {error.strerror or error}. Choose another name."), error) from error
+
+
+def check_replaceable(folder: str | Path, argument: str = "output") -> None:
+    """Check that another folder can take the place of a folder: see `replacing_folder`.
+
+    Args:
+        folder: It need not exist.
+        argument: What the error calls it.
+
+    Raises:
+        ValueError: If somebody works in it: the shell that started this process would be left in a removed folder.
+    """
+    if Path.cwd().resolve().is_relative_to(Path(folder).resolve()):
+        raise ValueError(
+            f"`{argument}` must be a folder that can be written as a whole, got {str(folder)!r}, in which this "
+            "process runs. Choose a folder inside of it or beside it."
+        )
 
 
 def _check_place(path: Path, folder: bool, wanted: str) -> None:

@@ -41,7 +41,7 @@ SECOND_TIME_SETTINGS: dict[str, Setting] = {
     "first_step": fraction(),
     "first_step_unit": choice(FIRST_STEP_UNITS),
     "form": choice(FORMS),
-    "clamp": optional(number("positive", lambda value: value > 0, (1e-6, 1e6))),
+    "clamp": optional(number("a positive number", lambda value: value > 0, (1e-6, 1e6))),
     "normalisation": choice(NORMALISATIONS),
     "adaptive_power": number("a number from 0 up", lambda value: value >= 0, (0.0, 4.0)),
     "chain_network": choice(CHAIN_NETWORKS),

@@ -79,6 +79,15 @@ def test_an_existing_folder_is_left_alone(tmp_path):
     assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
 
 
+def test_a_conversion_does_not_replace_the_working_folder(tmp_path, monkeypatch):
+    path = write(tmp_path / "file.pt", golden("tit").weights)
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    with pytest.raises(ValueError, match="`output` must be a folder that can be written as a whole, got '.'"):
+        convert_checkpoint(path, ".")
+    assert sorted(each.name for each in tmp_path.rglob("*")) == ["file.pt", "out"]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("unit_range", [False, True])
 def test_latents_and_pictures_are_normalised_as_published(unit_range, tmp_path, monkeypatch):

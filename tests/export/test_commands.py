@@ -35,6 +35,10 @@ def test_the_sigmas_alone_are_one_file(tmp_path):
         (["--standalone", "--preset", "nope"], "`preset` must be one of .*, got 'nope'"),
         (["--sigmas", "0"], "`--sigmas` must be whole numbers of at least 1, got 0"),
         (["--standalone", "--output", "/dev/null"], "`--output` must be a folder that can be written"),
+        (["--standalone", "--output", "."], "`output` must be a folder that can be written as a whole, got '.'"),
+        (["--standalone", "--output", ""], "`--output` must be a folder that can be written, got ''"),
+        (["--sigmas", "3", "--output", ""], "`--output` must be a folder that can be written, got ''"),
+        (["--standalone", "--mu", "1.15"], "`--mu` must go with `--sigmas`, got 1.15 without any"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(words, message, tmp_path, capsys, monkeypatch):
@@ -49,3 +53,9 @@ def test_a_folder_with_files_is_left_alone(tmp_path, capsys):
     assert main(["export", "--model", "fashion-mnist", "--output", str(tmp_path), "--standalone"]) == 2
     assert "`--output` must be a new or empty folder" in capsys.readouterr().err
     assert [each.name for each in tmp_path.iterdir()] == ["mine"]
+
+
+def test_the_sigmas_alone_may_go_into_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "--model", "emoji", "--output", ".", "--sigmas", "3"]) == 0
+    assert [each.name for each in tmp_path.iterdir()] == ["sigmas.json"]

@@ -53,6 +53,16 @@ def test_all_but_the_scheduler_is_copied_as_it_is(tmp_path):
     assert index == {**before, "scheduler": ["ucgm_scheduler", "UCGMScheduler"]}
 
 
+def test_a_model_is_not_exported_into_its_own_folder(tmp_path):
+    source = tmp_path / "source"
+    UCGMScheduler().save_pretrained(source / "scheduler")
+    (source / "model_index.json").write_text('{"_class_name": "ZImagePipeline", "scheduler": ["a", "b"]}')
+    for output in (source, source / "inside", tmp_path / "other" / ".." / "source" / "inside"):
+        with pytest.raises(ValueError, match="`output` must be outside of the model's folder, got '.*source"):
+            export_standalone(source, output, UCGMScheduler())
+    assert sorted(each.name for each in source.iterdir()) == ["model_index.json", "scheduler"]
+
+
 def test_what_cannot_be_exported_leaves_nothing(tmp_path):
     (tmp_path / "source" / "scheduler").mkdir(parents=True)
     (tmp_path / "source" / "model_index.json").write_text('{"_class_name": "ZImagePipeline"}')

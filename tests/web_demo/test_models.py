@@ -101,6 +101,12 @@ def test_an_unknown_solver_is_refused(emoji, solver):
         emoji.way(solver)
 
 
+def test_a_lora_that_does_not_exist_is_known_before_the_model_is_loaded(monkeypatch, tmp_path):
+    monkeypatch.setattr("diffusers_ucgm.web_demo.models.load_pipeline", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(FileNotFoundError, match="`lora` must be one of .*, got .*nope"):
+        load_model("emoji", lora=str(tmp_path / "nope"), device="cpu")
+
+
 def holder_of(*, takes_folders=True, start="fashion-mnist"):
     loaded = []
 
@@ -116,6 +122,14 @@ def test_pages_of_two_models_take_turns(classes):
     for name in ("fashion-mnist", classes, classes, "fashion-mnist"):
         with holder.use(name) as model:
             assert model.name == name
+    assert loaded == ["fashion-mnist", classes, "fashion-mnist"]
+
+
+def test_blanks_around_the_name_of_a_model_are_no_part_of_it(classes):
+    holder, loaded = holder_of()
+    for name in (" fashion-mnist ", f"{classes}\n", " fashion-mnist"):
+        with holder.use(name) as model:
+            assert model.name == name.strip()
     assert loaded == ["fashion-mnist", classes, "fashion-mnist"]
 
 

@@ -256,4 +256,6 @@ def test_what_the_page_does_not_send_is_refused_too(server):
     }.items():
         with pytest.raises(gradio_client.exceptions.AppError, match=message):
             client.predict(**{**given, change[0]: change[1]}, api_name="/draw")
+    with pytest.raises(gradio_client.exceptions.AppError, match="Classes must be from 1 to 16, got 0"):
+        client.predict(guidance=None, prompts="", labels=None, api_name="/measure")
     client.close()

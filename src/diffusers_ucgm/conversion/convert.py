@@ -269,8 +269,10 @@ class _OutputFolder:
 
         Raises:
             FileExistsError: If the folder holds files that this conversion did not write.
+            ValueError: If this process runs in the folder.
         """
         files.check_writable(self.folder, folder=True)
+        files.check_replaceable(self.folder)
         entries = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set[str]()
         if entries and (reason := self._obstacle(entries)) is not None:
             raise FileExistsError(f"`output` must be a new folder, got {str(self.folder)!r}, {reason}")

@@ -16,8 +16,10 @@ def export(args: argparse.Namespace) -> int:
     """Write a pipeline with its code, the schedules of its sampler, or both."""
     if not (args.standalone or args.sigmas):
         raise ValueError("`--standalone` or `--sigmas` must say what is exported, got neither.")
+    if args.mu is not None and not args.sigmas:
+        raise ValueError(f"`--mu` must go with `--sigmas`, got {args.mu} without any.")
+    check_writable(args.output, "--output", folder=True)
     output = Path(args.output)
-    check_writable(output, "--output", folder=True)
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"`--output` must be a new or empty folder, got {args.output!r} with files in it.")
     folder = model_folder(args.model, argument="--model")

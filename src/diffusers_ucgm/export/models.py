@@ -6,7 +6,7 @@ from typing import Any
 
 import diffusers
 
-from diffusers_ucgm.files import read_json, replacing_folder
+from diffusers_ucgm.files import check_replaceable, read_json, replacing_folder
 from diffusers_ucgm.loading import load_scheduler
 from diffusers_ucgm.names import BUNDLED, local_or_hub
 from diffusers_ucgm.run_folder import RUN_FILE
@@ -72,8 +72,14 @@ def export_standalone(folder: Path, output: str | Path, scheduler: UCGMScheduler
 
     Raises:
         OSError: If the folder cannot be written.
-        ValueError: If the code of this package is not all that the pipeline needs: see `standalone.folders`.
+        ValueError: If the code of this package is not all that the pipeline needs: see `standalone.folders`. If the
+            output lies in the pipeline's folder, or this process runs in it.
     """
+    check_replaceable(output, "output")
+    if Path(output).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"`output` must be outside of the model's folder, got {str(output)!r}: no folder holds its own copy."
+        )
     index = read_json(folder / "model_index.json")
     if "scheduler" not in index:
         raise ValueError(f"{str(folder)!r} must name a scheduler in model_index.json, got {sorted(index)}.")

@@ -44,7 +44,7 @@ MOST_STEPS = 100_000
 
 
 def _positive(low: float = 1e-4, high: float = 1e4) -> Setting:
-    return number("positive", lambda value: value > 0, (low, high))
+    return number("a positive number", lambda value: value > 0, (low, high))
 
 
 def _below_one(value: float) -> bool:

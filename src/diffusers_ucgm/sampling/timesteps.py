@@ -355,7 +355,7 @@ def _numbers(values: Numbers, name: str) -> Tensor:
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise ValueError(f"`{name}` must be a list of finite numbers, got {brief(values)}.") from error
     if numbers.ndim != 1 or len(numbers) == 0 or not bool(numbers.isfinite().all()):
-        raise ValueError(f"`{name}` must be a list of finite numbers, got shape {tuple(numbers.shape)}.")
+        raise ValueError(f"`{name}` must be a list of finite numbers, got {brief(values)}.")
     return numbers
 
 

@@ -1,9 +1,9 @@
 """The values that settings of a run may have, as one table that `UCGMTrainingConfig` checks."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from diffusers_ucgm.constraints import is_number
 from diffusers_ucgm.names import did_you_mean
 
 
@@ -58,8 +58,21 @@ RANGES = (
     Range("be in [0, 1]", lambda value: 0.0 <= value <= 1.0, ("teacher_decay", "ema_decay", "lora_dropout")),
     Range("be in [0, 1)", lambda value: 0.0 <= value < 1.0, ("adam_beta1", "adam_beta2")),
     Range(
+        "be finite",
+        is_number,
+        (
+            "learning_rate",
+            "max_grad_norm",
+            "teacher_guidance_scale",
+            "adam_weight_decay",
+            "adam_epsilon",
+            "lora_alpha",
+            "collapse_factor",
+        ),
+    ),
+    Range(
         "not be negative",
-        lambda value: 0 <= value < math.inf,
+        lambda value: value >= 0,
         (
             "learning_rate",
             "max_grad_norm",
@@ -80,8 +93,8 @@ RANGES = (
     ),
     Range("be at most 1024", lambda value: value <= 1024, ("dataloader_num_workers",)),
     Range("be at most 100000", lambda value: max(value) <= 100_000, ("validation_num_inference_steps",)),
-    Range("be above 0", lambda value: 0.0 < value < math.inf, ("lora_alpha",)),
-    Range("be above 1", lambda value: 1.0 < value < math.inf, ("collapse_factor",)),
+    Range("be above 0", lambda value: value > 0.0, ("lora_alpha",)),
+    Range("be above 1", lambda value: value > 1.0, ("collapse_factor",)),
 )
 
 

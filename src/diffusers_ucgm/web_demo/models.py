@@ -23,7 +23,7 @@ from diffusers_ucgm.generation.conditions import check_call_arguments, condition
 from diffusers_ucgm.generation.demo import DEMO_PROMPTS, GUIDANCE, MODEL
 from diffusers_ucgm.labels import class_names
 from diffusers_ucgm.loading import load_pipeline, load_pipeline_lora
-from diffusers_ucgm.names import BUNDLED, BUNDLED_LORAS, local_path
+from diffusers_ucgm.names import BUNDLED, BUNDLED_LORAS, local_or_hub, local_path
 from diffusers_ucgm.solver_study.stock_solvers import stock_solvers, ucgm_solvers
 
 
@@ -174,6 +174,8 @@ def load_model(
             unknown kind.
     """
     device = check_device(device, dtype)
+    if lora is not None:
+        local_or_hub("lora", lora, BUNDLED_LORAS)  # before the pipeline is loaded, which may take minutes
     pipe = _load_pipe(name, dtype).to(device)
     takes_classes(pipe)
     check_call_arguments(pipe, call or {})
@@ -244,6 +246,7 @@ class ModelHolder:
             ValueError: If it holds no pipeline that can be sampled. The model before it stays in memory.
             InterruptedError: If the page closes meanwhile.
         """
+        name = name.strip() if isinstance(name, str) else name
         with self._lock:
             if name != self._model.name:
                 self._model = self._load(self._checked(name))
@@ -256,7 +259,7 @@ class ModelHolder:
             return str(name)
         if not self.takes_folders or not isinstance(name, str):
             raise ValueError(f"`model` must be one of {self.names}, got {name!r}.")
-        return str(local_path("model", name.strip(), "a bundled pipeline or the folder of a pipeline", self.names))
+        return str(local_path("model", name, "a bundled pipeline or the folder of a pipeline", self.names))
 
     @contextmanager
     def _observed(self, model: ServedModel, on_call: Callable[[int], None] | None) -> Iterator[None]:

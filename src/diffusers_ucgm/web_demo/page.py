@@ -238,8 +238,8 @@ def _connect_measuring(holder: ModelHolder, controls: Components) -> None:
         right: str,
         guidance: float | None,
         seed: int,
-        prompts: str,
-        labels: list[str],
+        prompts: str | None,
+        labels: list[str] | None,
         budget: int,
         num_samples: int,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
@@ -249,7 +249,8 @@ def _connect_measuring(holder: ModelHolder, controls: Components) -> None:
             progress((min(number, total), total), unit="network calls")
 
         with _messages(), holder.use(name, show) as model:
-            conditions = labels if model.classes else [line for line in prompts.splitlines() if line.strip()]
+            lines = [line for line in (prompts or "").splitlines() if line.strip()]
+            conditions = (labels or []) if model.classes else lines
             found = measure_quality(
                 model,
                 (left, right),
