@@ -1143,15 +1143,8 @@ MUTANTS = [
     Mutant(
         "long steps extrapolated as much at high noise levels as at low ones",
         "sampling/estimate_weights.py",
-        "LEAST_SHARE * min(quiet, ",
+        "LEAST_SHARE * min(1.0, math.exp(ratio), ",
         "LEAST_SHARE * min(1.0, ",
-        ESTIMATE_TESTS,
-    ),
-    Mutant(
-        "the third order counts as much at high noise levels as at low ones",
-        "sampling/estimate_weights.py",
-        "share * (quiet + (1.0 - quiet) * share)",
-        "share",
         ESTIMATE_TESTS,
     ),
     Mutant(

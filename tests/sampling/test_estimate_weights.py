@@ -34,8 +34,6 @@ def test_adaptive_weights_lower_the_order_of_long_steps(span):
         assert weights == full
         return
     second, third = (min(1.0, longest / span) for longest in FULL_STEPS)
-    quiet = math.exp(ratios[0])
-    third *= quiet + (1.0 - quiet) * third
     line = estimate_weights(ratios[:2], ratio, 0.8)
     expected = second * (third * full[1] + (1 - third) * line[1])
     assert weights[1:] == pytest.approx([expected, second * third * full[2]])

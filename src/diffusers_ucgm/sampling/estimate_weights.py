@@ -68,8 +68,7 @@ def adaptive_weights(ratios: Sequence[float], ratio: float, gamma: float, rate: 
     """The weights of `estimate_weights`, of which each order counts the less, the longer the step is.
 
     At noise levels `sigma = alpha / gamma` up to 1 the line through two estimates keeps a share of 0.65 in steps of up
-    to 1.4 in `l`: guidance hardly bends the path there, while the estimate of detail still rises towards the data. At
-    higher ones the share of the third order falls with the square of the step.
+    to 1.4 in `l`: guidance hardly bends the path there, while the estimate of detail still rises towards the data.
 
     Args:
         ratios: Where the estimates were made, as for `estimate_weights`.
@@ -94,7 +93,6 @@ def adaptive_weights(ratios: Sequence[float], ratio: float, gamma: float, rate: 
 def _share(order: int, ratio: float, span: float) -> float:
     """How much the polynomial of an order, 1 or 2, counts in a step of length `span` from the log ratio `ratio`."""
     share = FULL_STEPS[order - 1] / max(span, FULL_STEPS[order - 1])
-    quiet = min(1.0, math.exp(ratio))
     if order > 1:
-        return share * (quiet + (1.0 - quiet) * share)
-    return max(share, LEAST_SHARE * min(quiet, LEAST_SHARE_STEP / max(span, LEAST_SHARE_STEP)))
+        return share
+    return max(share, LEAST_SHARE * min(1.0, math.exp(ratio), LEAST_SHARE_STEP / max(span, LEAST_SHARE_STEP)))

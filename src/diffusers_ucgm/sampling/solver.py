@@ -16,10 +16,10 @@ Fresh noise leaves this its order: the equation is then that of the path with no
 The ratio "adaptive" is "auto" for steps of any length. A polynomial says little of the far end of a long step, and the
 less, the higher its order. The estimate is `(1 - d_2) X_1 + d_2 ((1 - d_3) X_2 + d_3 X_3)` for the polynomials X_p
 through p estimates, with `d_2 = min(1, 0.5 / h)` and `d_3 = min(1, 0.3 / h)`, where h is the length of the step in
-`l`. Where the data outweigh the noise, `d_2` is at least 0.65; where the noise does, `d_3` counts by its square
-(`adaptive_weights`). At the end, where a smooth density's estimate is a line in the squared noise level, the last two
-estimates are continued to the data. An extrapolation counts less where the estimates swing back (`swing`); fresh noise
-moves them by chance, so a step that adds it is left as it is.
+`l`. Where the data outweigh the noise, `d_2` is at least 0.65 (`adaptive_weights`). At the end, where a smooth
+density's estimate is a line in the squared noise level, the last two estimates are continued to the data. An
+extrapolation counts less where the estimates swing back (`swing`); fresh noise moves them by chance, so a step that
+adds it is left as it is.
 
 Second order corrects `x_s`, by a second call at `x_s` or, as "multistep", by the call that begins the next step:
 `x_hat` is then known at both ends of the step, and the same equation is solved for the line between them before the
