@@ -1,5 +1,7 @@
 """Fixtures that the tests of several folders use."""
 
+import signal
+
 import datasets
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
@@ -9,6 +11,14 @@ def _reset_accelerate():
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     PartialState._reset_state()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _heeds_ctrl_c():
+    """Python's own handler: a script's shell starts what runs in the background with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

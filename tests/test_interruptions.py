@@ -42,15 +42,6 @@ def test_the_line_has_the_command_that_goes_on(words, line):
     assert stop_message(words, signal.SIGINT) == line
 
 
-@pytest.fixture
-def _heeds_ctrl_c():
-    """Python's own handler: shells start what runs in the background with Ctrl-C ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("_heeds_ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_at_any_moment_ends_in_one_line(monkeypatch, capsys, number):
     handler = signal.getsignal(signal.SIGTERM)

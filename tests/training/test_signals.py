@@ -20,6 +20,17 @@ def test_a_signal_is_recorded_while_entered(number):
     assert signals.received == number
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_is_ignored_stays_so(number):
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), number)
+            assert signals.received is None
+    finally:
+        signal.signal(number, before)
+
+
 def test_another_thread_leaves_the_handlers_alone():
     before, seen = signal.getsignal(signal.SIGTERM), []
 

@@ -11,7 +11,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """Records SIGTERM and SIGINT while entered; in a thread that is not the main one Python allows no handlers.
+    """Records SIGTERM and SIGINT while entered, unless this process was started to ignore them.
+
+    A script's shell starts what runs in its background so, for which Ctrl-C is not meant. In a thread that is not the
+    main one Python allows no handlers.
 
     Attributes:
         received: The last signal, or None.
@@ -24,7 +27,8 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._record) for number in SIGNALS}
+            heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            self._handlers = {number: signal.signal(number, self._record) for number in heeded}
         return self
 
     def __exit__(self, *_: object) -> None:
