@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import fields
+from inspect import cleandoc
 
 from diffusers_ucgm import UCGMLoss
 from diffusers_ucgm.second_time_objective import SecondTime
@@ -15,7 +16,7 @@ def test_every_setting_is_one_of_the_loss_with_the_same_default():
 
 def test_every_setting_is_described():
     for each in fields(SecondTime):
-        assert f"        {each.name}: " in (SecondTime.__doc__ or "")
+        assert f"\n    {each.name}: " in cleandoc(SecondTime.__doc__ or "")
 
 
 def test_the_settings_are_shown_without_torch():

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import MISSING, fields
+from inspect import cleandoc
 from typing import NamedTuple
 
 from diffusers_ucgm.second_time_objective import SecondTime
@@ -93,10 +94,10 @@ class SettingHelp(NamedTuple):
 
 def settings_help() -> dict[str, list[SettingHelp]]:
     """The help of all settings by group, with the descriptions of the docstrings of their classes."""
-    # Python drops docstrings under -OO.
     classes = (SecondTime, AnyStepSettings, UCGMTrainingConfig)
-    texts = [(each.__doc__ or "").partition("Attributes:")[2] for each in classes]
-    found = re.findall(r"^ {8}(\w+): (.*(?:\n {12}.*)*)", "\n".join(texts), re.MULTILINE)
+    # Python drops docstrings under -OO, and their indentation from 3.13 on.
+    texts = [cleandoc(each.__doc__ or "").partition("Attributes:")[2] for each in classes]
+    found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", "\n".join(texts), re.MULTILINE)
     descriptions = {name: " ".join(description.split()) for name, description in found}
     defaults = {field.name: field.default for field in fields(UCGMTrainingConfig)}
     return {
