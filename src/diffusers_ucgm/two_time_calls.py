@@ -97,7 +97,10 @@ class TwoTimeCall:
 class _Current(threading.local):
     """The call that a thread is in; `torch.compile` follows it, other than a `ContextVar`."""
 
-    call: TwoTimeCall | None = None
+    def __init__(self) -> None:
+        """Begin, in each thread, outside of a call."""
+        # An attribute of the instance: of a default on the class the Dynamo of torch 2.10 sees nothing else.
+        self.call: TwoTimeCall | None = None
 
 
 _CURRENT = _Current()
