@@ -36,7 +36,7 @@ HUGE = 2**31
 # `AutoModel` of diffusers finds its own classes alone.
 OWN_MODELS: dict[str, type[ModelMixin]] = {each.__name__: each for each in (UCGMTransformer2DModel, EDM2UNet2DModel)}
 # diffusers 0.42 renamed the argument of `from_pretrained` and warns of the old name.
-DTYPE = "dtype" if compare_versions("diffusers", ">=", "0.42.0") else "torch_dtype"
+DTYPE = "dtype" if compare_versions("diffusers", ">=", "0.41.0") else "torch_dtype"
 
 
 def load_pipeline(
