@@ -35,7 +35,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 HUGE = 2**31
 # `AutoModel` of diffusers finds its own classes alone.
 OWN_MODELS: dict[str, type[ModelMixin]] = {each.__name__: each for each in (UCGMTransformer2DModel, EDM2UNet2DModel)}
-# diffusers 0.42 renamed the argument of `from_pretrained` and warns of the old name.
+# diffusers 0.41 renamed the argument of `from_pretrained` and warns of the old name.
 DTYPE = "dtype" if compare_versions("diffusers", ">=", "0.41.0") else "torch_dtype"
 
 
