@@ -6,7 +6,7 @@ Images stay encoded until their turn, so that a corrupt one is an item that is l
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Required, TypedDict, cast
+from typing import TYPE_CHECKING, TypedDict, cast
 
 import torch
 from PIL import Image, ImageOps
@@ -114,7 +114,7 @@ class ImageLabels(TypedDict, total=False):
 class PreparedImage(ImageLabels):
     """One row's pixels in [-1, 1], shape `(C, H, W)`, float32, and what the row says of them."""
 
-    pixels: Required[Tensor]
+    pixels: Tensor
 
 
 @dataclass
