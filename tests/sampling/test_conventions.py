@@ -360,7 +360,7 @@ def test_learned_variances_are_left_out():
         ({"transport": "sigma_space", "prediction_type": "sample"}, "`prediction_type` must be one of"),
         ({"transport": "sigma_space", "sigma_embedding": "sin"}, "`sigma_embedding` must be 'atan' or 'log'"),
         ({"transport": "scm", "prediction_type": "epsilon"}, "`prediction_type` must be 'trigflow'"),
-        ({"transport": "scm", "sigma_data": 0.0}, "`sigma_data` must be positive"),
+        ({"transport": "scm", "sigma_data": 0.0}, "`sigma_data` must be a positive number"),
         ({"use_karras_sigmas": True, "use_beta_sigmas": True}, "Only one of `use_karras_sigmas`"),
         ({"shift_terminal": 1.5}, r"`shift_terminal` must be in \(0, 1\)"),
         ({"transport": "sigma_space", "solver_order": 2, "solver_type": "noise"}, "neither clipped nor divided"),

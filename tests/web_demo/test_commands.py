@@ -60,7 +60,7 @@ def test_mistakes_are_told_without_a_traceback(words, message, capsys):
     [
         ("--model", "fashion-mnst", "Did you mean 'fashion-mnist'?"),
         ("--model", "", "`model` must be one of"),
-        ("--lora", "", "`lora` must hold a LoRA"),
+        ("--lora", "", "`lora` must be one of"),
         ("--lora", "./nope", "`lora` must be"),
         ("--lora", "emoji-few-step", "`lora` must be a LoRA for this UCGMPipeline"),
         ("--call", "nope=1", "`nope` must be left out for UCGMPipeline"),

@@ -1,9 +1,9 @@
 """The values that settings of a run may have, as one table that `UCGMTrainingConfig` checks."""
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from diffusers_ucgm.constraints import is_number
 from diffusers_ucgm.names import did_you_mean
 
 
@@ -59,7 +59,8 @@ RANGES = (
     Range("be in [0, 1)", lambda value: 0.0 <= value < 1.0, ("adam_beta1", "adam_beta2")),
     Range(
         "be finite",
-        is_number,
+        # Python's whole numbers have no end.
+        lambda value: -sys.float_info.max <= value <= sys.float_info.max,
         (
             "learning_rate",
             "max_grad_norm",

@@ -62,6 +62,8 @@ def open_page(
     try:
         from .page import CSS, THEME, demo_page
     except ImportError as error:
+        if error.name not in ("gradio", "matplotlib"):
+            raise
         raise ImportError(INSTALL) from error
     _check_free(host, port)
 
