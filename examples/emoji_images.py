@@ -256,7 +256,7 @@ def pictures_of(source: str) -> Iterator[tuple[Picture, Image.Image]]:
 
 def fraction(text: str) -> float:
     """A number in [0, 1) that follows from a text alone, so that the same pictures are held out everywhere."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
 Kind = Literal["seen", "combination", "subject"]

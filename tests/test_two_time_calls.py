@@ -12,7 +12,7 @@ from diffusers_ucgm.two_time_calls import current_call
 
 
 # The compiler of torch 2.6 takes no context managers of Python, by which these networks hand on a call's second time,
-# and that of torch 2.7 not all generators.
+# and that of torch 2.7 fails on them with an internal error.
 cannot_compile = pytest.mark.skipif(compare_versions("torch", "<", "2.8.0"), reason="this torch cannot compile them")
 
 

@@ -136,7 +136,9 @@ class Continued:
 def two_time_call(network: ModelMixin, timestep: Tensor | float, target: Tensor | float) -> TwoTimeCall:
     """The call of a network with two times."""
     embedding = time_embedding_of(network)
-    device = next((each.device for each in (timestep, target) if isinstance(each, Tensor)), network.device)
+    # No generator: the compiler of torch 2.8 does not follow all of them.
+    first = timestep if isinstance(timestep, Tensor) else target
+    device = first.device if isinstance(first, Tensor) else network.device
     t, r = (torch.as_tensor(each, dtype=torch.float32, device=device) for each in (timestep, target))
     if 0 < r.ndim < t.ndim:
         # One time for each sample, of a network whose tokens have times of their own.

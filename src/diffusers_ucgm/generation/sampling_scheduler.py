@@ -67,6 +67,9 @@ class SamplingScheduler:
     def __setattr__(self, name: str, value: object) -> None:
         setattr(self._scheduler, name, value)
 
+    def __copy__(self) -> "SamplingScheduler":
+        return SamplingScheduler(self._scheduler, self._generators, self._on_step)
+
     def __deepcopy__(self, memo: dict[int, object]) -> "SamplingScheduler":
         return SamplingScheduler(copy.deepcopy(self._scheduler, memo), self._generators, self._on_step)
 
