@@ -9,8 +9,10 @@ fails ends the run with a traceback.
 """
 
 import contextlib
+import importlib
 import io
 import os
+import pkgutil
 import socket
 import subprocess
 import sys
@@ -93,6 +95,22 @@ def check_sources() -> str:
     return f"{len(files)} modules, {len(cli.COMMANDS)} commands"
 
 
+def check_modules() -> str:
+    """Every module can be imported: a name that this Python lacks shows here, and not when it is read."""
+    import diffusers_ucgm
+
+    names = sorted(each.name for each in pkgutil.walk_packages(diffusers_ucgm.__path__, "diffusers_ucgm."))
+    missing: set[str] = set()
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.startswith("diffusers_ucgm"):
+                raise
+            missing.add(error.name)  # of an extra that is not installed
+    return f"{len(names)} modules, without {sorted(missing)}"
+
+
 def check_command() -> str:
     """The command draws with a bundled model."""
     from diffusers_ucgm.cli import main
@@ -125,7 +143,7 @@ def check_without_us() -> str:
 
 
 WITHOUT_DEPENDENCIES = (check_import, check_metadata, check_sources)
-CHECKS = (*WITHOUT_DEPENDENCIES, check_public_names, check_command, check_swap, check_without_us)
+CHECKS = (*WITHOUT_DEPENDENCIES, check_modules, check_public_names, check_command, check_swap, check_without_us)
 SHOWN = ("torch", "diffusers", "transformers", "huggingface-hub", "numpy")
 
 
