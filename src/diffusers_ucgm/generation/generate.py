@@ -22,6 +22,7 @@ __all__ = ["NetworkCount", "count_calls", "evaluation_mode", "generate", "genera
 
 # The modules whose functions call a network that has a cache.
 HOOKS = "diffusers.hooks."
+SCHEDULERS = "diffusers.schedulers."
 
 
 @torch.no_grad()
@@ -110,18 +111,20 @@ def _naming_refusals(pipe: Pipeline, call: Mapping[str, object]) -> Iterator[Non
 
 def _failed_caches(pipe: Pipeline, error: Exception) -> list[str]:
     """The components with a cache, where an error came through the hooks of diffusers."""
-    if not any(frame.f_globals.get("__name__", "").startswith(HOOKS) for frame, _ in walk_tb(error.__traceback__)):
+    if not _came_through(error, HOOKS):
         return []
     return [name for name, each in pipe.components.items() if isinstance(each, nn.Module) and has_cache(each)]
 
 
 def _is_of_scheduler(error: Exception) -> bool:
     """Whether an error comes from a scheduler of diffusers, or from a pipeline that asks it for its times."""
-    return any(
-        frame.f_code.co_name == "retrieve_timesteps"
-        or frame.f_globals.get("__name__", "").startswith("diffusers.schedulers.")
-        for frame, _ in walk_tb(error.__traceback__)
-    )
+    asks = any(frame.f_code.co_name == "retrieve_timesteps" for frame, _ in walk_tb(error.__traceback__))
+    return asks or _came_through(error, SCHEDULERS)
+
+
+def _came_through(error: Exception, modules: str) -> bool:
+    """Whether an error was raised in, or below, a module whose name begins so."""
+    return any(frame.f_globals.get("__name__", "").startswith(modules) for frame, _ in walk_tb(error.__traceback__))
 
 
 def generators_of(seeds: Sequence[int]) -> list[torch.Generator]:
