@@ -16,6 +16,8 @@ from diffusers_ucgm.command_parser import with_dashes
         (["cache", "--crop", "centre"], "got 'centre'. Did you mean 'center'?"),
         (["tune-sampler", "--objective", "fretchet"], "Did you mean 'frechet'?"),
         (["convert", "--preset", "repa-e256"], "Did you mean 'repa-e-256'?"),
+        (["train", "--device", "cuda"], "there is no option --device.\n"),
+        (["serve", "--share"], "there is no option --share.\n"),
         (["evaluate"], "the following arguments are required: --model"),
     ],
 )

@@ -118,3 +118,16 @@ def test_commands_name_what_does_not_exist_without_the_hub(words, tmp_path, caps
 def test_names_that_begin_alike_come_first():
     assert did_you_mean("adam", ["radam", "adamw_8bit", "adamw"]) == " Did you mean 'adamw'?"
     assert did_you_mean("x", ["adamw"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "known"), [("--device", ["--recipe", "--help"]), ("--size", ["--seed"]), (".bmp", [".webp", ".png"])]
+)
+def test_what_all_names_begin_with_makes_none_of_them_near(name, known):
+    assert did_you_mean(name, known) == ""
+
+
+def test_names_are_suggested_with_what_they_begin_with():
+    assert did_you_mean("--devise", ["--recipe", "--device"]) == " Did you mean '--device'?"
+    assert did_you_mean("modle", ["--model"]) == " Did you mean '--model'?"
+    assert did_you_mean(".jpeg", [".jpg", ".png"]) == " Did you mean '.jpg'?"

@@ -45,15 +45,21 @@ NUM_SHOWN = 8
 def did_you_mean(name: object, known: Iterable[object]) -> str:
     """` Did you mean 'x'?` with the nearest known name, or an empty text where none is near.
 
+    The dashes of options and the dot of suffixes make no two names alike.
+
     Args:
         name: A mistyped name.
         known: The names that exist.
     """
-    words = {str(each).lower(): str(each) for each in known}
-    text = str(name).lower()
+    words = {_bare(each): str(each) for each in known}
+    text = _bare(name)
     begun = sorted((word for word in words if len(text) > 2 and word.startswith(text)), key=len)
     near = begun or get_close_matches(text, words, 1)
     return f" Did you mean {words[near[0]]!r}?" if near else ""
+
+
+def _bare(name: object) -> str:
+    return str(name).lower().lstrip("-.")
 
 
 def expanded(name: str | Path) -> Path:
