@@ -52,7 +52,7 @@ EARLIER_LEFTOVER = re.compile(
     r"\.((shard|samples)-\d{5}|checkpoint-\d+|transformer|unet|prior|lora|pipeline|log|pytorch_lora_weights\.safetensors)"
     r"\.tmp|\.(?P<name>checkpoint-\d+)\.(?P<kind>old)|\.(samples|loss|by_time|comparison|quality|before-after|step-\d{7})\.tmp\.png"
 )
-KINDS = {dict: "an object", list: "a list", str: "a text"}
+KINDS = {dict: "an object", list: "a list", str: "a text", object: "a value"}
 REMEDY = "Bring back a whole copy, or delete the file and make it again."
 
 
@@ -208,15 +208,16 @@ def append_line(path: str | Path, line: str) -> None:
 
 
 @overload
-def read_json(path: str | Path, *, remedy: str = REMEDY) -> JsonObject: ...
+def read_json(path: str | Path, *, argument: str = "", remedy: str = REMEDY) -> JsonObject: ...
 @overload
-def read_json(path: str | Path, kind: type[Value], *, remedy: str = REMEDY) -> Value: ...
-def read_json(path: str | Path, kind: type[object] = dict, *, remedy: str = REMEDY) -> object:
+def read_json(path: str | Path, kind: type[Value], *, argument: str = "", remedy: str = REMEDY) -> Value: ...
+def read_json(path: str | Path, kind: type[object] = dict, *, argument: str = "", remedy: str = REMEDY) -> object:
     """What a JSON file holds.
 
     Args:
         path: The file.
         kind: The type that its outermost value must have.
+        argument: The argument that errors name beside the file, where a person gave it.
         remedy: What the error tells people to do.
 
     Raises:
@@ -224,7 +225,8 @@ def read_json(path: str | Path, kind: type[object] = dict, *, remedy: str = REME
         ValueError: If the file is empty, truncated, not in UTF-8, or holds another type; the message names it.
     """
     path = Path(path)
-    wanted = f"{str(path)!r} must hold {KINDS.get(kind, kind.__name__)} in JSON"
+    name = f"`{argument}` {str(path)!r}" if argument else repr(str(path))
+    wanted = f"{name} must hold {KINDS.get(kind, kind.__name__)} in JSON"
     content = path.read_bytes()
     if not content.strip():
         raise ValueError(f"{wanted}, got an empty file. {remedy}")
@@ -281,11 +283,12 @@ def check_tensors(path: str | Path) -> None:
         raise ValueError(f"{str(path)!r} must be a whole safetensors file, got a damaged one: {error}") from error
 
 
-def read_yaml(path: str | Path, *, as_words: bool = False) -> object:
+def read_yaml(path: str | Path, *, argument: str = "path", as_words: bool = False) -> object:
     """What a YAML file holds.
 
     Args:
         path: The file.
+        argument: What errors call the file.
         as_words: Whether every scalar is a text, as it is written: YAML 1.1 takes `no` for False, and 1e-4 for text.
 
     Raises:
@@ -295,11 +298,11 @@ def read_yaml(path: str | Path, *, as_words: bool = False) -> object:
     import yaml
 
     if not Path(path).is_file():
-        raise FileNotFoundError(f"`path` must be a YAML file, got {str(path)!r}, which is none.")
+        raise FileNotFoundError(f"`{argument}` must be a YAML file, got {str(path)!r}, which is none.")
     try:
         return yaml.load(Path(path).read_text(encoding="utf-8"), yaml.BaseLoader if as_words else yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise ValueError(f"`path` must hold YAML, got a damaged file {str(path)!r}: {error}") from error
+        raise ValueError(f"`{argument}` must hold YAML, got a damaged file {str(path)!r}: {error}") from error
 
 
 def remove_leftovers(folder: str | Path, *, name: str | None = None, min_age: float = 0.0) -> None:

@@ -280,3 +280,24 @@ def test_names_of_classes_are_texts(names, tmp_path):
     (tmp_path / "names.json").write_text(json.dumps(names))
     with pytest.raises(ValueError, match="`--id2label` must hold a name for each class id, got .*names.json"):
         read_id2label(tmp_path / "names.json")
+
+
+@pytest.mark.parametrize("content", [None, "[1, 2]", "a: [1", "sample: 3"])
+def test_a_reference_file_that_holds_no_settings_is_named_with_its_option(content, tmp_path, capsys):
+    file = tmp_path / "a.yaml"
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_text(content)
+    assert main(["convert", "--reference-config", str(file), "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert str(file) in said
+    assert "`path`" not in said
+
+
+def test_damaged_names_of_classes_are_named_with_their_option(tmp_path):
+    (tmp_path / "names.json").write_text("[")
+    with pytest.raises(ValueError, match="`--id2label` '.*names.json' must hold a value in JSON, got a truncated"):
+        read_id2label(tmp_path / "names.json")
+    with pytest.raises(ValueError, match="`--id2label` must be a JSON file .*, got the folder"):
+        read_id2label(tmp_path)

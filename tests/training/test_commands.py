@@ -160,3 +160,25 @@ def test_the_doctor_knows_the_sampler_of_a_pipeline(own_latents, tmp_path, capsy
     words = ["doctor", "--recipe", "any-step", "--pipeline", str(tmp_path), "--train-batch-size", "16"]
     assert main([*words, "--data", str(own_latents)]) == 0
     assert "warning: sampler: The scheduler has `target_time='same'`" in capsys.readouterr().out
+
+
+def refusal_of_config(tmp_path, capsys, *options):
+    """What `ucgm train` says of `--config`; the data are not read before."""
+    (tmp_path / "data").mkdir(exist_ok=True)
+    words = ["train", "--pipeline", "fashion-mnist", "--data", str(tmp_path / "data"), *options]
+    assert main(words) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["run.yaml", "run.json"])
+@pytest.mark.parametrize("content", [None, "", "[1, 2]", '{"a": [', "\xff", "{}x", '{"lerning_rate": 1}'])
+def test_a_file_that_holds_no_settings_is_named_with_its_option(tmp_path, capsys, name, content):
+    file = tmp_path / name
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content.encode("latin-1"))
+    said = refusal_of_config(tmp_path, capsys, "--config", str(file))
+    assert said.startswith("ucgm: error: `--config` ")
+    assert str(file) in said
+    assert "`path`" not in said

@@ -79,7 +79,9 @@ def read_id2label(path: str | Path) -> dict[int, str]:
         ValueError: If it is none of these.
     """
     path = local_path("--id2label", path, "a JSON file with a name for each class")
-    found = read_json(path, object)
+    if not path.is_file():
+        raise ValueError(f"`--id2label` must be a JSON file with a name for each class, got the folder {str(path)!r}.")
+    found = read_json(path, object, argument="--id2label")
     if isinstance(found, dict) and isinstance(found.get("id2label"), dict):
         found = found["id2label"]
     if isinstance(found, list):

@@ -53,7 +53,9 @@ def recipe_from(preset: str | None = None, reference_config: str | Path | None =
         ValueError: If both or a general preset are given, or the file is not known.
     """
     if preset is None:
-        return Recipe() if reference_config is None else read_reference_config(reference_config)
+        if reference_config is None:
+            return Recipe()
+        return read_reference_config(reference_config, argument="reference_config")
     if reference_config is not None:
         raise ValueError("`preset` must be left out with `reference_config`, which says the same.")
     found = get_preset(preset)

@@ -116,19 +116,25 @@ LEFT_OUT = {
 }
 
 
-def read_reference_config(path: str | Path) -> Recipe:
+def read_reference_config(path: str | Path, *, argument: str = "path") -> Recipe:
     """A YAML file of the reference as a recipe.
 
     Bounds of a guidance interval, which the file gives in the network's own time, become canonical. Steps with
     non-finite gradients are handled as the reference does, and gradients are not clipped where it does not.
 
+    Args:
+        path: The file.
+        argument: What errors call the file.
+
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If an entry is not known or has no such value; the message names section and key.
     """
-    sections = read_yaml(path)
+    sections = read_yaml(path, argument=argument)
     if not isinstance(sections, dict):
-        raise ValueError(f"`path` must hold sections of settings, got {type(sections).__name__} in {str(path)!r}.")
+        raise ValueError(
+            f"`{argument}` must hold sections of settings, got {type(sections).__name__} in {str(path)!r}."
+        )
     parts: dict[str, JsonObject] = {"recipe": {}, "scheduler": {}, "call": {}, "training": {}}
     for section, key, value in _entries(sections, path):
         part, name, value = _translate(section, key, value, path)

@@ -86,7 +86,9 @@ def _given_settings(args: argparse.Namespace) -> JsonObject:
     if empty := sorted(name for name, value in {**words, "config": args.config}.items() if value in ("", [""])):
         raise ValueError(f"`--{empty[0].replace('_', '-')}` must not be empty, got ''. Leave the option out.")
     given = read_words(words, SETTING_TYPES)
-    return override(read_settings_file(args.config, SETTING_TYPES), given) if args.config else given
+    if not args.config:
+        return given
+    return override(read_settings_file(args.config, SETTING_TYPES, argument="--config"), given)
 
 
 def _recipe(args: argparse.Namespace, given: JsonObject) -> tuple[str | None, str]:

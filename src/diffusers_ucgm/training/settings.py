@@ -91,27 +91,39 @@ def recipe_settings(name: str, others: Mapping[str, object]) -> JsonObject:
     return override(get_recipe(name).settings_for(steps), others)
 
 
-def read_settings_file(path: str | Path, types: Mapping[str, SettingType]) -> dict[str, object]:
+def read_settings_file(
+    path: str | Path, types: Mapping[str, SettingType], *, argument: str = "path"
+) -> dict[str, object]:
     """The settings that a JSON or YAML file names.
 
     Args:
         path: The file; `.json` is JSON, any other name YAML.
         types: The type of each setting.
+        argument: What errors call the file.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file is truncated, is not a mapping or names a setting that does not exist.
     """
     path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"`{argument}` must be a JSON or YAML file, got {str(path)!r}, which is none.")
     is_json = path.suffix == ".json"
-    values = read_json(path, object) if is_json else read_yaml(path, as_words=True)
+    if is_json:
+        values = read_json(path, object, argument=argument, remedy="Correct the file.")
+    else:
+        values = read_yaml(path, argument=argument, as_words=True)
     if not isinstance(values, dict):
-        raise ValueError(f"`path` must hold a mapping of settings, got {type(values).__name__} in {str(path)!r}.")
-    _check_names(values, types, path)
+        raise ValueError(
+            f"`{argument}` must hold a mapping of settings, got {type(values).__name__} in {str(path)!r}."
+        )
+    _check_names(values, types, path, argument)
     return in_current_form(values) if is_json else read_words(values, types)
 
 
-def _check_names(values: Mapping[object, object], known: Collection[str], path: Path) -> None:
+def _check_names(values: Mapping[object, object], known: Collection[str], path: Path, argument: str) -> None:
     if unknown := sorted(str(name) for name in set(values) - set(known)):
         hints = "".join(f" For {name!r}:{hint}" for name in unknown if (hint := did_you_mean(name, known)))
-        raise ValueError(f"`path` must name settings of UCGMTrainingConfig, got {unknown} in {str(path)!r}.{hints}")
+        raise ValueError(
+            f"`{argument}` must name settings of UCGMTrainingConfig, got {unknown} in {str(path)!r}.{hints}"
+        )
