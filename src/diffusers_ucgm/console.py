@@ -116,7 +116,10 @@ def is_own(error: BaseException) -> bool:
 
 
 def _option_of(message: str, args: argparse.Namespace) -> str:
-    """`argument --output: ` before a message that names an argument of Python in place of the option."""
+    """`argument --output: ` before a message that names an argument of Python in place of the option.
+
+    A setting that the file of `--config` gives, and not the command line, is named with the file.
+    """
     options = {name.removeprefix("setting_"): value for name, value in vars(args).items() if name not in NO_OPTIONS}
     found = re.match(r"`(\w+)` must ", message)
     if found is None:
@@ -124,6 +127,8 @@ def _option_of(message: str, args: argparse.Namespace) -> str:
     # Where names differ, such as `folder` and `--output`, the value shows which option is meant.
     of_value = (name for name, value in options.items() if isinstance(value, str) and f"got {value!r}" in message)
     name = found[1] if found[1] in options else next(of_value, None)
+    if name is not None and name in getattr(args, "config_names", ()) and options[name] is None:
+        return f"argument --config {args.config}: "
     return "" if name is None else f"argument --{name.replace('_', '-')}: "
 
 

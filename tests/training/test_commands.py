@@ -182,3 +182,31 @@ def test_a_file_that_holds_no_settings_is_named_with_its_option(tmp_path, capsys
     assert said.startswith("ucgm: error: `--config` ")
     assert str(file) in said
     assert "`path`" not in said
+
+
+@pytest.mark.parametrize("name", ["run.yaml", "run.json"])
+@pytest.mark.parametrize("value", ["fast", "-1", "null"])
+def test_a_wrong_value_of_a_file_is_named_with_the_file_and_not_as_typed(tmp_path, capsys, name, value):
+    file = tmp_path / name
+    given = json.dumps(value) if name == "run.json" and value == "fast" else value
+    file.write_text(f'{{"output_dir": "run", "learning_rate": {given}}}')
+    said = refusal_of_config(tmp_path, capsys, "--config", str(file))
+    assert "--config" in said
+    assert str(file) in said
+    assert "`learning_rate` must " in said
+    assert "--learning-rate" not in said
+
+
+def test_a_wrong_value_of_the_command_line_is_named_with_its_option_beside_a_file(tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text("output_dir: run\nlearning_rate: 1\n")
+    for words in (["--learning-rate", "-1"], ["--max-grad-norm", "-1"]):
+        said = refusal_of_config(tmp_path, capsys, "--config", str(file), *words)
+        assert said.startswith(f"ucgm: error: argument {words[0]}: ")
+
+
+def test_a_wrong_value_that_neither_gives_is_not_of_the_file(tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_text("output_dir: run\nexpert: transformer\n")
+    said = refusal_of_config(tmp_path, capsys, "--recipe", "two-step", "--config", str(file))
+    assert said.startswith("ucgm: error: argument --consistency-ratio: `consistency_ratio` must be 0 with `expert`")

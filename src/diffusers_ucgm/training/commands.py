@@ -77,7 +77,7 @@ def _config(args: argparse.Namespace, **defaults: object) -> UCGMTrainingConfig:
 
 
 def _given_settings(args: argparse.Namespace) -> JsonObject:
-    """The settings of the options and, below them, of `--config`."""
+    """The settings of the options and, below them, of `--config`, whose names are kept for errors."""
     words = {
         name.removeprefix("setting_"): value
         for name, value in vars(args).items()
@@ -88,7 +88,9 @@ def _given_settings(args: argparse.Namespace) -> JsonObject:
     given = read_words(words, SETTING_TYPES)
     if not args.config:
         return given
-    return override(read_settings_file(args.config, SETTING_TYPES, argument="--config"), given)
+    file = read_settings_file(args.config, SETTING_TYPES, argument="--config")
+    args.config_names = set(file)
+    return override(file, given)
 
 
 def _recipe(args: argparse.Namespace, given: JsonObject) -> tuple[str | None, str]:

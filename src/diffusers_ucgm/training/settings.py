@@ -103,7 +103,8 @@ def read_settings_file(
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is truncated, is not a mapping or names a setting that does not exist.
+        ValueError: If the file is truncated, is not a mapping, names a setting that does not exist or gives one a
+            value of another type.
     """
     path = Path(path)
     if not path.is_file():
@@ -118,7 +119,15 @@ def read_settings_file(
             f"`{argument}` must hold a mapping of settings, got {type(values).__name__} in {str(path)!r}."
         )
     _check_names(values, types, path, argument)
-    return in_current_form(values) if is_json else read_words(values, types)
+    try:
+        settings = in_current_form(values) if is_json else read_words(values, types)
+        for name, value in settings.items():
+            types[name].check(name, value)
+    except ValueError as error:
+        raise ValueError(
+            f"`{argument}` must give settings values of their types, got in {str(path)!r}: {error}"
+        ) from error
+    return settings
 
 
 def _check_names(values: Mapping[object, object], known: Collection[str], path: Path, argument: str) -> None:
