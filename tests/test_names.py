@@ -55,6 +55,22 @@ def test_what_does_not_exist_is_answered_with_what_does(name, said):
     assert any(each in str(raised.value) for each in said.split("|"))
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export", "--output", "new", "--standalone", "--model"],
+        ["sample", "--model"],
+        ["train", "--data", "photos", "--output-dir", "run", "--pipeline"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_bundled_lora_in_the_place_of_a_pipeline_is_answered_with_the_command_that_takes_both(words, capsys):
+    assert main([*words, "emoji-few-step"]) == 2
+    said = capsys.readouterr().err
+    assert f"`{words[-1]}` must not be a LoRA, got 'emoji-few-step', one for the pipeline 'emoji'" in said
+    assert "`ucgm sample --model emoji --lora emoji-few-step`" in said
+
+
 def test_data_sets_that_the_hub_finds_without_an_owner_are_no_typos():
     for name in ("mnist", "cifar10", "imagenet-1k"):
         check_image_source("--source", name)

@@ -20,9 +20,9 @@ __all__ = [
     "path_exists",
 ]
 
-# The feature networks inside the package.
-BUNDLED_CLASSIFIERS = ("fashion-mnist-classifier",)
 FOLDER = Path(__file__).parent / "bundled"
+# The feature networks inside the package.
+BUNDLED_CLASSIFIERS = {"fashion-mnist-classifier": FOLDER / "fashion-mnist-classifier"}
 # The pipelines inside the package, by the name that `load_pipeline` takes. "emoji" is a stock pipeline. Code that was
 # saved with a model (`standalone`) has none of them beside it.
 BUNDLED = {
@@ -31,7 +31,7 @@ BUNDLED = {
     if (FOLDER / name).is_dir()
 }
 # The LoRAs inside the package, each for the pipeline with which its name begins.
-BUNDLED_LORAS = {"emoji-few-step": FOLDER / "emoji-few-step"}
+BUNDLED_LORAS = {name: FOLDER / name for name in ("emoji-few-step",) if (FOLDER / name).is_dir()}
 # The types in which weights are loaded (`--torch-dtype`); `loading.DTYPES` has torch's.
 DTYPE_NAMES = ("bf16", "fp16", "fp32")
 # The file of a LoRA, as diffusers names it.
@@ -82,6 +82,7 @@ def local_or_hub(argument: str, name: str | Path, known: Collection[str] = ()) -
 
     Raises:
         FileNotFoundError: If it is none of them; the error lists what exists.
+        ValueError: If it is a bundled LoRA, and LoRAs are none of the known names.
     """
     text = str(name)
     path = expanded(text)
@@ -90,6 +91,12 @@ def local_or_hub(argument: str, name: str | Path, known: Collection[str] = ()) -
         return str(path)
     if text in known:
         return text
+    if text in BUNDLED_LORAS:
+        base = next(each for each in BUNDLED if text.startswith(f"{each}-"))
+        raise ValueError(
+            f"`{argument}` must not be a LoRA, got {text!r}, one for the pipeline {base!r}: "
+            f"`ucgm sample --model {base} --lora {text}` draws with both."
+        )
     hint = did_you_mean(text, known) or _nearest_path(path)
     if not hint and _is_hub_name(text):
         return text

@@ -4,7 +4,7 @@ import pytest
 
 from diffusers_ucgm import PRESETS, UCGMScheduler
 from diffusers_ucgm.cli import main
-from diffusers_ucgm.names import BUNDLED
+from diffusers_ucgm.names import BUNDLED, BUNDLED_LORAS
 
 
 def test_presets_are_listed_and_all_are_legal(capsys):
@@ -35,6 +35,14 @@ def test_a_bundled_name_is_its_folder_unless_a_folder_has_that_name(tmp_path, mo
     UCGMScheduler().save_pretrained(tmp_path / "fashion-mnist")
     assert main(["info", "fashion-mnist"]) == 0
     assert "UCGMScheduler in fashion-mnist" in capsys.readouterr().out
+
+
+def test_bundled_loras_and_classifiers_are_described_by_their_names(capsys):
+    assert main(["info", "emoji-few-step"]) == 0
+    said = capsys.readouterr().out
+    assert f"LoRA in {BUNDLED_LORAS['emoji-few-step']}\nbase model: emoji\nrank: 8\n" in said
+    assert main(["info", "fashion-mnist-classifier"]) == 0
+    assert "ImageClassifier2DModel in " in capsys.readouterr().out
 
 
 def test_a_target_is_a_folder_with_something_to_describe(tmp_path, capsys):

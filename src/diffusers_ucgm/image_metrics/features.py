@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 # The folders of the bundled classifiers, by the name that `load_features` takes.
-BUNDLED_FEATURES = {name: Path(__file__).parents[1] / "bundled" / name for name in BUNDLED_CLASSIFIERS}
+BUNDLED_FEATURES = BUNDLED_CLASSIFIERS
 # The number in the evaluation code of ADM (arXiv 2105.05233), whose reference files hold `mu_s` and `sigma_s` of them.
 SPATIAL_CHANNELS = 7
 # The weights of red, green and blue in grey, which are Pillow's.

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from diffusers_ucgm.names import BUNDLED, local_path
+from diffusers_ucgm.names import BUNDLED, BUNDLED_CLASSIFIERS, BUNDLED_LORAS, local_path
 from diffusers_ucgm.presets import PRESETS, Preset
 from diffusers_ucgm.training.recipes import RECIPES, get_recipe
 from diffusers_ucgm.training.settings import recipe_settings
@@ -14,6 +14,9 @@ from .results import describe_results
 
 
 __all__ = ["COMMANDS"]
+
+# What the package holds, by the name that commands take.
+NAMES = {**BUNDLED, **BUNDLED_LORAS, **BUNDLED_CLASSIFIERS}
 
 
 def info(args: argparse.Namespace) -> int:
@@ -38,9 +41,9 @@ def info(args: argparse.Namespace) -> int:
 
 
 def _target_folder(name: str) -> Path:
-    if name in BUNDLED and not Path(name).is_dir():
-        return BUNDLED[name]
-    folder = local_path("target", name, f"a folder or one of {sorted(BUNDLED)}", BUNDLED)
+    if name in NAMES and not Path(name).is_dir():
+        return NAMES[name]
+    folder = local_path("target", name, f"a folder or one of {sorted(NAMES)}", NAMES)
     if not folder.is_dir():
         raise ValueError(f"`target` must be a folder, got the file {name!r}.")
     return folder
