@@ -53,6 +53,7 @@ def test_an_error_without_a_message_is_its_type():
         ("`output` must be a folder", "argument --output: "),
         ("`output_dir` must be a folder", "argument --output-dir: "),
         ("`folder` must be a new folder, got 'out', which", "argument --output: "),
+        ("`num_inference_steps` must be at least 1, got 0.", "argument --steps: "),
         ("`--output` must be a folder", ""),
         ("`target` must be a folder, got 'here'.", ""),
         ("`recipe` must be one of [], got 'x'.", ""),
@@ -70,6 +71,7 @@ def test_an_error_names_the_option_of_an_argument(message, option):
         "target": "here",
         "name": "x",
         "seed": 0,
+        "steps": 0,
     }
     assert message_of(fail, **options) == f"ucgm: error: {option}{message}"
 

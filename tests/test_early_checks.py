@@ -210,6 +210,14 @@ BAD = {
     "sample, trajectory": ([*SAMPLE, "--trajectory", "x.xyz"], "`--trajectory` must be the name of an image"),
     "sample, one file twice": ([*SAMPLE, "--trajectory", "./out.png"], "must be another file than `--output`"),
     "sample, strength alone": ([*SAMPLE, "--lora-scale", "2"], "`--lora-scale` must go with `--lora`, got 2.0"),
+    "sample, strength": (
+        [*SAMPLE, "--lora", "emoji-few-step", "--lora-scale", "nan"],
+        "error: `--lora-scale` must be a finite number, got nan",
+    ),
+    "sample, steps": (
+        [*SAMPLE, "--steps", "0"],
+        "argument --steps: `num_inference_steps` must be at least 1, got 0",
+    ),
     "sample, type of images": ([*SAMPLE, "--call", "output_type=latent"], "`output_type` must be left out of `call`"),
     "evaluate, noise": ([*EVALUATE, "--call", "latents=1"], "`latents` must be left out of `call`"),
     "evaluate, classes": ([*EVALUATE, "--call", "class_labels=[1]"], "`--labels`) name the classes"),

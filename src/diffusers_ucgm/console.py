@@ -22,6 +22,8 @@ PATHS = (
 # Those that name results, which need not exist.
 RESULTS = ("output", "setting_output_dir", "trajectory", "save_reference", "plot")
 NO_INPUTS = ("command", *RESULTS)
+# The arguments of Python whose options have other names.
+OPTIONS = {"num_inference_steps": "steps"}
 
 
 class Output:
@@ -126,7 +128,8 @@ def _option_of(message: str, args: argparse.Namespace) -> str:
         return ""
     # Where names differ, such as `folder` and `--output`, the value shows which option is meant.
     of_value = (name for name, value in options.items() if isinstance(value, str) and f"got {value!r}" in message)
-    name = found[1] if found[1] in options else next(of_value, None)
+    known = OPTIONS.get(found[1], found[1])
+    name = known if known in options else next(of_value, None)
     if name is not None and name in getattr(args, "config_names", ()) and options[name] is None:
         return f"argument --config {args.config}: "
     return "" if name is None else f"argument --{name.replace('_', '-')}: "

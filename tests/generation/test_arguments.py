@@ -43,6 +43,12 @@ def test_images_are_as_many_as_memory_holds(pipe):
             generate_images(pipe, num_images=number)
 
 
+def test_prompts_are_texts_that_tokenizers_take(pipe):
+    # What Python makes of bytes of a command line that are not UTF-8.
+    with pytest.raises(ValueError, match=r"`conditions` must be texts that UTF-8 can hold.*, got \['a\\udc80'\]"):
+        generate_images(pipe, ["a\udc80"])
+
+
 @pytest.mark.parametrize("number", [-2, 0, 1, 10**9])
 def test_measured_samples_are_at_least_two_and_no_billion(number):
     with pytest.raises(ValueError, match=rf"`num_samples` must be at (least 2|most \d+), got {number}"):

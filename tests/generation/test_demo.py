@@ -2,6 +2,7 @@
 
 import torch
 
+from diffusers_ucgm.generation import demo
 from diffusers_ucgm.generation.demo import DEMO_PROMPTS, demo_blocks
 
 
@@ -21,6 +22,15 @@ def test_every_way_of_sampling_draws_every_prompt():
         assert {image.size for row in found.images for image in row} == {(64, 64)}
     drawn = {found.images[0][0].tobytes() for found in blocks.values()}
     assert len(drawn) == len(blocks)
+
+
+def test_many_images_are_drawn_in_batches_that_any_machine_holds(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(demo, "load_pipeline", lambda name: torch.nn.Module())
+    monkeypatch.setattr(demo, "load_pipeline_lora", lambda *_: None)
+    monkeypatch.setattr(demo, "generate_images", lambda *_, batch_size, **__: sizes.append(batch_size))
+    next(demo_blocks(["red apple"] * 30, num_images=10_000))
+    assert sizes == [64]
 
 
 def test_the_demo_follows_its_seed_and_leaves_the_global_one_alone():

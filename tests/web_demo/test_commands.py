@@ -43,6 +43,10 @@ def test_the_page_is_announced_and_a_signal_ends_it_without_an_error(stop, monke
     ("words", "message"),
     [
         (["--lora-scale", "0.5"], "`--lora-scale` must go with `--lora`, got 0.5 without one."),
+        (
+            ["--lora", "emoji-few-step", "--lora-scale", "nan"],
+            "error: `--lora-scale` must be a finite number, got nan.",
+        ),
         (["--port", "0"], "argument --port: `port` must be at least 1, got 0."),
         (["--call", "height"], "`--call` must be words of the form NAME=VALUE"),
         (["--call", "guidance_scale=3"], "`--call` must give each argument once"),

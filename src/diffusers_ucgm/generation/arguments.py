@@ -1,5 +1,7 @@
 """The limits of the arguments that commands and functions which sample have in common."""
 
+from collections.abc import Sequence
+
 from diffusers import DiffusionPipeline
 
 from diffusers_ucgm.constraints import (
@@ -28,7 +30,20 @@ def _is_conditions(value: object) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(each, str) or is_whole(each) for each in value)
 
 
-CONDITIONS = Setting((("a list of class ids, class names or prompts", _is_conditions),))
+def _are_encodable(values: Sequence[int | str]) -> bool:
+    try:
+        "".join(map(str, values)).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+CONDITIONS = Setting(
+    (
+        ("a list of class ids, class names or prompts", _is_conditions),
+        ("texts that UTF-8 can hold", _are_encodable),
+    )
+)
 SAMPLES = Setting(
     (
         ("a whole number", is_whole),

@@ -23,6 +23,8 @@ DEMO_PROMPTS = (
 )
 # Calls of the few-step LoRA, and of the guided model. Z-Image's scale counts from 0: this is 3 elsewhere.
 FEW_CALLS, MANY_CALLS, GUIDANCE = (2, 4), 20, 2.0
+# More images are drawn one batch after another: any number of prompts takes the memory of these.
+MOST_IN_BATCH = 64
 
 
 def demo_blocks(
@@ -53,7 +55,7 @@ def demo_blocks(
             num_images=num_images,
             num_inference_steps=steps,
             seed=seed,
-            batch_size=len(prompts) * num_images,
+            batch_size=MOST_IN_BATCH,
             call={"guidance_scale": guidance},
         )
 

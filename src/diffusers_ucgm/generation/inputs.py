@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
@@ -20,6 +21,7 @@ from .prompts import SUFFIX, Prompt, prompt_texts, read_prompts
 __all__ = [
     "call_argument",
     "call_arguments",
+    "check_lora_scale",
     "described_conditions",
     "further_arguments",
     "given_conditions",
@@ -51,10 +53,24 @@ def _check_options(args: argparse.Namespace) -> None:
     local_or_hub("--model", args.model, BUNDLED)
     if getattr(args, "scheduler", None) and isinstance(args.scheduler, str):
         local_path("--scheduler", args.scheduler, "a folder with a scheduler of diffusers")
-    if args.lora is None and args.lora_scale is not None:
-        raise ValueError(f"`--lora-scale` must go with `--lora`, got {args.lora_scale} without one.")
+    check_lora_scale(args)
     if args.device is not None and not args.device.strip():
         raise ValueError("`--device` must be a device of torch, such as 'cpu' or 'cuda', got ''.")
+
+
+def check_lora_scale(args: argparse.Namespace) -> None:
+    """Check `--lora-scale` before anything is loaded.
+
+    Args:
+        args: A command line with `--lora` and `--lora-scale`.
+
+    Raises:
+        ValueError: If it is given without a LoRA, or is not finite.
+    """
+    if args.lora is None and args.lora_scale is not None:
+        raise ValueError(f"`--lora-scale` must go with `--lora`, got {args.lora_scale} without one.")
+    if args.lora_scale is not None and not math.isfinite(args.lora_scale):
+        raise ValueError(f"`--lora-scale` must be a finite number, got {args.lora_scale}.")
 
 
 def given_conditions(args: argparse.Namespace) -> list[int | str] | None:

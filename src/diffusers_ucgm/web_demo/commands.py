@@ -3,7 +3,7 @@
 import argparse
 import threading
 
-from diffusers_ucgm.generation.inputs import further_arguments
+from diffusers_ucgm.generation.inputs import check_lora_scale, further_arguments
 from diffusers_ucgm.loading import DTYPES
 
 from .server import open_page
@@ -14,8 +14,7 @@ __all__ = ["COMMANDS"]
 
 def serve(args: argparse.Namespace) -> int:
     """Serve the page until it is stopped."""
-    if args.lora is None and args.lora_scale is not None:
-        raise ValueError(f"`--lora-scale` must go with `--lora`, got {args.lora_scale} without one.")
+    check_lora_scale(args)
     page = open_page(
         args.model,
         lora=args.lora,
