@@ -50,15 +50,18 @@ NAMES = {"torch": torch}
 exec(SAMPLE, NAMES)
 sample = NAMES["sample"]
 # A process that cannot import this package loads, samples, saves, and loads what it saved.
-WITHOUT_US = f"""
+REFUSING_US = """
 import sys
 
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] == "diffusers_ucgm":
-            raise ModuleNotFoundError(f"{{name}} is not to be used here", name=name)
+            raise ModuleNotFoundError(f"{name} is not to be used here", name=name)
 
 sys.meta_path.insert(0, Refuse())
+"""
+WITHOUT_US = f"""
+{REFUSING_US}
 import copy, json
 from pathlib import Path
 import torch
@@ -79,14 +82,20 @@ save_file(found, folder / "images.safetensors")
 """
 
 
-def without_us(folder):
-    """The images of pipelines in a process that has no access to this package."""
+def output_without_us(folder, code, *arguments):
+    """What a process prints that has no access to this package."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"HF_MODULES_CACHE": str(folder / "modules")}
-    words = [sys.executable, "-c", WITHOUT_US, str(folder), json.dumps(CALLS)]
+    words = [sys.executable, "-c", code, *arguments]
     result = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=folder)
     assert result.returncode == 0, result.stderr
     assert "were not found in your environment" not in result.stderr
+    return result.stdout
+
+
+def without_us(folder):
+    """The images of pipelines in a process that has no access to this package."""
+    output_without_us(folder, WITHOUT_US, str(folder), json.dumps(CALLS))
     return load_file(folder / "images.safetensors")
 
 
@@ -120,6 +129,14 @@ def saved(tmp_path_factory):
     images["fitted"] = sample(emoji, CALLS["fitted"])
     assert not torch.equal(images["fitted"], images["stock"])
     return folder, images
+
+
+@pytest.mark.parametrize("model", ["emoji", "fashion-mnist"])
+def test_an_exported_model_loads_by_the_first_lines_of_its_readme(model, tmp_path):
+    assert main(["export", "--model", model, "--output", str(tmp_path / "new"), "--standalone"]) == 0
+    lines = (tmp_path / "new" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    code = f"{REFUSING_US}\n{lines.replace('this/repository', str(tmp_path / 'new'))}\nprint(type(pipe.scheduler))"
+    assert "ucgm_scheduler.UCGMScheduler" in output_without_us(tmp_path, code)
 
 
 def test_folders_load_without_this_package_and_give_the_same_bits(saved):

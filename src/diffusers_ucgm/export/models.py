@@ -9,6 +9,7 @@ import diffusers
 from diffusers_ucgm.files import check_replaceable, read_json, replacing_folder
 from diffusers_ucgm.loading import load_scheduler
 from diffusers_ucgm.names import BUNDLED, local_or_hub
+from diffusers_ucgm.readme import head_readme
 from diffusers_ucgm.run_folder import RUN_FILE
 from diffusers_ucgm.scheduler import UCGMScheduler
 
@@ -63,7 +64,8 @@ def sampler_for(folder: Path, scheduler: str | None = None, preset: str | None =
 def export_standalone(folder: Path, output: str | Path, scheduler: UCGMScheduler) -> Path:
     """Copy a saved pipeline, with another scheduler and the code of this package's classes.
 
-    `DiffusionPipeline.from_pretrained(output, trust_remote_code=True)` loads it where this package is not installed.
+    `DiffusionPipeline.from_pretrained(output, trust_remote_code=True)` loads it where this package is not installed,
+    as its README.md says first.
 
     Args:
         folder: The pipeline's folder, of any class.
@@ -88,4 +90,6 @@ def export_standalone(folder: Path, output: str | Path, scheduler: UCGMScheduler
         # diffusers' own schedulers have a README.md in some repositories, which is about them.
         (temporary / "scheduler" / "README.md").unlink(missing_ok=True)
         scheduler.save_pretrained(temporary / "scheduler", standalone=True)
+        name = index["_class_name"]
+        head_readme(temporary, name[1] if isinstance(name, list) else name)
     return Path(output)
