@@ -128,10 +128,12 @@ class ServedModel:
         """A class or prompt from the words of a user.
 
         Raises:
-            ValueError: If the text is empty, or the model has no class of that name.
+            ValueError: If it is no text or an empty one, or the model has no class of that name.
         """
         what = "class" if self.classes else "prompt"
-        if not isinstance(text, str) or not text.strip():
+        if not isinstance(text, str):
+            raise ValueError(f"`{what}` must be a text, got {text!r:.80}.")
+        if not text.strip():
             raise ValueError(f"`{what}` must not be empty, got {text!r}.")
         text = text.strip()
         if not self.classes:

@@ -2,7 +2,7 @@
 
 import html
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,8 +40,8 @@ LABELS = {
     "seed": "Seed",
     "solver": "Solver",
 }
-# All events take turns at the one model.
-TURNS: Any = {"concurrency_id": "model", "concurrency_limit": 1}
+# All events take turns at the one model, and get any value that somebody sends: Gradio's own checks name no control.
+EVENTS: Any = {"concurrency_id": "model", "concurrency_limit": 1, "preprocess": False}
 # Visitors that may wait for their turn; another one is asked to come back.
 MOST_WAITING = 16
 
@@ -180,7 +180,7 @@ def _connect_loading(holder: ModelHolder, controls: Components, names: Sequence[
 
     outputs = [controls[name] for name in ("name", "status", *names, *shown)]
     progress_on = [controls[name] for name in ("left_picture", "right_picture", "plot")]
-    controls["load"].click(load, controls["model"], outputs, show_progress_on=progress_on, **TURNS)
+    controls["load"].click(load, controls["model"], outputs, show_progress_on=progress_on, **EVENTS)
 
 
 def _connect_drawing(holder: ModelHolder, controls: Components) -> None:
@@ -198,7 +198,10 @@ def _connect_drawing(holder: ModelHolder, controls: Components) -> None:
         num_images: int,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> list[Any]:
-        with _messages(), holder.use(name, _counter(progress, 2 * calls)) as model:
+        def show(number: int) -> None:
+            progress((min(number, 2 * calls), 2 * calls), unit="network calls")
+
+        with _messages(), holder.use(name, show) as model:
             condition = label if model.classes else prompt
             pictures = [
                 draw_picture(
@@ -216,17 +219,8 @@ def _connect_drawing(holder: ModelHolder, controls: Components) -> None:
         [controls[name] for name in inputs],
         [controls[name] for name in outputs],
         show_progress_on=[controls["left_picture"], controls["right_picture"]],
-        **TURNS,
+        **EVENTS,
     )
-
-
-def _counter(progress: gr.Progress, total: int) -> Callable[[int], None]:
-    """A function that shows how many network calls have been made."""
-
-    def show(number: int) -> None:
-        progress((min(number, total), total), unit="network calls")
-
-    return show
 
 
 def _connect_measuring(holder: ModelHolder, controls: Components) -> None:
@@ -249,8 +243,7 @@ def _connect_measuring(holder: ModelHolder, controls: Components) -> None:
             progress((min(number, total), total), unit="network calls")
 
         with _messages(), holder.use(name, show) as model:
-            lines = [line for line in (prompts or "").splitlines() if line.strip()]
-            conditions = (labels or []) if model.classes else lines
+            conditions = (labels if model.classes else _lines(prompts)) or []
             found = measure_quality(
                 model,
                 (left, right),
@@ -265,8 +258,13 @@ def _connect_measuring(holder: ModelHolder, controls: Components) -> None:
     inputs = ("name", "left", "right", "guidance", "seed", "prompts", "classes", "budget", "num_samples")
     outputs = [controls["plot"], controls["table"]]
     controls["measure"].click(
-        measure, [controls[name] for name in inputs], outputs, show_progress_on=controls["plot"], **TURNS
+        measure, [controls[name] for name in inputs], outputs, show_progress_on=controls["plot"], **EVENTS
     )
+
+
+def _lines(prompts: str | None) -> Any:
+    """The lines of a text that are not empty; another value as it is, to be refused."""
+    return [line for line in prompts.splitlines() if line.strip()] if isinstance(prompts, str) else prompts
 
 
 @contextmanager

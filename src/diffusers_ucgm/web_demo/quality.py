@@ -70,15 +70,17 @@ def measure_quality(
         seed: The first sample's seed.
 
     Raises:
-        ValueError: If an argument is out of its range, or the model or a solver is one of few steps, whose noise has
-            no solution.
+        ValueError: If an argument is of another type or out of its range, or the model or a solver is one of few
+            steps, whose noise has no solution.
     """
     check(QUALITY_ARGUMENTS, locals())
     ways = {name: model.way(name) for name in solvers}
     if adapted := [name for name, way in ways.items() if way.has_lora]:
         raise ValueError(f"`solver` must sample the model itself, got {adapted[0]!r}, which has other weights.")
+    what = "classes" if model.classes else "prompts"
+    if not isinstance(conditions, list | tuple):
+        raise ValueError(f"`{what}` must be a list, got {conditions!r:.80}.")
     if not 1 <= len(conditions) <= MOST_CONDITIONS:
-        what = "classes" if model.classes else "prompts"
         raise ValueError(f"`{what}` must be from 1 to {MOST_CONDITIONS}, got {len(conditions)}.")
     if num_samples < 2:
         raise ValueError(f"`num_samples` must be at least 2, got {num_samples}.")
