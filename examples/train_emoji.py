@@ -645,6 +645,8 @@ def main(words: list[str] | None = None) -> None:
             train_autoencoder(output, args)
         show_reconstructions(output)
     elif args.stage == "text":
+        if (output / START).is_dir():
+            raise SystemExit(f"{output} has the text encoder of a pipeline, by the stage `start`. Run `network` next.")
         if not (output / "towers").is_dir():
             train_text(output, args)
         if not (output / "towers" / "preprocessor_config.json").is_file():

@@ -404,6 +404,8 @@ def test_the_stages_make_a_stock_pipeline_of_any_pictures(example, tmp_path, cap
     example.main(["start", "--output", str(tmp_path / "further"), "--pipeline", str(folder)])
     with pytest.raises(SystemExit, match="is there already. Take another --output"):
         example.main(["start", "--output", str(tmp_path / "further"), "--pipeline", str(folder)])
+    with pytest.raises(SystemExit, match="has the text encoder of a pipeline"):
+        example.main(["text", "--output", str(tmp_path / "further")])
     (tmp_path / "further" / "data").symlink_to(output / "data")
     further = ["--output", str(tmp_path / "further"), "--steps", "1", "--batch-size", "4", "--learning-rate", "0"]
     example.main(["network", *further, "--captions", "1", "--balance"])
