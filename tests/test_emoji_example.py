@@ -413,6 +413,16 @@ def test_the_stages_make_a_stock_pipeline_of_any_pictures(example, tmp_path, cap
     torch.testing.assert_close(trained.state_dict(), pipe.transformer.state_dict(), rtol=0, atol=0)
 
 
+def test_the_card_of_emoji_names_them_and_their_licences(example, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "prepared.json").write_text('{"settings": {"source": null}}')
+    assert example.example_prompts(tmp_path) == example.PROMPTS
+    card = example.CARD.format(megabytes=1.0, prompt='"red apple"', **example.EMOJI)
+    assert "\nlicense: apache-2.0\ntags: [text-to-image, emoji]\n" in card
+    assert "\nNoto Emoji (Apache-2.0) and Fluent Emoji (MIT); `LICENCES.txt` has both licences.\n" in card
+    assert 'pipe("red apple", height=64' in card
+
+
 def test_images_of_rare_subjects_come_more_often(example, tmp_path):
     (tmp_path / "train").mkdir()
     lines = [json.dumps({"concept": each}) for each in ("apple", *["person"] * 9)]
