@@ -237,21 +237,25 @@ def pictures_of(source: str) -> Iterator[tuple[Picture, Image.Image]]:
     opened = load_image_dataset(source)
     if opened.caption_column is None:
         raise SystemExit(f"--source must have captions, got columns {opened.columns}. See docs/image-sources.md.")
-    items = ImageItems(opened, SIZE)
+    items, empty = ImageItems(opened, SIZE), 0
     for _, rows in items.blocks(256, lambda number: True):
         for number, row in rows:
             prepared = items.prepare(number, row)
             if prepared is None:
                 continue
             text = row[opened.caption_column]
-            captions = tuple(map(str, text)) if isinstance(text, list) else (prepared["caption"],)
+            texts = [each for each in text if each is not None] if isinstance(text, list) else [prepared["caption"]]
+            captions = tuple(str(each) for each in texts if str(each).strip())
+            if not captions:
+                empty += 1
+                continue
             array = ((prepared["pixels"] + 1.0) * 127.5).round().byte().permute(1, 2, 0).numpy()
             name = f"{number:06d}"
             yield (
                 Picture(f"{name}.png", captions[0], "", "", "", "", name, captions),
                 Image.fromarray(array),
             )
-    print(f"left out: {items.skipped[:5]}")
+    print(f"left out: {items.skipped[:5]}, with an empty caption: {empty}")
 
 
 def fraction(text: str) -> float:
@@ -263,10 +267,19 @@ Kind = Literal["seen", "combination", "subject"]
 
 
 def kinds_of(pictures: Iterable[Picture], num_subjects: int) -> dict[str, Kind]:
-    """Map file names to what training sees of them: "seen" is the training split, the others are the test split."""
+    """Map file names to what training sees of them: "seen" is the training split, the others are the test split.
+
+    Raises:
+        SystemExit: If so many subjects are held out that none is left for training.
+    """
     pictures = list(pictures)
     # No one can draw a flag from a country's name alone.
     concepts = {each.concept for each in pictures if not each.category.endswith("flag")}
+    if not 0 <= num_subjects < len(concepts):
+        raise SystemExit(
+            f"--unseen-subjects must be at least 0 and less than the {len(concepts)} subjects that there are, got "
+            f"{num_subjects}."
+        )
     unseen = set(sorted(concepts, key=fraction)[:num_subjects])
     styles = {(each.concept, each.tone, each.gender, each.style) for each in pictures}
     kinds: dict[str, Kind] = {}
@@ -305,10 +318,10 @@ def prepare(output: Path, *, source: str | None = None, num_subjects: int = 150)
     if record.is_file() and json.loads(record.read_text())["settings"] == settings:
         print(f"Pictures: {folder} (there already)")
         return folder
+    made = emoji(output / "packages") if source is None else pictures_of(source)
+    pictures = {picture.file_name: (picture, image) for picture, image in made}
+    kinds = kinds_of((picture for picture, _ in pictures.values()), num_subjects)
     with replacing_folder(folder) as temporary:
-        made = emoji(output / "packages") if source is None else pictures_of(source)
-        pictures = {picture.file_name: (picture, image) for picture, image in made}
-        kinds = kinds_of((picture for picture, _ in pictures.values()), num_subjects)
         lines: dict[str, list[str]] = {"train": [], "test": []}
         for name, (picture, image) in sorted(pictures.items()):
             split = "train" if kinds[name] == "seen" else "test"

@@ -45,12 +45,14 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextMode
 from diffusers_ucgm import UCGMTrainer, UCGMTrainingConfig
 from diffusers_ucgm.data.images import ImageItems, load_image_dataset
 from diffusers_ucgm.data.latent_cache import CachedLatents, cache_latents, finish_cache
-from diffusers_ucgm.files import replacing_folder, write_image, write_text
+from diffusers_ucgm.files import read_json, replacing_folder, write_image, write_text
+from diffusers_ucgm.fingerprint import digest_of, network_fingerprint
 from diffusers_ucgm.generation.image_grid import image_grid
 from diffusers_ucgm.generation.prompts import read_prompts
 from diffusers_ucgm.image_metrics.prompt_scores import score_real_images
 from diffusers_ucgm.image_metrics.text_image_model import TextImageModel
 from diffusers_ucgm.loading import load_pipeline
+from diffusers_ucgm.locks import Lock
 from diffusers_ucgm.training.adapters import adapter_for_pipeline
 from diffusers_ucgm.training.checkpoints import (
     latest_checkpoint,
@@ -126,14 +128,36 @@ def indices(count: int, batch_size: int, step: int) -> Tensor:
     return order[position * batch_size : (position + 1) * batch_size]
 
 
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """The shape of each tensor by its name."""
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
 def optimize(
     run: Path, model: nn.Module, loss_of: Callable[[int], Mapping[str, Tensor]], *, steps: int, learning_rate: float
 ) -> None:
-    """Minimise the first value of `loss_of(step)` by AdamW, with checkpoints in `run`; go on where a run stopped."""
+    """Minimise the first value of `loss_of(step)` by AdamW, with checkpoints in `run`; go on where a run stopped.
+
+    Raises:
+        RuntimeError: If another process trains in the folder.
+        SystemExit: If the run that stopped is of a model of other sizes.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with Lock(run / ".run.lock", "--output", run):
+        _optimize(run, model, loss_of, steps, learning_rate)
+
+
+def _optimize(
+    run: Path, model: nn.Module, loss_of: Callable[[int], Mapping[str, Tensor]], steps: int, learning_rate: float
+) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
     first = 0
     if checkpoint := latest_checkpoint(run):
         tensors, values = load_checkpoint(checkpoint)
+        if shapes_of(tensors["model"]) != shapes_of(model.state_dict()):
+            raise SystemExit(
+                f"{checkpoint} is of a model of other sizes. Give the options of the stopped run, or delete {run}."
+            )
         model.load_state_dict(tensors["model"])
         load_optimizer_state(optimizer, tensors["optimizer"], values["optimizer"])
         first = values["step"]
@@ -257,7 +281,7 @@ def new_towers(vocabulary: int, width: int, layers: int) -> CLIPModel:
         "hidden_size": width,
         "intermediate_size": 4 * width,
         "num_hidden_layers": layers,
-        "num_attention_heads": max(1, width // HEAD_WIDTH),
+        "num_attention_heads": width // HEAD_WIDTH,
         "projection_dim": width,
     }
     # These ids are the tokenizer's. The end must not be 2, which CLIP takes for an old checkpoint's.
@@ -357,8 +381,12 @@ def new_transformer(text_width: int, width: int, layers: int) -> ZImageTransform
 def cache(pipe: ZImagePipeline, source: Path, output: Path, number: int) -> ConcatDataset[dict[str, Tensor]]:
     """The data set `number` times over, each time with another draw of captions and of the autoencoder's noise."""
     adapter, folders = adapter_for_pipeline(pipe), [output / f"cache-{seed}" for seed in range(number)]
-    # The factors tell one training of the autoencoder from another, so that no cache outlives it unnoticed.
-    known = {name: pipe.vae.config[name] for name in ("scaling_factor", "shift_factor")}
+    # No cache outlives what it was made from unnoticed. The factors tell one training of the autoencoder from another.
+    known = {
+        **{name: pipe.vae.config[name] for name in ("scaling_factor", "shift_factor")},
+        "text_encoder": network_fingerprint({"text_encoder": pipe.text_encoder}),
+        "captions": digest_of((source / "train" / "metadata.jsonl").read_text()),
+    }
     for seed, folder in enumerate(folders):
         cache_latents(
             ImageItems(load_image_dataset(source), SIZE, seed=seed),
@@ -376,9 +404,13 @@ def start(output: Path, source: str) -> None:
     """Take the parts of a pipeline that this script trained, for further training of its transformer."""
     pipe: Any = load_pipeline(source)
     folders = {"vae": "vae", "text_encoder": "towers", "tokenizer": "tokenizer", "transformer": START}
-    for part, folder in folders.items():
+    # All at once and before anything is written, so that a wrong pipeline leaves no part for later stages.
+    if not isinstance(pipe, ZImagePipeline):
+        raise SystemExit(f"--pipeline must be a ZImagePipeline that this script trained, got a {type(pipe).__name__}.")
+    for folder in folders.values():
         if (output / folder).is_dir():
             raise SystemExit(f"{output / folder} is there already. Take another --output.")
+    for part, folder in folders.items():
         with replacing_folder(output / folder) as temporary:
             getattr(pipe, part).save_pretrained(temporary)
     print(f"Parts of {source}: {output}. Run `prepare` and `network` next.")
@@ -442,31 +474,56 @@ def train_network(output: Path, args: argparse.Namespace) -> None:
     print(f"Network: {trained}" if trained else "Stopped; run this again to go on.")
 
 
+EMOJI = {
+    "licence": "\nlicense: apache-2.0",
+    "tags": "text-to-image, emoji",
+    "title": "Emoji",
+    "pictures": "Noto Emoji (Apache-2.0) and Fluent Emoji (MIT); `LICENCES.txt` has both licences",
+}
+# The licence of other pictures is for those to name who know it.
+OTHERS = {
+    "licence": "",
+    "tags": "text-to-image",
+    "title": "Images",
+    "pictures": "pictures whose source and licence `LICENCES.txt` names",
+}
 CARD = """---
 library_name: diffusers
-pipeline_tag: text-to-image
-license: apache-2.0
-tags: [text-to-image, emoji]
+pipeline_tag: text-to-image{licence}
+tags: [{tags}]
 ---
 
-# Emoji of 64x64 pixels from text
+# {title} of 64x64 pixels from text
 
-A `ZImagePipeline` of {megabytes:.1f} MB, trained from scratch by `examples/train_emoji.py` of diffusers-ucgm on Noto
-Emoji (Apache-2.0) and Fluent Emoji (MIT); `LICENCES.txt` has both licences.
+A `ZImagePipeline` of {megabytes:.1f} MB, trained by `examples/train_emoji.py` of diffusers-ucgm on
+{pictures}.
 
 ```python
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("path/to/this/folder")
-image = pipe("{prompt}", height=64, width=64, num_inference_steps=20, guidance_scale=2.0).images[0]
+image = pipe({prompt}, height=64, width=64, num_inference_steps=20, guidance_scale=2.0).images[0]
 ```
 
 Give height and width: the pipeline's own default is 1024 pixels. Its guidance scale is one less than elsewhere: 0 is
 no guidance and 2 is what other pipelines call 3. `ZImageImg2ImgPipeline.from_pipe(pipe)` and
 `ZImageInpaintPipeline.from_pipe(pipe)` start from an image of 64x64 pixels.
 
-It was trained on the subjects of these emoji alone.
+It was trained on the subjects of these pictures alone.
 """
+
+
+def is_of_emoji(output: Path) -> bool:
+    """Whether the pictures are the emoji, and not those of another source."""
+    return read_json(output / "data" / "prepared.json")["settings"]["source"] is None
+
+
+def example_prompts(output: Path) -> tuple[str, ...]:
+    """Prompts for the grid and the card: some for emoji, and the first captions of other pictures."""
+    if is_of_emoji(output):
+        return PROMPTS
+    rows = map(json.loads, (output / "data" / "train" / "metadata.jsonl").read_text().splitlines())
+    return tuple(dict.fromkeys(row["text"][0] for row in rows))[: len(PROMPTS)]
 
 
 def edit(file: Path, before: str, after: str) -> None:
@@ -494,7 +551,9 @@ def assemble(output: Path, args: argparse.Namespace) -> None:
             name_tokenizer(temporary / file)
         shutil.copyfile(output / "data" / "LICENCES.txt", temporary / "LICENCES.txt")
         megabytes = sum(file.stat().st_size for file in temporary.rglob("*") if file.is_file()) / 1e6
-        write_text(temporary / "README.md", CARD.format(megabytes=megabytes, prompt=PROMPTS[0]))
+        words = EMOJI if is_of_emoji(output) else OTHERS
+        prompt = json.dumps(example_prompts(output)[0], ensure_ascii=False)
+        write_text(temporary / "README.md", CARD.format(megabytes=megabytes, prompt=prompt, **words))
     print(f"Pipeline: {folder}, {megabytes:.1f} MB")
     if megabytes > MAX_MEGABYTES:
         print(f"This is more than the {MAX_MEGABYTES} MB for which the wheel has room.")
@@ -504,6 +563,7 @@ def draw(output: Path, args: argparse.Namespace) -> None:
     """Draw a grid of prompts by guidance scale, with diffusers alone."""
     pipe = DiffusionPipeline.from_pretrained(output / "pipeline").to(DEVICE)
     pipe.set_progress_bar_config(disable=True)
+    prompts = args.prompts or example_prompts(output)
     blocks: dict[str, list[list[Image.Image]]] = {}
     for scale in args.guidance:
         blocks[f"guidance_scale={scale:g}"] = [
@@ -516,9 +576,9 @@ def draw(output: Path, args: argparse.Namespace) -> None:
                 num_images_per_prompt=4,
                 generator=torch.Generator().manual_seed(0),
             ).images
-            for prompt in args.prompts
+            for prompt in prompts
         ]
-    print(f"Picture: {write_image(output / 'samples.png', image_grid(blocks, args.prompts))}")
+    print(f"Picture: {write_image(output / 'samples.png', image_grid(blocks, prompts))}")
 
 
 def add_training(parser: argparse.ArgumentParser, steps: int, batch_size: int, learning_rate: float) -> None:
@@ -549,7 +609,7 @@ def new_parser() -> argparse.ArgumentParser:
     stage["autoencoder"].add_argument("--channels", type=int, nargs="+", default=[32, 64, 64])
     add_training(stage["text"], 1500, 128, 1e-3)
     stage["text"].add_argument("--vocabulary", type=int, default=1536, help="number of the tokenizer's tokens")
-    stage["text"].add_argument("--width", type=int, default=128)
+    stage["text"].add_argument("--width", type=int, default=128, help=f"a multiple of {HEAD_WIDTH}")
     stage["text"].add_argument("--layers", type=int, default=3)
     stage["start"].add_argument("--pipeline", default="emoji", help="bundled name or folder")
     add_training(stage["network"], 4000, 64, 1e-3)
@@ -562,7 +622,7 @@ def new_parser() -> argparse.ArgumentParser:
     stage["network"].add_argument("--mixed-precision", default="bf16", choices=("no", "bf16", "fp16"))
     stage["network"].add_argument("--compile", action="store_true", help="compile its blocks, which needs g++")
     stage["pipeline"].add_argument("--shift", type=float, default=1.0, help="the scheduler's shift")
-    stage["pipeline"].add_argument("--prompts", nargs="+", default=PROMPTS)
+    stage["pipeline"].add_argument("--prompts", nargs="+", help="of the grid; without it, some of the pictures' kind")
     stage["pipeline"].add_argument("--guidance", type=float, nargs="+", default=[0.0, 2.0, 5.0])
     stage["pipeline"].add_argument("--sampling-steps", type=int, default=20)
     return parser
@@ -574,6 +634,8 @@ def main(words: list[str] | None = None) -> None:
     for name in ("steps", "batch_size", "captions"):
         if getattr(args, name, 1) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
+    if (width := getattr(args, "width", HEAD_WIDTH)) < 1 or width % HEAD_WIDTH:
+        parser.error(f"--width must be a multiple of {HEAD_WIDTH}, got {width}.")
     output: Path = args.output
     if args.stage == "prepare":
         prepare(output, source=args.source, num_subjects=args.unseen_subjects)
@@ -583,6 +645,8 @@ def main(words: list[str] | None = None) -> None:
             train_autoencoder(output, args)
         show_reconstructions(output)
     elif args.stage == "text":
+        if (output / START).is_dir():
+            raise SystemExit(f"{output} has the text encoder of a pipeline, by the stage `start`. Run `network` next.")
         if not (output / "towers").is_dir():
             train_text(output, args)
         if not (output / "towers" / "preprocessor_config.json").is_file():

@@ -76,6 +76,24 @@ def test_an_error_names_the_option_of_an_argument(message, option):
     assert message_of(fail, **options) == f"ucgm: error: {option}{message}"
 
 
+@pytest.mark.parametrize(
+    ("argument", "options", "option"),
+    [
+        ("num_inference_steps", {"steps": [0]}, "--steps"),
+        ("num_solution_calls", {"solution_calls": 0}, "--solution-calls"),
+        ("seeds", {"num_samples": 1}, "--num-samples"),
+        ("conditions", {"labels": ["x"], "prompts": None}, "--labels"),
+        ("conditions", {"labels": None, "prompts": None}, "--prompts"),
+    ],
+)
+def test_an_error_names_the_option_of_an_argument_with_another_name(argument, options, option):
+    def fail():
+        raise OSError(f"`{argument}` must be something else.")
+
+    assert message_of(fail, **options).startswith(f"ucgm: error: argument {option}: `{argument}` must")
+    assert message_of(fail).startswith(f"ucgm: error: `{argument}` must")
+
+
 def test_the_home_folder_stands_for_its_sign_where_the_shell_left_it(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     args = argparse.Namespace(output="~/a", setting_output_dir="~/b", trajectory=None, model="~/c", prompts=["~"])

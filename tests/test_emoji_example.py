@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerF
 from diffusers_ucgm.data.images import load_image_dataset
 from diffusers_ucgm.generation.prompts import read_prompts
 from diffusers_ucgm.image_metrics.text_image_model import TextImageModel
+from diffusers_ucgm.locks import Lock
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -233,6 +234,69 @@ def test_a_stopped_training_goes_on_to_the_same_weights(example, tmp_path):
     assert torch.equal(train(tmp_path / "stopped"), whole)
 
 
+def train_linear(example, run, width=3, stop=None):
+    model = torch.nn.Linear(width, 1)
+
+    def loss_of(step):
+        if step == stop:
+            raise KeyboardInterrupt
+        return {"loss": model(torch.ones(2, width)).float().square().mean()}
+
+    example.optimize(run, model, loss_of, steps=101, learning_rate=1e-2)
+
+
+def test_a_stopped_training_of_other_sizes_is_not_gone_on_with(example, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train_linear(example, tmp_path, stop=100)
+    with pytest.raises(
+        SystemExit, match=r"checkpoint-100 is of a model of other sizes\. Give the options of the stop"
+    ):
+        train_linear(example, tmp_path, width=4)
+
+
+def test_one_process_at_a_time_trains_a_part(example, tmp_path):
+    with Lock(tmp_path / ".run.lock", "--output", tmp_path):
+        with pytest.raises(RuntimeError, match="`--output` must not be in use"):
+            train_linear(example, tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stage", ["text", "network"])
+@pytest.mark.parametrize("width", ["0", "48"])
+def test_a_width_that_heads_cannot_share_is_refused(example, stage, width, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        example.main([stage, "--output", str(tmp_path), "--width", width])
+    assert f"--width must be a multiple of 32, got {width}." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [-1, 24, 150])
+def test_some_subjects_must_be_left_for_training(example, number, tmp_path):
+    words = ["prepare", "--output", str(tmp_path / "out"), "--source", str(squares(tmp_path / "in"))]
+    with pytest.raises(SystemExit, match=rf"--unseen-subjects must be .* less than the 24 subjects .* got {number}\."):
+        example.main([*words, "--unseen-subjects", str(number)])
+    assert not (tmp_path / "out" / "data").exists()
+
+
+def test_a_source_that_cannot_be_read_is_not_called_an_output(example, tmp_path):
+    with pytest.raises(FileNotFoundError, match="^`source` must be"):
+        example.main(["prepare", "--output", str(tmp_path / "out"), "--source", str(tmp_path / "missing")])
+
+
+def test_a_pipeline_of_another_kind_leaves_no_part(example, tmp_path):
+    with pytest.raises(SystemExit, match="--pipeline must be a ZImagePipeline .* got a UCGMPipeline"):
+        example.main(["start", "--output", str(tmp_path), "--pipeline", "fashion-mnist"])
+    assert not any(tmp_path.iterdir())
+
+
+def test_pictures_have_the_captions_that_are_texts(images, tmp_path, capsys):
+    folder = squares(tmp_path / "in")
+    captions = [["a", None, " ", "b"], ["", None], ["c"]]
+    lines = [json.dumps({"file_name": f"{i:02d}.png", "text": texts}) for i, texts in enumerate(captions)]
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    assert [picture.captions for picture, _ in images.pictures_of(str(folder))] == [("a", "b"), ("c",)]
+    assert "with an empty caption: 1" in capsys.readouterr().out
+
+
 def test_a_missing_stage_is_named(example, tmp_path):
     for stage, missing in (("autoencoder", "prepare"), ("network", "text"), ("pipeline", "network")):
         with pytest.raises(SystemExit, match=f"Run the stage `{missing}` first"):
@@ -294,7 +358,12 @@ def test_the_stages_make_a_stock_pipeline_of_any_pictures(example, tmp_path, cap
     assert index["_class_name"] == "ZImagePipeline"
     assert {value[0] for value in index.values() if isinstance(value, list)} == {"diffusers", "transformers"}
     assert index["tokenizer"][1] == "PreTrainedTokenizerFast"
-    assert "height=64" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "height=64" in card
+    assert "license" not in card
+    assert "Noto" not in card
+    assert "pictures whose source and licence `LICENCES.txt` names" in card
+    assert 'pipe("a ' in card
     assert (folder / "LICENCES.txt").is_file()
 
     pipe = DiffusionPipeline.from_pretrained(folder)
@@ -320,20 +389,38 @@ def test_the_stages_make_a_stock_pipeline_of_any_pictures(example, tmp_path, cap
     filled = draw(ZImageInpaintPipeline.from_pipe(pipe), image=start, mask_image=mask, strength=0.5)
     assert changed.shape == filled.shape == (1, 3, 64, 64)
 
+    metadata = (output / "data" / "train" / "metadata.jsonl").read_text()
     before = {path: path.stat().st_mtime_ns for path in output.glob("*/**/*.safetensors")}
     for words in stages[:4]:
         example.main(words)
     unchanged = {path: stamp for path, stamp in before.items() if "network-run" not in path.parts}
     assert unchanged == {path: path.stat().st_mtime_ns for path in unchanged}
 
+    (output / "data" / "train" / "metadata.jsonl").write_text(metadata.replace("square", "block"))
+    with pytest.raises(ValueError, match="cache-0.*differ"):
+        example.main(stages[3])
+    (output / "data" / "train" / "metadata.jsonl").write_text(metadata)
+
     example.main(["start", "--output", str(tmp_path / "further"), "--pipeline", str(folder)])
     with pytest.raises(SystemExit, match="is there already. Take another --output"):
         example.main(["start", "--output", str(tmp_path / "further"), "--pipeline", str(folder)])
+    with pytest.raises(SystemExit, match="has the text encoder of a pipeline"):
+        example.main(["text", "--output", str(tmp_path / "further")])
     (tmp_path / "further" / "data").symlink_to(output / "data")
     further = ["--output", str(tmp_path / "further"), "--steps", "1", "--batch-size", "4", "--learning-rate", "0"]
     example.main(["network", *further, "--captions", "1", "--balance"])
     trained = ZImageTransformer2DModel.from_pretrained(tmp_path / "further" / "network-run" / "transformer")
     torch.testing.assert_close(trained.state_dict(), pipe.transformer.state_dict(), rtol=0, atol=0)
+
+
+def test_the_card_of_emoji_names_them_and_their_licences(example, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "prepared.json").write_text('{"settings": {"source": null}}')
+    assert example.example_prompts(tmp_path) == example.PROMPTS
+    card = example.CARD.format(megabytes=1.0, prompt='"red apple"', **example.EMOJI)
+    assert "\nlicense: apache-2.0\ntags: [text-to-image, emoji]\n" in card
+    assert "\nNoto Emoji (Apache-2.0) and Fluent Emoji (MIT); `LICENCES.txt` has both licences.\n" in card
+    assert 'pipe("red apple", height=64' in card
 
 
 def test_images_of_rare_subjects_come_more_often(example, tmp_path):

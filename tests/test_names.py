@@ -4,8 +4,10 @@ import socket
 
 import pytest
 
+from diffusers_ucgm import UCGMScheduler, k_diffusion_sampler
 from diffusers_ucgm.cli import main
 from diffusers_ucgm.data.image_sources import check_image_source
+from diffusers_ucgm.loading import load_scheduler
 from diffusers_ucgm.names import BUNDLED, did_you_mean, local_or_hub, local_path
 
 
@@ -21,6 +23,14 @@ def _no_network(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name in ("photos", "runs/first", "fashion"):
         (tmp_path / name).mkdir(parents=True)
+
+
+@pytest.mark.parametrize("given", ["tuned", "tuned/scheduler/scheduler_config.json"])
+def test_the_folder_of_a_scheduler_is_named_where_results_or_its_file_are_given(given, tmp_path):
+    UCGMScheduler().save_pretrained(tmp_path / "tuned" / "scheduler")
+    for load in (load_scheduler, k_diffusion_sampler):
+        with pytest.raises(ValueError, match="Did you mean '.*tuned/scheduler'"):
+            load(str(tmp_path / given))
 
 
 @pytest.mark.parametrize("name", ["owner/name", "stabilityai/stable-diffusion-3.5-medium", "fashion-mnist", "photos"])

@@ -1,19 +1,21 @@
 """The nodes: a SAMPLER, its SIGMAS for a model, and both from the folder of a saved scheduler."""
 
 import hashlib
-from pathlib import Path
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from comfy.samplers import KSAMPLER
 
 from diffusers_ucgm.k_diffusion import k_diffusion_sampler, k_diffusion_sigmas
+from diffusers_ucgm.names import expanded
 
 
 # The inputs of a node, by ComfyUI's `required` and `optional`.
 Inputs = dict[str, dict[str, tuple[Any, ...]]]
 
 PATHS = {"auto": None, "flow": True, "eps / v": False}
+GRIDS = ("auto", "warp")
 RATIO_RULES = ("adaptive", "auto", "fixed")
 STEPS = ("INT", {"default": 20, "min": 1, "max": 10000, "tooltip": "The number of steps."})
 DENOISE = (
@@ -90,8 +92,7 @@ class UCGMSampler:
         path: str,
     ) -> tuple[KSAMPLER]:
         """The SAMPLER."""
-        if path not in PATHS:
-            raise ValueError(f"`path` must be one of {list(PATHS)}, got {path!r}.")
+        _check_choice("path", path, PATHS)
         settings = {
             "solver_order": solver_order,
             "solver_type": solver_type,
@@ -122,7 +123,7 @@ class UCGMSigmas:
                 "model": ("MODEL",),
                 "steps": STEPS,
                 "denoise": DENOISE,
-                "grid": (["auto", "warp"], {"tooltip": "'warp' uses the five numbers below, 'auto' none of them."}),
+                "grid": (list(GRIDS), {"tooltip": "'warp' uses the five numbers below, 'auto' none of them."}),
                 "warp_a": _exponent(1.17, "Above 1, more steps near the noise."),
                 "warp_b": _exponent(0.8, "Above 1, more steps near the data; below 1, near the noise."),
                 "warp_c": _exponent(1.1, "The outer exponent of the warp."),
@@ -144,6 +145,7 @@ class UCGMSigmas:
         gap_at_data: float,
     ) -> tuple[torch.Tensor]:
         """The SIGMAS; none for a `denoise` of 0, as of the node BasicScheduler."""
+        _check_choice("grid", grid, GRIDS)
         is_auto = grid == "auto"
         settings = model_settings(model.get_model_object("model_sampling")) | {
             "time_warp": "auto" if is_auto else (warp_a, warp_b, warp_c),
@@ -190,7 +192,7 @@ class UCGMSavedScheduler:
     def IS_CHANGED(cls, folder: str, **inputs: object) -> str:
         """What differs when a file was written anew, so that ComfyUI reads it again."""
         digest = hashlib.sha256()
-        for file in (Path(folder).expanduser() / part / "scheduler_config.json" for part in ("", "scheduler")):
+        for file in (expanded(folder) / part / "scheduler_config.json" for part in ("", "scheduler")):
             digest.update(file.read_bytes() if file.is_file() else b"")
         return digest.hexdigest()
 
@@ -229,6 +231,12 @@ def model_settings(sampling: Any) -> dict[str, Any]:
         "trained_betas": (1.0 - data_weights[1:] / data_weights[:-1]).tolist(),
         "round_timesteps": True,
     }
+
+
+def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """Refuse a word that the page does not offer, as a caller of the nodes by hand may give."""
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {list(choices)}, got {value!r}.")
 
 
 def _sigmas(scheduler: dict[str, Any] | str, steps: int, denoise: float, mu: float | None = None) -> torch.Tensor:

@@ -4,7 +4,7 @@ import argparse
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -22,8 +22,13 @@ PATHS = (
 # Those that name results, which need not exist.
 RESULTS = ("output", "setting_output_dir", "trajectory", "save_reference", "plot")
 NO_INPUTS = ("command", *RESULTS)
-# The arguments of Python whose options have other names.
-OPTIONS = {"num_inference_steps": "steps"}
+# The options of arguments of Python with other names; of several, the one that is given, or else the last.
+RENAMED = {
+    "conditions": ("labels", "prompts"),
+    "num_inference_steps": ("steps",),
+    "num_solution_calls": ("solution_calls",),
+    "seeds": ("num_samples",),
+}
 
 
 class Output:
@@ -128,11 +133,18 @@ def _option_of(message: str, args: argparse.Namespace) -> str:
         return ""
     # Where names differ, such as `folder` and `--output`, the value shows which option is meant.
     of_value = (name for name, value in options.items() if isinstance(value, str) and f"got {value!r}" in message)
-    known = OPTIONS.get(found[1], found[1])
-    name = known if known in options else next(of_value, None)
+    known = found[1] if found[1] in options else _renamed(found[1], options)
+    name = known or next(of_value, None)
     if name is not None and name in getattr(args, "config_names", ()) and options[name] is None:
         return f"argument --config {args.config}: "
     return "" if name is None else f"argument --{name.replace('_', '-')}: "
+
+
+def _renamed(argument: str, options: Mapping[str, object]) -> str | None:
+    """The option of an argument with another name, where the command has it."""
+    names = [name for name in RENAMED.get(argument, ()) if name in options]
+    given = [name for name in names if options[name] is not None]
+    return next(iter([*given, *names[-1:]]), None)
 
 
 def _inputs_of(args: argparse.Namespace) -> str:

@@ -16,7 +16,7 @@ from tqdm import trange
 from .constraints import FUNCTION, KEYWORDS, Setting, brief, check, is_floating, is_whole, optional
 from .contracts import Steppable
 from .files import read_json
-from .names import did_you_mean, local_path
+from .names import did_you_mean, folder_with, local_path
 from .sampling.config import DEFAULTS, SchedulerConfig
 from .sampling.conventions import convention_of
 from .sampling.noise_levels import is_linear, levels_of_run, run_at_levels
@@ -211,6 +211,7 @@ def _values_of(scheduler: Scheduler) -> tuple[Mapping[str, object], str | None]:
         if not (folder / CONFIG_NAME).is_file():
             raise ValueError(
                 f"`scheduler` must be the folder of a saved `{CLASS_NAME}`, with {CONFIG_NAME}, got {str(folder)!r}."
+                f"{folder_with(CONFIG_NAME, folder)}"
             )
         scheduler = read_json(folder / CONFIG_NAME)
     if isinstance(scheduler, Mapping):

@@ -20,7 +20,7 @@ from .labels import keep_class_names
 from .lora import LORA_WEIGHTS_NAME, has_active_lora, insert_lora, lora_notes
 from .models.edm2_unet_2d import EDM2UNet2DModel
 from .models.transformer_2d import UCGMTransformer2DModel
-from .names import BUNDLED, BUNDLED_LORAS, did_you_mean, expanded, local_or_hub, local_path
+from .names import BUNDLED, BUNDLED_LORAS, did_you_mean, expanded, folder_with, local_or_hub, local_path
 from .pipeline import UCGMPipeline
 from .scheduler import UCGMScheduler
 from .second_time import SECOND_TIME_CLASSES, check_class
@@ -113,7 +113,10 @@ def load_scheduler(folder: str | Path, *, argument: str = "folder") -> diffusers
         path = path / "scheduler"
     file = path / "scheduler_config.json"
     if not file.is_file():
-        raise ValueError(f"`{argument}` must be a folder with a scheduler of diffusers, got {str(folder)!r}.")
+        raise ValueError(
+            f"`{argument}` must be a folder with a scheduler of diffusers, got {str(folder)!r}."
+            f"{folder_with(file.name, path)}"
+        )
     cls = _class_of_name(read_json(file).get("_class_name"), file, {UCGMScheduler.__name__: UCGMScheduler})
     with _naming(argument, file):
         return cls.from_pretrained(str(path))

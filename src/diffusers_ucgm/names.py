@@ -15,6 +15,7 @@ __all__ = [
     "LORA_WEIGHTS_NAME",
     "did_you_mean",
     "expanded",
+    "folder_with",
     "local_or_hub",
     "local_path",
     "path_exists",
@@ -137,6 +138,15 @@ def path_exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):
         return False
+
+
+def folder_with(file: str, path: Path) -> str:
+    """` Did you mean 'x'?` with the folder that has a file, where a path is that file or the folder above `scheduler`.
+
+    `ucgm tune-sampler` writes its scheduler into a folder of its results, which is easily given in its place.
+    """
+    found = next((each for each in (path / "scheduler", path.parent) if path_exists(each / file)), None)
+    return "" if found is None else f" Did you mean {str(found)!r}?"
 
 
 def _entries(folder: Path) -> list[str]:

@@ -95,6 +95,19 @@ def test_an_argument_of_the_call_is_given_once():
             further_arguments(Namespace(call=words), options)
 
 
+def test_the_name_of_a_text_file_is_no_prompt(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a cat\n")
+    with pytest.raises(
+        FileNotFoundError, match=r"must be a text file, got '.*promts\.txt', .* Did you mean '.*prompts\.txt'"
+    ):
+        given_conditions(Namespace(labels=None, prompts=[str(tmp_path / "promts.txt")]))
+    with pytest.raises(ValueError, match="`--prompts` must be prompts, or one text file, got"):
+        given_conditions(Namespace(labels=None, prompts=["a cat", str(file)]))
+    words = ["a note that says todo.txt"]
+    assert given_conditions(Namespace(labels=None, prompts=words)) == words
+
+
 def test_a_file_of_json_lines_says_more_than_its_texts(tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"text": "a cat", "kind": "animals"}\n{"text": ["a sea", "the sea"]}\n')

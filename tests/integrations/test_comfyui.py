@@ -221,7 +221,16 @@ def test_the_registry_finds_what_it_needs():
     assert (PACK / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
 
 
-def test_a_path_that_there_is_not_and_a_model_of_one_level_are_refused(pack):
+def test_the_home_of_an_unknown_user_is_a_folder_that_there_is_not(pack):
+    node = pack.NODE_CLASS_MAPPINGS["UCGMSavedScheduler"]
+    assert node.IS_CHANGED("~nobody-here/x", steps=STEPS) == node.IS_CHANGED("nowhere", steps=STEPS)
+    with pytest.raises(FileNotFoundError, match="got '~nobody-here/x', which does not exist"):
+        run(node, folder="~nobody-here/x")
+
+
+def test_words_that_there_are_not_and_a_model_of_one_level_are_refused(pack):
+    with pytest.raises(ValueError, match=r"`grid` must be one of \['auto', 'warp'\], got 'foo'"):
+        run(pack.NODE_CLASS_MAPPINGS["UCGMSigmas"], model=ModelPatcher("flow"), steps=STEPS, grid="foo")
     with pytest.raises(ValueError, match=r"`path` must be one of \['auto', 'flow', 'eps / v'\], got 'foo'"):
         run(pack.NODE_CLASS_MAPPINGS["UCGMSampler"], path="foo")
     patcher = ModelPatcher("flow")

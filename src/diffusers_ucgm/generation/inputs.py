@@ -28,6 +28,9 @@ __all__ = [
     "load_model",
 ]
 
+# The ending of a text file.
+TEXT_SUFFIX = ".txt"
+
 
 def load_model(args: argparse.Namespace, device: str | torch.device | None = None) -> Pipeline:
     """The pipeline of `--model` on its device.
@@ -93,7 +96,9 @@ def described_conditions(args: argparse.Namespace) -> list[int | str | Prompt] |
     if args.prompts is None:
         return None
     if any(word.lower().endswith(SUFFIX) for word in args.prompts):
-        return [*read_prompts(_prompt_file(args.prompts))]
+        return [*read_prompts(_prompt_file(args.prompts, "file of JSON lines"))]
+    if any(_names_text_file(word) for word in args.prompts):
+        return [*_read_prompts(_prompt_file(args.prompts, "text file"))]
     file = expanded(args.prompts[0])
     # The system looks up no text of the length of many prompts.
     if len(args.prompts) > 1 or not path_exists(file) or not file.is_file():
@@ -101,13 +106,18 @@ def described_conditions(args: argparse.Namespace) -> list[int | str | Prompt] |
     return [*_read_prompts(file)]
 
 
-def _prompt_file(words: list[str]) -> Path:
-    """The one file of JSON lines that the words name."""
+def _names_text_file(word: str) -> bool:
+    """Whether a word is the name of a text file, be it there or not; a prompt of several words may end like one."""
+    return word.lower().endswith(TEXT_SUFFIX) and not any(letter.isspace() for letter in word)
+
+
+def _prompt_file(words: list[str], what: str) -> Path:
+    """The one file of a kind that the words name."""
     if len(words) > 1:
-        raise ValueError(f"`--prompts` must be prompts, or one file of JSON lines, got {words}.")
-    file = local_path("--prompts", words[0], "a file of JSON lines")
+        raise ValueError(f"`--prompts` must be prompts, or one {what}, got {words}.")
+    file = local_path("--prompts", words[0], f"a {what}")
     if not file.is_file():
-        raise ValueError(f"`--prompts` must be a file of JSON lines, got {str(file)!r}, which is no file.")
+        raise ValueError(f"`--prompts` must be a {what}, got {str(file)!r}, which is no file.")
     return file
 
 
