@@ -44,8 +44,8 @@ class Row(NamedTuple):
 
 
 ROWS = (
-    *(Row("Euler", steps, 2.0) for steps in (2, 4, 8, 20)),
-    *(Row("UCGM-S", steps, 2.0) for steps in (2, 4, 8, 20)),
+    *(Row("Euler", steps, 2.0) for steps in (2, 4, 8, 12, 20)),
+    *(Row("UCGM-S", steps, 2.0) for steps in (2, 4, 8, 12, 20)),
     Row("UCGM-S", 20, 0.0),
     Row("UCGM-S", 20, 5.0),
     *(Row("LoRA", steps, 0.0) for steps in (1, 2, 4, 8)),
