@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_ucgm.conversion.reference import read_reference_config
 from diffusers_ucgm.files import read_yaml
-from diffusers_ucgm.image_metrics.features import BUNDLED_FEATURES, load_features
+from diffusers_ucgm.image_metrics.features import load_features
 from diffusers_ucgm.loading import load_pipeline
+from diffusers_ucgm.names import BUNDLED_CLASSIFIERS
 from diffusers_ucgm.training.checkpoints import load_checkpoint, naming
 
 
@@ -43,7 +44,7 @@ def test_weights_that_are_not_there_are_named(damage, tmp_path):
 
 
 def test_a_damaged_classifier_is_named(tmp_path):
-    config = json.loads((BUNDLED_FEATURES["fashion-mnist-classifier"] / "config.json").read_text())
+    config = json.loads((BUNDLED_CLASSIFIERS["fashion-mnist-classifier"] / "config.json").read_text())
     key = next(name for name, value in config.items() if isinstance(value, list))
     (tmp_path / "config.json").write_text(json.dumps({**config, key: [None]}))
     with pytest.raises(ValueError, match="`features` must be a whole classifier, got"):

@@ -156,9 +156,9 @@ def _idx(folder: Path, rng: random.Random) -> None:
 
 
 def _classifier(folder: Path, rng: random.Random) -> None:
-    from diffusers_ucgm.image_metrics.features import BUNDLED_FEATURES
+    from diffusers_ucgm.names import BUNDLED_CLASSIFIERS
 
-    shutil.copytree(BUNDLED_FEATURES["fashion-mnist-classifier"], folder, dirs_exist_ok=True)
+    shutil.copytree(BUNDLED_CLASSIFIERS["fashion-mnist-classifier"], folder, dirs_exist_ok=True)
 
 
 def _settings(folder: Path, rng: random.Random) -> None:

@@ -20,13 +20,13 @@ from transformers import (
 from transformers.utils import logging
 
 from diffusers_ucgm.image_metrics.features import (
-    BUNDLED_FEATURES,
     ImageFeatures,
     features_of,
     load_features,
     spatial_features,
 )
 from diffusers_ucgm.models.image_classifier_2d import ImageClassifier2DModel
+from diffusers_ucgm.names import BUNDLED_CLASSIFIERS
 
 
 NAME = "fashion-mnist-classifier"
@@ -226,4 +226,4 @@ def test_pictures_of_all_sizes_keep_their_order():
 def test_unknown_features_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"`features` must be a folder with a config.json"):
         load_features(str(tmp_path))
-    assert NAME in BUNDLED_FEATURES
+    assert NAME in BUNDLED_CLASSIFIERS

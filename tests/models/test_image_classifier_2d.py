@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from diffusers_ucgm.image_metrics.features import BUNDLED_FEATURES
 from diffusers_ucgm.models.image_classifier_2d import ImageClassifier2DModel
+from diffusers_ucgm.names import BUNDLED_CLASSIFIERS
 
 
 def classifier(**options):
@@ -39,7 +39,7 @@ def test_features_are_drawn_in_training_alone():
 
 
 def test_the_bundled_classifier_has_the_default_sizes():
-    found = ImageClassifier2DModel.from_pretrained(BUNDLED_FEATURES["fashion-mnist-classifier"])
+    found = ImageClassifier2DModel.from_pretrained(BUNDLED_CLASSIFIERS["fashion-mnist-classifier"])
     default = ImageClassifier2DModel()
     assert sum(each.numel() for each in default.parameters()) == 356_682
     assert {name: value.shape for name, value in found.state_dict().items()} == {

@@ -22,7 +22,6 @@ from diffusers_ucgm.names import BUNDLED_CLASSIFIERS, expanded, local_or_hub
 
 
 __all__ = [
-    "BUNDLED_FEATURES",
     "ClassifierFeatures",
     "FeatureNetwork",
     "ImageFeatures",
@@ -34,8 +33,6 @@ __all__ = [
     "spatial_features",
 ]
 
-# The folders of the bundled classifiers, by the name that `load_features` takes.
-BUNDLED_FEATURES = BUNDLED_CLASSIFIERS
 # The number in the evaluation code of ADM (arXiv 2105.05233), whose reference files hold `mu_s` and `sigma_s` of them.
 SPATIAL_CHANNELS = 7
 # The weights of red, green and blue in grey, which are Pillow's.
@@ -64,7 +61,7 @@ def load_features(name: str, device: str | torch.device = "cpu") -> FeatureNetwo
     """A feature network by name.
 
     Args:
-        name: One of `BUNDLED_FEATURES`; "inception"; `package.module:function`, where the function takes the device
+        name: One of `BUNDLED_CLASSIFIERS`; "inception"; `package.module:function`, where the function takes the device
             and gives a feature network; a folder with an `ImageClassifier2DModel`; or a folder or repository of the
             Hub with an image model of `transformers`.
         device: The device of the network.
@@ -77,8 +74,8 @@ def load_features(name: str, device: str | torch.device = "cpu") -> FeatureNetwo
         return InceptionFeatures(device)
     if ":" in name and not expanded(name).is_dir():
         return _make_features(name, device)
-    found = local_or_hub("features", name, ["inception", *BUNDLED_FEATURES])
-    folder = BUNDLED_FEATURES.get(name, Path(found))
+    found = local_or_hub("features", name, ["inception", *BUNDLED_CLASSIFIERS])
+    folder = BUNDLED_CLASSIFIERS.get(name, Path(found))
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(f"`features` must be a folder with a config.json, got {str(folder)!r} without one.")
