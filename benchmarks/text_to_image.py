@@ -9,17 +9,20 @@ how often an image's own prompt is the most similar among 20 of its kind, beside
 prompts; "distance" is the Frechet distance to the real images that were held out, in the features of that model;
 "diversity" is the mean of 1 - cosine between the features of images of one prompt. Finished rows are kept in
 `<output>/<row>/results.json`, and a stopped run goes on; two processes can share the rows by `--rows`, and a third
-without it then makes the table.
+without it then makes the table. `--picture euler-20-2 images.png` shows an image of every prompt of a row.
 """
 
 import argparse
 import random
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from matplotlib.figure import Figure
 from results_file import PrintedTable, add_results_option, keep
+from safetensors.torch import load_file
 
 from diffusers_ucgm import UCGMScheduler
 from diffusers_ucgm.files import write_text
@@ -112,6 +115,28 @@ def seconds_of(file: Path, elapsed: float) -> str:
     return file.read_text()
 
 
+def draw_picture(file: Path, folder: Path, prompts: list[Prompt], columns: int = 10) -> None:
+    """The first image of each prompt above its prompt, kind by kind.
+
+    Args:
+        file: The picture.
+        folder: The results of a row, whose samples take the prompts in turn.
+        prompts: Those of `prompts_of`.
+        columns: Images beside each other.
+    """
+    batches = [load_file(each)["images"] for each in sorted((folder / "samples").glob("*.safetensors"))]
+    images = [image.permute(1, 2, 0).numpy() for batch in batches for image in batch]
+    figure = Figure(figsize=(columns, 1.45 * len(prompts) / columns))
+    axes = figure.subplots(-(-len(prompts) // columns), columns).ravel()
+    for panel in axes:
+        panel.axis("off")
+    for panel, image, prompt in zip(axes, images, prompts, strict=False):
+        panel.imshow(image)
+        panel.set_title(textwrap.fill(prompt.text, 20), fontsize=5, y=-0.02, pad=0.0, va="top")
+    figure.subplots_adjust(left=0.0, right=1.0, bottom=0.03, top=1.0, wspace=0.05, hspace=0.4)
+    figure.savefig(file, dpi=100)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True)
@@ -126,6 +151,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=40)
     parser.add_argument("--rows", nargs="+", help="folders of rows, such as lora-4-0; all by default")
     parser.add_argument("--output", type=Path, default=Path("runs/text-to-image"))
+    parser.add_argument("--picture", nargs=2, metavar=("ROW", "FILE"), help="an image of each prompt of a row")
     add_results_option(parser)
     args = parser.parse_args()
     rows = rows_of(args.tuned)
@@ -145,6 +171,9 @@ def main() -> None:
         figures = (f"{result['metrics']['frechet_distance']:.4f}", seconds)
         table.add(row.sampler, f"{row.steps}", f"{row.guidance:g}", *cells(result, "generated"), *figures)
     write_text(args.output / "table.md", f"{table.markdown()}\n")
+    if args.picture is not None:
+        row, file = args.picture
+        draw_picture(Path(file), args.output / row, prompts)
     title = "The bundled text-to-image model by sampler, steps, guidance and LoRA"
     keep(args.results, title, {"table": table.markdown()})
 
