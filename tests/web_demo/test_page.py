@@ -256,7 +256,8 @@ def test_two_visitors_with_two_models_draw_at_once(opened):
         *(("num_images", value, "Images must be one of") for value in (2, "4", None, [4])),
         *(("left", value, "Solver must be one of") for value in ("Banana", None, 3, ["UCGM-S"])),
         ("label", "Hat", "Class must be"),
-        *(("label", value, "Class must be a text") for value in (None, 3, ["Bag"])),
+        ("label", None, "Class must not be empty"),
+        *(("label", value, "Class must be a text") for value in (3, ["Bag"])),
     ],
 )
 def test_what_the_page_does_not_send_is_refused_by_the_name_of_the_control(server, name, value, message):
@@ -272,7 +273,7 @@ def test_what_the_page_does_not_send_is_refused_by_the_name_of_the_control(serve
     [
         *(("labels", value, "Classes must be from 1 to 16, got 0") for value in (None, [])),
         *(("labels", value, "Classes must be a list") for value in ("Bag", 5, {"Bag": 1})),
-        ("labels", [None], "Class must be a text"),
+        ("labels", [None], "Class must not be empty"),
         *(("budget", value, "calls must be a whole number") for value in ("10", None, [10])),
         *(("num_samples", value, "Samples must be") for value in (1, 17, "4", None)),
     ],

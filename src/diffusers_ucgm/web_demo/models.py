@@ -131,9 +131,10 @@ class ServedModel:
             ValueError: If it is no text or an empty one, or the model has no class of that name.
         """
         what = "class" if self.classes else "prompt"
-        if not isinstance(text, str):
+        # A list in which nothing is chosen sends None.
+        if not isinstance(text, str | None):
             raise ValueError(f"`{what}` must be a text, got {text!r:.80}.")
-        if not text.strip():
+        if text is None or not text.strip():
             raise ValueError(f"`{what}` must not be empty, got {text!r}.")
         text = text.strip()
         if not self.classes:
