@@ -1898,7 +1898,7 @@ MUTANTS = [
     Mutant(
         "a saved folder says nothing of the import",
         "readme.py",
-        '    if not file.exists() or file.read_text(encoding="utf-8") in ours:',
+        '    if not file.exists() or file.read_text(encoding="utf-8") in _own_texts(title):',
         "    if False:",
         LOADING_TESTS,
     ),
