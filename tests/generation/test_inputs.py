@@ -108,6 +108,16 @@ def test_the_name_of_a_text_file_is_no_prompt(tmp_path):
     assert given_conditions(Namespace(labels=None, prompts=words)) == words
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("metadata.csv", "file_name,text\na.png,a cat\n"), ("PROMPTS.JSON", '["a cat", "a dog"]')]
+)
+def test_the_lines_of_a_table_are_no_prompts(tmp_path, name, content):
+    file = tmp_path / name
+    file.write_text(content)
+    with pytest.raises(ValueError, match=rf"a prompt on each line, or a file of JSON lines \(\.jsonl\).*{name}"):
+        given_conditions(Namespace(labels=None, prompts=[str(file)]))
+
+
 def test_a_file_of_json_lines_says_more_than_its_texts(tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"text": "a cat", "kind": "animals"}\n{"text": ["a sea", "the sea"]}\n')

@@ -28,8 +28,8 @@ __all__ = [
     "load_model",
 ]
 
-# The ending of a text file.
-TEXT_SUFFIX = ".txt"
+# The endings of text files, and those of tables, whose lines are no prompts.
+TEXT_SUFFIX, TABLE_SUFFIXES = ".txt", (".csv", ".tsv", ".json")
 
 
 def load_model(args: argparse.Namespace, device: str | torch.device | None = None) -> Pipeline:
@@ -107,8 +107,8 @@ def described_conditions(args: argparse.Namespace) -> list[int | str | Prompt] |
 
 
 def _names_text_file(word: str) -> bool:
-    """Whether a word is the name of a text file, be it there or not; a prompt of several words may end like one."""
-    return word.lower().endswith(TEXT_SUFFIX) and not any(letter.isspace() for letter in word)
+    """Whether a word is the name of a file of text, be it there or not; a prompt of several words may end like one."""
+    return word.lower().endswith((TEXT_SUFFIX, *TABLE_SUFFIXES)) and not any(letter.isspace() for letter in word)
 
 
 def _prompt_file(words: list[str], what: str) -> Path:
@@ -123,6 +123,11 @@ def _prompt_file(words: list[str], what: str) -> Path:
 
 def _read_prompts(file: Path) -> list[str]:
     """The prompts of a text file, one on each line; the mark that some editors begin a file with is no part of one."""
+    if file.suffix.lower() in TABLE_SUFFIXES:
+        raise ValueError(
+            f"`--prompts` must name a text file with a prompt on each line, or a file of JSON lines ({SUFFIX}) with "
+            f"`text`, got {str(file)!r}."
+        )
     try:
         lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
