@@ -22,12 +22,12 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 from results_file import PrintedTable, add_results_option, keep
-from safetensors.torch import load_file
 
 from diffusers_ucgm import UCGMScheduler
 from diffusers_ucgm.files import write_text
 from diffusers_ucgm.generation.prompts import Prompt, read_prompts
 from diffusers_ucgm.image_metrics.evaluate import evaluate_pipeline
+from diffusers_ucgm.image_metrics.samples import read_images
 from diffusers_ucgm.loading import load_pipeline, load_pipeline_lora
 
 
@@ -124,14 +124,12 @@ def draw_picture(file: Path, folder: Path, prompts: list[Prompt], columns: int =
         prompts: Those of `prompts_of`.
         columns: Images beside each other.
     """
-    batches = [load_file(each)["images"] for each in sorted((folder / "samples").glob("*.safetensors"))]
-    images = [image.permute(1, 2, 0).numpy() for batch in batches for image in batch]
     figure = Figure(figsize=(columns, 1.45 * len(prompts) / columns))
     axes = figure.subplots(-(-len(prompts) // columns), columns).ravel()
     for panel in axes:
         panel.axis("off")
-    for panel, image, prompt in zip(axes, images, prompts, strict=False):
-        panel.imshow(image)
+    for panel, image, prompt in zip(axes, read_images(folder, len(prompts)), prompts, strict=False):
+        panel.imshow(image.permute(1, 2, 0).numpy())
         panel.set_title(textwrap.fill(prompt.text, 20), fontsize=5, y=-0.02, pad=0.0, va="top")
     figure.subplots_adjust(left=0.0, right=1.0, bottom=0.03, top=1.0, wspace=0.05, hspace=0.4)
     figure.savefig(file, dpi=100)

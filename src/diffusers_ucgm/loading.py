@@ -28,7 +28,7 @@ from .standalone.code import installed_index
 from .told_times import tell_target_times
 
 
-__all__ = ["DTYPE", "DTYPES", "load_network", "load_pipeline", "load_pipeline_lora", "load_scheduler"]
+__all__ = ["DTYPE", "DTYPES", "check_scale", "load_network", "load_pipeline", "load_pipeline_lora", "load_scheduler"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # No layer count or width of a configuration comes near.
@@ -284,7 +284,7 @@ def load_pipeline_lora(
         ValueError: If the LoRA does not fit the pipeline, the pipeline has an adapter already, or `scale` is not
             finite.
     """
-    _check_scale(scale)
+    check_scale(scale)
     file = _lora_file(str(source), argument)
     try:
         notes = lora_notes(file)
@@ -299,9 +299,18 @@ def load_pipeline_lora(
         pipe.scheduler = UCGMScheduler.from_config(pipe.scheduler.config, **sampler)
 
 
-def _check_scale(scale: object) -> None:
+def check_scale(scale: object, *, argument: str = "scale") -> None:
+    """Check the scale of a LoRA.
+
+    Args:
+        scale: The scale.
+        argument: What the error calls it.
+
+    Raises:
+        ValueError: If it is no finite number.
+    """
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not math.isfinite(scale):
-        raise ValueError(f"`scale` must be a finite number, got {scale!r}.")
+        raise ValueError(f"`{argument}` must be a finite number, got {scale!r}.")
 
 
 def _lora_file(source: str, argument: str) -> Path:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
@@ -12,7 +11,7 @@ from diffusers.utils import logging
 
 from diffusers_ucgm.checks import check_device
 from diffusers_ucgm.contracts import Pipeline
-from diffusers_ucgm.loading import DTYPES, load_pipeline, load_pipeline_lora
+from diffusers_ucgm.loading import DTYPES, check_scale, load_pipeline, load_pipeline_lora
 from diffusers_ucgm.names import BUNDLED, expanded, local_or_hub, local_path, path_exists
 
 from .prompts import SUFFIX, Prompt, prompt_texts, read_prompts
@@ -70,10 +69,11 @@ def check_lora_scale(args: argparse.Namespace) -> None:
     Raises:
         ValueError: If it is given without a LoRA, or is not finite.
     """
-    if args.lora is None and args.lora_scale is not None:
+    if args.lora_scale is None:
+        return
+    if args.lora is None:
         raise ValueError(f"`--lora-scale` must go with `--lora`, got {args.lora_scale} without one.")
-    if args.lora_scale is not None and not math.isfinite(args.lora_scale):
-        raise ValueError(f"`--lora-scale` must be a finite number, got {args.lora_scale}.")
+    check_scale(args.lora_scale, argument="--lora-scale")
 
 
 def given_conditions(args: argparse.Namespace) -> list[int | str] | None:

@@ -199,7 +199,7 @@ def _connect_drawing(holder: ModelHolder, controls: Components) -> None:
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> list[Any]:
         def show(number: int) -> None:
-            progress((min(number, 2 * calls), 2 * calls), unit="network calls")
+            _show_calls(progress, number, 2 * calls)
 
         with _messages(), holder.use(name, show) as model:
             condition = label if model.classes else prompt
@@ -239,8 +239,7 @@ def _connect_measuring(holder: ModelHolder, controls: Components) -> None:
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> tuple[Any, str]:
         def show(number: int) -> None:
-            total = num_measured_calls((left, right), budget)
-            progress((min(number, total), total), unit="network calls")
+            _show_calls(progress, number, num_measured_calls((left, right), budget))
 
         with _messages(), holder.use(name, show) as model:
             conditions = (labels if model.classes else _lines(prompts)) or []
@@ -260,6 +259,11 @@ def _connect_measuring(holder: ModelHolder, controls: Components) -> None:
     controls["measure"].click(
         measure, [controls[name] for name in inputs], outputs, show_progress_on=controls["plot"], **EVENTS
     )
+
+
+def _show_calls(progress: gr.Progress, number: int, total: int) -> None:
+    """Show how many of a number of network calls have been made."""
+    progress((min(number, total), total), unit="network calls")
 
 
 def _lines(prompts: str | None) -> Any:
